@@ -1,1 +1,26 @@
-//! Under construction.
+// SPDX-License-Identifier: Apache-2.0
+//! What every part of Postern shares, and nothing that only one part needs.
+//!
+//! Small programs (`sandboxd`, the shim) take it as it is; the feature `server` adds tokens,
+//! settings, the tenant's folder and metrics for the gateway, the orchestrator and the CLI.
+
+pub mod clock;
+pub mod id;
+pub mod problem;
+pub mod secret;
+pub mod tasks;
+
+#[cfg(feature = "server")]
+pub mod control;
+#[cfg(feature = "server")]
+pub mod decision;
+#[cfg(feature = "server")]
+pub mod folder;
+#[cfg(feature = "server")]
+pub mod session;
+#[cfg(feature = "server")]
+pub mod settings;
+#[cfg(feature = "server")]
+pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod token;

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the orchestrator tells its gateways, and what they tell it.
+//!
+//! The types here are the same in one process (`postern up`: [`link`]) and over the wire. A
+//! follower applies messages in order; each is acknowledged once it is in force, and a tenant's
+//! configuration that cannot be put in force is answered with its mistakes while the last good
+//! one stays.
+//!
+//! ```text
+//!  orchestrator                                   gateway
+//!   Publisher ── Delivery { Message, applied } ──▶ Follower ──▶ registry, snapshot
+//!             ◀───────── DecisionRecord ──────────
+//! ```
+
+use crate::decision::{DecisionRecord, Versions};
+use crate::folder::{BackendFile, LimitsFile};
+use crate::id::{BackendName, FilterName, PolicyName, SandboxId, SecretName, TenantId};
+use crate::secret::Secret;
+use crate::session::Session;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// A message of the control stream.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Counts restored databases; a gateway goes back within an epoch never.
+    pub epoch: u64,
+    /// Rises by one with each message of an epoch.
+    pub version: u64,
+    /// What to change.
+    pub change: Change,
+}
+
+/// What a message changes.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Replaces everything that the gateway knows.
+    Snapshot(Box<State>),
+    /// A session that opened, or whose tokens, end or labels changed.
+    Session(Box<Session>),
+    /// A session that ended: refused from now on, forgotten when its last token has expired.
+    SessionEnded(EndedSession),
+    /// A tenant's whole configuration, to be put in force as one.
+    Tenant(Arc<TenantConfig>),
+    /// A tenant that is no more.
+    TenantRemoved(TenantId),
+}
+
+/// A session that is no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedSession {
+    /// Whose it was.
+    pub sandbox_id: SandboxId,
+    /// When its last token expires.
+    pub until: Timestamp,
+}
+
+/// Everything that a gateway knows.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Every tenant's configuration.
+    pub tenants: Vec<Arc<TenantConfig>>,
+    /// Every live session.
+    pub sessions: Vec<Session>,
+    /// Sessions that ended and whose tokens have not all expired.
+    pub ended: Vec<EndedSession>,
+}
+
+/// What a gateway enforces for one tenant. Judged whole: it is in force as one, or not at all.
+#[derive(Debug, Clone)]
+pub struct TenantConfig {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Digests that decision records name.
+    pub versions: Versions,
+    /// Backends by name.
+    pub backends: BTreeMap<BackendName, BackendConfig>,
+    /// The backend that paths without a backend's name go to, where it is set (`BACKEND_URL`).
+    /// A tenant's only backend needs no setting.
+    pub default_backend: Option<BackendName>,
+    /// The tenant's policies; `None` if it never put a set, which is not the same as an empty one.
+    pub policies: Option<BTreeMap<PolicyName, String>>,
+    /// Compiled filters by name.
+    pub filters: BTreeMap<FilterName, FilterArtefact>,
+    /// The secrets that its backends' credentials name.
+    pub secrets: BTreeMap<SecretName, Secret<String>>,
+    /// The tenant's own limits.
+    pub limits: LimitsFile,
+}
+
+/// A backend as a gateway needs it.
+#[derive(Debug, Clone)]
+pub struct BackendConfig {
+    /// Its `backend.toml`.
+    pub file: BackendFile,
+    /// Its OpenAPI document, if it has one; else any path, in the groups `read` and `write`.
+    pub document: Option<Arc<str>>,
+}
+
+/// A compiled filter and what makes it trustworthy.
+#[derive(Debug, Clone)]
+pub struct FilterArtefact {
+    /// Its `filter.toml`.
+    pub manifest: Arc<str>,
+    /// The compiled component with its signed header, in the filter engine's own format.
+    pub artefact: Arc<[u8]>,
+    /// The rising number that rules out older ones.
+    pub version: u64,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It is in force.
+    InForce,
+    /// It is not; what was in force before still is. Each entry says what is wrong, for people.
+    Refused(Vec<String>),
+}
+
+/// A message on its way, with the way back.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Answered once, when it is in force or refused.
+    pub applied: oneshot::Sender<Applied>,
+}
+
+/// The orchestrator's end of a connection to one gateway.
+#[derive(Debug)]
+pub struct Publisher {
+    deliveries: mpsc::Sender<Delivery>,
+    /// The gateway's decisions, in the order in which they fell.
+    pub decisions: mpsc::Receiver<DecisionRecord>,
+}
+
+/// The gateway's end.
+#[derive(Debug)]
+pub struct Follower {
+    /// Messages, in order.
+    pub deliveries: mpsc::Receiver<Delivery>,
+    /// Takes decisions back; when it is full, a decision is dropped and counted, never waited for.
+    pub decisions: mpsc::Sender<DecisionRecord>,
+}
+
+/// The gateway is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the gateway's end of the control stream is closed")]
+pub struct GatewayGone;
+
+/// Messages that may wait for a gateway before the sender does.
+const DELIVERIES_IN_FLIGHT: usize = 256;
+/// Decisions that may wait for the orchestrator: at 10,000 a second, those of 0.8 s.
+const DECISIONS_IN_FLIGHT: usize = 8192;
+
+/// A connection within one process.
+#[must_use]
+pub fn link() -> (Publisher, Follower) {
+    let (deliveries, received) = mpsc::channel(DELIVERIES_IN_FLIGHT);
+    let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
+    (
+        Publisher {
+            deliveries,
+            decisions: decided,
+        },
+        Follower {
+            deliveries: received,
+            decisions,
+        },
+    )
+}
+
+impl Publisher {
+    /// A handle that sends; the receiver of decisions stays here.
+    #[must_use]
+    pub fn sender(&self) -> DeliverySender {
+        DeliverySender(self.deliveries.clone())
+    }
+}
+
+/// Sends messages to one gateway. Clones send on the same connection.
+#[derive(Debug, Clone)]
+pub struct DeliverySender(mpsc::Sender<Delivery>);
+
+impl DeliverySender {
+    /// Sends a message; what comes back resolves once it is in force or refused.
+    ///
+    /// Waits while [`DELIVERIES_IN_FLIGHT`] messages are under way.
+    ///
+    /// # Errors
+    /// [`GatewayGone`] if nobody follows any more.
+    pub async fn send(&self, message: Message) -> Result<oneshot::Receiver<Applied>, GatewayGone> {
+        let (applied, answer) = oneshot::channel();
+        self.0
+            .send(Delivery { message, applied })
+            .await
+            .map_err(|_closed| GatewayGone)?;
+        Ok(answer)
+    }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The record of one decision of the gateway (contracts: Decision record).
+//!
+//! It names what was asked and why it was answered so; it holds no body and no secret.
+
+use crate::id::{
+    BackendName, ConversationId, DecisionId, FilterName, OperationId, RequestId, SandboxId,
+    TenantId, UserId,
+};
+use crate::problem::Code;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Forwarded.
+    Allow,
+    /// Refused by a rule.
+    Deny,
+    /// Ended by a failure: ours, a filter's or the backend's.
+    Error,
+}
+
+/// Whether a policy decides or only watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It decides.
+    Enforce,
+    /// What it would have decided is recorded.
+    Shadow,
+}
+
+/// What a policy does where it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// Allows, unless another forbids.
+    Permit,
+    /// Denies, whatever others say.
+    Forbid,
+}
+
+/// A policy that had a part in the decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPart {
+    /// Its `@id`.
+    pub id: String,
+    /// Permit or forbid.
+    pub effect: Effect,
+    /// Enforced or shadow.
+    pub mode: Mode,
+    /// Its `@reason`, which callers may see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A filter that ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterPart {
+    /// Its name.
+    pub name: FilterName,
+    /// The digest of the component that ran.
+    pub digest: String,
+    /// `continue`, `changed`, `reject` or `failed`.
+    pub verdict: String,
+    /// What it took.
+    pub microseconds: u64,
+}
+
+/// The versions of the configuration that the request was judged by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Backends and their documents.
+    pub routes: String,
+    /// The policy set.
+    pub policies: String,
+    /// The filters.
+    pub filters: String,
+}
+
+/// What the backend answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpstreamPart {
+    /// Its status.
+    pub status: u16,
+    /// Until its response head.
+    pub milliseconds: f64,
+}
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecisionRecord {
+    /// Its own id, which refusals carry.
+    pub id: DecisionId,
+    /// When the request came.
+    pub at: Timestamp,
+    /// The request.
+    pub request_id: RequestId,
+    /// The W3C trace that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// The session's tenant; absent where no session was found, as are the next three.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantId>,
+    /// The session's sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<SandboxId>,
+    /// The session's user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
+    /// The session's conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversation_id: Option<ConversationId>,
+    /// The backend that was meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendName>,
+    /// The operation that was meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationId>,
+    /// The method.
+    pub method: String,
+    /// The operation's path, never the request's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_template: Option<String>,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// The problem's code, where it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
+    /// The policies that decided, and what shadow policies would have.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub policies: Vec<PolicyPart>,
+    /// The filters that ran.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub filters: Vec<FilterPart>,
+    /// The names of the fields that identity was written to.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub overridden: Vec<String>,
+    /// What it was judged by.
+    pub versions: Versions,
+    /// What the backend answered, if it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamPart>,
+    /// Microseconds by stage.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub microseconds: BTreeMap<String, u64>,
+}

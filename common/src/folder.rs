@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A tenant's configuration folder: its shape, and reading it whole.
+//!
+//! The types are the files of contracts.md ("A tenant's configuration is one folder"), the
+//! bodies of the API's PUT calls, and the source of the JSON Schema that editors use. Reading
+//! reports every mistake with its file and line, not the first. What a file *means* (does the
+//! document parse, do the policies type-check) is for the rooms that use it.
+
+mod read;
+
+pub use read::{FolderMistakes, Mistake, read};
+
+use crate::id::{BackendName, FilterName, OperationId, PolicyName, SecretName, TemplateName};
+use crate::session::{Grant, Isolation};
+use bytesize::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use url::Url;
+
+/// All that one folder holds. What is absent is absent: there are no defaults at this level.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantFiles {
+    /// `backends/NAME/`.
+    #[serde(default)]
+    pub backends: BTreeMap<BackendName, BackendFiles>,
+    /// `policies/*.cedar`; `None` if there is no such folder, which leaves the baseline's permit.
+    #[serde(default)]
+    pub policies: Option<BTreeMap<PolicyName, String>>,
+    /// `policies/tests/*.toml`, as text.
+    #[serde(default)]
+    pub policy_tests: BTreeMap<PolicyName, String>,
+    /// `filters/NAME/`.
+    #[serde(default)]
+    pub filters: BTreeMap<FilterName, FilterFiles>,
+    /// `templates/NAME.toml`.
+    #[serde(default)]
+    pub templates: BTreeMap<TemplateName, TemplateFile>,
+    /// `limits.toml`.
+    #[serde(default)]
+    pub limits: LimitsFile,
+}
+
+/// One backend: its settings and its OpenAPI document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendFiles {
+    /// `backend.toml`.
+    pub backend: BackendFile,
+    /// The file that `openapi` names, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+}
+
+/// One filter: its manifest and its component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilterFiles {
+    /// `filter.toml`, as text: its meaning is the filter engine's.
+    pub manifest: String,
+    /// The WebAssembly component; base64 in JSON.
+    #[serde(with = "as_base64")]
+    pub component: Vec<u8>,
+}
+
+/// `backend.toml`: where a backend is and how requests to it are treated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackendFile {
+    /// The backend's base URL, such as `https://desk.internal:8443/api`.
+    pub url: Url,
+    /// The OpenAPI document's file name, beside this file. Without one, any path is allowed, in
+    /// the groups `read` and `write`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub openapi: Option<String>,
+    /// Which names carry the caller's identity.
+    #[serde(default)]
+    pub identity: IdentityFields,
+    /// What to do with query parameters that the document does not declare.
+    #[serde(default)]
+    pub additional_query: Additional,
+    /// The secret that authenticates us to the backend, attached after the last filter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
+    /// The filters of this backend, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<FilterAttachment>,
+    /// Limits of this backend.
+    #[serde(default)]
+    pub limits: BackendLimits,
+    /// Limits of single operations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub operations: BTreeMap<OperationId, OperationLimits>,
+}
+
+/// Which names carry identity, in headers, query, path, JSON, form and multipart fields alike.
+///
+/// Names are compared without case, `-` and `_`. Where the document declares such a name, the
+/// session's own value is written; anywhere else the name is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityFields {
+    /// Names that mean the session's user.
+    pub user: Vec<String>,
+    /// Names that mean the session's conversation.
+    pub conversation: Vec<String>,
+    /// Names that mean the sandbox.
+    pub sandbox: Vec<String>,
+    /// Names that mean the tenant.
+    pub tenant: Vec<String>,
+    /// What to do with a path parameter that names somebody else.
+    pub path: PathIdentity,
+}
+
+impl Default for IdentityFields {
+    fn default() -> Self {
+        Self {
+            user: vec!["user_id".to_owned(), "X-User-Id".to_owned()],
+            conversation: Vec::new(),
+            sandbox: Vec::new(),
+            tenant: Vec::new(),
+            path: PathIdentity::Refuse,
+        }
+    }
+}
+
+/// What to do with a path parameter that names another identity than the session's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PathIdentity {
+    /// Refuse the request (`identity-mismatch`).
+    #[default]
+    Refuse,
+    /// Write the session's own value.
+    Rewrite,
+}
+
+/// What to do with something that the document does not declare.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Additional {
+    /// Refuse the request.
+    #[default]
+    Refuse,
+    /// Leave it out.
+    Drop,
+    /// Forward it.
+    Pass,
+}
+
+/// A backend's credential: the name of a secret, or how to attach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Credential {
+    /// As `Authorization: Bearer`.
+    Bearer(SecretName),
+    /// In another way.
+    Attached(AttachedCredential),
+}
+
+/// How a secret is attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachedCredential {
+    /// The secret's name.
+    pub secret: SecretName,
+    /// The header that takes it as it is; without one, `Authorization`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+    /// The scheme in front of it in `Authorization`: `bearer` or `basic` (of `user:password`).
+    #[serde(default)]
+    pub scheme: CredentialScheme,
+}
+
+/// The scheme of a credential in `Authorization`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CredentialScheme {
+    /// `Bearer SECRET`.
+    #[default]
+    Bearer,
+    /// `Basic` of the base64 of the secret, which is `user:password`.
+    Basic,
+}
+
+/// A filter's place in the chain of a backend: its name, or more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum FilterAttachment {
+    /// For every operation, with the filter's default settings.
+    Name(FilterName),
+    /// For some operations, or with settings.
+    Configured(ConfiguredFilter),
+}
+
+impl FilterAttachment {
+    /// The filter's name.
+    #[must_use]
+    pub const fn name(&self) -> &FilterName {
+        match self {
+            Self::Name(name) => name,
+            Self::Configured(configured) => &configured.name,
+        }
+    }
+}
+
+/// A filter with settings of this attachment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfiguredFilter {
+    /// The filter's name.
+    pub name: FilterName,
+    /// The operations or groups that it applies to; all of them if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<OperationId>,
+    /// Settings that the filter reads.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Limits of one backend.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackendLimits {
+    /// The longest request body that is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub body: Option<ByteSize>,
+    /// From the first byte of a request to the end of the response head.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub timeout: Option<Duration>,
+    /// Requests of all sessions to this backend at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrent: Option<u32>,
+}
+
+/// Limits of one operation, over all sessions of the tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OperationLimits {
+    /// Tokens that come back each second.
+    pub per_second: f64,
+    /// Tokens that may be saved up; `per_second`, at least 1, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// Tokens that one request takes.
+    #[serde(default = "one")]
+    pub cost: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// `limits.toml`: rates and quotas of the tenant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsFile {
+    /// Requests of all of the tenant's sessions together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Rate>,
+    /// Requests of each session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<Rate>,
+    /// What the tenant may have at the same time.
+    pub quotas: Quotas,
+}
+
+/// A token bucket, and how many requests may be in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Tokens that come back each second.
+    pub per_second: f64,
+    /// Tokens that may be saved up; `per_second`, at least 1, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// Requests at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrent: Option<u32>,
+}
+
+/// What a tenant may have at the same time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quotas {
+    /// Sandboxes that are not destroyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandboxes: Option<u32>,
+    /// Sandboxes made in any minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creates_per_minute: Option<u32>,
+}
+
+/// `templates/NAME.toml`: what a sandbox is made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TemplateFile {
+    /// The root file system: absent for the host's `/usr`, read-only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The SandboxTemplate that this one means on Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
+    /// The least isolation that will do; `namespaces` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+    /// What its sandboxes may call unless the create call says less.
+    pub operations: Vec<Grant>,
+    /// Cores, such as 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+    /// Memory of all processes together, such as `512MiB`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub memory: Option<ByteSize>,
+    /// The size of `/data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub disk: Option<ByteSize>,
+    /// Processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// How long a sandbox may be unused.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub idle: Option<Duration>,
+    /// How long a sandbox lives.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub ttl: Option<Duration>,
+    /// Sandboxes that are kept ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_pool: Option<u32>,
+    /// Environment of every process inside. No secrets: they are readable inside.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+}
+
+mod as_base64 {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD
+            .decode(String::deserialize(from)?)
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;
