@@ -55,12 +55,12 @@ impl std::str::FromStr for Grant {
         }
         match text.split_once('/') {
             Some((backend, operation)) => Ok(Self::Of(
-                BackendName::parse(backend).map_err(|_| invalid())?,
-                OperationId::parse(operation).map_err(|_| invalid())?,
+                BackendName::parse(backend).map_err(|_malformed| invalid())?,
+                OperationId::parse(operation).map_err(|_malformed| invalid())?,
             )),
             None => OperationId::parse(text)
                 .map(Self::Bare)
-                .map_err(|_| invalid()),
+                .map_err(|_malformed| invalid()),
         }
     }
 }

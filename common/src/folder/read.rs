@@ -93,7 +93,7 @@ impl Reader<'_> {
                     files.policy_tests = self.policy_tests(&entry.path.join("tests"));
                 }
                 ("templates", true) => {
-                    files.templates = self.each_file(&entry.path, "toml", Self::toml)
+                    files.templates = self.each_file(&entry.path, "toml", Self::toml);
                 }
                 ("limits.toml", false) => files.limits = self.toml(&entry.path).unwrap_or_default(),
                 _ if is_ignored(&entry.name) => {}
@@ -257,7 +257,7 @@ impl Reader<'_> {
     fn text(&mut self, path: &Path) -> Option<String> {
         let bytes = self.bytes(path, MAX_TEXT_BYTES)?;
         String::from_utf8(bytes)
-            .map_err(|_| self.mistake(path, "is not UTF-8 text"))
+            .map_err(|_not_utf8| self.mistake(path, "is not UTF-8 text"))
             .ok()
     }
 
@@ -270,7 +270,7 @@ impl Reader<'_> {
         let line = error
             .span()
             .and_then(|span| text.get(..span.start))
-            .map(|before| before.lines().count().max(1));
+            .map(|before| before.matches('\n').count() + 1);
         let place = path.display();
         let place = line.map_or_else(|| place.to_string(), |line| format!("{place}:{line}"));
         self.mistakes.push(Mistake {
