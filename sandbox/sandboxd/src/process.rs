@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's processes: started, listed, fed, signalled and followed.
+//!
+//! A process belongs to nobody but the sandbox: it lives on when whoever started it stops
+//! following. As long as somebody follows, output is never dropped, so a slow follower stops the
+//! process; without one it is read and thrown away.
+
+mod follow;
+pub(crate) mod service;
+mod start;
+
+use crate::connect::{Code, Failure};
+use crate::identity::Identity;
+use crate::reaper::Exits;
+use bytes::Bytes;
+use postern_common::tasks::Tasks;
+use rustix::process::{Pid, Signal};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+
+/// Envelopes that may wait for one follower; each holds at most [`follow::CHUNK_BYTES`] of output.
+const QUEUED_ENVELOPES: usize = 4;
+/// Processes at one time, a bound on this table rather than on the agent (cgroups bound that).
+const PROCESSES: usize = 4096;
+/// Followers of one process.
+const FOLLOWERS: usize = 16;
+
+/// What to run; also what `List` shows of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ProcessConfig {
+    pub(crate) cmd: String,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
+    pub(crate) envs: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cwd: Option<String>,
+}
+
+/// Which process a call means.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Selector {
+    Pid(i32),
+    Tag(String),
+}
+
+/// One running process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    config: ProcessConfig,
+    tag: Option<String>,
+    /// Held across a write, so that two callers' input is not interleaved.
+    stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    followers: Mutex<Vec<mpsc::Sender<Bytes>>>,
+    /// Set when the time limit ended it.
+    is_late: AtomicBool,
+}
+
+impl Process {
+    /// A new follower's queue, whose first envelope is the process's start.
+    fn follow(&self) -> Result<mpsc::Receiver<Bytes>, Failure> {
+        let (sender, receiver) = mpsc::channel(QUEUED_ENVELOPES);
+        // A fresh queue has room, and its receiver is alive.
+        drop(sender.try_send(follow::started(self.pid)));
+        let mut followers = self
+            .followers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        followers.retain(|follower| !follower.is_closed());
+        if followers.len() >= FOLLOWERS {
+            return Err(Failure::new(
+                Code::ResourceExhausted,
+                "16 callers follow this process already",
+            ));
+        }
+        followers.push(sender);
+        Ok(receiver)
+    }
+
+    /// Signals the process and all of its group.
+    ///
+    /// INVARIANT: only called while the process is in the table, so its id was not given anew.
+    fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        rustix::process::kill_process_group(self.pid, signal)
+            .map_err(|error| Failure::new(Code::NotFound, format!("process {}: {error}", self.pid)))
+    }
+}
+
+/// The table of processes. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Processes {
+    live: Arc<Mutex<HashMap<Pid, Arc<Process>>>>,
+    exits: Exits,
+    identity: Arc<Identity>,
+    home: PathBuf,
+    tasks: Tasks,
+}
+
+impl Processes {
+    pub(crate) fn new(exits: Exits, identity: Arc<Identity>, home: PathBuf, tasks: Tasks) -> Self {
+        Self {
+            live: Arc::default(),
+            exits,
+            identity,
+            home,
+            tasks,
+        }
+    }
+
+    fn find(&self, selector: &Selector) -> Result<Arc<Process>, Failure> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match selector {
+            Selector::Pid(pid) => Pid::from_raw(*pid).and_then(|pid| live.get(&pid)),
+            Selector::Tag(tag) => live
+                .values()
+                .find(|process| process.tag.as_ref() == Some(tag)),
+        };
+        found
+            .cloned()
+            .ok_or_else(|| Failure::new(Code::NotFound, "there is no such process"))
+    }
+
+    fn all(&self) -> Vec<Arc<Process>> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = live.values().cloned().collect();
+        all.sort_unstable_by_key(|process| process.pid.as_raw_pid());
+        all
+    }
+
+    fn has_room(&self) -> bool {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+            < PROCESSES
+    }
+
+    fn insert(&self, process: &Arc<Process>) {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(process.pid, Arc::clone(process));
+    }
+
+    fn remove(&self, pid: Pid) {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&pid);
+    }
+}
