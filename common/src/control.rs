@@ -160,16 +160,7 @@ const DECISIONS_IN_FLIGHT: usize = 8192;
 pub fn link() -> (Publisher, Follower) {
     let (deliveries, received) = mpsc::channel(DELIVERIES_IN_FLIGHT);
     let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
-    (
-        Publisher {
-            deliveries,
-            decisions: decided,
-        },
-        Follower {
-            deliveries: received,
-            decisions,
-        },
-    )
+    (Publisher { deliveries, decisions: decided }, Follower { deliveries: received, decisions })
 }
 
 impl Publisher {
@@ -193,10 +184,7 @@ impl DeliverySender {
     /// [`GatewayGone`] if nobody follows any more.
     pub async fn send(&self, message: Message) -> Result<oneshot::Receiver<Applied>, GatewayGone> {
         let (applied, answer) = oneshot::channel();
-        self.0
-            .send(Delivery { message, applied })
-            .await
-            .map_err(|_closed| GatewayGone)?;
+        self.0.send(Delivery { message, applied }).await.map_err(|_closed| GatewayGone)?;
         Ok(answer)
     }
 }

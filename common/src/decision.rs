@@ -4,8 +4,7 @@
 //! It names what was asked and why it was answered so; it holds no body and no secret.
 
 use crate::id::{
-    BackendName, ConversationId, DecisionId, FilterName, OperationId, RequestId, SandboxId,
-    TenantId, UserId,
+    BackendName, ConversationId, DecisionId, FilterName, OperationId, RequestId, SandboxId, TenantId, UserId,
 };
 use crate::problem::Code;
 use jiff::Timestamp;

@@ -19,11 +19,7 @@ pub struct InvalidId {
 impl InvalidId {
     fn new(kind: &'static str, form: &'static str, given: &str) -> Self {
         const SHOWN: usize = 64;
-        let given = given
-            .chars()
-            .take(SHOWN)
-            .flat_map(char::escape_default)
-            .collect();
+        let given = given.chars().take(SHOWN).flat_map(char::escape_default).collect();
         Self { kind, form, given }
     }
 }
@@ -107,9 +103,7 @@ fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() <= 63
         && bytes.first().is_some_and(|&first| lower_or_digit(first))
-        && bytes
-            .iter()
-            .all(|&byte| lower_or_digit(byte) || byte == b'-')
+        && bytes.iter().all(|&byte| lower_or_digit(byte) || byte == b'-')
 }
 
 fn is_application_id(text: &str) -> bool {
@@ -119,9 +113,7 @@ fn is_application_id(text: &str) -> bool {
 /// An operationId is used as a path segment of a grant and as a Cedar action name.
 fn is_operation(text: &str) -> bool {
     (1..=128).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':'))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':'))
         && !matches!(text, "." | "..")
 }
 
@@ -138,10 +130,7 @@ fn is_sandbox(text: &str) -> bool {
 
 fn has_prefix_and_hex(text: &str, prefix: &str) -> bool {
     text.strip_prefix(prefix).is_some_and(|rest| {
-        rest.len() == 32
-            && rest
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     })
 }
 
@@ -276,10 +265,7 @@ mod tests {
         let ids: Vec<_> = (0..1000).map(|_| DecisionId::generate()).collect();
         assert!(ids.is_sorted());
         assert!(ids.iter().all(|id| DecisionId::parse(id.as_str()).is_ok()));
-        assert!(
-            EventId::parse(ids[0].as_str()).is_err(),
-            "a decision is no event"
-        );
+        assert!(EventId::parse(ids[0].as_str()).is_err(), "a decision is no event");
     }
 
     #[test]

@@ -151,9 +151,7 @@ impl<'de> Deserialize<'de> for Code {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let name = String::deserialize(from)?;
         let found = Self::ALL.iter().find(|code| code.as_str() == name);
-        found
-            .copied()
-            .ok_or_else(|| serde::de::Error::custom(format!("unknown problem code `{name}`")))
+        found.copied().ok_or_else(|| serde::de::Error::custom(format!("unknown problem code `{name}`")))
     }
 }
 
@@ -232,9 +230,7 @@ impl fmt::Display for Problem {
         for error in &self.errors {
             write!(formatter, "\n  {}: {}", error.pointer, error.message)?;
         }
-        self.hint
-            .iter()
-            .try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
+        self.hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
     }
 }
 
@@ -250,22 +246,14 @@ mod tests {
         let names: BTreeSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(names.len(), Code::ALL.len());
         for code in Code::ALL {
-            assert!(
-                code.as_str()
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
-                "{code}"
-            );
+            assert!(code.as_str().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{code}");
             assert!((400..600).contains(&code.status()), "{code}");
         }
     }
 
     #[test]
     fn the_wire_form_leaves_out_what_is_empty() {
-        let problem = Problem::new(
-            Code::PolicyDenied,
-            "`createRefund` on `support-desk` was refused",
-        );
+        let problem = Problem::new(Code::PolicyDenied, "`createRefund` on `support-desk` was refused");
         insta::assert_json_snapshot!(problem, @r#"
         {
           "type": "/problems/policy-denied",
@@ -279,17 +267,10 @@ mod tests {
 
     #[test]
     fn a_problem_survives_the_wire() {
-        let mut problem =
-            Problem::new(Code::SchemaViolation, "1 mistake").hint("see /openapi.json");
-        problem.errors.push(FieldError {
-            pointer: "/body/amount".into(),
-            message: "is no number".into(),
-        });
+        let mut problem = Problem::new(Code::SchemaViolation, "1 mistake").hint("see /openapi.json");
+        problem.errors.push(FieldError { pointer: "/body/amount".into(), message: "is no number".into() });
         problem.decision_id = Some(DecisionId::generate());
         let text = serde_json::to_string(&problem).expect("serializes");
-        assert_eq!(
-            serde_json::from_str::<Problem>(&text).expect("parses"),
-            problem
-        );
+        assert_eq!(serde_json::from_str::<Problem>(&text).expect("parses"), problem);
     }
 }

@@ -48,10 +48,7 @@ mod tests {
     #[test]
     fn debug_output_shows_nothing_of_the_value() {
         let secret = Secret::new("hunter2".to_owned());
-        assert_eq!(
-            format!("{secret:?} {:?}", Some(&secret)),
-            "Secret(…) Some(Secret(…))"
-        );
+        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "Secret(…) Some(Secret(…))");
         assert_eq!(secret.reveal(), "hunter2");
     }
 }

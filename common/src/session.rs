@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a gateway knows of a session, and what a session may call.
 
-use crate::id::{
-    BackendName, ConversationId, OperationId, SandboxId, TemplateName, TenantId, UserId,
-};
+use crate::id::{BackendName, ConversationId, OperationId, SandboxId, TemplateName, TenantId, UserId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,14 +38,7 @@ impl std::str::FromStr for Grant {
     type Err = InvalidGrant;
 
     fn from_str(text: &str) -> Result<Self, InvalidGrant> {
-        let invalid = || {
-            InvalidGrant(
-                text.chars()
-                    .take(200)
-                    .flat_map(char::escape_default)
-                    .collect(),
-            )
-        };
+        let invalid = || InvalidGrant(text.chars().take(200).flat_map(char::escape_default).collect());
         match text {
             "*" => return Ok(Self::Everything),
             FILES_SYNC => return Ok(Self::FilesSync),
@@ -58,9 +49,7 @@ impl std::str::FromStr for Grant {
                 BackendName::parse(backend).map_err(|_malformed| invalid())?,
                 OperationId::parse(operation).map_err(|_malformed| invalid())?,
             )),
-            None => OperationId::parse(text)
-                .map(Self::Bare)
-                .map_err(|_malformed| invalid()),
+            None => OperationId::parse(text).map(Self::Bare).map_err(|_malformed| invalid()),
         }
     }
 }
@@ -84,9 +73,7 @@ impl Serialize for Grant {
 
 impl<'de> Deserialize<'de> for Grant {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -114,9 +101,8 @@ impl Grant {
         groups: impl IntoIterator<Item = &'a str>,
         only_backend: bool,
     ) -> bool {
-        let names = |name: &OperationId| {
-            name == operation || groups.into_iter().any(|group| group == name.as_str())
-        };
+        let names =
+            |name: &OperationId| name == operation || groups.into_iter().any(|group| group == name.as_str());
         match self {
             Self::Everything => true,
             Self::FilesSync => false,
@@ -145,17 +131,7 @@ pub enum Peer {
 
 /// The isolation that a sandbox has.
 #[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    schemars::JsonSchema,
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
@@ -260,16 +236,7 @@ mod tests {
 
     #[test]
     fn malformed_grants_are_refused() {
-        for bad in [
-            "",
-            "/",
-            "desk/",
-            "/read",
-            "desk/a/b",
-            "De sk/read",
-            "desk/..",
-            "files:sync/x y",
-        ] {
+        for bad in ["", "/", "desk/", "/read", "desk/a/b", "De sk/read", "desk/..", "files:sync/x y"] {
             assert!(bad.parse::<Grant>().is_err(), "{bad}");
         }
     }

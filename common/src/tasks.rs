@@ -56,10 +56,7 @@ impl Tasks {
     /// A group within this one: it is stopped with its parent, or alone.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self {
-            tracker: TaskTracker::new(),
-            stop: self.stop.child_token(),
-        }
+        Self { tracker: TaskTracker::new(), stop: self.stop.child_token() }
     }
 
     /// Asks every task to end, without waiting.
@@ -76,10 +73,7 @@ impl Tasks {
         self.tracker.close();
         tokio::time::timeout(grace, self.tracker.wait())
             .await
-            .map_err(|_elapsed| ShutDownTimeout {
-                running: self.tracker.len(),
-                grace,
-            })
+            .map_err(|_elapsed| ShutDownTimeout { running: self.tracker.len(), grace })
     }
 }
 
@@ -99,10 +93,7 @@ mod tests {
             tokio::task::yield_now().await;
             seen.store(true, Ordering::SeqCst);
         });
-        tasks
-            .shut_down(Duration::from_secs(5))
-            .await
-            .expect("ends in time");
+        tasks.shut_down(Duration::from_secs(5)).await.expect("ends in time");
         assert!(cleaned.load(Ordering::SeqCst));
     }
 
@@ -110,10 +101,7 @@ mod tests {
     async fn a_task_that_ignores_its_stop_is_counted_not_waited_for() {
         let tasks = Tasks::new();
         tasks.spawn(async |_stop| std::future::pending::<()>().await);
-        let late = tasks
-            .shut_down(Duration::from_secs(1))
-            .await
-            .expect_err("cannot end");
+        let late = tasks.shut_down(Duration::from_secs(1)).await.expect_err("cannot end");
         assert_eq!(late.running, 1);
     }
 

@@ -12,8 +12,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// Bucket bounds, in seconds, of every histogram of ours: 10 µs to 60 s, three a decade, so that
 /// dashboards can compare any two.
 pub const SECONDS: [f64; 19] = [
-    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025,
-    0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1,
+    0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
 ];
 
 /// How log lines look.

@@ -65,9 +65,7 @@ pub enum WeakKey {
     #[error("the key has {0} bytes and needs at least 32: make one with `openssl rand -base64 48`")]
     TooShort(usize),
     /// The sample value of the documentation.
-    #[error(
-        "the key is the sample value `change-me-in-production`: make one with `openssl rand -base64 48`"
-    )]
+    #[error("the key is the sample value `change-me-in-production`: make one with `openssl rand -base64 48`")]
     Sample,
 }
 
@@ -94,16 +92,9 @@ impl SigningKey {
         let mut labelled = b"postern kid v1\0".to_vec();
         labelled.extend_from_slice(&bytes);
         let kid = digest(&SHA256, &labelled);
-        let kid = URL_SAFE_NO_PAD.encode(
-            kid.as_ref()
-                .first_chunk::<12>()
-                .map_or(&[][..], |start| start),
-        );
+        let kid = URL_SAFE_NO_PAD.encode(kid.as_ref().first_chunk::<12>().map_or(&[][..], |start| start));
         labelled.fill(0);
-        Ok(Self {
-            bytes: Secret::new(bytes),
-            kid,
-        })
+        Ok(Self { bytes: Secret::new(bytes), kid })
     }
 
     /// The key's public name, as tokens carry it in `kid`.
@@ -117,17 +108,10 @@ impl SigningKey {
     /// # Errors
     /// [`MintError`] if the claims cannot be serialized, which no value of the type can cause.
     pub fn mint(&self, claims: &Claims) -> Result<Secret<String>, MintError> {
-        let header = Header {
-            kid: Some(self.kid.clone()),
-            ..Header::new(Algorithm::HS256)
-        };
-        jsonwebtoken::encode(
-            &header,
-            claims,
-            &EncodingKey::from_secret(self.bytes.reveal()),
-        )
-        .map(Secret::new)
-        .map_err(MintError)
+        let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(self.bytes.reveal()))
+            .map(Secret::new)
+            .map_err(MintError)
     }
 }
 
@@ -185,12 +169,7 @@ impl Verifier {
         validation.validate_nbf = false;
         let keys = keys
             .into_iter()
-            .map(|key| {
-                (
-                    key.kid.clone(),
-                    VerifyingKey(DecodingKey::from_secret(key.bytes.reveal())),
-                )
-            })
+            .map(|key| (key.kid.clone(), VerifyingKey(DecodingKey::from_secret(key.bytes.reveal()))))
             .collect();
         Self { keys, validation }
     }
@@ -206,23 +185,14 @@ impl Verifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(BadToken::Malformed);
         }
-        let header =
-            jsonwebtoken::decode_header(token).map_err(|_unreadable| BadToken::Malformed)?;
+        let header = jsonwebtoken::decode_header(token).map_err(|_unreadable| BadToken::Malformed)?;
         let kid = header.kid.ok_or(BadToken::Forged)?;
-        let (_, key) = self
-            .keys
-            .iter()
-            .find(|(known, _)| *known == kid)
-            .ok_or(BadToken::Forged)?;
+        let (_, key) = self.keys.iter().find(|(known, _)| *known == kid).ok_or(BadToken::Forged)?;
         let claims = jsonwebtoken::decode::<Claims>(token, &key.0, &self.validation)
             .map_err(|error| bad_token(&error))?
             .claims;
         check_times(&claims, unix_seconds(now))?;
-        if claims.sub == claims.sandbox_id {
-            Ok(claims)
-        } else {
-            Err(BadToken::Forged)
-        }
+        if claims.sub == claims.sandbox_id { Ok(claims) } else { Err(BadToken::Forged) }
     }
 }
 

@@ -38,14 +38,8 @@ pub struct FolderMistakes(pub Vec<Mistake>);
 
 impl fmt::Display for FolderMistakes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{} mistakes in the configuration folder",
-            self.0.len()
-        )?;
-        self.0
-            .iter()
-            .try_for_each(|mistake| write!(formatter, "\n  {mistake}"))
+        write!(formatter, "{} mistakes in the configuration folder", self.0.len())?;
+        self.0.iter().try_for_each(|mistake| write!(formatter, "\n  {mistake}"))
     }
 }
 
@@ -57,16 +51,9 @@ impl std::error::Error for FolderMistakes {}
 /// [`FolderMistakes`] lists every file that cannot be read or parsed, and every entry that has
 /// no meaning here (a misspelt folder is a mistake, not an empty configuration).
 pub fn read(root: &Path) -> Result<TenantFiles, FolderMistakes> {
-    let mut reader = Reader {
-        root,
-        mistakes: Vec::new(),
-    };
+    let mut reader = Reader { root, mistakes: Vec::new() };
     let files = reader.tenant();
-    if reader.mistakes.is_empty() {
-        Ok(files)
-    } else {
-        Err(FolderMistakes(reader.mistakes))
-    }
+    if reader.mistakes.is_empty() { Ok(files) } else { Err(FolderMistakes(reader.mistakes)) }
 }
 
 struct Reader<'a> {
@@ -107,11 +94,7 @@ impl Reader<'_> {
     where
         Name: std::str::FromStr<Err = InvalidId> + Ord,
     {
-        if self.root.join(path).is_dir() {
-            self.each_file(path, "toml", Self::text)
-        } else {
-            BTreeMap::new()
-        }
+        if self.root.join(path).is_dir() { self.each_file(path, "toml", Self::text) } else { BTreeMap::new() }
     }
 
     fn backend(&mut self, path: &Path) -> Option<BackendFiles> {
@@ -132,10 +115,7 @@ impl Reader<'_> {
         let name = path.file_name()?.to_str()?.to_owned();
         let manifest = self.text(&path.join("filter.toml"));
         let component = self.bytes(&path.join(format!("{name}.wasm")), MAX_COMPONENT_BYTES);
-        Some(FilterFiles {
-            manifest: manifest?,
-            component: component?,
-        })
+        Some(FilterFiles { manifest: manifest?, component: component? })
     }
 
     fn each_folder<Name, Value>(
@@ -174,10 +154,7 @@ impl Reader<'_> {
     {
         let mut found = BTreeMap::new();
         for entry in self.entries(path) {
-            let stem = entry
-                .name
-                .strip_suffix(ending)
-                .and_then(|stem| stem.strip_suffix('.'));
+            let stem = entry.name.strip_suffix(ending).and_then(|stem| stem.strip_suffix('.'));
             match stem {
                 Some(stem) if !entry.is_folder => {
                     if let Some(name) = self.name(&entry.path, stem)
@@ -187,23 +164,14 @@ impl Reader<'_> {
                     }
                 }
                 _ if is_ignored(&entry.name) || (entry.is_folder && entry.name == "tests") => {}
-                _ => self.mistake(
-                    &entry.path,
-                    format!("expected files that end in `.{ending}`"),
-                ),
+                _ => self.mistake(&entry.path, format!("expected files that end in `.{ending}`")),
             }
         }
         found
     }
 
-    fn name<Name: std::str::FromStr<Err = InvalidId>>(
-        &mut self,
-        path: &Path,
-        text: &str,
-    ) -> Option<Name> {
-        text.parse()
-            .map_err(|error: InvalidId| self.mistake(path, error.to_string()))
-            .ok()
+    fn name<Name: std::str::FromStr<Err = InvalidId>>(&mut self, path: &Path, text: &str) -> Option<Name> {
+        text.parse().map_err(|error: InvalidId| self.mistake(path, error.to_string())).ok()
     }
 
     fn entries(&mut self, path: &Path) -> Vec<Entry> {
@@ -223,11 +191,7 @@ impl Reader<'_> {
             };
             // `metadata` follows links, so that a mounted ConfigMap (all links) works.
             let is_folder = fs::metadata(entry.path()).is_ok_and(|found| found.is_dir());
-            entries.push(Entry {
-                path: path.join(&name),
-                name,
-                is_folder,
-            });
+            entries.push(Entry { path: path.join(&name), name, is_folder });
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         entries
@@ -256,9 +220,7 @@ impl Reader<'_> {
 
     fn text(&mut self, path: &Path) -> Option<String> {
         let bytes = self.bytes(path, MAX_TEXT_BYTES)?;
-        String::from_utf8(bytes)
-            .map_err(|_not_utf8| self.mistake(path, "is not UTF-8 text"))
-            .ok()
+        String::from_utf8(bytes).map_err(|_not_utf8| self.mistake(path, "is not UTF-8 text")).ok()
     }
 
     fn toml<Value: DeserializeOwned>(&mut self, path: &Path) -> Option<Value> {
@@ -273,22 +235,17 @@ impl Reader<'_> {
             .map(|before| before.matches('\n').count() + 1);
         let place = path.display();
         let place = line.map_or_else(|| place.to_string(), |line| format!("{place}:{line}"));
-        self.mistakes.push(Mistake {
-            place,
-            message: error.message().to_owned(),
-        });
+        self.mistakes.push(Mistake { place, message: error.message().to_owned() });
         None
     }
 
     fn mistake(&mut self, path: &Path, message: impl Into<String>) {
-        self.mistakes.push(Mistake {
-            place: path.display().to_string(),
-            message: message.into(),
-        });
+        self.mistakes.push(Mistake { place: path.display().to_string(), message: message.into() });
     }
 }
 
-const EXPECTED_AT_ROOT: &str = "has no meaning here: expected `backends/`, `policies/`, `filters/`, `templates/` and `limits.toml`";
+const EXPECTED_AT_ROOT: &str =
+    "has no meaning here: expected `backends/`, `policies/`, `filters/`, `templates/` and `limits.toml`";
 
 /// Hidden files (editors, version control, mounted ConfigMaps) and read-me files.
 fn is_ignored(name: &str) -> bool {

@@ -52,10 +52,7 @@ fn a_whole_folder_is_read() {
         &[
             ("backends/desk/backend.toml", BACKEND),
             ("backends/desk/openapi.yaml", "openapi: 3.1.0"),
-            (
-                "policies/desk.cedar",
-                "permit(principal, action, resource);",
-            ),
+            ("policies/desk.cedar", "permit(principal, action, resource);"),
             ("policies/tests/desk.toml", ""),
             ("filters/card-guard/filter.toml", "phases = [\"request\"]"),
             ("filters/card-guard/card-guard.wasm", "\0asm"),
@@ -72,10 +69,7 @@ fn a_whole_folder_is_read() {
     assert_eq!(desk.backend.limits.body, Some(ByteSize::kib(64)));
     assert_eq!(desk.backend.identity.user, ["customer_id"]);
     assert_eq!(desk.backend.filters[1].name().as_str(), "claims");
-    assert_eq!(
-        files.templates["default"].ttl,
-        Some(Duration::from_secs(1800))
-    );
+    assert_eq!(files.templates["default"].ttl, Some(Duration::from_secs(1800)));
     assert_eq!(files.limits.session.expect("is set").burst, Some(10));
     assert_eq!(files.policies.as_ref().map(BTreeMap::len), Some(1));
     assert_eq!(files.policy_tests.len(), 1);
@@ -96,47 +90,24 @@ fn what_was_read_survives_the_wire() {
     );
     let files = read(folder.path()).expect("is read");
     let json = serde_json::to_string(&files).expect("serializes");
-    assert_eq!(
-        serde_json::from_str::<TenantFiles>(&json).expect("parses"),
-        files
-    );
+    assert_eq!(serde_json::from_str::<TenantFiles>(&json).expect("parses"), files);
 }
 
 #[test]
 fn no_policies_folder_is_not_an_empty_set() {
     let folder = tempfile::tempdir().expect("a folder");
-    assert_eq!(
-        read(folder.path())
-            .expect("an empty folder is a configuration")
-            .policies,
-        None
-    );
+    assert_eq!(read(folder.path()).expect("an empty folder is a configuration").policies, None);
     fs::create_dir(folder.path().join("policies")).expect("makes a folder");
-    assert_eq!(
-        read(folder.path()).expect("is read").policies,
-        Some(BTreeMap::new())
-    );
+    assert_eq!(read(folder.path()).expect("is read").policies, Some(BTreeMap::new()));
 }
 
 #[test]
 fn every_mistake_is_reported_with_its_file_and_line() {
     let shown = mistakes(&[
-        (
-            "backends/desk/backend.toml",
-            "url = \"http://127.0.0.1:9000\"\nopenapy = \"x\"\n",
-        ),
-        (
-            "backends/Desk/backend.toml",
-            "url = \"http://127.0.0.1:9000\"\n",
-        ),
-        (
-            "backends/far/backend.toml",
-            "url = \"http://127.0.0.1:9000\"\nopenapi = \"../../secret\"\n",
-        ),
-        (
-            "backends/missing/backend.toml",
-            "url = \"http://127.0.0.1:9000\"\nopenapi = \"openapi.yaml\"\n",
-        ),
+        ("backends/desk/backend.toml", "url = \"http://127.0.0.1:9000\"\nopenapy = \"x\"\n"),
+        ("backends/Desk/backend.toml", "url = \"http://127.0.0.1:9000\"\n"),
+        ("backends/far/backend.toml", "url = \"http://127.0.0.1:9000\"\nopenapi = \"../../secret\"\n"),
+        ("backends/missing/backend.toml", "url = \"http://127.0.0.1:9000\"\nopenapi = \"openapi.yaml\"\n"),
         ("limits.toml", "[tenant]\nper_second = \"many\"\n"),
         ("policy/x.cedar", ""),
         ("policies/x.rego", ""),
@@ -152,22 +123,12 @@ fn a_named_pipe_is_refused_and_not_waited_for() {
     fs::create_dir_all(folder.path().join("backends/desk")).expect("makes folders");
     std::os::unix::fs::symlink("/dev/zero", folder.path().join("limits.toml")).expect("links");
     let shown = read(folder.path()).expect_err("is refused").to_string();
-    assert!(
-        shown.contains("limits.toml: cannot be read: it is not a regular file"),
-        "{shown}"
-    );
+    assert!(shown.contains("limits.toml: cannot be read: it is not a regular file"), "{shown}");
 }
 
 #[test]
 fn editors_get_a_schema_that_refuses_unknown_keys() {
     let schema = schemars::schema_for!(BackendFile);
-    assert_eq!(
-        schema.as_value()["additionalProperties"],
-        serde_json::json!(false)
-    );
-    assert!(
-        schema.as_value()["properties"]["identity"]["description"]
-            .as_str()
-            .is_some()
-    );
+    assert_eq!(schema.as_value()["additionalProperties"], serde_json::json!(false));
+    assert!(schema.as_value()["properties"]["identity"]["description"].as_str().is_some());
 }

@@ -51,10 +51,7 @@ fn a_minted_token_verifies_until_it_expires() {
     let token = minted(&claims());
     assert_eq!(verifier.verify(&token, at()), Ok(claims()));
     assert!(verifier.verify(&token, at() + 3599.seconds()).is_ok());
-    assert_eq!(
-        verifier.verify(&token, at() + 3600.seconds()),
-        Err(BadToken::Expired)
-    );
+    assert_eq!(verifier.verify(&token, at() + 3600.seconds()), Err(BadToken::Expired));
 }
 
 #[test]
@@ -62,28 +59,15 @@ fn clock_skew_widens_the_beginning_and_nothing_else() {
     let verifier = Verifier::new([&key(1)]);
     let token = minted(&claims());
     assert!(verifier.verify(&token, at() - 5.seconds()).is_ok());
-    assert_eq!(
-        verifier.verify(&token, at() - 6.seconds()),
-        Err(BadToken::NotYetValid)
-    );
+    assert_eq!(verifier.verify(&token, at() - 6.seconds()), Err(BadToken::NotYetValid));
 }
 
 #[test]
 fn a_replaced_key_still_verifies_and_an_unknown_one_does_not() {
     let token = minted(&claims());
-    assert!(
-        Verifier::new([&key(2), &key(1)])
-            .verify(&token, at())
-            .is_ok()
-    );
-    assert_eq!(
-        Verifier::new([&key(2)]).verify(&token, at()),
-        Err(BadToken::Forged)
-    );
-    assert_eq!(
-        Verifier::new([]).verify(&token, at()),
-        Err(BadToken::Forged)
-    );
+    assert!(Verifier::new([&key(2), &key(1)]).verify(&token, at()).is_ok());
+    assert_eq!(Verifier::new([&key(2)]).verify(&token, at()), Err(BadToken::Forged));
+    assert_eq!(Verifier::new([]).verify(&token, at()), Err(BadToken::Forged));
 }
 
 #[test]
@@ -110,18 +94,11 @@ fn the_token_cannot_choose_its_algorithm_or_key() {
         raw(&json!({"alg": "HS256"}), &payload, &[1; 48]),
         raw(&json!({"alg": "HS256", "kid": "other"}), &payload, &[1; 48]),
         raw(&json!({"alg": "HS256", "kid": kid}), &payload, &[9; 48]),
-        raw(
-            &json!({"alg": "HS256", "kid": kid, "jwk": {"kty": "oct", "k": "AAAA"}}),
-            &payload,
-            b"",
-        ),
+        raw(&json!({"alg": "HS256", "kid": kid, "jwk": {"kty": "oct", "k": "AAAA"}}), &payload, b""),
     ];
     for token in forged {
         assert!(
-            matches!(
-                verifier.verify(&token, at()),
-                Err(BadToken::Forged | BadToken::Malformed)
-            ),
+            matches!(verifier.verify(&token, at()), Err(BadToken::Forged | BadToken::Malformed)),
             "{token}"
         );
     }
@@ -139,31 +116,15 @@ fn issuer_audience_subject_and_span_must_be_ours() {
     for (number, change) in changes.iter().enumerate() {
         let mut claims = claims();
         change(&mut claims);
-        assert_eq!(
-            verifier.verify(&minted(&claims), at()),
-            Err(BadToken::Forged),
-            "change {number}"
-        );
+        assert_eq!(verifier.verify(&minted(&claims), at()), Err(BadToken::Forged), "change {number}");
     }
 }
 
 #[test]
 fn what_is_no_token_is_malformed_and_costs_little() {
     let verifier = Verifier::new([&key(1)]);
-    for text in [
-        "",
-        ".",
-        "..",
-        "a.b.c",
-        "Bearer x",
-        "ä.ö.ü",
-        &"x".repeat(MAX_TOKEN_BYTES + 1),
-    ] {
-        assert_eq!(
-            verifier.verify(text, at()),
-            Err(BadToken::Malformed),
-            "{text:.20}"
-        );
+    for text in ["", ".", "..", "a.b.c", "Bearer x", "ä.ö.ü", &"x".repeat(MAX_TOKEN_BYTES + 1)] {
+        assert_eq!(verifier.verify(text, at()), Err(BadToken::Malformed), "{text:.20}");
     }
     let header = json!({"alg": "HS256", "kid": key(1).kid()});
     let token = raw(&header, &json!({"iss": ISSUER, "aud": AUDIENCE}), &[1; 48]);
@@ -172,14 +133,8 @@ fn what_is_no_token_is_malformed_and_costs_little() {
 
 #[test]
 fn weak_keys_are_refused_with_the_remedy() {
-    assert_eq!(
-        SigningKey::new(vec![1; 31]).expect_err("short"),
-        WeakKey::TooShort(31)
-    );
-    assert_eq!(
-        SigningKey::new(SAMPLE_KEY.into()).expect_err("sample"),
-        WeakKey::Sample
-    );
+    assert_eq!(SigningKey::new(vec![1; 31]).expect_err("short"), WeakKey::TooShort(31));
+    assert_eq!(SigningKey::new(SAMPLE_KEY.into()).expect_err("sample"), WeakKey::Sample);
     assert!(WeakKey::Sample.to_string().contains("openssl rand"));
 }
 
@@ -187,8 +142,5 @@ fn weak_keys_are_refused_with_the_remedy() {
 fn debug_output_of_keys_shows_no_key() {
     let key = SigningKey::new(b"0123456789-0123456789-0123456789".to_vec()).expect("long enough");
     let shown = format!("{key:?} {:?}", Verifier::new([&key]));
-    assert!(
-        !shown.contains("0123456789") && !shown.contains("48, 49"),
-        "{shown}"
-    );
+    assert!(!shown.contains("0123456789") && !shown.contains("48, 49"), "{shown}");
 }
