@@ -20,14 +20,8 @@ mod read_parameter;
 
 /// The methods that a backend without a document has, each an operation of the same name in lower
 /// case (contracts: Settings, `BACKEND_URL`).
-const PLAIN_METHODS: [Method; 6] = [
-    Method::Get,
-    Method::Head,
-    Method::Post,
-    Method::Put,
-    Method::Patch,
-    Method::Delete,
-];
+const PLAIN_METHODS: [Method; 6] =
+    [Method::Get, Method::Head, Method::Post, Method::Put, Method::Patch, Method::Delete];
 
 /// A checked OpenAPI document. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -50,27 +44,16 @@ impl Document {
     /// All mistakes that were found, in the order of the document's lines.
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
         let (operations, tags, routes) = read::document(text)?;
-        Ok(Self(Arc::new(Parts {
-            operations,
-            tags,
-            routes,
-        })))
+        Ok(Self(Arc::new(Parts { operations, tags, routes })))
     }
 
     /// The stand-in for a backend without a document: any path, and the operations `get`, `head`,
     /// `post`, `put`, `patch` and `delete`, with nothing declared and nothing checked.
     #[must_use]
     pub fn any_path() -> Self {
-        let operations: Vec<Operation> = PLAIN_METHODS
-            .into_iter()
-            .filter_map(Operation::any_path)
-            .collect();
+        let operations: Vec<Operation> = PLAIN_METHODS.into_iter().filter_map(Operation::any_path).collect();
         let routes = RouteTable::any_path(operations.iter().map(|operation| operation.method));
-        Self(Arc::new(Parts {
-            operations,
-            tags: Vec::new(),
-            routes,
-        }))
+        Self(Arc::new(Parts { operations, tags: Vec::new(), routes }))
     }
 
     /// The operations; [`RouteTable`] finds them by index in this list.
@@ -82,10 +65,7 @@ impl Document {
     /// The operation with this id.
     #[must_use]
     pub fn operation(&self, id: &OperationId) -> Option<&Operation> {
-        self.0
-            .operations
-            .iter()
-            .find(|operation| operation.id == *id)
+        self.0.operations.iter().find(|operation| operation.id == *id)
     }
 
     /// All tags that an operation has, sorted. With `read` and `write` they are the groups.
@@ -121,15 +101,8 @@ pub enum Method {
 }
 
 impl Method {
-    const ALL: [Self; 7] = [
-        Self::Get,
-        Self::Head,
-        Self::Options,
-        Self::Post,
-        Self::Put,
-        Self::Patch,
-        Self::Delete,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Get, Self::Head, Self::Options, Self::Post, Self::Put, Self::Patch, Self::Delete];
 
     /// The method as a request line spells it: upper case, nothing else.
     #[must_use]
@@ -224,28 +197,13 @@ pub struct Operation {
 impl Operation {
     fn any_path(method: Method) -> Option<Self> {
         let id = OperationId::parse(method.as_lower()).ok()?;
-        let content = Content {
-            media_type: "*/*".to_owned(),
-            kind: ContentKind::Other,
-            schema: None,
-        };
+        let content = Content { media_type: "*/*".to_owned(), kind: ContentKind::Other, schema: None };
         let body = match method.group() {
             Group::Read => None,
-            Group::Write => Some(Body {
-                is_required: false,
-                contents: vec![content],
-            }),
+            Group::Write => Some(Body { is_required: false, contents: vec![content] }),
         };
         let path = PathTemplate::any();
-        Some(Self {
-            id,
-            method,
-            path,
-            tags: Vec::new(),
-            parameters: Vec::new(),
-            body,
-            is_described: false,
-        })
+        Some(Self { id, method, path, tags: Vec::new(), parameters: Vec::new(), body, is_described: false })
     }
 
     /// `read` or `write`, by the method.
@@ -256,9 +214,7 @@ impl Operation {
 
     /// The declared parameters in one place of the request.
     pub fn parameters_in(&self, location: ParameterLocation) -> impl Iterator<Item = &Parameter> {
-        self.parameters
-            .iter()
-            .filter(move |parameter| parameter.location == location)
+        self.parameters.iter().filter(move |parameter| parameter.location == location)
     }
 }
 
@@ -317,25 +273,14 @@ impl Body {
     pub fn content(&self, content_type: &str) -> Option<&Content> {
         let given = essence(content_type);
         let range = given.split_once('/').map(|(first, _)| format!("{first}/*"));
-        let by_name = |name: &str| {
-            self.contents
-                .iter()
-                .find(|content| content.media_type == name)
-        };
-        by_name(&given)
-            .or_else(|| range.and_then(|range| by_name(&range)))
-            .or_else(|| by_name("*/*"))
+        let by_name = |name: &str| self.contents.iter().find(|content| content.media_type == name);
+        by_name(&given).or_else(|| range.and_then(|range| by_name(&range))).or_else(|| by_name("*/*"))
     }
 }
 
 /// The type and subtype of a media type in lower case, parameters dropped.
 fn essence(media_type: &str) -> String {
-    media_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// How a body is read.
@@ -370,9 +315,7 @@ impl Content {
     /// # Errors
     /// The places that do not fit.
     pub fn validate(&self, body: &Value) -> Result<(), Vec<Violation>> {
-        self.schema
-            .as_ref()
-            .map_or(Ok(()), |schema| schema.validate(body, "/body"))
+        self.schema.as_ref().map_or(Ok(()), |schema| schema.validate(body, "/body"))
     }
 }
 

@@ -35,11 +35,7 @@ impl Limits {
 impl Default for Limits {
     /// 1 MiB, 32 deep, 100,000 values: several times what API bodies have, milliseconds to read.
     fn default() -> Self {
-        Self {
-            bytes: 1024 * 1024,
-            depth: 32,
-            values: 100_000,
-        }
+        Self { bytes: 1024 * 1024, depth: 32, values: 100_000 }
     }
 }
 
@@ -58,24 +54,17 @@ pub struct Malformed {
 /// # Errors
 /// [`Malformed`] for the first thing that is refused (see the module).
 pub fn parse(text: &[u8], limits: Limits) -> Result<Value, Malformed> {
-    let whole = |reason: &str| Malformed {
-        pointer: String::new(),
-        reason: reason.to_owned(),
-    };
+    let whole = |reason: &str| Malformed { pointer: String::new(), reason: reason.to_owned() };
     if text.len() > limits.bytes {
         return Err(whole("the text is longer than this route accepts"));
     }
     if text.starts_with(b"\xef\xbb\xbf") {
-        return Err(whole(
-            "the text begins with a byte order mark; send it without",
-        ));
+        return Err(whole("the text begins with a byte order mark; send it without"));
     }
     let text = std::str::from_utf8(text)
         .map_err(|error| whole(&format!("byte {} is not UTF-8", error.valid_up_to())))?;
     let mut reading = Reading {
-        numbers: NumberTokens {
-            rest: text.as_bytes(),
-        },
+        numbers: NumberTokens { rest: text.as_bytes() },
         depth_left: limits.depth.min(Limits::DEEPEST),
         values_left: limits.values,
         refused_at: Vec::new(),
@@ -84,10 +73,7 @@ pub fn parse(text: &[u8], limits: Limits) -> Result<Value, Malformed> {
     let parsed = AnyValue(&mut reading).deserialize(&mut deserializer);
     match parsed.and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => Ok(value),
-        Err(error) => Err(Malformed {
-            pointer: reading.pointer(),
-            reason: error.to_string(),
-        }),
+        Err(error) => Err(Malformed { pointer: reading.pointer(), reason: error.to_string() }),
     }
 }
 
@@ -117,10 +103,7 @@ impl Reading<'_> {
     }
 
     fn enter<E: serde::de::Error>(&mut self) -> Result<(), E> {
-        self.depth_left = self
-            .depth_left
-            .checked_sub(1)
-            .ok_or_else(|| E::custom("nested too deep"))?;
+        self.depth_left = self.depth_left.checked_sub(1).ok_or_else(|| E::custom("nested too deep"))?;
         Ok(())
     }
 
@@ -137,8 +120,7 @@ impl<'de> DeserializeSeed<'de> for AnyValue<'_, '_> {
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
         let left = self.0.values_left.checked_sub(1);
-        self.0.values_left =
-            left.ok_or_else(|| D::Error::custom("more values than this route accepts"))?;
+        self.0.values_left = left.ok_or_else(|| D::Error::custom("more values than this route accepts"))?;
         from.deserialize_any(self)
     }
 }
@@ -234,8 +216,7 @@ impl<'t> NumberTokens<'t> {
             match first {
                 b'"' => self.rest = after_string(after),
                 b'-' | b'0'..=b'9' => {
-                    let is_part =
-                        |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
+                    let is_part = |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
                     let length = self.rest.iter().take_while(|byte| is_part(byte)).count();
                     let (token, rest) = self.rest.split_at(length);
                     self.rest = rest;
@@ -267,16 +248,9 @@ pub(crate) fn faithful_float(token: &str) -> Result<Number, &'static str> {
     if !token.contains(['.', 'e', 'E']) && token != "-0" {
         return Err(INTEGER);
     }
-    let value = token
-        .parse::<f64>()
-        .map_err(|_not_a_number| "this is not a number")?;
-    let number =
-        Number::from_f64(value).ok_or("this number is beyond a double; send it as text")?;
-    if decimal(token) == decimal(&format!("{value:e}")) {
-        Ok(number)
-    } else {
-        Err(DIGITS)
-    }
+    let value = token.parse::<f64>().map_err(|_not_a_number| "this is not a number")?;
+    let number = Number::from_f64(value).ok_or("this number is beyond a double; send it as text")?;
+    if decimal(token) == decimal(&format!("{value:e}")) { Ok(number) } else { Err(DIGITS) }
 }
 
 /// Significant digits without zeros at either end, and the power of ten of the last one.

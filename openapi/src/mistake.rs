@@ -43,11 +43,7 @@ pub(crate) struct Mistakes {
 
 impl Mistakes {
     pub(crate) fn add(&mut self, at: &At<'_>, message: impl Into<String>) {
-        self.add_plain(Mistake {
-            pointer: at.pointer.clone(),
-            line: at.line(),
-            message: message.into(),
-        });
+        self.add_plain(Mistake { pointer: at.pointer.clone(), line: at.line(), message: message.into() });
     }
 
     pub(crate) fn add_plain(&mut self, mistake: Mistake) {
@@ -73,15 +69,8 @@ impl Mistakes {
     pub(crate) fn into_vec(mut self) -> Vec<Mistake> {
         self.found.sort_by_key(|mistake| mistake.line);
         if self.unreported > 0 {
-            let message = format!(
-                "{} more mistakes are not shown; mend these first",
-                self.unreported
-            );
-            self.found.push(Mistake {
-                pointer: String::new(),
-                line: None,
-                message,
-            });
+            let message = format!("{} more mistakes are not shown; mend these first", self.unreported);
+            self.found.push(Mistake { pointer: String::new(), line: None, message });
         }
         self.found
     }
@@ -100,10 +89,7 @@ impl Violation {
     /// A violation at `pointer`; the message is cut at [`limits::VIOLATION_LENGTH`] characters.
     #[must_use]
     pub fn new(pointer: impl Into<String>, message: &str) -> Self {
-        Self {
-            pointer: pointer.into(),
-            message: message.chars().take(limits::VIOLATION_LENGTH).collect(),
-        }
+        Self { pointer: pointer.into(), message: message.chars().take(limits::VIOLATION_LENGTH).collect() }
     }
 }
 

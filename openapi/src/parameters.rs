@@ -50,9 +50,7 @@ impl Operation {
                 ParameterLocation::Path => (path.get(name).into_iter().collect(), &mut typed.path),
                 ParameterLocation::Query => (query.values(name).collect(), &mut typed.query),
                 ParameterLocation::Header => {
-                    let same = headers
-                        .iter()
-                        .filter(|(key, _)| key.eq_ignore_ascii_case(name));
+                    let same = headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
                     (same.map(|(_, value)| *value).collect(), &mut typed.header)
                 }
             };
@@ -64,26 +62,14 @@ impl Operation {
         }
         found.extend(self.undeclared(query));
         found.truncate(limits::VIOLATIONS);
-        if found.is_empty() {
-            Ok(typed)
-        } else {
-            Err(found)
-        }
+        if found.is_empty() { Ok(typed) } else { Err(found) }
     }
 
     fn undeclared(&self, query: &Query) -> Vec<Violation> {
-        let is_declared = |name: &str| {
-            self.parameters_in(ParameterLocation::Query)
-                .any(|known| known.name == name)
-        };
-        let names = query
-            .pairs()
-            .iter()
-            .map(|(name, _)| name)
-            .filter(|name| !is_declared(name));
-        names
-            .map(|name| Violation::new(child("/query", name), "is not declared by the operation"))
-            .collect()
+        let is_declared =
+            |name: &str| self.parameters_in(ParameterLocation::Query).any(|known| known.name == name);
+        let names = query.pairs().iter().map(|(name, _)| name).filter(|name| !is_declared(name));
+        names.map(|name| Violation::new(child("/query", name), "is not declared by the operation")).collect()
     }
 }
 
@@ -92,11 +78,7 @@ impl Parameter {
         let pointer = child(&format!("/{}", self.location.as_str()), &self.name);
         if texts.is_empty() {
             let missing = || vec![Violation::new(pointer.as_str(), "is required")];
-            return if self.is_required {
-                Err(missing())
-            } else {
-                Ok(None)
-            };
+            return if self.is_required { Err(missing()) } else { Ok(None) };
         }
         let repeats = self.is_exploded && self.location == ParameterLocation::Query;
         let value = typed(texts, repeats, self.schema.schema_type())
@@ -156,10 +138,7 @@ fn typed(texts: &[&str], repeats: bool, schema_type: &SchemaType) -> Result<Valu
     }
 }
 
-fn list<'t>(
-    texts: impl Iterator<Item = &'t str>,
-    item: &SchemaType,
-) -> Result<Value, &'static str> {
+fn list<'t>(texts: impl Iterator<Item = &'t str>, item: &SchemaType) -> Result<Value, &'static str> {
     let mut items = Vec::new();
     for text in texts {
         if items.len() >= limits::PARAMETER_ITEMS {
@@ -177,9 +156,7 @@ fn scalar(text: &str, schema_type: &SchemaType) -> Result<Value, &'static str> {
             "false" => Ok(Value::Bool(false)),
             _ => Err("must be `true` or `false`"),
         },
-        SchemaType::Integer => {
-            integer(text).ok_or("must be an integer of at most 64 bits, in plain digits")
-        }
+        SchemaType::Integer => integer(text).ok_or("must be an integer of at most 64 bits, in plain digits"),
         SchemaType::Number => number(text),
         SchemaType::Nullable(inner) => scalar(text, inner),
         SchemaType::String { .. } | SchemaType::Any => Ok(Value::from(text)),
@@ -194,10 +171,7 @@ fn integer(text: &str) -> Option<Value> {
     if !is_plain || (digits.starts_with('0') && text != "0") {
         return None;
     }
-    text.parse::<i64>()
-        .map(Value::from)
-        .or_else(|_| text.parse::<u64>().map(Value::from))
-        .ok()
+    text.parse::<i64>().map(Value::from).or_else(|_| text.parse::<u64>().map(Value::from)).ok()
 }
 
 /// A number as JSON spells it.
@@ -209,8 +183,7 @@ fn number(text: &str) -> Result<Value, &'static str> {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
-    let are_digits =
-        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let are_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let has_lead = whole.starts_with('0') && whole != "0";
     let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
     if has_lead || ![whole, fraction, exponent].into_iter().all(are_digits) {

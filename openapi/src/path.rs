@@ -9,11 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::fmt;
 
 /// All but RFC 3986's unreserved characters: how a parameter's value is written.
-pub(crate) const VALUE: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+pub(crate) const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// All that may not stand plainly in a segment, and `;`: how a literal segment is written, so that
 /// `/v1/messages:send` arrives as the backend's document spells it.
@@ -87,25 +83,15 @@ impl RequestPath {
             return Err(PathRefusal::TooLong);
         }
         if inner.is_empty() {
-            return Ok(Self {
-                segments: Vec::new(),
-                has_trailing_slash: false,
-            });
+            return Ok(Self { segments: Vec::new(), has_trailing_slash: false });
         }
-        let (inner, has_trailing_slash) = inner
-            .strip_suffix('/')
-            .map_or((inner, false), |short| (short, true));
-        let segments = inner
-            .split('/')
-            .map(segment)
-            .collect::<Result<Vec<_>, _>>()?;
+        let (inner, has_trailing_slash) =
+            inner.strip_suffix('/').map_or((inner, false), |short| (short, true));
+        let segments = inner.split('/').map(segment).collect::<Result<Vec<_>, _>>()?;
         if segments.len() > limits::PATH_SEGMENTS {
             return Err(PathRefusal::TooLong);
         }
-        Ok(Self {
-            segments,
-            has_trailing_slash,
-        })
+        Ok(Self { segments, has_trailing_slash })
     }
 
     /// The decoded segments; none for `/`.
@@ -123,10 +109,7 @@ impl RequestPath {
     /// The path in canonical form, for a backend without a document.
     #[must_use]
     pub fn rebuild(&self) -> String {
-        let segments = self
-            .segments
-            .iter()
-            .map(|segment| Segment::Literal(segment.clone()).written(segment));
+        let segments = self.segments.iter().map(|segment| Segment::Literal(segment.clone()).written(segment));
         joined(segments, self.has_trailing_slash)
     }
 
@@ -135,13 +118,7 @@ impl RequestPath {
     pub fn split_first(&self) -> Option<(&str, Self)> {
         let (first, rest) = self.segments.split_first()?;
         let has_trailing_slash = self.has_trailing_slash && !rest.is_empty();
-        Some((
-            first,
-            Self {
-                segments: rest.to_vec(),
-                has_trailing_slash,
-            },
-        ))
+        Some((first, Self { segments: rest.to_vec(), has_trailing_slash }))
     }
 }
 
@@ -185,8 +162,8 @@ fn is_segment_byte(byte: u8) -> Result<(), PathRefusal> {
         b';' => Err(PathRefusal::Semicolon),
         b'\\' => Err(PathRefusal::HiddenSlash),
         0..=0x1f | 0x7f => Err(PathRefusal::Control),
-        b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+'
-        | b',' | b'=' | b':' | b'@' => Ok(()),
+        b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'='
+        | b':' | b'@' => Ok(()),
         byte if byte.is_ascii_alphanumeric() => Ok(()),
         _ => Err(PathRefusal::Unencoded),
     }
@@ -222,9 +199,7 @@ pub(crate) fn decode(
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 fn has_escape(text: &str) -> bool {
@@ -244,11 +219,7 @@ pub enum Segment {
 
 impl Segment {
     fn written(&self, value: &str) -> String {
-        let set = if matches!(self, Self::Literal(_)) {
-            LITERAL
-        } else {
-            VALUE
-        };
+        let set = if matches!(self, Self::Literal(_)) { LITERAL } else { VALUE };
         utf8_percent_encode(value, set).to_string()
     }
 }
@@ -260,9 +231,7 @@ pub enum TemplateError {
     #[error("a literal segment is refused: {0}")]
     Literal(#[from] PathRefusal),
     /// Braces that are not one whole segment.
-    #[error(
-        "`{segment}` mixes text and parameter; a parameter is one whole segment, as in `/orders/{{id}}`"
-    )]
+    #[error("`{segment}` mixes text and parameter; a parameter is one whole segment, as in `/orders/{{id}}`")]
     Partial {
         /// The segment.
         segment: String,
@@ -287,11 +256,7 @@ impl PathTemplate {
     /// The template of a backend without a document, which fits every path. Shown as `/**`.
     #[must_use]
     pub fn any() -> Self {
-        Self {
-            segments: Vec::new(),
-            has_trailing_slash: false,
-            is_any: true,
-        }
+        Self { segments: Vec::new(), has_trailing_slash: false, is_any: true }
     }
 
     /// Whether this is [`PathTemplate::any`].
@@ -311,33 +276,22 @@ impl PathTemplate {
             return Err(PathRefusal::TooLong.into());
         }
         if inner.is_empty() {
-            return Ok(Self {
-                segments: Vec::new(),
-                has_trailing_slash: false,
-                is_any: false,
-            });
+            return Ok(Self { segments: Vec::new(), has_trailing_slash: false, is_any: false });
         }
-        let (inner, has_trailing_slash) = inner
-            .strip_suffix('/')
-            .map_or((inner, false), |short| (short, true));
+        let (inner, has_trailing_slash) =
+            inner.strip_suffix('/').map_or((inner, false), |short| (short, true));
         let mut segments: Vec<Segment> = Vec::new();
         for part in inner.split('/') {
             let next = template_segment(part)?;
             if matches!(&next, Segment::Parameter(_)) && segments.contains(&next) {
-                return Err(TemplateError::Name {
-                    name: part.to_owned(),
-                });
+                return Err(TemplateError::Name { name: part.to_owned() });
             }
             segments.push(next);
         }
         if segments.len() > limits::PATH_SEGMENTS {
             return Err(PathRefusal::TooLong.into());
         }
-        Ok(Self {
-            segments,
-            has_trailing_slash,
-            is_any: false,
-        })
+        Ok(Self { segments, has_trailing_slash, is_any: false })
     }
 
     /// The segments; none for `/`.
@@ -365,10 +319,7 @@ impl PathTemplate {
     /// # Errors
     /// [`PathRefusal`] if a value could not have come in by [`RequestPath::parse`] either, and
     /// [`PathRefusal::EmptySegment`] if one is missing.
-    pub fn rebuild<'v>(
-        &self,
-        value_of: impl Fn(&str) -> Option<&'v str>,
-    ) -> Result<String, PathRefusal> {
+    pub fn rebuild<'v>(&self, value_of: impl Fn(&str) -> Option<&'v str>) -> Result<String, PathRefusal> {
         let mut written = Vec::with_capacity(self.segments.len());
         for part in &self.segments {
             written.push(match part {
@@ -385,23 +336,16 @@ impl PathTemplate {
 }
 
 fn template_segment(part: &str) -> Result<Segment, TemplateError> {
-    if let Some(name) = part
-        .strip_prefix('{')
-        .and_then(|rest| rest.strip_suffix('}'))
-    {
+    if let Some(name) = part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
         if name.is_empty() {
-            return Err(TemplateError::Name {
-                name: part.to_owned(),
-            });
+            return Err(TemplateError::Name { name: part.to_owned() });
         }
         if !name.contains(['{', '}']) {
             return Ok(Segment::Parameter(name.to_owned()));
         }
     }
     if part.contains(['{', '}']) {
-        return Err(TemplateError::Partial {
-            segment: part.to_owned(),
-        });
+        return Err(TemplateError::Partial { segment: part.to_owned() });
     }
     Ok(Segment::Literal(segment(part)?))
 }

@@ -92,10 +92,7 @@ impl Query {
 
     /// All values of `name`, in order.
     pub fn values<'q>(&'q self, name: &'q str) -> impl Iterator<Item = &'q str> {
-        self.pairs
-            .iter()
-            .filter(move |(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.pairs.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// Names that stand more than once, each once, in order.
@@ -103,11 +100,7 @@ impl Query {
     pub fn duplicates(&self) -> Vec<&str> {
         let mut found: Vec<&str> = Vec::new();
         for (index, (name, _)) in self.pairs.iter().enumerate() {
-            let is_repeat = self
-                .pairs
-                .iter()
-                .take(index)
-                .any(|(earlier, _)| earlier == name);
+            let is_repeat = self.pairs.iter().take(index).any(|(earlier, _)| earlier == name);
             if is_repeat && !found.contains(&name.as_str()) {
                 found.push(name);
             }
@@ -135,36 +128,20 @@ fn part(text: &[u8]) -> Result<String, QueryRefusal> {
     if text.contains(&b';') {
         return Err(QueryRefusal::Semicolon);
     }
-    let spaced: Vec<u8> = text
-        .iter()
-        .flat_map(|&byte| {
-            if byte == b'+' {
-                b"%20".to_vec()
-            } else {
-                vec![byte]
-            }
-        })
-        .collect();
+    let spaced: Vec<u8> =
+        text.iter().flat_map(|&byte| if byte == b'+' { b"%20".to_vec() } else { vec![byte] }).collect();
     let decoded = decode(&spaced, is_query_byte).map_err(|refusal| match refusal {
         PathRefusal::Escape => QueryRefusal::Escape,
         PathRefusal::NotUtf8 => QueryRefusal::NotUtf8,
         _ => QueryRefusal::Unencoded,
     })?;
-    if decoded.contains('\0') {
-        Err(QueryRefusal::Nul)
-    } else {
-        Ok(decoded)
-    }
+    if decoded.contains('\0') { Err(QueryRefusal::Nul) } else { Ok(decoded) }
 }
 
 /// RFC 3986 `query`, and the brackets that people leave unencoded in names such as `filter[x]`.
 fn is_query_byte(byte: u8) -> Result<(), PathRefusal> {
     let is_plain = byte.is_ascii_alphanumeric() || b"-._~!$'()*,=:@/?[]".contains(&byte);
-    if is_plain {
-        Ok(())
-    } else {
-        Err(PathRefusal::Unencoded)
-    }
+    if is_plain { Ok(()) } else { Err(PathRefusal::Unencoded) }
 }
 
 #[cfg(test)]

@@ -18,10 +18,7 @@ impl PathParameters {
     /// The value of a parameter.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// Replaces the value of a parameter that is there; `false` if it is not.
@@ -35,9 +32,7 @@ impl PathParameters {
 
     /// Names and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
@@ -112,15 +107,8 @@ impl RouteTable {
                     Segment::Parameter(_) => level.parameter.get_or_insert_default(),
                 };
             }
-            let leaf = if template.has_trailing_slash() {
-                &mut level.slashed
-            } else {
-                &mut level.plain
-            };
-            let leaf = leaf.get_or_insert_with(|| Leaf {
-                template: template.clone(),
-                methods: Vec::new(),
-            });
+            let leaf = if template.has_trailing_slash() { &mut level.slashed } else { &mut level.plain };
+            let leaf = leaf.get_or_insert_with(|| Leaf { template: template.clone(), methods: Vec::new() });
             leaf.methods.push((method, index));
         }
         table
@@ -128,34 +116,18 @@ impl RouteTable {
 
     /// A table that knows every path, with the operations of `methods`, in order.
     pub(crate) fn any_path(methods: impl Iterator<Item = Method>) -> Self {
-        let methods = methods
-            .enumerate()
-            .map(|(index, method)| (method, index))
-            .collect();
-        Self {
-            root: Level::default(),
-            any: Some(Leaf {
-                template: PathTemplate::any(),
-                methods,
-            }),
-        }
+        let methods = methods.enumerate().map(|(index, method)| (method, index)).collect();
+        Self { root: Level::default(), any: Some(Leaf { template: PathTemplate::any(), methods }) }
     }
 
     /// Finds the operation of a request. `method` is `None` for one that no operation can have.
     #[must_use]
     pub fn lookup(&self, method: Option<Method>, path: &RequestPath) -> Lookup<'_> {
-        let leaf = self
-            .root
-            .find(path.segments(), path.has_trailing_slash())
-            .or(self.any.as_ref());
+        let leaf = self.root.find(path.segments(), path.has_trailing_slash()).or(self.any.as_ref());
         let Some(leaf) = leaf else {
             return Lookup::Unknown;
         };
-        let Some(&(_, operation)) = leaf
-            .methods
-            .iter()
-            .find(|(known, _)| Some(*known) == method)
-        else {
+        let Some(&(_, operation)) = leaf.methods.iter().find(|(known, _)| Some(*known) == method) else {
             let mut allow: Vec<_> = leaf.methods.iter().map(|&(method, _)| method).collect();
             allow.sort_unstable();
             return Lookup::MethodNotAllowed { allow };
@@ -176,21 +148,10 @@ impl RouteTable {
 impl Level {
     fn find(&self, segments: &[String], has_trailing_slash: bool) -> Option<&Leaf> {
         let Some((first, rest)) = segments.split_first() else {
-            return if has_trailing_slash {
-                self.slashed.as_ref()
-            } else {
-                self.plain.as_ref()
-            };
+            return if has_trailing_slash { self.slashed.as_ref() } else { self.plain.as_ref() };
         };
-        let literal = self
-            .literals
-            .get(first)
-            .and_then(|level| level.find(rest, has_trailing_slash));
-        literal.or_else(|| {
-            self.parameter
-                .as_ref()
-                .and_then(|level| level.find(rest, has_trailing_slash))
-        })
+        let literal = self.literals.get(first).and_then(|level| level.find(rest, has_trailing_slash));
+        literal.or_else(|| self.parameter.as_ref().and_then(|level| level.find(rest, has_trailing_slash)))
     }
 }
 
@@ -207,8 +168,7 @@ pub(crate) fn conflict(one: &PathTemplate, other: &PathTemplate) -> Option<&'sta
             (Segment::Literal(left), Segment::Literal(right)) if left != right => return None,
             (Segment::Literal(_), Segment::Parameter(_)) => one_is_exact = true,
             (Segment::Parameter(_), Segment::Literal(_)) => other_is_exact = true,
-            (Segment::Literal(_), Segment::Literal(_))
-            | (Segment::Parameter(_), Segment::Parameter(_)) => {}
+            (Segment::Literal(_), Segment::Literal(_)) | (Segment::Parameter(_), Segment::Parameter(_)) => {}
         }
     }
     match (one_is_exact, other_is_exact) {

@@ -83,9 +83,8 @@ struct Compiled {
 impl Schema {
     /// Compiles plain JSON Schema 2020-12 that `convert` made; the error is for the author.
     fn compile(json: Value) -> Result<Self, String> {
-        let patterns = PatternOptions::regex()
-            .size_limit(limits::PATTERN_BYTES)
-            .dfa_size_limit(limits::PATTERN_BYTES);
+        let patterns =
+            PatternOptions::regex().size_limit(limits::PATTERN_BYTES).dfa_size_limit(limits::PATTERN_BYTES);
         let validator = jsonschema::options()
             .with_draft(Draft::Draft202012)
             .should_validate_formats(true)
@@ -95,12 +94,7 @@ impl Schema {
             .map_err(|error| unusable(&error))?;
         let schema_type = shape::of(&json);
         let is_sensitive = shape::is_sensitive(&json);
-        Ok(Self(Arc::new(Compiled {
-            json,
-            schema_type,
-            is_sensitive,
-            validator,
-        })))
+        Ok(Self(Arc::new(Compiled { json, schema_type, is_sensitive, validator })))
     }
 
     /// The schema as a type.
@@ -131,10 +125,8 @@ impl Schema {
             return Ok(());
         }
         let errors = self.0.validator.iter_errors(value);
-        let mut found: Vec<_> = errors
-            .flat_map(|error| violations(&error, pointer))
-            .take(limits::VIOLATIONS)
-            .collect();
+        let mut found: Vec<_> =
+            errors.flat_map(|error| violations(&error, pointer)).take(limits::VIOLATIONS).collect();
         if found.is_empty() {
             // Both answers come from one validator; if they ever differ, the stricter one holds.
             found.push(Violation::new(pointer, "does not fit the schema"));
@@ -151,8 +143,7 @@ impl fmt::Debug for Schema {
 
 fn unusable(error: &ValidationError<'_>) -> String {
     let place = error.instance_path().as_str();
-    let hint = if matches!(error.kind(), ValidationErrorKind::Format { format } if format == "regex")
-    {
+    let hint = if matches!(error.kind(), ValidationErrorKind::Format { format } if format == "regex") {
         "; patterns are linear-time: no look-around, no back-references, no huge repetitions"
     } else {
         ""
@@ -172,14 +163,10 @@ fn violations(error: &ValidationError<'_>, pointer: &str) -> Vec<Violation> {
             vec![at(property.as_str().unwrap_or_default(), "is required")]
         }
         ValidationErrorKind::AdditionalProperties { unexpected }
-        | ValidationErrorKind::UnevaluatedProperties { unexpected } => unexpected
-            .iter()
-            .map(|name| at(name, "is not declared by the schema"))
-            .collect(),
-        _ => vec![Violation::new(
-            here,
-            &error.masked_with("the value").to_string(),
-        )],
+        | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
+            unexpected.iter().map(|name| at(name, "is not declared by the schema")).collect()
+        }
+        _ => vec![Violation::new(here, &error.masked_with("the value").to_string())],
     }
 }
 

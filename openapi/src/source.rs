@@ -37,29 +37,15 @@ pub(crate) enum Kind {
 /// Reads a document; a text that is no YAML within bounds is one mistake.
 pub(crate) fn read(text: &str) -> Result<Node, Mistake> {
     if text.len() > limits::DOCUMENT_BYTES {
-        let message = format!(
-            "the document has {} bytes; the limit is {}",
-            text.len(),
-            limits::DOCUMENT_BYTES
-        );
-        return Err(Mistake {
-            pointer: String::new(),
-            line: None,
-            message,
-        });
+        let message =
+            format!("the document has {} bytes; the limit is {}", text.len(), limits::DOCUMENT_BYTES);
+        return Err(Mistake { pointer: String::new(), line: None, message });
     }
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
-        let line = error
-            .location()
-            .map(|location| location.line())
-            .filter(|&line| line > 0);
+        let line = error.location().map(|location| location.line()).filter(|&line| line > 0);
         let full = error.without_snippet().to_string();
         let first = full.lines().next().unwrap_or_default();
-        Mistake {
-            pointer: String::new(),
-            line,
-            message: format!("not a readable document: {first}"),
-        }
+        Mistake { pointer: String::new(), line, message: format!("not a readable document: {first}") }
     })
 }
 
@@ -91,10 +77,7 @@ fn options() -> serde_saphyr::Options {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Kind>::deserialize(from)?;
-        Ok(Self {
-            line: spanned.referenced.line(),
-            kind: spanned.value,
-        })
+        Ok(Self { line: spanned.referenced.line(), kind: spanned.value })
     }
 }
 
@@ -134,9 +117,7 @@ impl<'de> Visitor<'de> for KindVisitor {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Kind, E> {
-        Number::from_f64(value)
-            .map(Kind::Number)
-            .ok_or_else(|| E::custom("a number that is not finite"))
+        Number::from_f64(value).map(Kind::Number).ok_or_else(|| E::custom("a number that is not finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Kind, E> {
@@ -159,9 +140,7 @@ impl<'de> Visitor<'de> for KindVisitor {
         let mut map = IndexMap::new();
         while let Some((key, value)) = entries.next_entry::<String, Node>()? {
             if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!(
-                    "the key `{key}` stands here twice"
-                )));
+                return Err(A::Error::custom(format_args!("the key `{key}` stands here twice")));
             }
             map.insert(key, value);
         }
@@ -178,10 +157,7 @@ impl Node {
             Kind::Number(value) => Value::Number(value.clone()),
             Kind::Text(value) => Value::String(value.clone()),
             Kind::List(items) => items.iter().map(Self::to_json).collect(),
-            Kind::Map(entries) => entries
-                .iter()
-                .map(|(key, value)| (key.clone(), value.to_json()))
-                .collect(),
+            Kind::Map(entries) => entries.iter().map(|(key, value)| (key.clone(), value.to_json())).collect(),
         }
     }
 }
@@ -195,10 +171,7 @@ pub(crate) struct At<'d> {
 
 impl<'d> At<'d> {
     pub(crate) fn root(node: &'d Node) -> Self {
-        Self {
-            node,
-            pointer: String::new(),
-        }
+        Self { node, pointer: String::new() }
     }
 
     pub(crate) fn line(&self) -> Option<u64> {
@@ -208,10 +181,9 @@ impl<'d> At<'d> {
     /// The value under `key`, if this is a map that has it.
     pub(crate) fn get(&self, key: &str) -> Option<Self> {
         match &self.node.kind {
-            Kind::Map(entries) => entries.get(key).map(|node| Self {
-                node,
-                pointer: child(&self.pointer, key),
-            }),
+            Kind::Map(entries) => {
+                entries.get(key).map(|node| Self { node, pointer: child(&self.pointer, key) })
+            }
             _ => None,
         }
     }
@@ -222,14 +194,8 @@ impl<'d> At<'d> {
         for token in tokens {
             here = match &here.node.kind {
                 Kind::List(items) => {
-                    let node = token
-                        .parse::<usize>()
-                        .ok()
-                        .and_then(|index| items.get(index))?;
-                    Self {
-                        node,
-                        pointer: child(&here.pointer, token),
-                    }
+                    let node = token.parse::<usize>().ok().and_then(|index| items.get(index))?;
+                    Self { node, pointer: child(&here.pointer, token) }
                 }
                 _ => here.get(token)?,
             };
@@ -244,13 +210,7 @@ impl<'d> At<'d> {
             return Vec::new();
         };
         let at = |(key, node): (&'d String, &'d Node)| {
-            (
-                key.as_str(),
-                Self {
-                    node,
-                    pointer: child(&self.pointer, key),
-                },
-            )
+            (key.as_str(), Self { node, pointer: child(&self.pointer, key) })
         };
         entries.iter().map(at).collect()
     }
@@ -273,10 +233,7 @@ impl<'d> At<'d> {
         if let Kind::Text(text) = &self.node.kind {
             return Some(text);
         }
-        mistakes.add(
-            self,
-            "expected text here; put quotes around it if it looks like a number or `true`",
-        );
+        mistakes.add(self, "expected text here; put quotes around it if it looks like a number or `true`");
         None
     }
 
@@ -291,9 +248,7 @@ impl<'d> At<'d> {
 
     /// The boolean under `key`; absent is `default`.
     pub(crate) fn flag(&self, key: &str, default: bool, mistakes: &mut Mistakes) -> bool {
-        self.get(key)
-            .and_then(|at| at.boolean(mistakes))
-            .unwrap_or(default)
+        self.get(key).and_then(|at| at.boolean(mistakes)).unwrap_or(default)
     }
 
     pub(crate) fn is_map(&self) -> bool {

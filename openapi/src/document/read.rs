@@ -35,29 +35,15 @@ pub(super) fn document(text: &str) -> Result<Outcome, Vec<Mistake>> {
         return Err(mistakes.into_vec());
     };
     let schemas = SchemaReader::new(root.clone(), dialect);
-    let mut reader = Reader {
-        root,
-        schemas,
-        mistakes,
-        tags: BTreeSet::new(),
-        paths: Vec::new(),
-        operations: Vec::new(),
-    };
+    let mut reader =
+        Reader { root, schemas, mistakes, tags: BTreeSet::new(), paths: Vec::new(), operations: Vec::new() };
     reader.paths();
     reader.check_ids();
     if !reader.mistakes.is_empty() {
         return Err(reader.mistakes.into_vec());
     }
-    let operations: Vec<_> = reader
-        .operations
-        .into_iter()
-        .map(|(operation, _)| operation)
-        .collect();
-    let routes = RouteTable::compile(
-        operations
-            .iter()
-            .map(|operation| (operation.method, &operation.path)),
-    );
+    let operations: Vec<_> = reader.operations.into_iter().map(|(operation, _)| operation).collect();
+    let routes = RouteTable::compile(operations.iter().map(|operation| (operation.method, &operation.path)));
     Ok((operations, reader.tags.into_iter().collect(), routes))
 }
 
@@ -68,10 +54,7 @@ fn dialect(root: &At<'_>, mistakes: &mut Mistakes) -> Option<Dialect> {
         return None;
     }
     if let Some(at) = root.get("swagger") {
-        mistakes.add(
-            &at,
-            "Swagger 2.0 is not read; convert the document to OpenAPI 3.0 or 3.1",
-        );
+        mistakes.add(&at, "Swagger 2.0 is not read; convert the document to OpenAPI 3.0 or 3.1");
         return None;
     }
     let Some(at) = root.get("openapi") else {
@@ -84,10 +67,7 @@ fn dialect(root: &At<'_>, mistakes: &mut Mistakes) -> Option<Dialect> {
         (Some("3"), Some("0")) => Some(Dialect::V30),
         (Some("3"), Some("1")) => Some(Dialect::V31),
         _ => {
-            mistakes.add(
-                &at,
-                format!("OpenAPI {version} is not read; use 3.0 or 3.1"),
-            );
+            mistakes.add(&at, format!("OpenAPI {version} is not read; use 3.0 or 3.1"));
             None
         }
     }
@@ -97,10 +77,7 @@ impl<'d> Reader<'d> {
     fn paths(&mut self) {
         let Some(paths) = self.root.get("paths") else {
             let root = self.root.clone();
-            self.mistakes.add(
-                &root,
-                "the document has no `paths`, so there is nothing to call",
-            );
+            self.mistakes.add(&root, "the document has no `paths`, so there is nothing to call");
             return;
         };
         for (text, at) in paths.entries(&mut self.mistakes) {
@@ -115,13 +92,8 @@ impl<'d> Reader<'d> {
                 }
             };
             if self.operations.len() > limits::OPERATIONS {
-                self.mistakes.add(
-                    &at,
-                    format!(
-                        "more than {} operations; split the document",
-                        limits::OPERATIONS
-                    ),
-                );
+                self.mistakes
+                    .add(&at, format!("more than {} operations; split the document", limits::OPERATIONS));
                 return;
             }
             self.check_path(&template, &at);
@@ -132,10 +104,7 @@ impl<'d> Reader<'d> {
     fn check_path(&mut self, template: &PathTemplate, at: &At<'d>) {
         for (earlier, _) in &self.paths {
             if let Some(reason) = conflict(earlier, template) {
-                self.mistakes.add(
-                    at,
-                    format!("{reason} `{earlier}`; change or remove one of them"),
-                );
+                self.mistakes.add(at, format!("{reason} `{earlier}`; change or remove one of them"));
             }
         }
         self.paths.push((template.clone(), at.clone()));
@@ -149,75 +118,42 @@ impl<'d> Reader<'d> {
         for (key, value) in at.entries(&mut self.mistakes) {
             match key {
                 "summary" | "description" | "parameters" | "servers" => {}
-                "trace" => self
-                    .mistakes
-                    .add(&value, "TRACE is never forwarded; remove the operation"),
+                "trace" => self.mistakes.add(&value, "TRACE is never forwarded; remove the operation"),
                 key if key.starts_with("x-") && !key.starts_with("x-postern-") => {}
                 key => match Method::parse(&key.to_ascii_uppercase())
                     .filter(|method| method.as_lower() == key)
                 {
                     Some(method) => self.operation(method, template, &value, shared.as_ref()),
-                    None => self.mistakes.add(
-                        &value,
-                        format!("`{key}` is no method and no part of a path"),
-                    ),
+                    None => self.mistakes.add(&value, format!("`{key}` is no method and no part of a path")),
                 },
             }
         }
     }
 
-    fn operation(
-        &mut self,
-        method: Method,
-        path: &PathTemplate,
-        at: &At<'d>,
-        shared: Option<&At<'d>>,
-    ) {
+    fn operation(&mut self, method: Method, path: &PathTemplate, at: &At<'d>, shared: Option<&At<'d>>) {
         if !at.is_map() {
-            self.mistakes.add(
-                at,
-                format!("{method} {path}: expected an operation, which is a map"),
-            );
+            self.mistakes.add(at, format!("{method} {path}: expected an operation, which is a map"));
             return;
         }
         for (key, value) in at.entries(&mut self.mistakes) {
             if key.starts_with("x-postern-") {
-                self.mistakes.add(
-                    &value,
-                    format!("`{key}` means nothing on an operation; is it misspelt?"),
-                );
+                self.mistakes.add(&value, format!("`{key}` means nothing on an operation; is it misspelt?"));
             }
         }
         let id = self.operation_id(method, path, at);
         let tags = self.operation_tags(at);
         let parameters = self.parameters(path, at, shared);
-        let body = at
-            .get("requestBody")
-            .and_then(|body| self.body(method, &body));
+        let body = at.get("requestBody").and_then(|body| self.body(method, &body));
         let Some(id) = id else { return };
-        let operation = Operation {
-            id,
-            method,
-            path: path.clone(),
-            tags,
-            parameters,
-            body,
-            is_described: true,
-        };
+        let operation =
+            Operation { id, method, path: path.clone(), tags, parameters, body, is_described: true };
         self.operations.push((operation, at.clone()));
     }
 
-    fn operation_id(
-        &mut self,
-        method: Method,
-        path: &PathTemplate,
-        at: &At<'d>,
-    ) -> Option<OperationId> {
+    fn operation_id(&mut self, method: Method, path: &PathTemplate, at: &At<'d>) -> Option<OperationId> {
         let Some(id) = at.get("operationId") else {
-            self.mistakes.add(
-                at,
-                format!("{method} {path} has no operationId; policies and tokens name it by that"),
-            );
+            self.mistakes
+                .add(at, format!("{method} {path} has no operationId; policies and tokens name it by that"));
             return None;
         };
         let text = id.text(&mut self.mistakes)?;
@@ -236,28 +172,21 @@ impl<'d> Reader<'d> {
                 continue;
             };
             if METHOD_GROUPS.contains(&tag) {
-                self.mistakes.add(
-                    &item,
-                    format!("the tag `{tag}` is the name of a built-in group; rename it"),
-                );
+                self.mistakes
+                    .add(&item, format!("the tag `{tag}` is the name of a built-in group; rename it"));
             } else if tag.is_empty()
                 || tag.len() > 128
                 || tag == "*"
                 || tag.contains(|it: char| it.is_control() || it == '/')
             {
-                self.mistakes.add(
-                    &item,
-                    "a tag has 1 to 128 bytes, no `/`, no control characters, and is not `*`",
-                );
+                self.mistakes
+                    .add(&item, "a tag has 1 to 128 bytes, no `/`, no control characters, and is not `*`");
             } else {
                 found.insert(tag.to_owned());
             }
         }
         if found.len() > limits::TAGS {
-            self.mistakes.add(
-                &tags,
-                format!("more than {} tags on one operation", limits::TAGS),
-            );
+            self.mistakes.add(&tags, format!("more than {} tags on one operation", limits::TAGS));
         }
         self.tags.extend(found.iter().cloned());
         found.into_iter().collect()
@@ -269,9 +198,8 @@ impl<'d> Reader<'d> {
         for (operation, at) in &self.operations {
             let (id, method, path) = (operation.id.as_str(), operation.method, &operation.path);
             if METHOD_GROUPS.contains(&id) || self.tags.contains(id) {
-                let message = format!(
-                    "{method} {path}: the operationId `{id}` is also the name of a group; rename it"
-                );
+                let message =
+                    format!("{method} {path}: the operationId `{id}` is also the name of a group; rename it");
                 self.mistakes.add(at, message);
             }
             if let Some(earlier) = seen.insert(id, operation) {
@@ -296,8 +224,7 @@ impl<'d> Reader<'d> {
             }
             here = resolve(&self.root, &reference, &mut self.mistakes)?;
         }
-        self.mistakes
-            .add(at, "the `$ref` leads to nothing but further references");
+        self.mistakes.add(at, "the `$ref` leads to nothing but further references");
         None
     }
 }

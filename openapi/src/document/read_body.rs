@@ -12,24 +12,18 @@ impl<'d> Reader<'d> {
     pub(super) fn body(&mut self, method: Method, at: &At<'d>) -> Option<Body> {
         let at = self.dereferenced(at)?;
         if matches!(method, Method::Get | Method::Head) {
-            self.mistakes.add(
-                &at,
-                format!("a {method} has no body that servers agree on; use POST, or parameters"),
-            );
+            self.mistakes
+                .add(&at, format!("a {method} has no body that servers agree on; use POST, or parameters"));
             return None;
         }
         let is_required = at.flag("required", false, &mut self.mistakes);
         let Some(content) = at.get("content") else {
-            self.mistakes
-                .add(&at, "the body has no `content`; name its media types there");
+            self.mistakes.add(&at, "the body has no `content`; name its media types there");
             return None;
         };
         let entries = content.entries(&mut self.mistakes);
         if entries.is_empty() || entries.len() > limits::CONTENT_TYPES {
-            self.mistakes.add(
-                &content,
-                format!("a body has 1 to {} media types", limits::CONTENT_TYPES),
-            );
+            self.mistakes.add(&content, format!("a body has 1 to {} media types", limits::CONTENT_TYPES));
             return None;
         }
         let mut contents: Vec<Content> = Vec::new();
@@ -37,28 +31,18 @@ impl<'d> Reader<'d> {
             let Some(content) = self.content(name, &entry) else {
                 continue;
             };
-            if contents
-                .iter()
-                .any(|earlier| earlier.media_type == content.media_type)
-            {
-                self.mistakes.add(
-                    &entry,
-                    "this media type stands here twice but for its parameters",
-                );
+            if contents.iter().any(|earlier| earlier.media_type == content.media_type) {
+                self.mistakes.add(&entry, "this media type stands here twice but for its parameters");
             }
             contents.push(content);
         }
-        Some(Body {
-            is_required,
-            contents,
-        })
+        Some(Body { is_required, contents })
     }
 
     fn content(&mut self, name: &str, at: &At<'d>) -> Option<Content> {
         let media_type = essence(name);
         let Some((kind, subtype)) = media_type.split_once('/') else {
-            self.mistakes
-                .add(at, "this is no media type, as `application/json` is");
+            self.mistakes.add(at, "this is no media type, as `application/json` is");
             return None;
         };
         let kind = match (kind, subtype) {
@@ -74,25 +58,17 @@ impl<'d> Reader<'d> {
             None => None,
         };
         if kind == ContentKind::Form && !schema.as_ref().is_none_or(is_form) {
-            self.mistakes.add(
-                at,
-                "a form is an object whose properties are scalars or lists of scalars",
-            );
+            self.mistakes.add(at, "a form is an object whose properties are scalars or lists of scalars");
         }
-        Some(Content {
-            media_type,
-            kind,
-            schema,
-        })
+        Some(Content { media_type, kind, schema })
     }
 }
 
 fn is_form(schema: &Schema) -> bool {
     match schema.schema_type() {
-        SchemaType::Object(object) => object
-            .properties
-            .values()
-            .all(|property| is_writable(&property.schema_type)),
+        SchemaType::Object(object) => {
+            object.properties.values().all(|property| is_writable(&property.schema_type))
+        }
         _ => false,
     }
 }

@@ -20,34 +20,21 @@ impl<'d> Reader<'d> {
         shared: Option<&At<'d>>,
     ) -> Vec<Parameter> {
         let mut found: Vec<Parameter> = Vec::new();
-        for (list, is_shared) in [
-            (operation.get("parameters"), false),
-            (shared.cloned(), true),
-        ] {
+        for (list, is_shared) in [(operation.get("parameters"), false), (shared.cloned(), true)] {
             let own = found.len();
-            for item in list
-                .map(|list| list.items(&mut self.mistakes))
-                .unwrap_or_default()
-            {
+            for item in list.map(|list| list.items(&mut self.mistakes)).unwrap_or_default() {
                 if found.len() >= limits::PARAMETERS {
-                    self.mistakes.add(
-                        &item,
-                        format!("more than {} parameters", limits::PARAMETERS),
-                    );
+                    self.mistakes.add(&item, format!("more than {} parameters", limits::PARAMETERS));
                     break;
                 }
                 let Some(parameter) = self.parameter(&item) else {
                     continue;
                 };
-                let is_same = |other: &Parameter| {
-                    other.name == parameter.name && other.location == parameter.location
-                };
+                let is_same =
+                    |other: &Parameter| other.name == parameter.name && other.location == parameter.location;
                 let level = if is_shared { own } else { 0 };
                 if found.iter().skip(level).any(is_same) {
-                    self.mistakes.add(
-                        &item,
-                        format!("the parameter `{}` is declared twice", parameter.name),
-                    );
+                    self.mistakes.add(&item, format!("the parameter `{}` is declared twice", parameter.name));
                 } else if !found.iter().any(is_same) {
                     found.push(parameter);
                 }
@@ -57,33 +44,19 @@ impl<'d> Reader<'d> {
         found
     }
 
-    fn check_path_parameters(
-        &mut self,
-        path: &PathTemplate,
-        operation: &At<'d>,
-        found: &[Parameter],
-    ) {
-        let declared = || {
-            found
-                .iter()
-                .filter(|parameter| parameter.location == ParameterLocation::Path)
-        };
+    fn check_path_parameters(&mut self, path: &PathTemplate, operation: &At<'d>, found: &[Parameter]) {
+        let declared = || found.iter().filter(|parameter| parameter.location == ParameterLocation::Path);
         for name in path.parameters() {
             if !declared().any(|parameter| parameter.name == name) {
                 self.mistakes.add(
                     operation,
-                    format!(
-                        "`{{{name}}}` of the path is no declared parameter; add it with `in: path`"
-                    ),
+                    format!("`{{{name}}}` of the path is no declared parameter; add it with `in: path`"),
                 );
             }
         }
         for parameter in declared() {
             if !path.parameters().any(|name| name == parameter.name) {
-                let message = format!(
-                    "the path parameter `{}` does not stand in `{path}`",
-                    parameter.name
-                );
+                let message = format!("the path parameter `{}` does not stand in `{path}`", parameter.name);
                 self.mistakes.add(operation, message);
             }
         }
@@ -100,58 +73,40 @@ impl<'d> Reader<'d> {
             "header" => ParameterLocation::Header,
             "cookie" if !is_required => return None,
             "cookie" => {
-                self.mistakes.add(
-                    &at,
-                    "cookies are not forwarded; make the parameter optional, or a header",
-                );
+                self.mistakes.add(&at, "cookies are not forwarded; make the parameter optional, or a header");
                 return None;
             }
             other => {
-                self.mistakes.add(
-                    &at,
-                    format!("`in: {other}` is none of path, query, header and cookie"),
-                );
+                self.mistakes.add(&at, format!("`in: {other}` is none of path, query, header and cookie"));
                 return None;
             }
         };
         if location == ParameterLocation::Path && !is_required {
-            self.mistakes.add(
-                &at,
-                format!("the path parameter `{name}` needs `required: true`"),
-            );
+            self.mistakes.add(&at, format!("the path parameter `{name}` needs `required: true`"));
         }
         let name = self.parameter_name(&at, name, location)?;
         let is_exploded = self.is_exploded(&at, location);
         let Some(schema_at) = at.get("schema") else {
-            self.mistakes.add(&at, format!("the parameter `{name}` has no `schema`; `content` is not supported in parameters"));
+            self.mistakes.add(
+                &at,
+                format!("the parameter `{name}` has no `schema`; `content` is not supported in parameters"),
+            );
             return None;
         };
         let schema = self.schemas.read(&schema_at, &mut self.mistakes)?;
         if !is_writable(schema.schema_type()) {
             self.mistakes.add(&schema_at, format!("the parameter `{name}` is an object or a list of lists; only scalars and lists of scalars are supported"));
         }
-        Some(Parameter {
-            name,
-            location,
-            is_required,
-            is_exploded,
-            schema,
-        })
+        Some(Parameter { name, location, is_required, is_exploded, schema })
     }
 
     /// The name as it is compared; `None` for one that is ignored or refused.
-    fn parameter_name(
-        &mut self,
-        at: &At<'d>,
-        name: &str,
-        location: ParameterLocation,
-    ) -> Option<String> {
+    fn parameter_name(&mut self, at: &At<'d>, name: &str, location: ParameterLocation) -> Option<String> {
         if location != ParameterLocation::Header {
             return Some(name.to_owned());
         }
         let lower = name.to_ascii_lowercase();
-        let is_token =
-            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if lower.is_empty() || !lower.bytes().all(is_token) {
             self.mistakes.add(at, "this is no header's name");
             return None;
@@ -160,33 +115,17 @@ impl<'d> Reader<'d> {
     }
 
     fn is_exploded(&mut self, at: &At<'d>, location: ParameterLocation) -> bool {
-        let usual = if location == ParameterLocation::Query {
-            "form"
-        } else {
-            "simple"
-        };
-        let style = at
-            .get("style")
-            .and_then(|style| style.text(&mut self.mistakes))
-            .unwrap_or(usual);
+        let usual = if location == ParameterLocation::Query { "form" } else { "simple" };
+        let style = at.get("style").and_then(|style| style.text(&mut self.mistakes)).unwrap_or(usual);
         if style != usual {
             let place = location.as_str();
-            self.mistakes.add(
-                at,
-                format!("`style: {style}` is not supported in {place}; use `{usual}`, the default"),
-            );
+            self.mistakes
+                .add(at, format!("`style: {style}` is not supported in {place}; use `{usual}`, the default"));
         }
         if at.flag("allowReserved", false, &mut self.mistakes) {
-            self.mistakes.add(
-                at,
-                "`allowReserved` is not supported; values are always percent-encoded",
-            );
+            self.mistakes.add(at, "`allowReserved` is not supported; values are always percent-encoded");
         }
-        at.flag(
-            "explode",
-            location == ParameterLocation::Query,
-            &mut self.mistakes,
-        )
+        at.flag("explode", location == ParameterLocation::Query, &mut self.mistakes)
     }
 
     /// The text under `key`, which must be there.

@@ -52,18 +52,8 @@ enum Keyword {
 }
 
 /// The formats that are checked; others only describe.
-const FORMATS: [&str; 10] = [
-    "date-time",
-    "date",
-    "time",
-    "duration",
-    "email",
-    "uuid",
-    "uri",
-    "ipv4",
-    "ipv6",
-    "hostname",
-];
+const FORMATS: [&str; 10] =
+    ["date-time", "date", "time", "duration", "email", "uuid", "uri", "ipv4", "ipv6", "hostname"];
 
 /// Keywords that OpenAPI 3.0 does not have.
 const SINCE_V31: [&str; 17] = [
@@ -88,12 +78,12 @@ const SINCE_V31: [&str; 17] = [
 
 fn keyword(name: &str) -> Keyword {
     match name {
-        "title" | "description" | "default" | "example" | "examples" | "deprecated"
-        | "readOnly" | "writeOnly" | "xml" | "externalDocs" | "discriminator" | "$comment"
-        | "$defs" | "contentMediaType" | "contentEncoding" => Keyword::Described,
+        "title" | "description" | "default" | "example" | "examples" | "deprecated" | "readOnly"
+        | "writeOnly" | "xml" | "externalDocs" | "discriminator" | "$comment" | "$defs"
+        | "contentMediaType" | "contentEncoding" => Keyword::Described,
         "const" | "multipleOf" | "maximum" | "minimum" | "maxLength" | "minLength" | "maxItems"
-        | "minItems" | "uniqueItems" | "maxContains" | "minContains" | "maxProperties"
-        | "minProperties" | "dependentRequired" | "enum" => Keyword::Plain,
+        | "minItems" | "uniqueItems" | "maxContains" | "minContains" | "maxProperties" | "minProperties"
+        | "dependentRequired" | "enum" => Keyword::Plain,
         "items"
         | "additionalProperties"
         | "not"
@@ -170,10 +160,7 @@ impl<'d> SchemaReader<'d> {
             return None; // the second was reported when it happened
         }
         let whole = self.with_definitions(json)?;
-        let schema = self
-            .checked(whole)
-            .map_err(|message| mistakes.add(at, message))
-            .ok()?;
+        let schema = self.checked(whole).map_err(|message| mistakes.add(at, message)).ok()?;
         if let Some(index) = alone {
             self.compiled.insert(index, schema.clone());
         }
@@ -203,20 +190,15 @@ impl<'d> SchemaReader<'d> {
                 continue;
             }
             let (_, definition) = self.definitions.get_index(index)?;
-            let value = definition
-                .converted
-                .as_ref()
-                .filter(|_| definition.is_sound)?;
+            let value = definition.converted.as_ref().filter(|_| definition.is_sound)?;
             needed.insert(index, value);
             references(value, &mut open);
         }
         if needed.is_empty() {
             return Some(json);
         }
-        let definitions: Map<_, _> = needed
-            .into_iter()
-            .map(|(index, value)| (name_of(index), value.clone()))
-            .collect();
+        let definitions: Map<_, _> =
+            needed.into_iter().map(|(index, value)| (name_of(index), value.clone())).collect();
         match json {
             Value::Object(mut object) => {
                 object.insert("$defs".to_owned(), Value::Object(definitions));
@@ -227,10 +209,7 @@ impl<'d> SchemaReader<'d> {
     }
 
     fn convert_definition(&mut self, index: usize, mistakes: &mut Mistakes) {
-        let Some((at, sense)) = self
-            .definitions
-            .get_index(index)
-            .map(|(_, it)| (it.at.clone(), it.sense))
+        let Some((at, sense)) = self.definitions.get_index(index).map(|(_, it)| (it.at.clone(), it.sense))
         else {
             return;
         };
@@ -249,10 +228,7 @@ impl<'d> SchemaReader<'d> {
             if self.nodes == limits::SCHEMA_NODES + 1 {
                 mistakes.add(
                     at,
-                    format!(
-                        "more than {} schemas are used; split the document",
-                        limits::SCHEMA_NODES
-                    ),
+                    format!("more than {} schemas are used; split the document", limits::SCHEMA_NODES),
                 );
             }
             return Value::Bool(false);
@@ -287,33 +263,22 @@ impl<'d> SchemaReader<'d> {
         mistakes: &mut Mistakes,
     ) {
         if self.dialect == Dialect::V30 && SINCE_V31.contains(&name) {
-            mistakes.add(
-                value,
-                format!("`{name}` needs `openapi: 3.1.0`; the document says 3.0"),
-            );
+            mistakes.add(value, format!("`{name}` needs `openapi: 3.1.0`; the document says 3.0"));
             return;
         }
-        let sense = if matches!(name, "not" | "if") {
-            Sense::Asked
-        } else {
-            sense
-        };
+        let sense = if matches!(name, "not" | "if") { Sense::Asked } else { sense };
         let converted = match keyword(name) {
             Keyword::Described => return,
             Keyword::Special => return self.special(name, value, (parent, sense), out, mistakes),
             Keyword::Plain => value.node.to_json(),
             Keyword::One => self.one(value, sense, mistakes),
-            Keyword::Many => value
-                .items(mistakes)
-                .iter()
-                .map(|item| self.convert(item, sense, mistakes))
-                .collect(),
+            Keyword::Many => {
+                value.items(mistakes).iter().map(|item| self.convert(item, sense, mistakes)).collect()
+            }
             Keyword::Named => {
                 let named = value.entries(mistakes).into_iter();
                 Value::Object(
-                    named
-                        .map(|(key, at)| (key.to_owned(), self.convert(&at, sense, mistakes)))
-                        .collect(),
+                    named.map(|(key, at)| (key.to_owned(), self.convert(&at, sense, mistakes))).collect(),
                 )
             }
             Keyword::Unknown => {
@@ -349,17 +314,11 @@ impl<'d> SchemaReader<'d> {
         match name {
             "$ref" => {
                 if let Some(index) = self.refer(value, sense, mistakes) {
-                    out.insert(
-                        name.to_owned(),
-                        format!("#/$defs/{}", name_of(index)).into(),
-                    );
+                    out.insert(name.to_owned(), format!("#/$defs/{}", name_of(index)).into());
                 }
             }
             "nullable" if self.dialect == Dialect::V31 => {
-                mistakes.add(
-                    value,
-                    "`nullable` is OpenAPI 3.0; write `type: [string, \"null\"]`",
-                );
+                mistakes.add(value, "`nullable` is OpenAPI 3.0; write `type: [string, \"null\"]`");
             }
             "nullable" => drop(value.boolean(mistakes)),
             "x-postern-sensitive" => {
@@ -373,20 +332,13 @@ impl<'d> SchemaReader<'d> {
                     out.insert(name.to_owned(), pattern.into());
                 }
             }
-            "format" => value
-                .text(mistakes)
-                .into_iter()
-                .for_each(|format| insert_format(format, out)),
+            "format" => value.text(mistakes).into_iter().for_each(|format| insert_format(format, out)),
             "required" => {
                 let required = self.required(value, parent, mistakes);
                 out.insert(name.to_owned(), required);
             }
             "exclusiveMinimum" | "exclusiveMaximum" if self.dialect == Dialect::V30 => {
-                let limit = if name == "exclusiveMinimum" {
-                    "minimum"
-                } else {
-                    "maximum"
-                };
+                let limit = if name == "exclusiveMinimum" { "minimum" } else { "maximum" };
                 if value.boolean(mistakes) == Some(true)
                     && let Some(bound) = parent.get(limit)
                 {
@@ -401,22 +353,11 @@ impl<'d> SchemaReader<'d> {
     fn count_pattern(&mut self, pattern: &str, at: &At<'d>, mistakes: &mut Mistakes) {
         self.patterns += 1;
         if pattern.len() > limits::PATTERN_LENGTH {
-            mistakes.add(
-                at,
-                format!(
-                    "the pattern is longer than {} bytes; shorten it",
-                    limits::PATTERN_LENGTH
-                ),
-            );
+            mistakes
+                .add(at, format!("the pattern is longer than {} bytes; shorten it", limits::PATTERN_LENGTH));
         }
         if self.patterns == limits::PATTERNS + 1 {
-            mistakes.add(
-                at,
-                format!(
-                    "more than {} patterns; share them by `$ref`",
-                    limits::PATTERNS
-                ),
-            );
+            mistakes.add(at, format!("more than {} patterns; share them by `$ref`", limits::PATTERNS));
         }
     }
 
@@ -426,9 +367,7 @@ impl<'d> SchemaReader<'d> {
             let Some(name) = item.text(mistakes) else {
                 continue;
             };
-            let property = parent
-                .get("properties")
-                .and_then(|properties| properties.get(name));
+            let property = parent.get("properties").and_then(|properties| properties.get(name));
             if !property.is_some_and(|property| self.is_read_only(property)) {
                 names.push(Value::from(name));
             }
@@ -439,17 +378,13 @@ impl<'d> SchemaReader<'d> {
     fn is_read_only(&self, property: At<'d>) -> bool {
         let mut here = property;
         for _ in 0..limits::REFERENCE_CHAIN {
-            if matches!(
-                here.get("readOnly").map(|at| &at.node.kind),
-                Some(Kind::Bool(true))
-            ) {
+            if matches!(here.get("readOnly").map(|at| &at.node.kind), Some(Kind::Bool(true))) {
                 return true;
             }
             let Some(Kind::Text(target)) = here.get("$ref").map(|at| &at.node.kind) else {
                 return false;
             };
-            let Some(next) = local_tokens(target).and_then(|tokens| self.root.follow(&tokens))
-            else {
+            let Some(next) = local_tokens(target).and_then(|tokens| self.root.follow(&tokens)) else {
                 return false;
             };
             here = next;
@@ -464,12 +399,7 @@ impl<'d> SchemaReader<'d> {
         if let Some(index) = self.definitions.get_index_of(&key) {
             return Some(index);
         }
-        let definition = Definition {
-            at: target,
-            sense,
-            converted: None,
-            is_sound: false,
-        };
+        let definition = Definition { at: target, sense, converted: None, is_sound: false };
         let (index, _) = self.definitions.insert_full(key, definition);
         self.pending.push(index);
         Some(index)
@@ -477,22 +407,20 @@ impl<'d> SchemaReader<'d> {
 }
 
 /// The place that a `$ref` value names, within this document only.
-pub(crate) fn resolve<'d>(
-    root: &At<'d>,
-    value: &At<'d>,
-    mistakes: &mut Mistakes,
-) -> Option<At<'d>> {
+pub(crate) fn resolve<'d>(root: &At<'d>, value: &At<'d>, mistakes: &mut Mistakes) -> Option<At<'d>> {
     let target = value.text(mistakes)?;
     let Some(tokens) = local_tokens(target) else {
-        mistakes.add(value, format!("`$ref: {target}` is not fetched; only `#/…` within this document works, so bundle it first"));
+        mistakes.add(
+            value,
+            format!(
+                "`$ref: {target}` is not fetched; only `#/…` within this document works, so bundle it first"
+            ),
+        );
         return None;
     };
     let found = root.follow(&tokens);
     if found.is_none() {
-        mistakes.add(
-            value,
-            format!("`$ref: {target}` names nothing in this document"),
-        );
+        mistakes.add(value, format!("`$ref: {target}` names nothing in this document"));
     }
     found
 }
@@ -501,9 +429,7 @@ pub(crate) fn resolve<'d>(
 fn local_tokens(target: &str) -> Option<Vec<String>> {
     let pointer = target.strip_prefix("#/")?;
     let token = |text: &str| {
-        let decoded = percent_encoding::percent_decode_str(text)
-            .decode_utf8()
-            .ok()?;
+        let decoded = percent_encoding::percent_decode_str(text).decode_utf8().ok()?;
         Some(decoded.replace("~1", "/").replace("~0", "~"))
     };
     pointer.split('/').map(token).collect()
@@ -520,10 +446,7 @@ fn insert_format(format: &str, out: &mut Map<String, Value>) {
         _ => return,
     };
     let bounds = json!({ "minimum": low, "maximum": high });
-    if let Value::Array(all) = out
-        .entry("allOf")
-        .or_insert_with(|| Value::Array(Vec::new()))
-    {
+    if let Value::Array(all) = out.entry("allOf").or_insert_with(|| Value::Array(Vec::new())) {
         all.push(bounds);
     }
 }
@@ -532,10 +455,7 @@ fn imply_type(out: &mut Map<String, Value>, sense: Sense) {
     if sense == Sense::Asked || out.contains_key("type") {
         return;
     }
-    if ["properties", "required", "additionalProperties"]
-        .iter()
-        .any(|&name| out.contains_key(name))
-    {
+    if ["properties", "required", "additionalProperties"].iter().any(|&name| out.contains_key(name)) {
         out.insert("type".to_owned(), "object".into());
     } else if out.contains_key("items") {
         out.insert("type".to_owned(), "array".into());
@@ -544,10 +464,7 @@ fn imply_type(out: &mut Map<String, Value>, sense: Sense) {
 
 /// OpenAPI 3.0.3: `nullable` adds `null` to a `type` in the same schema; `enum` still decides.
 fn allow_null(at: &At<'_>, dialect: Dialect, out: &mut Map<String, Value>) {
-    let is_nullable = matches!(
-        at.get("nullable").map(|flag| &flag.node.kind),
-        Some(Kind::Bool(true))
-    );
+    let is_nullable = matches!(at.get("nullable").map(|flag| &flag.node.kind), Some(Kind::Bool(true)));
     if dialect == Dialect::V30
         && is_nullable
         && at.get("type").is_some()
@@ -579,9 +496,7 @@ fn references(json: &Value, found: &mut Vec<usize>) {
 }
 
 fn number_of(target: &str) -> Option<usize> {
-    target
-        .strip_prefix("#/$defs/d")
-        .and_then(|digits| digits.parse().ok())
+    target.strip_prefix("#/$defs/d").and_then(|digits| digits.parse().ok())
 }
 
 /// The definition, if `json` is nothing but a reference to it.

@@ -49,10 +49,7 @@ struct Graph<'s> {
 pub(super) fn check(schema: &Value) -> Result<usize, String> {
     let mut graph = Graph::default();
     let empty = serde_json::Map::new();
-    let definitions = schema
-        .get("$defs")
-        .and_then(Value::as_object)
-        .unwrap_or(&empty);
+    let definitions = schema.get("$defs").and_then(Value::as_object).unwrap_or(&empty);
     for name in definitions.keys() {
         let place = graph.part();
         graph.definitions.insert(name, place);
@@ -68,11 +65,7 @@ pub(super) fn check(schema: &Value) -> Result<usize, String> {
         return Err(too_large());
     }
     graph.measure(root)?;
-    let weight = graph
-        .parts
-        .get(root)
-        .and_then(|part| part.weight)
-        .unwrap_or(usize::MAX);
+    let weight = graph.parts.get(root).and_then(|part| part.weight).unwrap_or(usize::MAX);
     if weight > limits::SCHEMA_EXPANSION {
         return Err(too_large());
     }
@@ -102,9 +95,7 @@ impl<'s> Graph<'s> {
         for (keyword, value) in entries {
             match keyword.as_str() {
                 "$ref" => {
-                    let name = value
-                        .as_str()
-                        .and_then(|target| target.strip_prefix("#/$defs/"));
+                    let name = value.as_str().and_then(|target| target.strip_prefix("#/$defs/"));
                     same.extend(name.and_then(|name| self.definitions.get(name)));
                 }
                 "allOf" | "anyOf" | "oneOf" => same.extend(self.children(value)),
@@ -114,19 +105,11 @@ impl<'s> Graph<'s> {
                 }
                 "properties" => {
                     let named = self.named(value);
-                    below.extend(
-                        named
-                            .into_iter()
-                            .map(|(name, part)| (Place::Property(name), part)),
-                    );
+                    below.extend(named.into_iter().map(|(name, part)| (Place::Property(name), part)));
                 }
                 "patternProperties" => {
                     let named = self.named(value);
-                    below.extend(
-                        named
-                            .into_iter()
-                            .map(|(_, part)| (Place::AnyProperty, part)),
-                    );
+                    below.extend(named.into_iter().map(|(_, part)| (Place::AnyProperty, part)));
                 }
                 "additionalProperties" | "unevaluatedProperties" | "propertyNames" => {
                     below.push((Place::AnyProperty, self.child(value)));
@@ -134,11 +117,9 @@ impl<'s> Graph<'s> {
                 "items" | "contains" | "unevaluatedItems" => {
                     below.push((Place::Item, self.child(value)));
                 }
-                "prefixItems" => below.extend(
-                    self.children(value)
-                        .into_iter()
-                        .map(|part| (Place::Item, part)),
-                ),
+                "prefixItems" => {
+                    below.extend(self.children(value).into_iter().map(|part| (Place::Item, part)))
+                }
                 _ => {}
             }
         }
@@ -149,30 +130,17 @@ impl<'s> Graph<'s> {
     }
 
     fn children(&mut self, list: &'s Value) -> Vec<usize> {
-        list.as_array()
-            .into_iter()
-            .flatten()
-            .map(|item| self.child(item))
-            .collect()
+        list.as_array().into_iter().flatten().map(|item| self.child(item)).collect()
     }
 
     fn named(&mut self, map: &'s Value) -> Vec<(&'s str, usize)> {
-        map.as_object()
-            .into_iter()
-            .flatten()
-            .map(|(name, item)| (name.as_str(), self.child(item)))
-            .collect()
+        map.as_object().into_iter().flatten().map(|(name, item)| (name.as_str(), self.child(item))).collect()
     }
 
     fn edges(&self, place: usize) -> Vec<usize> {
         let part = self.parts.get(place);
-        let below = part
-            .into_iter()
-            .flat_map(|part| part.below.iter().map(|&(_, to)| to));
-        part.into_iter()
-            .flat_map(|part| part.same.iter().copied())
-            .chain(below)
-            .collect()
+        let below = part.into_iter().flat_map(|part| part.below.iter().map(|&(_, to)| to));
+        part.into_iter().flat_map(|part| part.same.iter().copied()).chain(below).collect()
     }
 
     /// Weight and depth of `place` and all that it reaches, and the cycles (Tarjan's algorithm).
@@ -234,27 +202,14 @@ impl<'s> Graph<'s> {
     fn refuse_endless(&self) -> Result<(), String> {
         let mut incoming = vec![0_usize; self.parts.len()];
         for &to in self.parts.iter().flat_map(|part| &part.same) {
-            incoming
-                .iter_mut()
-                .skip(to)
-                .take(1)
-                .for_each(|count| *count += 1);
+            incoming.iter_mut().skip(to).take(1).for_each(|count| *count += 1);
         }
-        let mut free: Vec<usize> = incoming
-            .iter()
-            .enumerate()
-            .filter(|&(_, &count)| count == 0)
-            .map(|(at, _)| at)
-            .collect();
+        let mut free: Vec<usize> =
+            incoming.iter().enumerate().filter(|&(_, &count)| count == 0).map(|(at, _)| at).collect();
         let mut taken = 0;
         while let Some(place) = free.pop() {
             taken += 1;
-            for &to in self
-                .parts
-                .get(place)
-                .into_iter()
-                .flat_map(|part| &part.same)
-            {
+            for &to in self.parts.get(place).into_iter().flat_map(|part| &part.same) {
                 let Some(count) = incoming.get_mut(to) else {
                     continue;
                 };
@@ -267,7 +222,8 @@ impl<'s> Graph<'s> {
         if taken == self.parts.len() {
             return Ok(());
         }
-        Err("the schema refers back to itself without going into a property or item, which never ends".to_owned())
+        Err("the schema refers back to itself without going into a property or item, which never ends"
+            .to_owned())
     }
 
     fn refuse_forks(&self) -> Result<(), String> {
@@ -331,9 +287,7 @@ impl<'s> Graph<'s> {
         }
         for (index, &(place, is_home)) in entries.iter().enumerate() {
             let others = entries.iter().skip(index + 1);
-            if others
-                .into_iter()
-                .any(|&(other, other_home)| (is_home || other_home) && overlap(place, other))
+            if others.into_iter().any(|&(other, other_home)| (is_home || other_home) && overlap(place, other))
             {
                 return Err(forks());
             }
@@ -352,10 +306,7 @@ fn overlap(one: Place<'_>, other: Place<'_>) -> bool {
 }
 
 fn too_large() -> String {
-    format!(
-        "the schema unfolds to more than {} parts; reuse less, or simplify it",
-        limits::SCHEMA_EXPANSION
-    )
+    format!("the schema unfolds to more than {} parts; reuse less, or simplify it", limits::SCHEMA_EXPANSION)
 }
 
 fn too_deep() -> String {

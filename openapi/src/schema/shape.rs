@@ -12,21 +12,13 @@ use serde_json::{Map, Value};
 /// The type of `schema`, whose references point into its own `$defs`.
 pub(super) fn of(schema: &Value) -> SchemaType {
     let definitions = schema.get("$defs").and_then(Value::as_object);
-    View {
-        definitions,
-        open: Vec::new(),
-    }
-    .shape(schema)
+    View { definitions, open: Vec::new() }.shape(schema)
 }
 
 /// `x-postern-sensitive: true` on the schema or on what it refers to.
 pub(super) fn is_sensitive(schema: &Value) -> bool {
     let definitions = schema.get("$defs").and_then(Value::as_object);
-    View {
-        definitions,
-        open: Vec::new(),
-    }
-    .is_sensitive(schema)
+    View { definitions, open: Vec::new() }.is_sensitive(schema)
 }
 
 struct View<'s> {
@@ -74,13 +66,8 @@ impl<'s> View<'s> {
             parts.push(self.shape(part));
         }
         for keyword in ["anyOf", "oneOf"] {
-            let shapes: Vec<_> = branches(schema, keyword)
-                .filter(|branch| !is_null(branch))
-                .collect();
-            let union = shapes
-                .into_iter()
-                .map(|branch| self.shape(branch))
-                .reduce(either);
+            let shapes: Vec<_> = branches(schema, keyword).filter(|branch| !is_null(branch)).collect();
+            let union = shapes.into_iter().map(|branch| self.shape(branch)).reduce(either);
             let has_null = branches(schema, keyword).any(is_null);
             parts.extend(union.map(|union| if has_null { nullable(union) } else { union }));
         }
@@ -98,40 +85,22 @@ impl<'s> View<'s> {
             ["array"] => {
                 let has_prefix = schema.get("prefixItems").is_some();
                 let item = schema.get("items").filter(|_| !has_prefix);
-                SchemaType::Array(Box::new(
-                    item.map_or(SchemaType::Any, |item| self.shape(item)),
-                ))
+                SchemaType::Array(Box::new(item.map_or(SchemaType::Any, |item| self.shape(item))))
             }
             ["object"] => SchemaType::Object(self.object(schema)),
             _ => return SchemaType::Any,
         };
-        if is_nullable {
-            nullable(single)
-        } else {
-            single
-        }
+        if is_nullable { nullable(single) } else { single }
     }
 
     fn object(&mut self, schema: &'s Value) -> ObjectType {
-        let required =
-            |name: &str| branches(schema, "required").any(|item| item.as_str() == Some(name));
+        let required = |name: &str| branches(schema, "required").any(|item| item.as_str() == Some(name));
         let mut properties = IndexMap::new();
-        for (name, property) in schema
-            .get("properties")
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-        {
+        for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
             let schema_type = self.shape(property);
             let is_sensitive = self.is_sensitive(property);
-            properties.insert(
-                name.clone(),
-                Property {
-                    schema_type,
-                    is_required: required(name),
-                    is_sensitive,
-                },
-            );
+            properties
+                .insert(name.clone(), Property { schema_type, is_required: required(name), is_sensitive });
         }
         let has_patterns = schema.get("patternProperties").is_some();
         let additional = match schema.get("additionalProperties") {
@@ -139,19 +108,12 @@ impl<'s> View<'s> {
             Some(other @ Value::Object(_)) if !has_patterns => Some(Box::new(self.shape(other))),
             _ => Some(Box::new(SchemaType::Any)),
         };
-        ObjectType {
-            properties,
-            additional,
-        }
+        ObjectType { properties, additional }
     }
 }
 
 fn branches<'s>(schema: &'s Value, keyword: &str) -> impl Iterator<Item = &'s Value> {
-    schema
-        .get(keyword)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
+    schema.get(keyword).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn is_null(schema: &Value) -> bool {
@@ -165,10 +127,8 @@ fn types(schema: &Value) -> (Vec<&str>, bool) {
         Some(Value::String(name)) => vec![name.as_str()],
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
         _ => {
-            let mut names: Vec<_> = branches(schema, "enum")
-                .chain(schema.get("const"))
-                .map(kind_of)
-                .collect();
+            let mut names: Vec<_> =
+                branches(schema, "enum").chain(schema.get("const")).map(kind_of).collect();
             names.sort_unstable();
             names.dedup();
             names
@@ -198,40 +158,22 @@ fn string(schema: &Value) -> SchemaType {
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect();
-    let format = schema
-        .get("format")
-        .and_then(Value::as_str)
-        .map(str::to_owned);
-    SchemaType::String {
-        values: (!listed.is_empty()).then_some(listed),
-        format,
-    }
+    let format = schema.get("format").and_then(Value::as_str).map(str::to_owned);
+    SchemaType::String { values: (!listed.is_empty()).then_some(listed), format }
 }
 
 /// A type for values that have both types. Any one of them is sound; the more telling is taken.
 fn both(one: SchemaType, other: SchemaType) -> SchemaType {
     match (one, other) {
         (SchemaType::Any, kept) | (kept, SchemaType::Any) => kept,
-        (SchemaType::Object(one), SchemaType::Object(other)) => {
-            SchemaType::Object(merged(one, other))
-        }
+        (SchemaType::Object(one), SchemaType::Object(other)) => SchemaType::Object(merged(one, other)),
         (SchemaType::Nullable(one), SchemaType::Nullable(other)) => {
             SchemaType::Nullable(Box::new(both(*one, *other)))
         }
-        (SchemaType::Nullable(inner), strict) | (strict, SchemaType::Nullable(inner)) => {
-            both(strict, *inner)
-        }
+        (SchemaType::Nullable(inner), strict) | (strict, SchemaType::Nullable(inner)) => both(strict, *inner),
         (SchemaType::Number, SchemaType::Integer) => SchemaType::Integer,
-        (SchemaType::Array(one), SchemaType::Array(other)) => {
-            SchemaType::Array(Box::new(both(*one, *other)))
-        }
-        (
-            SchemaType::String {
-                values: None,
-                format: None,
-            },
-            other @ SchemaType::String { .. },
-        ) => other,
+        (SchemaType::Array(one), SchemaType::Array(other)) => SchemaType::Array(Box::new(both(*one, *other))),
+        (SchemaType::String { values: None, format: None }, other @ SchemaType::String { .. }) => other,
         (kept, _) => kept,
     }
 }
@@ -254,10 +196,7 @@ fn merged(one: ObjectType, other: ObjectType) -> ObjectType {
         (Some(open), None) | (None, Some(open)) => Some(open),
         (None, None) => None,
     };
-    ObjectType {
-        properties,
-        additional,
-    }
+    ObjectType { properties, additional }
 }
 
 fn nullable(inner: SchemaType) -> SchemaType {
@@ -274,10 +213,9 @@ fn either(one: SchemaType, other: SchemaType) -> SchemaType {
         (SchemaType::Integer | SchemaType::Number, SchemaType::Integer | SchemaType::Number) => {
             SchemaType::Number
         }
-        (SchemaType::String { .. }, SchemaType::String { .. }) => SchemaType::String {
-            values: None,
-            format: None,
-        },
+        (SchemaType::String { .. }, SchemaType::String { .. }) => {
+            SchemaType::String { values: None, format: None }
+        }
         _ => SchemaType::Any,
     }
 }
