@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control socket: what the orchestrator may ask of a sandbox and its shim.
+//!
+//! HTTP/2 without TLS on a unix socket that only our own user may open. `/shim/…` is answered
+//! here; all else is passed to `sandboxd` and back as it comes, with the flow control of both
+//! connections chained, so a reader that stops stops the process that writes.
+//!
+//! Room is left here for keeping a process's last output, from which an exec goes on after a
+//! restart of the orchestrator.
+
+use crate::cgroup::Cgroups;
+use crate::channel::{Body, Channel, Owned};
+use crate::spec::{Enforced, Spec};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use postern_common::id::SandboxId;
+use postern_common::problem::{CONTENT_TYPE, Code, Problem};
+use postern_common::tasks::{Stop, Tasks};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+
+/// One follower per process and some calls; as `sandboxd` allows.
+const STREAMS: u32 = 1024;
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+const HEADER_BYTES: u32 = 32 << 10;
+/// After a failed accept (no descriptors left) the next try waits.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the shim tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// The spec that it was made by.
+    pub spec: Spec,
+    /// The shim's process id.
+    pub pid: u32,
+    /// Which limits hold.
+    pub enforced: Enforced,
+}
+
+/// Everything that a call may need.
+#[derive(Debug)]
+pub struct Served {
+    /// What `/shim/status` tells.
+    pub status: Status,
+    /// The sandbox's groups, for pausing.
+    pub cgroups: Cgroups,
+    /// The way to `sandboxd`.
+    pub channel: Channel,
+    /// Cancelled when somebody asks the sandbox to end.
+    pub ending: Stop,
+}
+
+/// Opens the socket and serves it until the tasks are stopped.
+///
+/// # Errors
+/// If the socket cannot be made.
+pub fn serve(at: &Path, served: Served, tasks: &Tasks) -> io::Result<()> {
+    // A socket of a shim that was killed; two shims never have one folder.
+    match fs::remove_file(at) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(at)?;
+    fs::set_permissions(at, fs::Permissions::from_mode(0o600))?;
+    let served = Arc::new(served);
+    let group = tasks.clone();
+    tasks.spawn(async move |stop| {
+        let _ = stop.run_until_cancelled(accept(listener, served, group)).await;
+    });
+    Ok(())
+}
+
+async fn accept(listener: UnixListener, served: Arc<Served>, tasks: Tasks) {
+    loop {
+        let Ok((connection, _from)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (served, group) = (Arc::clone(&served), tasks.clone());
+        tasks.spawn(async move |stop| {
+            let _ = stop.run_until_cancelled(converse(connection, served, group)).await;
+        });
+    }
+}
+
+async fn converse(connection: UnixStream, served: Arc<Served>, tasks: Tasks) {
+    let service = service_fn(move |request| {
+        let served = Arc::clone(&served);
+        async move { Ok::<_, Infallible>(served.answer(request).await) }
+    });
+    let ended = hyper::server::conn::http2::Builder::new(Owned(tasks))
+        .max_concurrent_streams(STREAMS)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(HEADER_BYTES)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(connection), service)
+        .await;
+    // The orchestrator may leave as it likes.
+    drop(ended);
+}
+
+impl Served {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/shim/status") => json(StatusCode::OK, "application/json", &self.status),
+            (&Method::POST, "/shim/stop") => {
+                self.ending.cancel();
+                empty(StatusCode::ACCEPTED)
+            }
+            (&Method::POST, "/shim/pause") => self.freeze(true),
+            (&Method::POST, "/shim/resume") => self.freeze(false),
+            (_, path) if path.starts_with("/shim/") => {
+                problem(&Problem::new(Code::NotFound, "the shim has no such call"))
+            }
+            _ => match self.channel.send(request.map(BodyExt::boxed_unsync)).await {
+                Ok(response) => response.map(BodyExt::boxed_unsync),
+                Err(error) => problem(&Problem::new(Code::UpstreamUnreachable, error.to_string())),
+            },
+        }
+    }
+
+    fn freeze(&self, frozen: bool) -> Response<Body> {
+        match self.cgroups.set_frozen(frozen) {
+            Ok(()) => empty(StatusCode::NO_CONTENT),
+            Err(error) => problem(&Problem::new(Code::RuntimeUnavailable, error.to_string())),
+        }
+    }
+}
+
+fn problem(problem: &Problem) -> Response<Body> {
+    json(StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY), CONTENT_TYPE, problem)
+}
+
+fn json(status: StatusCode, content_type: &'static str, value: &impl Serialize) -> Response<Body> {
+    // Our own types are maps with string keys: they always serialize.
+    let mut response = answer(status, serde_json::to_vec(value).unwrap_or_default());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    answer(status, Vec::new())
+}
+
+fn answer(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let mut response =
+        Response::new(Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}

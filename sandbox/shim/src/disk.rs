@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The disk of one sandbox: what `/data` and its home are on.
+//!
+//! As root it is an ext4 image of the limit's size in the slot, mounted in the run folder: the
+//! one quota that every Linux enforces. Otherwise it is a plain folder, and the limit is reported
+//! as not enforced. The mount outlives the shim, so that the user's last files can be saved
+//! after any end; [`dispose`] is the orchestrator's to call.
+
+use crate::folder::RunFolder;
+use crate::spec::Spec;
+use rustix::fs::{Gid, Uid};
+use rustix::mount::UnmountFlags;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The disk could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A folder or file of it.
+    #[error("could not make `{}`", path.display())]
+    Make {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The slot is neither an image nor can it be bound.
+    #[error("could not show `{}` to the sandbox's user", path.display())]
+    Bind {
+        /// The slot.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A sandbox's disk, ready.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Bound at `/data`: `user` and `scratch`.
+    pub data: PathBuf,
+    /// Bound at the home folder.
+    pub home: PathBuf,
+    /// Whether its size is bounded.
+    pub is_sized: bool,
+}
+
+/// Makes the disk, or finds the one that was made before.
+///
+/// # Errors
+/// [`DiskError`]; a size that cannot be enforced is none.
+pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, DiskError> {
+    create(&spec.slot)?;
+    create(&folder.disk())?;
+    let is_sized = spec.guest.is_some() && mount_image(spec, &folder.disk()).is_ok();
+    if !is_sized {
+        let plain = spec.slot.join("files");
+        create(&plain)?;
+        show(spec, &plain, &folder.disk())?;
+    }
+    let disk = Disk { data: folder.disk().join("data"), home: folder.disk().join("home"), is_sized };
+    for path in [disk.data.clone(), disk.data.join("user"), disk.data.join("scratch"), disk.home.clone()] {
+        create(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed(&path))?;
+        if let Some(guest) = spec.guest {
+            lchown(&path, Some(guest), Some(guest)).map_err(failed(&path))?;
+        }
+    }
+    Ok(disk)
+}
+
+/// Unmounts the disk of an ended sandbox. The files stay in the slot.
+///
+/// # Errors
+/// If something still uses it in a way that even a lazy unmount does not end.
+pub fn dispose(folder: &RunFolder) -> io::Result<()> {
+    while is_mounted(&folder.disk()) {
+        match rustix::mount::unmount(folder.disk(), UnmountFlags::NOFOLLOW) {
+            Err(rustix::io::Errno::BUSY) => rustix::mount::unmount(folder.disk(), UnmountFlags::DETACH)?,
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether something is mounted exactly here.
+#[must_use]
+pub fn is_mounted(at: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|mounted| Path::new(mounted) == at))
+}
+
+fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
+    if is_mounted(at) {
+        return Ok(());
+    }
+    let image = spec.slot.join("disk.img");
+    if !image.exists() {
+        let draft = spec.slot.join("disk.draft");
+        fs::File::create(&draft)?.set_len(spec.limits.disk_bytes)?;
+        // No journal: the disk does not outlive a crash of the machine. No reserve for root.
+        run(Command::new("mkfs.ext4")
+            .args([
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-O",
+                "^has_journal,^resize_inode",
+                "-E",
+                "nodiscard,lazy_itable_init=1",
+            ])
+            .arg(&draft))?;
+        fs::rename(&draft, &image)?;
+    }
+    run(Command::new("mount").args(["-t", "ext4", "-o", "loop,nosuid,nodev,noatime"]).arg(&image).arg(at))
+}
+
+fn run(command: &mut Command) -> io::Result<()> {
+    let done = command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    if done.success() { Ok(()) } else { Err(io::Error::other(done.to_string())) }
+}
+
+/// Root's slot may lie where the agent's user cannot go, so it is bound; ours is linked to.
+fn show(spec: &Spec, plain: &Path, at: &Path) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Bind { path: plain.to_owned(), source };
+    if spec.guest.is_none() {
+        drop(fs::remove_dir(at));
+        return std::os::unix::fs::symlink(plain, at)
+            .or_else(|error| if at.is_symlink() { Ok(()) } else { Err(failed(error)) });
+    }
+    if is_mounted(at) {
+        Ok(())
+    } else {
+        rustix::mount::mount_bind(plain, at).map_err(|error| failed(error.into()))
+    }
+}
+
+fn create(path: &Path) -> Result<(), DiskError> {
+    fs::create_dir_all(path).map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
+    let path = path.to_owned();
+    |source| DiskError::Make { path, source }
+}
+
+/// Gives a folder to the sandbox's user to pass through and to nobody else.
+///
+/// # Errors
+/// If the folder is gone, or not ours.
+pub fn open_to(folder: &Path, guest: u32) -> io::Result<()> {
+    rustix::fs::chown(folder, Some(Uid::ROOT), Some(Gid::from_raw(guest)))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o710))
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The OCI bundle and the command line of gVisor's `runsc` for one sandbox.
+
+use crate::disk::Disk;
+use crate::folder::RunFolder;
+use crate::rootfs::{MASKED, TMP_BYTES, inside};
+use crate::spec::{INSIDE_UID, Spec};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Open files of one process; what a Linux user gets at most by default.
+const OPEN_FILES: u32 = 65_536;
+
+/// Writes the bundle.
+///
+/// # Errors
+/// If the run folder is full or gone.
+pub fn write_bundle(spec: &Spec, folder: &RunFolder, disk: &Disk) -> io::Result<()> {
+    fs::create_dir_all(folder.bundle())?;
+    fs::create_dir_all(folder.runsc_state())?;
+    fs::write(folder.bundle().join("config.json"), serde_json::to_vec(&config(spec, folder, disk))?)
+}
+
+/// The arguments, without the program.
+///
+/// `--network=none` leaves only loopback; `--host-uds=open` lets the gateway's socket be opened,
+/// which lies alone in the one bound folder that has any.
+#[must_use]
+pub fn arguments(spec: &Spec, folder: &RunFolder) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec!["--root".into(), folder.runsc_state().into()];
+    line.extend(
+        ["--platform=systrap", "--network=none", "--host-uds=open", "--ignore-cgroups", "--overlay2=none"]
+            .map(OsString::from),
+    );
+    if spec.guest.is_none() {
+        line.push("--rootless".into());
+    }
+    line.extend(["run".into(), "-bundle".into(), folder.bundle().into(), spec.sandbox.as_str().into()]);
+    line
+}
+
+fn config(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": "sandbox",
+        "process": {
+            "args": [inside::SANDBOXD],
+            "cwd": inside::HOME,
+            "env": [],
+            "user": { "uid": INSIDE_UID, "gid": INSIDE_UID },
+            "capabilities": {},
+            "noNewPrivileges": true,
+            "rlimits": [rlimit("RLIMIT_NPROC", spec.limits.pids), rlimit("RLIMIT_NOFILE", OPEN_FILES)],
+        },
+        "root": { "path": &spec.skeleton, "readonly": true },
+        "mounts": mounts(spec, folder, disk),
+        "linux": linux(spec),
+    })
+}
+
+fn rlimit(name: &str, value: u32) -> Value {
+    json!({ "type": name, "soft": value, "hard": value })
+}
+
+fn mounts(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<Value> {
+    let mut mounts = vec![bind(Path::new("/usr"), "/usr", "ro")];
+    let masked = MASKED.into_iter().filter(|path| Path::new(path).is_dir());
+    mounts.extend(masked.map(|path| tmpfs(path, "ro", 4096)));
+    mounts.push(json!({ "destination": "/proc", "type": "proc", "source": "proc" }));
+    mounts.push(json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs" }));
+    mounts.push(json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts" }));
+    mounts.push(tmpfs("/dev/shm", "mode=1777", TMP_BYTES));
+    mounts.push(tmpfs("/tmp", "mode=1777", TMP_BYTES));
+    mounts.push(bind(&folder.gateway(), inside::GATEWAY, "ro"));
+    mounts.push(bind(&spec.sandboxd, inside::SANDBOXD, "ro"));
+    mounts.push(bind(&disk.data, inside::DATA, "rw"));
+    mounts.push(bind(&disk.home, inside::HOME, "rw"));
+    mounts
+}
+
+fn bind(outside: &Path, inside: &str, mode: &str) -> Value {
+    json!({ "destination": inside, "type": "bind", "source": outside, "options": [mode, "rbind", "nosuid", "nodev"] })
+}
+
+fn tmpfs(inside: &str, mode: &str, bytes: u64) -> Value {
+    json!({ "destination": inside, "type": "tmpfs", "source": "tmpfs",
+            "options": ["nosuid", "nodev", mode, format!("size={bytes}")] })
+}
+
+/// The agent is a user of its own outside too; gVisor's root (that nobody is) maps to the next id.
+fn linux(spec: &Spec) -> Value {
+    let map = match spec.guest {
+        Some(guest) => json!([
+            { "containerID": INSIDE_UID, "hostID": guest, "size": 1 },
+            { "containerID": 0, "hostID": guest + 1, "size": 1 },
+        ]),
+        None => {
+            json!([{ "containerID": INSIDE_UID, "hostID": rustix::process::geteuid().as_raw(), "size": 1 }])
+        }
+    };
+    let group_map = match spec.guest {
+        Some(_) => map.clone(),
+        None => {
+            json!([{ "containerID": INSIDE_UID, "hostID": rustix::process::getegid().as_raw(), "size": 1 }])
+        }
+    };
+    let namespaces: Vec<Value> = ["user", "pid", "mount", "ipc", "uts", "network"]
+        .iter()
+        .map(|kind| json!({ "type": kind }))
+        .collect();
+    json!({ "namespaces": namespaces, "uidMappings": map, "gidMappings": group_map })
+}

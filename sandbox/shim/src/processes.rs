@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Finding and ending processes of this machine that belong to a sandbox.
+//!
+//! Where there is a cgroup it is asked (see `cgroup`). These are the ways without: descendants of
+//! a process, and processes whose command line names the sandbox's run folder, as those of the
+//! shim, bubblewrap and gVisor do. What runs inside a sandbox dies with these.
+
+use rustix::process::{Pid, Signal};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Every process of which an argument is `folder`, lies in it, or is `--option=` such a path.
+#[must_use]
+pub fn that_name(folder: &Path) -> BTreeSet<i32> {
+    all().into_iter().filter(|pid| names(*pid, folder)).collect()
+}
+
+fn names(pid: i32, folder: &Path) -> bool {
+    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    arguments.split(|byte| *byte == 0).any(|argument| {
+        let value = argument.iter().position(|byte| *byte == b'/').and_then(|start| argument.get(start..));
+        value.is_some_and(|value| Path::new(std::ffi::OsStr::from_bytes(value)).starts_with(folder))
+    })
+}
+
+/// All descendants of a process, itself not included.
+#[must_use]
+pub fn below(parent: i32) -> BTreeSet<i32> {
+    let pairs: Vec<(i32, i32)> = all().into_iter().filter_map(|pid| Some((pid, parent_of(pid)?))).collect();
+    let mut found = BTreeSet::new();
+    loop {
+        let more: Vec<i32> = pairs
+            .iter()
+            .filter(|(pid, of)| (*of == parent || found.contains(of)) && !found.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
+
+/// Kills each of them; one that is gone already is no mistake.
+pub fn kill(pids: impl IntoIterator<Item = i32>) {
+    for pid in pids.into_iter().filter_map(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Whether the process still runs; one that only waits to be reaped does not.
+#[must_use]
+pub fn is_running(pid: i32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    stat(pid).map(|(_, parent)| parent)
+}
+
+/// State and parent. The name before them may hold anything, so they are looked for behind it.
+fn stat(pid: i32) -> Option<(char, i32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn all() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of one sandbox, read top to bottom: make, start, serve, and, however it ends, end all
+//! of it.
+
+use crate::cgroup::{Bounds, CgroupError, Cgroups, Parents};
+use crate::channel::{Channel, ChannelError};
+use crate::control::{self, Served, Status};
+use crate::disk::{self, Disk, DiskError};
+use crate::exit::{Exit, Reason};
+use crate::folder::RunFolder;
+use crate::launch::Launch;
+use crate::spec::{Enforced, Isolation, Spec};
+use crate::{bubblewrap, gvisor, processes};
+use postern_common::tasks::{Stop, Tasks};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// A start that takes longer has failed: the slowest seen on a machine at load 10 took 0.5 s.
+const START_TIME: Duration = Duration::from_secs(20);
+/// The runtime's last words that are kept.
+const LAST_WORDS_BYTES: usize = 4096;
+const END_TIME: Duration = Duration::from_secs(2);
+
+/// A sandbox could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The spec is not there or not readable.
+    #[error("could not read the spec `{}`", path.display())]
+    Spec {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A folder, a socket or a process of its own.
+    #[error("could not prepare the sandbox's {0}")]
+    Prepare(&'static str, #[source] io::Error),
+    /// The runtime ended before the sandbox was ready.
+    #[error("the runtime ended at once: {last_words}{}", hint(last_words))]
+    Ended {
+        /// What it said, control characters escaped.
+        last_words: String,
+    },
+    /// It does not answer.
+    #[error("the sandbox was not ready within {START_TIME:?}")]
+    Late,
+    /// It answers wrongly.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// What to enable where the host forbids what we need.
+fn hint(last_words: &str) -> &'static str {
+    if last_words.contains("uid map")
+        || last_words.contains("user namespace")
+        || last_words.contains("Creating new namespace failed")
+    {
+        "; this host restricts user namespaces: allow them (`sysctl user.max_user_namespaces=65536`, on Debian \
+         `kernel.unprivileged_userns_clone=1`), and on Ubuntu 24.04 give bwrap an AppArmor profile with `userns,` \
+         or set `kernel.apparmor_restrict_unprivileged_userns=0`"
+    } else {
+        ""
+    }
+}
+
+/// Makes the sandbox that the folder's spec describes, calls `ready` once it serves, and returns
+/// how it ended. By then nothing of it runs, and only its files are left.
+///
+/// # Errors
+/// [`StartError`], after which nothing runs either.
+pub async fn run(folder: &RunFolder, ready: impl FnOnce()) -> Result<Exit, StartError> {
+    let spec = read_spec(folder)?;
+    let tasks = Tasks::new();
+    let name = spec.installation.name_of(&spec.sandbox);
+    let bounds = Bounds {
+        memory_bytes: spec.memory_with_runtime(),
+        cpu_millis: spec.limits.cpu_millis,
+        tasks: spec.tasks_with_runtime(),
+    };
+    let (cgroups, enforced) = Cgroups::make(&Parents::find(), &name, &bounds);
+    // Orphans of the runtime come to us, so that their end can be forced.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let lived = live(&spec, folder, (&cgroups, enforced), ready, &tasks).await;
+    let is_out_of_memory = cgroups.ran_out_of_memory();
+    let exit = match &lived {
+        Ok(_) if is_out_of_memory => Exit::now(Reason::OutOfMemory, "the memory limit was reached"),
+        Ok(exit) => exit.clone(),
+        Err(error) => Exit::now(Reason::StartFailed, error.to_string()),
+    };
+    // The order matters: who sees `exit.json` may rely on the rest being gone.
+    end(&cgroups).await;
+    drop(fs::remove_file(folder.control_socket()));
+    let _ = tasks.shut_down(END_TIME).await.is_ok();
+    let _ = exit.write(folder).is_ok();
+    lived.map(|_| exit)
+}
+
+fn read_spec(folder: &RunFolder) -> Result<Spec, StartError> {
+    let path = folder.spec();
+    let parsed = fs::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
+    parsed.map_err(|source| StartError::Spec { path, source })
+}
+
+/// From the first process to the last.
+async fn live(
+    spec: &Spec,
+    folder: &RunFolder,
+    (cgroups, enforced): (&Cgroups, Enforced),
+    ready: impl FnOnce(),
+    tasks: &Tasks,
+) -> Result<Exit, StartError> {
+    let disk = prepare(spec, folder)?;
+    let (mut child, last_words) = launch(spec, folder, &disk, cgroups)?;
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(START_TIME, open(&mut child, tasks)) => opened.map_err(|_late| StartError::Late)?,
+        () = last_words.read_all() => return Err(StartError::Ended { last_words: last_words.text() }),
+    };
+    let (channel, closed) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            // If it ended, its own words say more than our broken pipe.
+            let _ = tokio::time::timeout(END_TIME, last_words.read_all()).await.is_ok();
+            let words = last_words.text();
+            return Err(if words.is_empty() {
+                error.into()
+            } else {
+                StartError::Ended { last_words: words }
+            });
+        }
+    };
+    let ending = Stop::new();
+    let enforced = Enforced { disk: disk.is_sized, pids: pids_enforced(spec, enforced), ..enforced };
+    let status =
+        Status { sandbox: spec.sandbox.clone(), spec: spec.clone(), pid: std::process::id(), enforced };
+    let served = Served { status, cgroups: cgroups.clone(), channel, ending: ending.clone() };
+    control::serve(&folder.control_socket(), served, tasks)
+        .map_err(|error| StartError::Prepare("control socket", error))?;
+    ready();
+    Ok(wait(&mut child, closed, &ending, &last_words).await)
+}
+
+/// gVisor counts the agent's processes itself, cgroup or not.
+fn pids_enforced(spec: &Spec, enforced: Enforced) -> bool {
+    enforced.pids || matches!(spec.isolation, Isolation::Gvisor { .. })
+}
+
+fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, StartError> {
+    let gateway = folder.gateway();
+    let failed = |error| StartError::Prepare("run folder", error);
+    fs::create_dir_all(&gateway).map_err(failed)?;
+    if let Some(guest) = spec.guest {
+        disk::open_to(folder.path(), guest).map_err(failed)?;
+        disk::open_to(&gateway, guest).map_err(failed)?;
+    }
+    Ok(disk::prepare(spec, folder)?)
+}
+
+fn launch(
+    spec: &Spec,
+    folder: &RunFolder,
+    disk: &Disk,
+    cgroups: &Cgroups,
+) -> Result<(Child, LastWords), StartError> {
+    let failed = |error| StartError::Prepare("runtime process", error);
+    let cgroups = cgroups.folders().into_iter().collect();
+    let launch = match &spec.isolation {
+        Isolation::Gvisor { runsc } => {
+            gvisor::write_bundle(spec, folder, disk).map_err(failed)?;
+            let arguments = gvisor::arguments(spec, folder);
+            Launch { cgroups, user: None, has_seccomp: false, program: runsc.clone(), arguments }
+        }
+        Isolation::Namespaces { bwrap } => {
+            let arguments = bubblewrap::arguments(spec, folder, disk);
+            Launch { cgroups, user: spec.guest, has_seccomp: true, program: bwrap.clone(), arguments }
+        }
+    };
+    let mut child = Command::new("/proc/self/exe")
+        .arg("launch")
+        .args(launch.to_arguments())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let stderr = child.stderr.take();
+    Ok((child, LastWords::of(stderr)))
+}
+
+async fn open(child: &mut Child, tasks: &Tasks) -> Result<(Channel, oneshot::Receiver<()>), ChannelError> {
+    let streams = match (child.stdout.take(), child.stdin.take()) {
+        (Some(output), Some(input)) => tokio::io::join(output, input),
+        // Both were asked for above and are taken only here.
+        _ => return std::future::pending().await,
+    };
+    let (channel, closed) = Channel::open(streams, tasks).await?;
+    channel.check_health().await?;
+    Ok((channel, closed))
+}
+
+/// Waits for whatever ends the sandbox first.
+async fn wait(
+    child: &mut Child,
+    closed: oneshot::Receiver<()>,
+    ending: &Stop,
+    last_words: &LastWords,
+) -> Exit {
+    let reason = tokio::select! {
+        () = ending.cancelled() => Reason::Stopped,
+        () = asked_to_end() => Reason::Stopped,
+        _ = child.wait() => Reason::Died,
+        _ = closed => Reason::Died,
+        // It is read all the time, so that a sandbox which writes there is not stopped by it.
+        () = last_words.read_all() => Reason::Died,
+    };
+    let detail = match reason {
+        Reason::Stopped => "asked to end",
+        _ => "process 1 or the runtime ended",
+    };
+    let words = last_words.text();
+    Exit::now(reason, if words.is_empty() { detail.to_owned() } else { format!("{detail}: {words}") })
+}
+
+async fn asked_to_end() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        }
+        // Without handlers the signal itself ends us, and all with us.
+        _ => std::future::pending().await,
+    }
+}
+
+/// Kills all that is left and removes the groups. What resists is left to the sweep.
+async fn end(cgroups: &Cgroups) {
+    let groups = cgroups.clone();
+    let ended = tokio::task::spawn_blocking(move || -> Result<(), CgroupError> {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let deadline = std::time::Instant::now() + END_TIME;
+        loop {
+            groups.kill()?;
+            let left: Vec<i32> =
+                processes::below(own).into_iter().filter(|pid| processes::is_running(*pid)).collect();
+            if left.is_empty() || std::time::Instant::now() > deadline {
+                return groups.remove();
+            }
+            processes::kill(left);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    drop(ended.await);
+}
+
+/// What the runtime and `sandboxd` print, of which only the beginning is kept.
+#[derive(Default)]
+struct LastWords {
+    stream: tokio::sync::Mutex<Option<ChildStderr>>,
+    kept: std::sync::Mutex<Vec<u8>>,
+}
+
+impl LastWords {
+    fn of(stream: Option<ChildStderr>) -> Self {
+        Self { stream: tokio::sync::Mutex::new(stream), ..Self::default() }
+    }
+
+    /// Reads until the runtime has closed it, that is, ended. Cancelling loses nothing.
+    async fn read_all(&self) {
+        let mut stream = self.stream.lock().await;
+        let mut buffer = [0; 512];
+        while let Some(Ok(length @ 1..)) = async { Some(stream.as_mut()?.read(&mut buffer).await) }.await {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = LAST_WORDS_BYTES.saturating_sub(kept.len()).min(length);
+            kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
+        }
+    }
+
+    /// What was read, on one line.
+    fn text(&self) -> String {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).trim().chars().flat_map(char::escape_default).collect()
+    }
+}
