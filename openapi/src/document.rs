@@ -5,6 +5,7 @@
 //! cannot be wrong: every id is unique and no group's name, no two paths are ambiguous, every
 //! schema is compiled.
 
+use crate::limits;
 use crate::mistake::{Mistake, Violation};
 use crate::path::PathTemplate;
 use crate::route::RouteTable;
@@ -13,6 +14,7 @@ use postern_common::id::OperationId;
 use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
 
 mod read;
 mod read_body;
@@ -38,12 +40,14 @@ impl Document {
     /// Reads and checks a document, YAML or JSON.
     ///
     /// Cost: bounded by [`crate::limits`]; all schemas and patterns are compiled here, so call it
-    /// where a second of work does no harm.
+    /// where a second of work does no harm. It works on a thread of its own and waits for it: the
+    /// nesting that is allowed needs more stack than a caller's may have, and a fault in a parser
+    /// ends there, as a mistake of the document.
     ///
     /// # Errors
     /// All mistakes that were found, in the order of the document's lines.
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
-        let (operations, tags, routes) = read::document(text)?;
+        let (operations, tags, routes) = on_large_stack(|| read::document(text))?;
         Ok(Self(Arc::new(Parts { operations, tags, routes })))
     }
 
@@ -79,6 +83,23 @@ impl Document {
     pub fn routes(&self) -> &RouteTable {
         &self.0.routes
     }
+}
+
+fn on_large_stack<T: Send>(read: impl FnOnce() -> Result<T, Vec<Mistake>> + Send) -> Result<T, Vec<Mistake>> {
+    let failed = |message: String| {
+        vec![Mistake {
+            pointer: String::new(),
+            line: None,
+            message: format!("the document could not be read: {message}"),
+        }]
+    };
+    let builder = thread::Builder::new().name("read-openapi".to_owned()).stack_size(limits::READING_STACK);
+    thread::scope(|scope| match builder.spawn_scoped(scope, read) {
+        Ok(reading) => reading
+            .join()
+            .unwrap_or_else(|_panic| Err(failed("a parser gave up on it; simplify it".to_owned()))),
+        Err(error) => Err(failed(format!("no thread for it ({error}); try again"))),
+    })
 }
 
 /// A request method that an operation can have.

@@ -11,6 +11,9 @@ pub const DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 pub const DOCUMENT_NODES: usize = 200_000;
 /// Nesting of a document.
 pub const DOCUMENT_DEPTH: usize = 64;
+/// Stack of the thread that reads a document. The YAML parser takes about 40 KiB for each level of
+/// nesting in an unoptimised build (measured), so 64 levels need 3 MiB; the rest is margin.
+pub const READING_STACK: usize = 16 * 1024 * 1024;
 /// YAML aliases in a document.
 pub const DOCUMENT_ALIASES: usize = 1_000;
 /// Values that all aliases together may stand for.

@@ -118,7 +118,7 @@ impl<'s> Graph<'s> {
                     below.push((Place::Item, self.child(value)));
                 }
                 "prefixItems" => {
-                    below.extend(self.children(value).into_iter().map(|part| (Place::Item, part)))
+                    below.extend(self.children(value).into_iter().map(|part| (Place::Item, part)));
                 }
                 _ => {}
             }
