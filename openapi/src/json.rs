@@ -7,8 +7,8 @@
 //! and numbers that would not come out as they went in:
 //!
 //! - a number without fraction and exponent must fit `i64` or `u64`;
-//! - any other must be finite, and the shortest decimal that names its `f64` must have the same
-//!   value as the digits that were sent. So `0.1`, `1.50` and `1e2` pass; `0.1000000000000000055`
+//! - any other must be finite, and what [`write`] makes of its `f64` (a shortest decimal) must have
+//!   the same value as the digits that were sent. So `0.1`, `1.50` and `1e2` pass; `0.1000000000000000055`
 //!   (one digit too many to tell), `1e400` and `1e-400` do not.
 
 use crate::mistake::push_token;
@@ -250,7 +250,7 @@ pub(crate) fn faithful_float(token: &str) -> Result<Number, &'static str> {
     }
     let value = token.parse::<f64>().map_err(|_not_a_number| "this is not a number")?;
     let number = Number::from_f64(value).ok_or("this number is beyond a double; send it as text")?;
-    if decimal(token) == decimal(&format!("{value:e}")) { Ok(number) } else { Err(DIGITS) }
+    if decimal(token) == decimal(&number.to_string()) { Ok(number) } else { Err(DIGITS) }
 }
 
 /// Significant digits without zeros at either end, and the power of ten of the last one.

@@ -3,7 +3,7 @@
 //!
 //! The sizes leave several times the room of the largest public documents that people put in
 //! front of agents (a few hundred operations, under 2 MiB), and keep the worst that a hostile
-//! document can cost to about a second of one core and tens of megabytes.
+//! document can cost to a few seconds of one core and, with the most and largest patterns, about 150 MiB.
 
 /// Bytes of a document.
 pub const DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
@@ -20,6 +20,8 @@ pub const DOCUMENT_ALIASES: usize = 1_000;
 pub const DOCUMENT_ALIASED_NODES: usize = 20_000;
 /// Operations of a document, or routes of a table.
 pub const OPERATIONS: usize = 2_000;
+/// Paths of a document, with or without operations.
+pub const PATHS: usize = 2_000;
 /// Parameters of one operation.
 pub const PARAMETERS: usize = 64;
 /// Content types of one body.
@@ -42,9 +44,9 @@ pub const TYPE_DEPTH: usize = 12;
 /// Characters of one `pattern`.
 pub const PATTERN_LENGTH: usize = 1_024;
 /// Patterns in one document.
-pub const PATTERNS: usize = 500;
+pub const PATTERNS: usize = 300;
 /// Bytes of one compiled pattern and of its cache of states.
-pub const PATTERN_BYTES: usize = 1024 * 1024;
+pub const PATTERN_BYTES: usize = 512 * 1024;
 /// Mistakes reported for one document.
 pub const MISTAKES: usize = 100;
 /// Violations reported for one request.

@@ -65,10 +65,20 @@ impl Operation {
         if found.is_empty() { Ok(typed) } else { Err(found) }
     }
 
+    /// The query without what the operation does not declare, for a backend that wants such
+    /// parameters dropped, or passed unjudged; [`Self::typed_parameters`] refuses them.
+    #[must_use]
+    pub fn declared_query(&self, query: &Query) -> Query {
+        let is_declared = |name: &str| !self.is_described || self.declares_query(name);
+        Query::from_pairs(query.pairs().iter().filter(|(name, _)| is_declared(name)).cloned().collect())
+    }
+
+    fn declares_query(&self, name: &str) -> bool {
+        self.parameters_in(ParameterLocation::Query).any(|known| known.name == name)
+    }
+
     fn undeclared(&self, query: &Query) -> Vec<Violation> {
-        let is_declared =
-            |name: &str| self.parameters_in(ParameterLocation::Query).any(|known| known.name == name);
-        let names = query.pairs().iter().map(|(name, _)| name).filter(|name| !is_declared(name));
+        let names = query.pairs().iter().map(|(name, _)| name).filter(|name| !self.declares_query(name));
         names.map(|name| Violation::new(child("/query", name), "is not declared by the operation")).collect()
     }
 }

@@ -9,16 +9,19 @@ use crate::limits;
 use crate::mistake::{Violation, push_token};
 use indexmap::IndexMap;
 use jsonschema::error::ValidationErrorKind;
-use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
+use jsonschema::{Draft, PatternCache, PatternOptions, ValidationError, Validator};
 use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
 
 mod convert;
 mod cost;
+mod keyword;
+mod reference;
 mod shape;
 
-pub(crate) use convert::{Dialect, SchemaReader, resolve};
+pub(crate) use convert::{Dialect, SchemaReader};
+pub(crate) use reference::resolve;
 
 /// A schema as a type, for whoever derives types from the document (Cedar contexts).
 ///
@@ -82,13 +85,14 @@ struct Compiled {
 
 impl Schema {
     /// Compiles plain JSON Schema 2020-12 that `convert` made; the error is for the author.
-    fn compile(json: Value) -> Result<Self, String> {
-        let patterns =
+    fn compile(json: Value, patterns: &PatternCache) -> Result<Self, String> {
+        let engine =
             PatternOptions::regex().size_limit(limits::PATTERN_BYTES).dfa_size_limit(limits::PATTERN_BYTES);
         let validator = jsonschema::options()
             .with_draft(Draft::Draft202012)
             .should_validate_formats(true)
-            .with_pattern_options(patterns)
+            .with_pattern_options(engine)
+            .with_pattern_cache(patterns.clone())
             .offline()
             .build(&json)
             .map_err(|error| unusable(&error))?;

@@ -20,7 +20,7 @@ pub(super) struct Reader<'d> {
     pub(super) schemas: SchemaReader<'d>,
     pub(super) mistakes: Mistakes,
     tags: BTreeSet<String>,
-    paths: Vec<(PathTemplate, At<'d>)>,
+    paths: Vec<PathTemplate>,
     operations: Vec<(Operation, At<'d>)>,
 }
 
@@ -91,9 +91,13 @@ impl<'d> Reader<'d> {
                     continue;
                 }
             };
-            if self.operations.len() > limits::OPERATIONS {
+            if self.operations.len() >= limits::OPERATIONS {
                 self.mistakes
                     .add(&at, format!("more than {} operations; split the document", limits::OPERATIONS));
+                return;
+            }
+            if self.paths.len() >= limits::PATHS {
+                self.mistakes.add(&at, format!("more than {} paths; split the document", limits::PATHS));
                 return;
             }
             self.check_path(&template, &at);
@@ -102,12 +106,12 @@ impl<'d> Reader<'d> {
     }
 
     fn check_path(&mut self, template: &PathTemplate, at: &At<'d>) {
-        for (earlier, _) in &self.paths {
+        for earlier in &self.paths {
             if let Some(reason) = conflict(earlier, template) {
                 self.mistakes.add(at, format!("{reason} `{earlier}`; change or remove one of them"));
             }
         }
-        self.paths.push((template.clone(), at.clone()));
+        self.paths.push(template.clone());
     }
 
     fn path_item(&mut self, template: &PathTemplate, at: &At<'d>) {

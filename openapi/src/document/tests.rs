@@ -283,8 +283,11 @@ fn a_document_beyond_its_bounds_is_refused() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].len() < 400, "{}", found[0]);
     }
-    let paths: String = (0..=limits::OPERATIONS + 1)
-        .map(|number| format!("/p{number}: {{get: {{operationId: o{number}}}}}, "))
-        .collect();
+    let both = |number: usize| {
+        format!("/p{number}: {{get: {{operationId: g{number}}}, put: {{operationId: p{number}}}}}, ")
+    };
+    let paths: String = (0..=limits::OPERATIONS / 2).map(both).collect();
     refused(&format!("{{{paths}}}"), "operations; split the document");
+    let empty: String = (0..=limits::PATHS + 1).map(|number| format!("/p{number}: {{}}, ")).collect();
+    refused(&format!("{{{empty}}}"), "paths; split the document");
 }

@@ -217,3 +217,13 @@ fn a_body_reads_as_json_macro_would_write_it() {
     let value = read(r#"{"amount": 12.5, "lines": [{"sku": "A-1", "count": 2}]}"#).expect("a body");
     assert_eq!(value, json!({"amount": 12.5, "lines": [{"sku": "A-1", "count": 2}]}));
 }
+
+/// The double is 1439825741478257.25: `.2` and `.3` both name it and are as short. A check against
+/// another printer's choice refused what we had written ourselves.
+#[test]
+fn of_two_shortest_decimals_the_one_that_we_write_passes() {
+    let written = write(&json!(1439825741478257.2));
+    assert_eq!(parse(&written, Limits::default()), Ok(json!(1439825741478257.2)));
+    let passed = ["1439825741478257.2", "1439825741478257.3"].into_iter().filter(|text| read(text).is_ok());
+    assert_eq!(passed.count(), 1);
+}

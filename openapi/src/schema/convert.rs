@@ -10,11 +10,14 @@
 //! - `format: int32` and `int64` bound the number;
 //! - a `readOnly` property is not required, since everything here is read from requests.
 
+use super::keyword::{FORMATS, Keyword, SINCE_V31, keyword};
+use super::reference::{local_tokens, name_of, references, resolve, sole_reference};
 use super::{Schema, cost};
 use crate::limits;
 use crate::mistake::Mistakes;
 use crate::source::{At, Kind};
 use indexmap::IndexMap;
+use jsonschema::PatternCache;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -34,82 +37,6 @@ enum Sense {
     Asked,
 }
 
-/// What to do with a keyword.
-enum Keyword {
-    /// Describes only.
-    Described,
-    /// Copied as it is.
-    Plain,
-    /// Holds one schema (or a boolean).
-    One,
-    /// Holds a list of schemas.
-    Many,
-    /// Holds schemas by name.
-    Named,
-    /// Has a rule of its own in `special`.
-    Special,
-    Unknown,
-}
-
-/// The formats that are checked; others only describe.
-const FORMATS: [&str; 10] =
-    ["date-time", "date", "time", "duration", "email", "uuid", "uri", "ipv4", "ipv6", "hostname"];
-
-/// Keywords that OpenAPI 3.0 does not have.
-const SINCE_V31: [&str; 17] = [
-    "const",
-    "if",
-    "then",
-    "else",
-    "prefixItems",
-    "contains",
-    "minContains",
-    "maxContains",
-    "propertyNames",
-    "patternProperties",
-    "dependentRequired",
-    "dependentSchemas",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "examples",
-    "$comment",
-    "$defs",
-];
-
-fn keyword(name: &str) -> Keyword {
-    match name {
-        "title" | "description" | "default" | "example" | "examples" | "deprecated" | "readOnly"
-        | "writeOnly" | "xml" | "externalDocs" | "discriminator" | "$comment" | "$defs"
-        | "contentMediaType" | "contentEncoding" => Keyword::Described,
-        "const" | "multipleOf" | "maximum" | "minimum" | "maxLength" | "minLength" | "maxItems"
-        | "minItems" | "uniqueItems" | "maxContains" | "minContains" | "maxProperties" | "minProperties"
-        | "dependentRequired" | "enum" => Keyword::Plain,
-        "items"
-        | "additionalProperties"
-        | "not"
-        | "if"
-        | "then"
-        | "else"
-        | "contains"
-        | "propertyNames"
-        | "unevaluatedItems"
-        | "unevaluatedProperties" => Keyword::One,
-        "allOf" | "anyOf" | "oneOf" | "prefixItems" => Keyword::Many,
-        "properties" | "patternProperties" | "dependentSchemas" => Keyword::Named,
-        "$ref"
-        | "type"
-        | "nullable"
-        | "exclusiveMinimum"
-        | "exclusiveMaximum"
-        | "format"
-        | "pattern"
-        | "required"
-        | "x-postern-sensitive" => Keyword::Special,
-        name if name.starts_with("x-") && !name.starts_with("x-postern-") => Keyword::Described,
-        _ => Keyword::Unknown,
-    }
-}
-
 /// Something that `$ref` names, converted once however often it is named.
 struct Definition<'d> {
     at: At<'d>,
@@ -124,6 +51,7 @@ pub(crate) struct SchemaReader<'d> {
     dialect: Dialect,
     definitions: IndexMap<(String, Sense), Definition<'d>>,
     compiled: HashMap<usize, Schema>,
+    compiled_patterns: PatternCache,
     pending: Vec<usize>,
     nodes: usize,
     patterns: usize,
@@ -137,6 +65,7 @@ impl<'d> SchemaReader<'d> {
             dialect,
             definitions: IndexMap::new(),
             compiled: HashMap::new(),
+            compiled_patterns: PatternCache::new(),
             pending: Vec::new(),
             nodes: 0,
             patterns: 0,
@@ -177,7 +106,7 @@ impl<'d> SchemaReader<'d> {
                 limits::TOTAL_EXPANSION
             ));
         }
-        Schema::compile(whole)
+        Schema::compile(whole, &self.compiled_patterns)
     }
 
     /// Adds the definitions that `json` needs; `None` if one of them has a mistake.
@@ -406,35 +335,6 @@ impl<'d> SchemaReader<'d> {
     }
 }
 
-/// The place that a `$ref` value names, within this document only.
-pub(crate) fn resolve<'d>(root: &At<'d>, value: &At<'d>, mistakes: &mut Mistakes) -> Option<At<'d>> {
-    let target = value.text(mistakes)?;
-    let Some(tokens) = local_tokens(target) else {
-        mistakes.add(
-            value,
-            format!(
-                "`$ref: {target}` is not fetched; only `#/…` within this document works, so bundle it first"
-            ),
-        );
-        return None;
-    };
-    let found = root.follow(&tokens);
-    if found.is_none() {
-        mistakes.add(value, format!("`$ref: {target}` names nothing in this document"));
-    }
-    found
-}
-
-/// The decoded tokens of `#/a/b`; `None` for anything else.
-fn local_tokens(target: &str) -> Option<Vec<String>> {
-    let pointer = target.strip_prefix("#/")?;
-    let token = |text: &str| {
-        let decoded = percent_encoding::percent_decode_str(text).decode_utf8().ok()?;
-        Some(decoded.replace("~1", "/").replace("~0", "~"))
-    };
-    pointer.split('/').map(token).collect()
-}
-
 fn insert_format(format: &str, out: &mut Map<String, Value>) {
     let (low, high) = match format {
         "int32" => (i64::from(i32::MIN), i64::from(i32::MAX)),
@@ -472,35 +372,4 @@ fn allow_null(at: &At<'_>, dialect: Dialect, out: &mut Map<String, Value>) {
     {
         out.insert("type".to_owned(), json!([single, "null"]));
     }
-}
-
-fn name_of(index: usize) -> String {
-    format!("d{index}")
-}
-
-/// Numbers of the definitions that `json` names itself.
-fn references(json: &Value, found: &mut Vec<usize>) {
-    match json {
-        Value::Object(entries) => {
-            for (key, value) in entries {
-                match value {
-                    Value::String(target) if key == "$ref" => found.extend(number_of(target)),
-                    _ if matches!(key.as_str(), "enum" | "const") => {}
-                    other => references(other, found),
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
-        _ => {}
-    }
-}
-
-fn number_of(target: &str) -> Option<usize> {
-    target.strip_prefix("#/$defs/d").and_then(|digits| digits.parse().ok())
-}
-
-/// The definition, if `json` is nothing but a reference to it.
-fn sole_reference(json: &Value) -> Option<usize> {
-    let object = json.as_object().filter(|object| object.len() == 1)?;
-    number_of(object.get("$ref")?.as_str()?)
 }
