@@ -19,8 +19,5 @@ pub(crate) fn take_standard_streams() -> io::Result<impl AsyncRead + AsyncWrite 
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    Ok(tokio::io::join(
-        pipe::Receiver::from_owned_fd(input)?,
-        pipe::Sender::from_owned_fd(output)?,
-    ))
+    Ok(tokio::io::join(pipe::Receiver::from_owned_fd(input)?, pipe::Sender::from_owned_fd(output)?))
 }

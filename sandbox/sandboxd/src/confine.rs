@@ -6,8 +6,8 @@
 //! kernel that lacks it, or lacks a part of it, the sandbox is what its mounts make of it.
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    Scope, path_beneath_rules,
+    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+    path_beneath_rules,
 };
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 

@@ -62,61 +62,32 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 }
 
 /// Reads the message of a unary call.
-pub(crate) async fn read_unary<Message: DeserializeOwned>(
-    body: Incoming,
-) -> Result<Message, Failure> {
+pub(crate) async fn read_unary<Message: DeserializeOwned>(body: Incoming) -> Result<Message, Failure> {
     parse(&read(body).await?)
 }
 
 /// Reads the one message of a call that is answered by a stream.
-pub(crate) async fn read_envelope<Message: DeserializeOwned>(
-    body: Incoming,
-) -> Result<Message, Failure> {
-    let malformed = || {
-        Failure::new(
-            Code::InvalidArgument,
-            "expected one uncompressed envelope of JSON",
-        )
-    };
+pub(crate) async fn read_envelope<Message: DeserializeOwned>(body: Incoming) -> Result<Message, Failure> {
+    let malformed = || Failure::new(Code::InvalidArgument, "expected one uncompressed envelope of JSON");
     let bytes = read(body).await?;
-    let (head, message) = bytes
-        .split_first_chunk::<ENVELOPE_HEAD>()
-        .ok_or_else(malformed)?;
+    let (head, message) = bytes.split_first_chunk::<ENVELOPE_HEAD>().ok_or_else(malformed)?;
     let [flags, length @ ..] = *head;
-    let is_whole =
-        usize::try_from(u32::from_be_bytes(length)).is_ok_and(|length| length == message.len());
-    if flags == 0 && is_whole {
-        parse(message)
-    } else {
-        Err(malformed())
-    }
+    let is_whole = usize::try_from(u32::from_be_bytes(length)).is_ok_and(|length| length == message.len());
+    if flags == 0 && is_whole { parse(message) } else { Err(malformed()) }
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Failure> {
-    let too_long = |_| {
-        Failure::new(
-            Code::ResourceExhausted,
-            "the message is longer than 4 MiB or broke off",
-        )
-    };
-    Ok(Limited::new(body, REQUEST_BYTES)
-        .collect()
-        .await
-        .map_err(too_long)?
-        .to_bytes())
+    let too_long = |_| Failure::new(Code::ResourceExhausted, "the message is longer than 4 MiB or broke off");
+    Ok(Limited::new(body, REQUEST_BYTES).collect().await.map_err(too_long)?.to_bytes())
 }
 
 fn parse<Message: DeserializeOwned>(json: &[u8]) -> Result<Message, Failure> {
-    serde_json::from_slice(json)
-        .map_err(|error| Failure::new(Code::InvalidArgument, error.to_string()))
+    serde_json::from_slice(json).map_err(|error| Failure::new(Code::InvalidArgument, error.to_string()))
 }
 
 /// The deadline that the caller set for the call; for a process it is its time limit.
@@ -124,34 +95,26 @@ pub(crate) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Failure> 
     let Some(value) = headers.get("connect-timeout-ms") else {
         return Ok(None);
     };
-    let text = value
-        .to_str()
-        .ok()
-        .filter(|text| text.len() <= TIMEOUT_DIGITS);
+    let text = value.to_str().ok().filter(|text| text.len() <= TIMEOUT_DIGITS);
     let milliseconds = text.and_then(|text| text.parse::<u64>().ok());
     match milliseconds {
         Some(0) => Ok(None),
         Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
-        None => Err(Failure::new(
-            Code::InvalidArgument,
-            "Connect-Timeout-Ms wants 1 to 10 digits",
-        )),
+        None => Err(Failure::new(Code::InvalidArgument, "Connect-Timeout-Ms wants 1 to 10 digits")),
     }
 }
 
 /// The answer of a unary call.
 pub(crate) fn unary<Message: Serialize>(result: Result<Message, Failure>) -> Response<Body> {
     let answer = result.and_then(|message| {
-        serde_json::to_vec(&message)
-            .map_err(|error| Failure::new(Code::Internal, error.to_string()))
+        serde_json::to_vec(&message).map_err(|error| Failure::new(Code::Internal, error.to_string()))
     });
     match answer {
         Ok(json) => json_response(StatusCode::OK, json),
         // A Failure is two strings: it always serializes.
-        Err(failure) => json_response(
-            failure.code.status(),
-            serde_json::to_vec(&failure).unwrap_or_default(),
-        ),
+        Err(failure) => {
+            json_response(failure.code.status(), serde_json::to_vec(&failure).unwrap_or_default())
+        }
     }
 }
 
@@ -199,19 +162,13 @@ fn enclose<Message: Serialize>(flags: u8, message: &Message) -> Bytes {
 }
 
 fn json_response(status: StatusCode, json: Vec<u8>) -> Response<Body> {
-    response(
-        status,
-        "application/json",
-        Full::new(json.into()).boxed_unsync(),
-    )
+    response(status, "application/json", Full::new(json.into()).boxed_unsync())
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -235,25 +192,16 @@ mod tests {
     #[test]
     fn a_failure_ends_its_stream_with_code_and_message() {
         let end = end_of_stream(Some(&Failure::new(Code::DeadlineExceeded, "late")));
-        assert_eq!(
-            &end[5..],
-            br#"{"error":{"code":"deadline_exceeded","message":"late"}}"#
-        );
+        assert_eq!(&end[5..], br#"{"error":{"code":"deadline_exceeded","message":"late"}}"#);
     }
 
     #[test]
     fn a_timeout_is_milliseconds_and_zero_or_absence_is_none() {
         assert_eq!(timeout(&HeaderMap::new()), Ok(None));
         assert_eq!(timeout(&headers("0")), Ok(None));
-        assert_eq!(
-            timeout(&headers("1500")),
-            Ok(Some(Duration::from_millis(1500)))
-        );
+        assert_eq!(timeout(&headers("1500")), Ok(Some(Duration::from_millis(1500))));
         for wrong in ["", "1s", "-1", "12345678901"] {
-            assert_eq!(
-                timeout(&headers(wrong)).expect_err(wrong).code,
-                Code::InvalidArgument
-            );
+            assert_eq!(timeout(&headers(wrong)).expect_err(wrong).code, Code::InvalidArgument);
         }
     }
 }

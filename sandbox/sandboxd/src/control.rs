@@ -32,10 +32,7 @@ pub(crate) struct Services {
 
 impl Services {
     pub(crate) fn new(identity: Arc<Identity>, processes: Processes) -> Self {
-        Self {
-            identity,
-            processes,
-        }
+        Self { identity, processes }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
@@ -61,12 +58,10 @@ impl Services {
         struct Done {}
         connect::unary(
             match method {
-                "Identify" => connect::read_unary(body)
-                    .await
-                    .and_then(|claim| self.identity.claim(claim)),
-                "Token" => connect::read_unary(body)
-                    .await
-                    .and_then(|rotation| self.identity.rotate(&rotation)),
+                "Identify" => connect::read_unary(body).await.and_then(|claim| self.identity.claim(claim)),
+                "Token" => {
+                    connect::read_unary(body).await.and_then(|rotation| self.identity.rotate(&rotation))
+                }
                 _ => Err(unimplemented(method)),
             }
             .map(|()| Done {}),
@@ -98,10 +93,7 @@ pub(crate) async fn serve(
 
 /// The failure of a call that this version does not have.
 pub(crate) fn unimplemented(what: &str) -> Failure {
-    Failure::new(
-        Code::Unimplemented,
-        format!("`{}` is not served here", what.escape_default()),
-    )
+    Failure::new(Code::Unimplemented, format!("`{}` is not served here", what.escape_default()))
 }
 
 fn status(status: StatusCode) -> Response<Body> {

@@ -12,13 +12,10 @@ use crate::identity::Identity;
 use crate::options::Options;
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::PathAndQuery;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -58,18 +55,10 @@ const PER_CONNECTION: [HeaderName; 5] = [
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub(crate) async fn open(
-    options: &Options,
-    identity: Arc<Identity>,
-    tasks: &Tasks,
-) -> io::Result<()> {
+pub(crate) async fn open(options: &Options, identity: Arc<Identity>, tasks: &Tasks) -> io::Result<()> {
     let listener = TcpListener::bind(options.door).await?;
     let pool = Pool::new(options.gateway.clone(), tasks.clone());
-    let door = Arc::new(Door {
-        identity,
-        pool,
-        tasks: tasks.clone(),
-    });
+    let door = Arc::new(Door { identity, pool, tasks: tasks.clone() });
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tasks.spawn(async move |stop| {
         let _ = stop.run_until_cancelled(accept(listener, door, room)).await;
@@ -105,37 +94,24 @@ impl Door {
             async move { Ok::<_, Infallible>(door.carry(request).await) }
         });
         let mut server = auto::Builder::new(Owned(tasks));
-        server
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIME)
-            .max_buf_size(HEAD_BYTES);
-        server
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(128);
+        server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_BYTES);
+        server.http2().timer(TokioTimer::new()).max_concurrent_streams(128);
         // A connection that breaks is its client's affair.
-        drop(
-            server
-                .serve_connection_with_upgrades(TokioIo::new(connection), service)
-                .await,
-        );
+        drop(server.serve_connection_with_upgrades(TokioIo::new(connection), service).await);
     }
 
     /// Carries one request to the gateway and its answer back.
     async fn carry(&self, mut request: Request<Incoming>) -> Response<Body> {
         let Some(bearer) = self.identity.bearer() else {
             return refusal(
-                &Problem::new(Code::TokenMissing, "this sandbox has no session yet").hint(
-                    "a sandbox that is kept ready has no way out until a conversation claims it",
-                ),
+                &Problem::new(Code::TokenMissing, "this sandbox has no session yet")
+                    .hint("a sandbox that is kept ready has no way out until a conversation claims it"),
             );
         };
         if request.method() == Method::CONNECT {
             return refusal(
-                &Problem::new(Code::UpgradeRefused, "this is no forward proxy").hint(
-                    "call a backend as GATEWAY_URL/<backend>/<path>; there is no internet here",
-                ),
+                &Problem::new(Code::UpgradeRefused, "this is no forward proxy")
+                    .hint("call a backend as GATEWAY_URL/<backend>/<path>; there is no internet here"),
             );
         }
         let upgrade = wanted_upgrade(&request);
@@ -144,11 +120,8 @@ impl Door {
         match self.pool.send(request).await {
             Ok(response) => self.answer(response, theirs),
             Err(error) => refusal(
-                &Problem::new(
-                    Code::UpstreamUnreachable,
-                    format!("the gateway did not answer: {error}"),
-                )
-                .hint("it may be restarting: try again in a moment"),
+                &Problem::new(Code::UpstreamUnreachable, format!("the gateway did not answer: {error}"))
+                    .hint("it may be restarting: try again in a moment"),
             ),
         }
     }
@@ -175,41 +148,27 @@ impl Door {
 /// The protocol that an HTTP/1.1 client asks to change to. Never h2c, which the listener speaks.
 fn wanted_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
     let asks = request.headers().get_all(CONNECTION).iter().any(|value| {
-        value.to_str().is_ok_and(|value| {
-            value
-                .split(',')
-                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-        })
+        value
+            .to_str()
+            .is_ok_and(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
     });
-    let protocol = request
-        .headers()
-        .get(UPGRADE)
-        .filter(|_| asks && request.version() == Version::HTTP_11)?;
+    let protocol =
+        request.headers().get(UPGRADE).filter(|_| asks && request.version() == Version::HTTP_11)?;
     (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
 /// Makes the request one of this connection: origin form, `Host`, our token.
 fn address(request: &mut Request<Incoming>, upgrade: Option<HeaderValue>, bearer: HeaderValue) {
-    if let Some(host) = request
-        .uri()
-        .authority()
-        .and_then(|host| HeaderValue::try_from(host.as_str()).ok())
-    {
+    if let Some(host) = request.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok()) {
         request.headers_mut().insert(HOST, host);
     }
-    let target = request
-        .uri()
-        .path_and_query()
-        .cloned()
-        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(target);
     *request.version_mut() = Version::HTTP_11;
     remove_per_connection(request.headers_mut());
     if let Some(protocol) = upgrade {
         request.headers_mut().insert(UPGRADE, protocol);
-        request
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     request.headers_mut().insert(AUTHORIZATION, bearer);
 }
@@ -223,11 +182,7 @@ fn remove_per_connection(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named
-        .iter()
-        .chain(&PER_CONNECTION)
-        .chain(&[CONNECTION, UPGRADE])
-    {
+    for name in named.iter().chain(&PER_CONNECTION).chain(&[CONNECTION, UPGRADE]) {
         headers.remove(name);
     }
 }
@@ -243,15 +198,9 @@ async fn join(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade
 fn refusal(problem: &Problem) -> Response<Body> {
     // A Problem of our own always serializes.
     let json = serde_json::to_vec(problem).unwrap_or_default();
-    let mut response = Response::new(
-        Full::new(Bytes::from(json))
-            .map_err(|never| match never {})
-            .boxed_unsync(),
-    );
-    *response.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    let mut response =
+        Response::new(Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
     response
 }

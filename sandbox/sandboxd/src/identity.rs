@@ -52,30 +52,17 @@ impl Identity {
     /// which leaves the sandbox without.
     pub(crate) fn claim(&self, claim: Claim) -> Result<(), Failure> {
         let bearer = bearer(&claim.token)?;
-        if let Some(name) = claim
-            .env
-            .iter()
-            .find_map(|(name, value)| is_unusable(name, value).then_some(name))
+        if let Some(name) =
+            claim.env.iter().find_map(|(name, value)| is_unusable(name, value).then_some(name))
         {
-            let detail = format!(
-                "`{}` cannot be an environment variable",
-                name.escape_default()
-            );
+            let detail = format!("`{}` cannot be an environment variable", name.escape_default());
             return Err(Failure::new(Code::InvalidArgument, detail));
         }
         let mut env = claim.env;
         env.insert("SANDBOX_ID".into(), claim.sandbox_id.as_str().into());
-        env.insert(
-            "CONVERSATION_ID".into(),
-            claim.conversation_id.as_str().into(),
-        );
+        env.insert("CONVERSATION_ID".into(), claim.conversation_id.as_str().into());
         env.insert("GATEWAY_URL".into(), GATEWAY_URL.into());
-        let again = |_| {
-            Failure::new(
-                Code::FailedPrecondition,
-                "this sandbox already has an identity",
-            )
-        };
+        let again = |_| Failure::new(Code::FailedPrecondition, "this sandbox already has an identity");
         self.env.set(env).map_err(again)?;
         self.replace(bearer);
         Ok(())
@@ -108,10 +95,7 @@ impl Identity {
 
     /// What the door writes into `Authorization`.
     pub(crate) fn bearer(&self) -> Option<HeaderValue> {
-        self.bearer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.bearer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn env(&self) -> Result<&BTreeMap<String, String>, Failure> {
@@ -129,13 +113,8 @@ fn secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Secret<String>, D
 }
 
 fn bearer(token: &Secret<String>) -> Result<HeaderValue, Failure> {
-    let mut value =
-        HeaderValue::try_from(format!("Bearer {}", token.reveal())).map_err(|_invalid| {
-            Failure::new(
-                Code::InvalidArgument,
-                "the token cannot be sent in a header",
-            )
-        })?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
+        .map_err(|_invalid| Failure::new(Code::InvalidArgument, "the token cannot be sent in a header"))?;
     value.set_sensitive(true);
     Ok(value)
 }

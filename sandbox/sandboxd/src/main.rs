@@ -41,10 +41,7 @@ enum StartError {
     #[error("could not watch for ended processes")]
     Reaper(#[source] std::io::Error),
     #[error("could not open the door on {address}; is the port taken, or loopback down?")]
-    Door {
-        address: std::net::SocketAddr,
-        source: std::io::Error,
-    },
+    Door { address: std::net::SocketAddr, source: std::io::Error },
     #[error("the control channel failed")]
     Control(#[source] hyper::Error),
 }
@@ -65,10 +62,8 @@ fn start() -> Result<(), StartError> {
     if options.landlock {
         confine::restrict_files()?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(StartError::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     runtime.block_on(run(options))
 }
 
@@ -82,18 +77,14 @@ async fn run(options: Options) -> Result<(), StartError> {
     door::open(&options, Arc::clone(&identity), &tasks)
         .await
         .map_err(|source| StartError::Door { address, source })?;
-    let processes =
-        process::Processes::new(exits, Arc::clone(&identity), options.home, tasks.clone());
+    let processes = process::Processes::new(exits, Arc::clone(&identity), options.home, tasks.clone());
     let served = control::serve(channel, control::Services::new(identity, processes), &tasks).await;
     tasks.stop();
     served.map_err(StartError::Control)
 }
 
 /// The one place that prints: nobody listens on the control channel yet, or any more.
-#[expect(
-    clippy::print_stderr,
-    reason = "the shim reads standard error to say why a start failed"
-)]
+#[expect(clippy::print_stderr, reason = "the shim reads standard error to say why a start failed")]
 fn report(error: &StartError) {
     eprint!("postern-sandboxd: {error}");
     let mut cause = std::error::Error::source(error);

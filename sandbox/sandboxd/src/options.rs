@@ -27,9 +27,7 @@ pub(crate) struct Options {
 /// A command line that cannot be understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UsageError {
-    #[error(
-        "`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock"
-    )]
+    #[error("`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock")]
     Unknown(String),
     #[error("`{0}` needs a value")]
     MissingValue(&'static str),
@@ -39,22 +37,14 @@ pub(crate) enum UsageError {
 
 impl Options {
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
-        let mut options = Self {
-            door: DOOR,
-            gateway: GATEWAY.into(),
-            home: HOME.into(),
-            landlock: false,
-        };
+        let mut options = Self { door: DOOR, gateway: GATEWAY.into(), home: HOME.into(), landlock: false };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let mut value = |name| arguments.next().ok_or(UsageError::MissingValue(name));
             match argument.to_str() {
                 Some("--door") => {
                     let text = value("--door")?.into_string();
-                    options.door = text
-                        .ok()
-                        .and_then(|text| text.parse().ok())
-                        .ok_or(UsageError::Address)?;
+                    options.door = text.ok().and_then(|text| text.parse().ok()).ok_or(UsageError::Address)?;
                 }
                 Some("--gateway") => options.gateway = value("--gateway")?.into(),
                 Some("--home") => options.home = value("--home")?.into(),
@@ -85,17 +75,8 @@ mod tests {
 
     #[test]
     fn a_wrong_command_line_says_what_there_is() {
-        assert_eq!(
-            parse(&["--dor"]).expect_err("unknown"),
-            UsageError::Unknown("--dor".into())
-        );
-        assert_eq!(
-            parse(&["--gateway"]).expect_err("no value"),
-            UsageError::MissingValue("--gateway")
-        );
-        assert_eq!(
-            parse(&["--door", "49980"]).expect_err("no address"),
-            UsageError::Address
-        );
+        assert_eq!(parse(&["--dor"]).expect_err("unknown"), UsageError::Unknown("--dor".into()));
+        assert_eq!(parse(&["--gateway"]).expect_err("no value"), UsageError::MissingValue("--gateway"));
+        assert_eq!(parse(&["--door", "49980"]).expect_err("no address"), UsageError::Address);
     }
 }

@@ -69,16 +69,10 @@ impl Process {
         let (sender, receiver) = mpsc::channel(QUEUED_ENVELOPES);
         // A fresh queue has room, and its receiver is alive.
         drop(sender.try_send(follow::started(self.pid)));
-        let mut followers = self
-            .followers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         followers.retain(|follower| !follower.is_closed());
         if followers.len() >= FOLLOWERS {
-            return Err(Failure::new(
-                Code::ResourceExhausted,
-                "16 callers follow this process already",
-            ));
+            return Err(Failure::new(Code::ResourceExhausted, "16 callers follow this process already"));
         }
         followers.push(sender);
         Ok(receiver)
@@ -105,26 +99,16 @@ pub(crate) struct Processes {
 
 impl Processes {
     pub(crate) fn new(exits: Exits, identity: Arc<Identity>, home: PathBuf, tasks: Tasks) -> Self {
-        Self {
-            live: Arc::default(),
-            exits,
-            identity,
-            home,
-            tasks,
-        }
+        Self { live: Arc::default(), exits, identity, home, tasks }
     }
 
     fn find(&self, selector: &Selector) -> Result<Arc<Process>, Failure> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match selector {
             Selector::Pid(pid) => Pid::from_raw(*pid).and_then(|pid| live.get(&pid)),
-            Selector::Tag(tag) => live
-                .values()
-                .find(|process| process.tag.as_ref() == Some(tag)),
+            Selector::Tag(tag) => live.values().find(|process| process.tag.as_ref() == Some(tag)),
         };
-        found
-            .cloned()
-            .ok_or_else(|| Failure::new(Code::NotFound, "there is no such process"))
+        found.cloned().ok_or_else(|| Failure::new(Code::NotFound, "there is no such process"))
     }
 
     fn all(&self) -> Vec<Arc<Process>> {
@@ -135,24 +119,14 @@ impl Processes {
     }
 
     fn has_room(&self) -> bool {
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
-            < PROCESSES
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).len() < PROCESSES
     }
 
     fn insert(&self, process: &Arc<Process>) {
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(process.pid, Arc::clone(process));
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(process.pid, Arc::clone(process));
     }
 
     fn remove(&self, pid: Pid) {
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&pid);
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
     }
 }

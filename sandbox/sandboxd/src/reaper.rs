@@ -38,19 +38,12 @@ impl Exits {
     /// Resolves when `pid` has ended and been reaped. Must be called right after it was started.
     pub(crate) fn of(&self, pid: Pid) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(pid, sender);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, sender);
         receiver
     }
 
     fn tell(&self, pid: Pid, exit: Exit) {
-        let waiting = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&pid);
+        let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
         // Nobody waits for an orphan, and a waiter may be gone: both are fine.
         if let Some(waiting) = waiting {
             let _ = waiting.send(exit);
@@ -73,12 +66,7 @@ pub(crate) fn watch(tasks: &Tasks) -> io::Result<Exits> {
     let mut ended = signal(SignalKind::child())?;
     let table = exits.clone();
     tasks.spawn(async move |stop| {
-        while stop
-            .run_until_cancelled(ended.recv())
-            .await
-            .flatten()
-            .is_some()
-        {
+        while stop.run_until_cancelled(ended.recv()).await.flatten().is_some() {
             table.reap();
         }
     });

@@ -4,12 +4,12 @@
 //! As root it is an ext4 image of the limit's size in the slot, mounted in the run folder: the
 //! one quota that every Linux enforces. Otherwise it is a plain folder, and the limit is reported
 //! as not enforced. The mount outlives the shim, so that the user's last files can be saved
-//! after any end; [`dispose`] is the orchestrator's to call.
+//! after any end; the orchestrator unmounts it.
 
 use crate::folder::RunFolder;
+use crate::mounts::is_mounted;
 use crate::spec::Spec;
 use rustix::fs::{Gid, Uid};
-use rustix::mount::UnmountFlags;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
@@ -70,27 +70,6 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, DiskError> {
         }
     }
     Ok(disk)
-}
-
-/// Unmounts the disk of an ended sandbox. The files stay in the slot.
-///
-/// # Errors
-/// If something still uses it in a way that even a lazy unmount does not end.
-pub fn dispose(folder: &RunFolder) -> io::Result<()> {
-    while is_mounted(&folder.disk()) {
-        match rustix::mount::unmount(folder.disk(), UnmountFlags::NOFOLLOW) {
-            Err(rustix::io::Errno::BUSY) => rustix::mount::unmount(folder.disk(), UnmountFlags::DETACH)?,
-            done => done?,
-        }
-    }
-    Ok(())
-}
-
-/// Whether something is mounted exactly here.
-#[must_use]
-pub fn is_mounted(at: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|mounted| Path::new(mounted) == at))
 }
 
 fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {

@@ -20,6 +20,7 @@ pub mod exit;
 pub mod folder;
 pub mod gvisor;
 pub mod launch;
+pub mod mounts;
 pub mod processes;
 pub mod rootfs;
 pub mod seccomp;

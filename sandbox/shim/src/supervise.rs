@@ -10,7 +10,7 @@ use crate::exit::{Exit, Reason};
 use crate::folder::RunFolder;
 use crate::launch::Launch;
 use crate::spec::{Enforced, Isolation, Spec};
-use crate::{bubblewrap, gvisor, processes};
+use crate::{bubblewrap, gvisor, mounts, processes};
 use postern_common::tasks::{Stop, Tasks};
 use std::fs;
 use std::io;
@@ -101,6 +101,8 @@ pub async fn run(folder: &RunFolder, ready: impl FnOnce()) -> Result<Exit, Start
     // The order matters: who sees `exit.json` may rely on the rest being gone.
     end(&cgroups).await;
     drop(fs::remove_file(folder.control_socket()));
+    // gVisor pins a network namespace in its folder. The disk stays for saving the user's files.
+    drop(mounts::unmount_below(folder.path(), Some(&folder.disk())));
     let _ = tasks.shut_down(END_TIME).await.is_ok();
     let _ = exit.write(folder).is_ok();
     lived.map(|_| exit)

@@ -34,21 +34,14 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(gateway: PathBuf, tasks: Tasks) -> Self {
-        Self {
-            gateway,
-            idle: Arc::default(),
-            tasks,
-        }
+        Self { gateway, idle: Arc::default(), tasks }
     }
 
     /// Sends the request on an idle connection, or on a new one.
     ///
     /// A request that an idle connection could not take, because the gateway had closed it
     /// meanwhile, was not sent at all and goes out again; any other is sent once.
-    pub(super) async fn send(
-        &self,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(&self, mut request: Request<Incoming>) -> Result<Response<Incoming>, SendError> {
         while let Some(mut connection) = self.take() {
             match connection.try_send_request(request).await {
                 Ok(response) => {
@@ -62,10 +55,7 @@ impl Pool {
             }
         }
         let mut connection = self.connect().await?;
-        let response = connection
-            .send_request(request)
-            .await
-            .map_err(SendError::Broken)?;
+        let response = connection.send_request(request).await.map_err(SendError::Broken)?;
         self.keep_when_free(connection);
         Ok(response)
     }
@@ -90,12 +80,8 @@ impl Pool {
     }
 
     async fn connect(&self) -> Result<Connection, SendError> {
-        let stream = UnixStream::connect(&self.gateway)
-            .await
-            .map_err(SendError::Connect)?;
-        let (sender, connection) = handshake(TokioIo::new(stream))
-            .await
-            .map_err(SendError::Broken)?;
+        let stream = UnixStream::connect(&self.gateway).await.map_err(SendError::Connect)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(SendError::Broken)?;
         self.tasks.spawn(async move |stop| {
             // Its end is seen by whoever waits for an answer.
             drop(stop.run_until_cancelled(connection.with_upgrades()).await);

@@ -65,21 +65,11 @@ impl From<Exit> for End {
             Exit::Code(code) => {
                 let status = format!("exit status {code}");
                 let error = (code != 0).then(|| status.clone());
-                Self {
-                    exit_code: code,
-                    exited: true,
-                    status,
-                    error,
-                }
+                Self { exit_code: code, exited: true, status, error }
             }
             Exit::Signal(signal) => {
                 let status = format!("signal: {signal}");
-                Self {
-                    exit_code: -1,
-                    exited: false,
-                    error: Some(status.clone()),
-                    status,
-                }
+                Self { exit_code: -1, exited: false, error: Some(status.clone()), status }
             }
         }
     }
@@ -99,19 +89,13 @@ impl Output {
             Self::Stdout => Chunk::Stdout(&text),
             Self::Stderr => Chunk::Stderr(&text),
         };
-        connect::envelope(&Message {
-            event: Event::Data(chunk),
-        })
+        connect::envelope(&Message { event: Event::Data(chunk) })
     }
 }
 
 /// The first envelope of every follower.
 pub(super) fn started(pid: Pid) -> Bytes {
-    connect::envelope(&Message {
-        event: Event::Start {
-            pid: pid.as_raw_pid(),
-        },
-    })
+    connect::envelope(&Message { event: Event::Start { pid: pid.as_raw_pid() } })
 }
 
 /// Follows a process to its end; returns when nobody can write to its outputs any more.
@@ -171,12 +155,7 @@ async fn pass_on(
     }
 }
 
-async fn drain(
-    process: &Process,
-    output: Option<&pipe::Receiver>,
-    which: Output,
-    chunk: &mut [u8],
-) {
+async fn drain(process: &Process, output: Option<&pipe::Receiver>, which: Output, chunk: &mut [u8]) {
     let Some(output) = output else { return };
     let mut left = PIPE_BYTES;
     while let Ok(length) = output.try_read(chunk) {
@@ -206,45 +185,26 @@ async fn tell(followers: &[mpsc::Sender<Bytes>], envelope: Bytes) {
 }
 
 fn followers(process: &Process) -> Vec<mpsc::Sender<Bytes>> {
-    let mut followers = process
-        .followers
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut followers = process.followers.lock().unwrap_or_else(PoisonError::into_inner);
     followers.retain(|follower| !follower.is_closed());
     followers.clone()
 }
 
 async fn end(process: &Process, exit: Exit) {
     let followers = followers(process);
-    let failure = process.is_late.load(Ordering::Acquire).then(|| {
-        Failure::new(
-            Code::DeadlineExceeded,
-            "the process ran into its time limit and was killed",
-        )
-    });
+    let failure = process
+        .is_late
+        .load(Ordering::Acquire)
+        .then(|| Failure::new(Code::DeadlineExceeded, "the process ran into its time limit and was killed"));
     if failure.is_none() {
-        tell(
-            &followers,
-            connect::envelope(&Message {
-                event: Event::End(exit.into()),
-            }),
-        )
-        .await;
+        tell(&followers, connect::envelope(&Message { event: Event::End(exit.into()) })).await;
     }
     tell(&followers, connect::end_of_stream(failure.as_ref())).await;
-    process
-        .followers
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clear();
+    process.followers.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
 /// Grandchildren that hold an output would be killed by writing to it if nobody read.
-async fn discard(
-    mut stdout: Option<pipe::Receiver>,
-    mut stderr: Option<pipe::Receiver>,
-    mut chunk: Vec<u8>,
-) {
+async fn discard(mut stdout: Option<pipe::Receiver>, mut stderr: Option<pipe::Receiver>, mut chunk: Vec<u8>) {
     let mut other = vec![0; CHUNK_BYTES];
     while stdout.is_some() || stderr.is_some() {
         tokio::select! {

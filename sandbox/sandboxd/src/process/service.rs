@@ -107,21 +107,8 @@ async fn start_process(
     if request.pty.is_some() {
         return Err(unimplemented("pty"));
     }
-    let StartRequest {
-        process: config,
-        tag,
-        stdin: has_stdin,
-        ..
-    } = request;
-    start(
-        processes,
-        Start {
-            config,
-            tag,
-            has_stdin,
-            timeout,
-        },
-    )
+    let StartRequest { process: config, tag, stdin: has_stdin, .. } = request;
+    start(processes, Start { config, tag, has_stdin, timeout })
 }
 
 async fn follow(processes: &Processes, body: Incoming) -> Result<mpsc::Receiver<Bytes>, Failure> {
@@ -135,13 +122,7 @@ fn list(processes: &Processes) -> Listed {
         pid: process.pid.as_raw_pid(),
         tag: process.tag.clone(),
     };
-    Listed {
-        processes: processes
-            .all()
-            .iter()
-            .map(|process| info(process))
-            .collect(),
-    }
+    Listed { processes: processes.all().iter().map(|process| info(process)).collect() }
 }
 
 /// Waits until the process has taken the input, so a process that does not read holds its writer.
@@ -150,26 +131,13 @@ async fn send_input(processes: &Processes, body: Incoming) -> Result<Done, Failu
     let Input::Stdin(text) = request.input else {
         return Err(unimplemented("pty"));
     };
-    let bytes = BASE64.decode(text).map_err(|error| {
-        Failure::new(
-            Code::InvalidArgument,
-            format!("`stdin` is not base64: {error}"),
-        )
-    })?;
+    let bytes = BASE64
+        .decode(text)
+        .map_err(|error| Failure::new(Code::InvalidArgument, format!("`stdin` is not base64: {error}")))?;
     let process = processes.find(&request.process)?;
     let mut stdin = process.stdin.lock().await;
-    let closed = || {
-        Failure::new(
-            Code::FailedPrecondition,
-            "the input of this process is closed",
-        )
-    };
-    stdin
-        .as_mut()
-        .ok_or_else(closed)?
-        .write_all(&bytes)
-        .await
-        .map_err(|_broken| closed())?;
+    let closed = || Failure::new(Code::FailedPrecondition, "the input of this process is closed");
+    stdin.as_mut().ok_or_else(closed)?.write_all(&bytes).await.map_err(|_broken| closed())?;
     Ok(Done {})
 }
 

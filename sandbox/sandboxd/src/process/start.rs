@@ -29,16 +29,12 @@ pub(super) struct Start {
 /// Must be called within the event loop; it does not wait, which the reaper relies on.
 pub(super) fn start(processes: &Processes, start: Start) -> Result<mpsc::Receiver<Bytes>, Failure> {
     if !processes.has_room() {
-        return Err(Failure::new(
-            Code::ResourceExhausted,
-            "4096 processes are running already",
-        ));
+        return Err(Failure::new(Code::ResourceExhausted, "4096 processes are running already"));
     }
     let mut child = spawn(processes, &start)?;
     let pid = Pid::from_child(&child);
     let exit = processes.exits.of(pid);
-    let pipes =
-        Pipes::take(&mut child).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    let pipes = Pipes::take(&mut child).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
     let process = Arc::new(Process {
         pid,
         config: start.config,
@@ -54,22 +50,15 @@ pub(super) fn start(processes: &Processes, start: Start) -> Result<mpsc::Receive
     }
     let outputs = (pipes.stdout, pipes.stderr);
     let table = processes.clone();
-    processes
-        .tasks
-        .spawn(async move |_stop| follow::until_end(table, process, outputs, exit).await);
+    processes.tasks.spawn(async move |_stop| follow::until_end(table, process, outputs, exit).await);
     Ok(envelopes)
 }
 
 fn spawn(processes: &Processes, start: &Start) -> Result<Child, Failure> {
     let home = processes.home.to_string_lossy();
-    let folder = processes
-        .home
-        .join(start.config.cwd.as_deref().unwrap_or_default());
+    let folder = processes.home.join(start.config.cwd.as_deref().unwrap_or_default());
     if !folder.is_dir() {
-        return Err(Failure::new(
-            Code::InvalidArgument,
-            format!("`{}` is not a folder", folder.display()),
-        ));
+        return Err(Failure::new(Code::InvalidArgument, format!("`{}` is not a folder", folder.display())));
     }
     let mut command = Command::new(&start.config.cmd);
     command
@@ -79,31 +68,20 @@ fn spawn(processes: &Processes, start: &Start) -> Result<Child, Failure> {
         .envs(&start.config.envs)
         .current_dir(&folder)
         .process_group(0)
-        .stdin(if start.has_stdin {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        })
+        .stdin(if start.has_stdin { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command
-        .spawn()
-        .map_err(|error| refused(Path::new(&start.config.cmd), &error))
+    command.spawn().map_err(|error| refused(Path::new(&start.config.cmd), &error))
 }
 
 fn refused(command: &Path, error: &std::io::Error) -> Failure {
     let code = match error.kind() {
         std::io::ErrorKind::NotFound => Code::NotFound,
-        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::InvalidInput => {
-            Code::InvalidArgument
-        }
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::OutOfMemory => Code::ResourceExhausted,
         _ => Code::Internal,
     };
-    Failure::new(
-        code,
-        format!("could not start `{}`: {error}", command.display()),
-    )
+    Failure::new(code, format!("could not start `{}`: {error}", command.display()))
 }
 
 /// Kills the process when its time is over. Ends early when the process does.
@@ -111,11 +89,7 @@ fn enforce(processes: &Processes, process: &Arc<Process>, limit: Duration) {
     let table = processes.clone();
     let process = Arc::downgrade(process);
     processes.tasks.spawn(async move |stop| {
-        if stop
-            .run_until_cancelled(tokio::time::sleep(limit))
-            .await
-            .is_none()
-        {
+        if stop.run_until_cancelled(tokio::time::sleep(limit)).await.is_none() {
             return;
         }
         let Some(process) = process.upgrade() else {
@@ -141,25 +115,9 @@ struct Pipes {
 
 impl Pipes {
     fn take(child: &mut Child) -> std::io::Result<Self> {
-        let stdin = child
-            .stdin
-            .take()
-            .map(OwnedFd::from)
-            .map(pipe::Sender::from_owned_fd);
-        let stdout = child
-            .stdout
-            .take()
-            .map(OwnedFd::from)
-            .map(pipe::Receiver::from_owned_fd);
-        let stderr = child
-            .stderr
-            .take()
-            .map(OwnedFd::from)
-            .map(pipe::Receiver::from_owned_fd);
-        Ok(Self {
-            stdin: stdin.transpose()?,
-            stdout: stdout.transpose()?,
-            stderr: stderr.transpose()?,
-        })
+        let stdin = child.stdin.take().map(OwnedFd::from).map(pipe::Sender::from_owned_fd);
+        let stdout = child.stdout.take().map(OwnedFd::from).map(pipe::Receiver::from_owned_fd);
+        let stderr = child.stderr.take().map(OwnedFd::from).map(pipe::Receiver::from_owned_fd);
+        Ok(Self { stdin: stdin.transpose()?, stdout: stdout.transpose()?, stderr: stderr.transpose()? })
     }
 }
