@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${CARGO_TARGET_DIR:?}" "${POSTERN_CACHE:?}"
-export PATH=$POSTERN_CACHE/tools/bin:$PATH RUSTFLAGS="${RUSTFLAGS:-} -D warnings" CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+export PATH=$POSTERN_CACHE/tools/bin:$PATH CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 names=() minutes=() results=()
 table() {
@@ -30,7 +30,7 @@ part format cargo fmt --all --check
 part licences cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
 part unused cargo shear
 part build scripts/build.sh
-part clippy cargo clippy --locked --workspace --all-targets --quiet
+part clippy cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 [[ ${1:-} == lint ]] && { table; exit 0; }
 part tests cargo test --locked --workspace --quiet
 table
