@@ -1,2 +1,238 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Under construction.
+//! Settings of the processes: flags over environment over `postern.toml` over defaults.
+//!
+//! One table ([`ALL`]) names every setting once, with its variable, its key and its default;
+//! [`Settings::resolve`] layers the sources, remembers where each value came from and refuses what
+//! it does not know. Nothing here reads the environment: `main` hands it in. A tenant's folder is
+//! not settings; see [`crate::folder`].
+//!
+//! ```text
+//!   flags ──▶ environment ──▶ postern.toml ──▶ default        the first that has a value wins
+//!   a secret may be in a file instead: NAME_FILE, name_file
+//! ```
+
+mod layers;
+mod values;
+
+pub use values::{ListenAddress, LogFormatName, Storage, StorageKind, TokenSettings, WantedIsolation};
+
+use crate::secret::Secret;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// One setting: its names, and what it is when nobody says.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The key in `postern.toml`, dotted; flags are named after it.
+    pub key: &'static str,
+    /// The environment variable.
+    pub variable: &'static str,
+    /// Its value when no source has one.
+    pub default: Option<&'static str>,
+    /// Never shown, and accepted from a file (`…_FILE`).
+    pub is_secret: bool,
+    /// What it is for, in one line.
+    pub about: &'static str,
+}
+
+macro_rules! settings {
+    ($($constant:ident = $key:literal, $variable:literal, $default:expr, $kind:ident, $about:literal;)*) => {
+        /// Names of the settings, so that a typo does not compile.
+        pub mod name {
+            use super::Setting;
+            $(
+                #[doc = $about]
+                pub const $constant: &Setting = &Setting {
+                    key: $key,
+                    variable: $variable,
+                    default: $default,
+                    is_secret: settings!(@ $kind),
+                    about: $about,
+                };
+            )*
+        }
+        /// Every setting there is.
+        pub const ALL: &[&Setting] = &[$(name::$constant),*];
+    };
+    (@ secret) => { true };
+    (@ open) => { false };
+}
+
+settings! {
+    TOKEN_SIGNING_KEY = "token.signing_key", "TOKEN_SIGNING_KEY", None, secret, "signs session tokens; at least 32 bytes";
+    TOKEN_OLD_KEYS = "token.old_keys", "POSTERN_TOKEN_OLD_KEYS", None, secret, "keys that still verify, separated by commas";
+    TOKEN_TTL = "token.ttl", "TOKEN_TTL", Some("1h"), open, "life of a session token, at most 1h";
+    MASTER_KEY = "master_key", "POSTERN_MASTER_KEY", None, secret, "encrypts what the database keeps secret; 32 bytes in base64";
+    STORAGE_BACKEND = "storage.backend", "STORAGE_BACKEND", Some("local"), open, "where users' files are: gcs, azure, s3 or local";
+    STORAGE_BUCKET = "storage.bucket", "STORAGE_BUCKET", None, open, "the bucket or container of users' files";
+    DATABASE_URL = "database.url", "DATABASE_URL", None, secret, "postgres://… or sqlite://…";
+    BACKEND_URL = "backend.url", "BACKEND_URL", None, open, "the backend `default` of tenant `default`";
+    NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "cache of users' files on Kubernetes";
+    SANDBOX_NAMESPACE = "sandbox.namespace", "SANDBOX_NAMESPACE", Some("sandbox-system"), open, "Kubernetes namespace of sandboxes";
+    ISOLATION = "sandbox.isolation", "POSTERN_ISOLATION", Some("auto"), open, "gvisor, namespaces or auto";
+    RUNSC = "sandbox.runsc", "POSTERN_RUNSC", None, open, "path of gVisor's runsc, if it is not on PATH";
+    DATA_DIR = "data_dir", "POSTERN_DATA_DIR", Some("./.postern"), open, "where this installation keeps everything";
+    CONFIG = "config", "POSTERN_CONFIG", None, open, "a tenant's configuration folder, watched";
+    TENANT = "tenant", "POSTERN_TENANT", Some("default"), open, "the tenant of the watched folder";
+    API_LISTEN = "api.listen", "POSTERN_API_LISTEN", Some("127.0.0.1:8080"), open, "REST API";
+    API_ADMIN_LISTEN = "api.admin_listen", "POSTERN_API_ADMIN_LISTEN", Some("127.0.0.1:9090"), open, "health and metrics of the orchestrator";
+    GATEWAY_LISTEN = "gateway.listen", "POSTERN_GATEWAY_LISTEN", Some("127.0.0.1:8081"), open, "the gateway's door over TCP";
+    GATEWAY_ADMIN_LISTEN = "gateway.admin_listen", "POSTERN_GATEWAY_ADMIN_LISTEN", Some("127.0.0.1:9091"), open, "health and metrics of the gateway";
+    UPSTREAMS_ALLOW = "gateway.upstreams.allow", "POSTERN_UPSTREAMS_ALLOW", None, open, "hosts and networks that backends may be at";
+    LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";
+    LOG_FORMAT = "log.format", "POSTERN_LOG_FORMAT", Some("text"), open, "text or json";
+    URL = "client.url", "POSTERN_URL", None, open, "the API that commands talk to";
+    API_KEY = "client.api_key", "POSTERN_API_KEY", None, secret, "the key that commands use";
+}
+
+/// Where settings come from, before anything was judged.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// Values given on the command line, by the setting's key.
+    pub flags: BTreeMap<&'static str, String>,
+    /// The environment, as `main` read it.
+    pub environment: BTreeMap<String, String>,
+    /// `postern.toml`: where it was and what it said.
+    pub file: Option<(PathBuf, String)>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// This environment variable.
+    Variable(String),
+    /// This line of `postern.toml`.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// Nobody said.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => formatter.write_str("flag"),
+            Self::Variable(name) => write!(formatter, "{name}"),
+            Self::File { path, line } => write!(formatter, "{}:{line}", path.display()),
+            Self::Default => formatter.write_str("default"),
+        }
+    }
+}
+
+/// One mistake in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingMistake {
+    /// The variable, flag or line that is wrong.
+    pub place: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+/// Every mistake in the settings; there is at least one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct SettingMistakes(pub Vec<SettingMistake>);
+
+impl fmt::Display for SettingMistakes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(formatter, "{count} mistake{} in the settings", if count == 1 { "" } else { "s" })?;
+        self.0.iter().try_for_each(|it| write!(formatter, "\n  {}: {}", it.place, it.message))
+    }
+}
+
+/// A value as it was given, with where it was.
+#[derive(Debug, Clone)]
+struct Given {
+    text: Secret<String>,
+    origin: Origin,
+}
+
+/// All settings, layered. Typed values are read by the methods of `values.rs`, each of which
+/// reports into the same list of mistakes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    given: BTreeMap<&'static str, Given>,
+}
+
+/// A line of `postern config explain`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Explained {
+    /// The setting's key.
+    pub key: &'static str,
+    /// Its environment variable.
+    pub variable: &'static str,
+    /// Its value; `set` for a secret; absent when nothing sets it.
+    pub value: Option<String>,
+    /// Where the value came from; absent with the value.
+    pub origin: Option<String>,
+    /// What the setting is for.
+    pub about: &'static str,
+}
+
+impl Settings {
+    /// Layers the sources and checks every value.
+    ///
+    /// Reads the files that `…_FILE` settings name, and nothing else.
+    ///
+    /// # Errors
+    /// [`SettingMistakes`] lists all mistakes: unknown names, a secret that was given twice,
+    /// values that cannot be what they should be.
+    pub fn resolve(sources: &Sources) -> Result<Self, SettingMistakes> {
+        let mut mistakes = Vec::new();
+        let settings = Self { given: layers::layer(sources, &mut mistakes) };
+        settings.check(&mut mistakes);
+        if mistakes.is_empty() { Ok(settings) } else { Err(SettingMistakes(mistakes)) }
+    }
+
+    /// Every setting with its value and where it came from, without any secret.
+    #[must_use]
+    pub fn explain(&self) -> Vec<Explained> {
+        let explain = |setting: &&'static Setting| {
+            let given = self.given.get(setting.key);
+            let shown = |given: &Given| {
+                if setting.is_secret { "set".to_owned() } else { given.text.reveal().clone() }
+            };
+            Explained {
+                key: setting.key,
+                variable: setting.variable,
+                value: given.map(shown),
+                origin: given.map(|given| given.origin.to_string()),
+                about: setting.about,
+            }
+        };
+        ALL.iter().map(explain).collect()
+    }
+
+    /// The value as text, whoever gave it. For secrets, [`Settings::secret`].
+    #[must_use]
+    pub fn text(&self, setting: &Setting) -> Option<&str> {
+        debug_assert!(!setting.is_secret, "secrets are read as secrets");
+        self.raw(setting)
+    }
+
+    /// A secret's value.
+    #[must_use]
+    pub fn secret(&self, setting: &Setting) -> Option<Secret<String>> {
+        self.given.get(setting.key).map(|given| given.text.clone())
+    }
+
+    /// Whether somebody gave this setting a value, rather than nobody and the default did.
+    #[must_use]
+    pub fn is_given(&self, setting: &Setting) -> bool {
+        self.given.get(setting.key).is_some_and(|given| given.origin != Origin::Default)
+    }
+
+    fn raw(&self, setting: &Setting) -> Option<&str> {
+        self.given.get(setting.key).map(|given| given.text.reveal().as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use crate::telemetry::LogFormat;
+use proptest::prelude::*;
+use std::time::Duration;
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+fn sources(environment: &[(&str, &str)], file: &str) -> Sources {
+    Sources {
+        flags: BTreeMap::new(),
+        environment: environment.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect(),
+        file: Some((PathBuf::from("postern.toml"), file.to_owned())),
+    }
+}
+
+fn resolve(environment: &[(&str, &str)], file: &str) -> Settings {
+    Settings::resolve(&sources(environment, file)).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+}
+
+fn mistakes(environment: &[(&str, &str)], file: &str) -> String {
+    Settings::resolve(&sources(environment, file)).expect_err("is refused").to_string()
+}
+
+fn origin(settings: &Settings, key: &str) -> Option<String> {
+    settings.explain().into_iter().find(|line| line.key == key).and_then(|line| line.origin)
+}
+
+#[test]
+fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
+    let file = "tenant = 'file'";
+    let mut all = sources(&[("POSTERN_TENANT", "variable")], file);
+    all.flags.insert(name::TENANT.key, "flag".to_owned());
+    let tenant = |settings: &Settings| settings.tenant().expect("a tenant").to_string();
+    let flag = Settings::resolve(&all).expect("resolves");
+    assert_eq!((tenant(&flag).as_str(), origin(&flag, "tenant").as_deref()), ("flag", Some("flag")));
+    let variable = resolve(&[("POSTERN_TENANT", "variable")], file);
+    assert_eq!(tenant(&variable), "variable");
+    assert_eq!(origin(&variable, "tenant").as_deref(), Some("POSTERN_TENANT"));
+    let from_file = resolve(&[], file);
+    assert_eq!(tenant(&from_file), "file");
+    assert_eq!(origin(&from_file, "tenant").as_deref(), Some("postern.toml:1"));
+    let default = resolve(&[], "");
+    assert_eq!(tenant(&default), "default");
+    assert_eq!(origin(&default, "tenant").as_deref(), Some("default"));
+}
+
+#[test]
+fn the_names_of_the_original_kit_work() {
+    let settings = resolve(
+        &[
+            ("TOKEN_SIGNING_KEY", KEY),
+            ("TOKEN_TTL", "30m"),
+            ("STORAGE_BACKEND", "s3"),
+            ("STORAGE_BUCKET", "files"),
+            ("BACKEND_URL", "http://localhost:3000"),
+            ("DATABASE_URL", "postgres://u:p@db/postern"),
+            ("NFS_SERVER", "10.0.0.2"),
+            ("SANDBOX_NAMESPACE", "agents"),
+        ],
+        "",
+    );
+    assert_eq!(settings.token().ttl, Duration::from_secs(1800));
+    assert!(settings.token().signing_key.is_some());
+    assert_eq!(settings.storage(), Storage { kind: StorageKind::S3, bucket: Some("files".into()) });
+    assert_eq!(settings.backend_url().expect("a URL").as_str(), "http://localhost:3000/");
+    assert_eq!(settings.text(name::SANDBOX_NAMESPACE), Some("agents"));
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_place() {
+    let told = mistakes(
+        &[
+            ("TOKEN_SIGNING_KEY", "change-me-in-production"),
+            ("TOKEN_TTL", "2h"),
+            ("POSTERN_TENNANT", "a"),
+            ("POSTERN_X", ""),
+        ],
+        "[api]\nlisten = 'everywhere'\nlistn = 1\n[gateway.upstreams]\nallow = [{}]\n[unknown]\na = 1\n",
+    );
+    insta::assert_snapshot!(told, @"
+    8 mistakes in the settings
+      POSTERN_TENNANT: is no setting; did you mean `POSTERN_TENANT`?
+      POSTERN_X: is no setting; `postern config explain` lists them all
+      postern.toml:3: `api.listn` is no setting; did you mean `api.listen`?
+      postern.toml:5: `gateway.upstreams.allow` wants text, a number, or a list of those
+      postern.toml:6: `unknown` is no setting; `postern config explain` lists them all
+      TOKEN_SIGNING_KEY: the key is the sample value `change-me-in-production`: make one with `openssl rand -base64 48`
+      TOKEN_TTL: `2h` is out of range: from 1m to 1h
+      api.listen (postern.toml:2): `everywhere` is no address: expected ADDRESS:PORT such as 127.0.0.1:8080, or `off`
+    ");
+}
+
+#[test]
+fn the_values_that_would_be_unsafe_are_refused() {
+    for (variable, value, wanted) in [
+        ("TOKEN_SIGNING_KEY", "short", "5 bytes"),
+        ("POSTERN_TOKEN_OLD_KEYS", "0123456789abcdef0123456789abcdef,short", "5 bytes"),
+        ("TOKEN_TTL", "forever", "no duration"),
+        ("TOKEN_TTL", "-1h", "out of range"),
+        ("POSTERN_MASTER_KEY", "aGVsbG8=", "32 bytes"),
+        ("STORAGE_BACKEND", "ftp", "none of"),
+        ("STORAGE_BACKEND", "gcs", "STORAGE_BUCKET"),
+        ("DATABASE_URL", "mysql://x", "postgres://"),
+        ("BACKEND_URL", "file:///etc/passwd", "http://HOST"),
+        ("BACKEND_URL", "http://user:word@host", "without user"),
+        ("POSTERN_ISOLATION", "none", "none of"),
+        ("POSTERN_TENANT", "../x", "tenant name"),
+        ("POSTERN_LOG_FORMAT", "xml", "none of"),
+        ("POSTERN_URL", "localhost:8080", "http://HOST"),
+    ] {
+        let told = mistakes(&[(variable, value)], "");
+        assert!(told.contains(wanted) && told.contains(variable), "{variable}={value}: {told}");
+    }
+}
+
+#[test]
+fn a_secret_may_be_in_a_file_but_not_also_beside_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("key");
+    std::fs::write(&path, format!("{KEY}\n")).expect("writes");
+    let path = path.to_str().expect("UTF-8");
+    let settings = resolve(&[("TOKEN_SIGNING_KEY_FILE", path)], "");
+    assert_eq!(settings.secret(name::TOKEN_SIGNING_KEY).expect("a key").reveal(), KEY);
+    assert_eq!(origin(&settings, "token.signing_key").as_deref(), Some("TOKEN_SIGNING_KEY_FILE"));
+    let in_toml = resolve(&[], &format!("[token]\nsigning_key_file = '{path}'"));
+    assert_eq!(in_toml.secret(name::TOKEN_SIGNING_KEY).expect("a key").reveal(), KEY);
+    let told = mistakes(&[("TOKEN_SIGNING_KEY_FILE", path), ("TOKEN_SIGNING_KEY", KEY)], "");
+    assert!(told.contains("given twice"), "{told}");
+    let told = mistakes(&[("TOKEN_SIGNING_KEY_FILE", "/nowhere/key")], "");
+    assert!(told.contains("cannot be read"), "{told}");
+}
+
+#[test]
+fn what_is_no_secret_has_no_file_variant() {
+    let told = mistakes(&[("POSTERN_TENANT_FILE", "/etc/passwd")], "");
+    assert!(told.contains("POSTERN_TENANT_FILE: is no setting"), "{told}");
+}
+
+#[test]
+fn explaining_shows_no_secret() {
+    let settings = resolve(
+        &[("TOKEN_SIGNING_KEY", KEY), ("DATABASE_URL", "postgres://u:hunter2@db/x")],
+        "master_key = 'MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY='",
+    );
+    let shown = serde_json::to_string(&settings.explain()).expect("serializes");
+    let debug = format!("{settings:?}");
+    for secret in [KEY, "hunter2", "MDEyMzQ1"] {
+        assert!(!shown.contains(secret), "{shown}");
+        assert!(!debug.contains(secret), "{debug}");
+    }
+    let set = settings.explain().into_iter().filter(|line| line.value.as_deref() == Some("set")).count();
+    assert_eq!(set, 3);
+}
+
+#[test]
+fn an_empty_variable_is_an_absent_one() {
+    let settings = resolve(&[("TOKEN_TTL", ""), ("BACKEND_URL", "")], "");
+    assert_eq!(settings.token().ttl, Duration::from_secs(3600));
+    assert_eq!(settings.backend_url(), None);
+}
+
+#[test]
+fn the_variables_of_kubernetes_services_are_not_typos_of_ours() {
+    resolve(
+        &[
+            ("POSTERN_GATEWAY_SERVICE_HOST", "10.0.0.1"),
+            ("POSTERN_GATEWAY_PORT", "tcp://10.0.0.1:8081"),
+            ("POSTERN_GATEWAY_PORT_8081_TCP", "tcp://10.0.0.1:8081"),
+            ("POSTERN_SERVICE_PORT_HTTP", "80"),
+        ],
+        "",
+    );
+}
+
+#[test]
+fn lists_and_switched_off_listeners_are_read() {
+    let settings = resolve(
+        &[],
+        "[gateway]\nlisten = 'off'\n[gateway.upstreams]\nallow = ['10.0.0.0/8', 'desk.internal:8443']\n[log]\nformat = 'json'",
+    );
+    assert_eq!(settings.address(name::GATEWAY_LISTEN), Ok(None));
+    assert_eq!(settings.list(name::UPSTREAMS_ALLOW), ["10.0.0.0/8", "desk.internal:8443"]);
+    assert_eq!(settings.log_format(), LogFormat::Json);
+}
+
+#[test]
+fn names_of_settings_are_unique_and_none_hides_another_table() {
+    for (at, setting) in ALL.iter().enumerate() {
+        for other in ALL.iter().skip(at + 1) {
+            assert!(setting.key != other.key && setting.variable != other.variable, "{}", setting.key);
+            assert!(!other.key.starts_with(&format!("{}.", setting.key)), "{}", setting.key);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_file_makes_it_panic(text in "\\PC{0,80}") {
+        drop(Settings::resolve(&sources(&[], &text)));
+    }
+
+    #[test]
+    fn no_value_of_a_variable_makes_it_panic(at in 0..ALL.len(), text in "\\PC{0,40}") {
+        drop(Settings::resolve(&sources(&[(ALL[at].variable, &text)], "")));
+    }
+}

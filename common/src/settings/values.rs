@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the settings mean: each value as a type that cannot be wrong.
+//!
+//! [`Settings::resolve`] has read every one of them once, so the readers here have an answer for
+//! whatever cannot fail any more.
+
+use super::{Given, Setting, SettingMistake, Settings, name};
+use crate::id::TenantId;
+use crate::secret::Secret;
+use crate::telemetry::LogFormat;
+use crate::token::{MAX_TTL, SigningKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::SignedDuration;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+use url::Url;
+
+/// An address to listen on.
+pub type ListenAddress = SocketAddr;
+
+/// How session tokens are signed.
+#[derive(Debug, Clone)]
+pub struct TokenSettings {
+    /// The key that signs; absent if the installation makes its own on first start.
+    pub signing_key: Option<SigningKey>,
+    /// Keys that still verify.
+    pub old_keys: Vec<SigningKey>,
+    /// A token's life.
+    pub ttl: Duration,
+}
+
+/// Where users' files are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// The kind of store.
+    pub kind: StorageKind,
+    /// Its bucket, where it has one.
+    pub bucket: Option<String>,
+}
+
+macro_rules! words {
+    ($($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $type { $($(#[$variant_doc])* $variant),* }
+
+        impl FromStr for $type {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(format!("is none of {}", [$($word),*].map(|word| format!("`{word}`")).join(", "))),
+                }
+            }
+        }
+    )*};
+}
+
+words! {
+    /// A kind of store.
+    StorageKind {
+        /// Google Cloud Storage.
+        Gcs = "gcs",
+        /// Azure Blob Storage.
+        Azure = "azure",
+        /// S3 and what speaks like it.
+        S3 = "s3",
+        /// A folder of this machine.
+        Local = "local"
+    }
+    /// The isolation that local sandboxes get.
+    WantedIsolation {
+        /// The strongest that works here.
+        Auto = "auto",
+        /// gVisor, or nothing.
+        Gvisor = "gvisor",
+        /// Namespaces, even where gVisor works.
+        Namespaces = "namespaces"
+    }
+    /// How log lines look.
+    LogFormatName {
+        /// For people.
+        Text = "text",
+        /// For machines.
+        Json = "json"
+    }
+}
+
+impl Settings {
+    /// Reads every value once, so that what is wrong is found at start and all at once.
+    pub(super) fn check(&self, mistakes: &mut Vec<SettingMistake>) {
+        let mut see = |setting: &Setting, found: Result<(), String>| {
+            if let (Err(message), Some(given)) = (found, self.given.get(setting.key)) {
+                mistakes.push(SettingMistake { place: place(setting, given), message });
+            }
+        };
+        see(name::TOKEN_SIGNING_KEY, self.signing_key().map(drop));
+        see(name::TOKEN_OLD_KEYS, self.old_keys().map(drop));
+        see(name::TOKEN_TTL, self.ttl().map(drop));
+        see(name::MASTER_KEY, self.try_master_key().map(drop));
+        see(name::STORAGE_BACKEND, self.parsed::<StorageKind>(name::STORAGE_BACKEND).map(drop));
+        see(name::STORAGE_BACKEND, self.bucket_is_there());
+        see(name::DATABASE_URL, self.database_scheme());
+        see(name::BACKEND_URL, self.try_backend_url().map(drop));
+        see(name::ISOLATION, self.parsed::<WantedIsolation>(name::ISOLATION).map(drop));
+        see(name::TENANT, self.parsed::<TenantId>(name::TENANT).map(drop));
+        for setting in LISTENERS {
+            see(setting, self.address(setting).map(drop));
+        }
+        see(name::LOG_FORMAT, self.parsed::<LogFormatName>(name::LOG_FORMAT).map(drop));
+        see(name::URL, self.try_url(name::URL).map(drop));
+    }
+
+    /// How session tokens are signed.
+    #[must_use]
+    pub fn token(&self) -> TokenSettings {
+        TokenSettings {
+            signing_key: self.signing_key().ok().flatten(),
+            old_keys: self.old_keys().unwrap_or_default(),
+            ttl: self.ttl().unwrap_or(MAX_TTL),
+        }
+    }
+
+    /// The data key, if the operator gave one.
+    #[must_use]
+    pub fn master_key(&self) -> Option<Secret<Vec<u8>>> {
+        self.try_master_key().ok().flatten()
+    }
+
+    /// Where users' files are kept.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        let kind = self.parsed(name::STORAGE_BACKEND).ok().flatten().unwrap_or(StorageKind::Local);
+        Storage { kind, bucket: self.text(name::STORAGE_BUCKET).map(ToOwned::to_owned) }
+    }
+
+    /// The backend of `BACKEND_URL`.
+    #[must_use]
+    pub fn backend_url(&self) -> Option<Url> {
+        self.try_backend_url().ok().flatten()
+    }
+
+    /// The isolation that local sandboxes get.
+    #[must_use]
+    pub fn isolation(&self) -> WantedIsolation {
+        self.parsed(name::ISOLATION).ok().flatten().unwrap_or(WantedIsolation::Auto)
+    }
+
+    /// The tenant of the watched folder.
+    ///
+    /// # Errors
+    /// None after [`Settings::resolve`]; the message is the one it gave.
+    pub fn tenant(&self) -> Result<TenantId, String> {
+        self.parsed(name::TENANT)?.ok_or_else(|| "no tenant is set".to_owned())
+    }
+
+    /// The address of one of the listeners; `None` where it is set to `off`.
+    ///
+    /// # Errors
+    /// None after [`Settings::resolve`]; the message is the one it gave.
+    pub fn address(&self, setting: &Setting) -> Result<Option<ListenAddress>, String> {
+        match self.raw(setting) {
+            None | Some("off") => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|_malformed| {
+                format!("`{text}` is no address: expected ADDRESS:PORT such as 127.0.0.1:8080, or `off`")
+            }),
+        }
+    }
+
+    /// A setting that is a path.
+    #[must_use]
+    pub fn path(&self, setting: &Setting) -> Option<PathBuf> {
+        self.text(setting).map(PathBuf::from)
+    }
+
+    /// A setting that is a list, separated by commas.
+    #[must_use]
+    pub fn list(&self, setting: &Setting) -> Vec<String> {
+        let items = self.text(setting).unwrap_or_default().split(',').map(str::trim);
+        items.filter(|item| !item.is_empty()).map(ToOwned::to_owned).collect()
+    }
+
+    /// How log lines look.
+    #[must_use]
+    pub fn log_format(&self) -> LogFormat {
+        match self.parsed(name::LOG_FORMAT) {
+            Ok(Some(LogFormatName::Json)) => LogFormat::Json,
+            _ => LogFormat::Text,
+        }
+    }
+
+    /// The API that commands talk to.
+    #[must_use]
+    pub fn client_url(&self) -> Option<Url> {
+        self.try_url(name::URL).ok().flatten()
+    }
+
+    fn parsed<T: FromStr<Err: ToString>>(&self, setting: &Setting) -> Result<Option<T>, String> {
+        self.raw(setting).map(|text| text.parse().map_err(|error: T::Err| error.to_string())).transpose()
+    }
+
+    fn signing_key(&self) -> Result<Option<SigningKey>, String> {
+        let key = |text: &str| SigningKey::new(text.as_bytes().to_vec()).map_err(|weak| weak.to_string());
+        self.raw(name::TOKEN_SIGNING_KEY).map(key).transpose()
+    }
+
+    fn old_keys(&self) -> Result<Vec<SigningKey>, String> {
+        let keys = self.raw(name::TOKEN_OLD_KEYS).unwrap_or_default().split(',').map(str::trim);
+        let key = |text: &str| SigningKey::new(text.as_bytes().to_vec()).map_err(|weak| weak.to_string());
+        keys.filter(|text| !text.is_empty()).map(key).collect()
+    }
+
+    fn ttl(&self) -> Result<Duration, String> {
+        let Some(text) = self.raw(name::TOKEN_TTL) else { return Ok(MAX_TTL) };
+        let malformed = |_error| format!("`{text}` is no duration: expected one such as `30m` or `1h`");
+        let ttl: SignedDuration = text.parse().map_err(malformed)?;
+        match Duration::try_from(ttl) {
+            Ok(ttl) if (Duration::from_secs(60)..=MAX_TTL).contains(&ttl) => Ok(ttl),
+            _ => Err(format!("`{text}` is out of range: from 1m to 1h")),
+        }
+    }
+
+    fn try_master_key(&self) -> Result<Option<Secret<Vec<u8>>>, String> {
+        let Some(text) = self.raw(name::MASTER_KEY) else { return Ok(None) };
+        match STANDARD.decode(text.trim()) {
+            Ok(bytes) if bytes.len() == 32 => Ok(Some(Secret::new(bytes))),
+            _ => Err("is not 32 bytes in base64: make one with `openssl rand -base64 32`".to_owned()),
+        }
+    }
+
+    fn bucket_is_there(&self) -> Result<(), String> {
+        let kind = self.parsed::<StorageKind>(name::STORAGE_BACKEND).ok().flatten();
+        match (kind, self.raw(name::STORAGE_BUCKET)) {
+            (Some(kind), None) if kind != StorageKind::Local => {
+                Err("needs `STORAGE_BUCKET`, the bucket or container of users' files".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn database_scheme(&self) -> Result<(), String> {
+        let known = ["postgres://", "postgresql://", "sqlite:"];
+        match self.raw(name::DATABASE_URL) {
+            Some(text) if !known.iter().any(|scheme| text.starts_with(scheme)) => {
+                Err("is neither `postgres://…` nor `sqlite://…`".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn try_backend_url(&self) -> Result<Option<Url>, String> {
+        self.try_url(name::BACKEND_URL)
+    }
+
+    fn try_url(&self, setting: &Setting) -> Result<Option<Url>, String> {
+        let Some(url) = self.parsed::<Url>(setting)? else { return Ok(None) };
+        match (url.scheme(), url.host_str()) {
+            ("http" | "https", Some(_)) if url.username().is_empty() && url.password().is_none() => {
+                Ok(Some(url))
+            }
+            _ => Err("wants `http://HOST…` or `https://HOST…`, without user or password".to_owned()),
+        }
+    }
+}
+
+/// The settings that are addresses.
+const LISTENERS: [&Setting; 4] =
+    [name::API_LISTEN, name::API_ADMIN_LISTEN, name::GATEWAY_LISTEN, name::GATEWAY_ADMIN_LISTEN];
+
+/// What the reader has to change: the variable, the line, or the flag.
+fn place(setting: &Setting, given: &Given) -> String {
+    match &given.origin {
+        super::Origin::Flag => format!("--{}", setting.key.replace(['.', '_'], "-")),
+        super::Origin::Variable(name) => name.clone(),
+        origin => format!("{} ({origin})", setting.key),
+    }
+}
