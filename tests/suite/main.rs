@@ -1,1 +1,4 @@
-//! Suites that cross crates.
+// SPDX-License-Identifier: Apache-2.0
+//! Suites that cross crates, in one binary: a module for each subject.
+
+mod edges;
