@@ -48,7 +48,7 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
     ),
     ("postern-sandboxd", &["rustls", "aws-lc", "sqlx", "wasmtime", "cedar", "axum"]),
     ("postern-shim", &["rustls", "aws-lc", "sqlx", "wasmtime", "cedar", "axum"]),
-    ("postern", &["ring", "openssl", "native-tls"]),
+    ("postern", &["ring v", "openssl-sys", "native-tls"]),
 ];
 
 /// Where a third-party crate's types may be named: its own room and nowhere else.
