@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One call: what its instance may use up, and what it has asked for.
+
+use crate::failure::FilterFailure;
+use crate::filter::Shared;
+use crate::gauge::{Place, Turn};
+use crate::manifest::{Limits, Phase};
+use crate::outcome::{Change, Changes, LogLevel, LogLine};
+use crate::settings::TICK;
+use crate::view::{RequestView, ResponseView};
+use postern_common::session::Session;
+use std::sync::Arc;
+use std::time::Instant;
+use wasmtime::{ResourceLimiter, UpdateDeadline};
+
+/// How much longer than its running time a call may take by the clock, when it has to take turns.
+const TURNS_FACTOR: u32 = 5;
+/// Beyond the log's bytes, so that empty lines have an end too.
+const MAX_LOG_LINES: usize = 256;
+
+/// The state of one call, which its instance's host functions work on.
+pub(crate) struct Call {
+    pub(crate) phase: Phase,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) config: Arc<str>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) request: Arc<RequestView>,
+    pub(crate) response: Option<Arc<ResponseView>>,
+    pub(crate) changes: Changes,
+    pub(crate) logs: Vec<LogLine>,
+    limits: Limits,
+    host_calls: u32,
+    log_bytes: u32,
+    ticks: u128,
+    started: Instant,
+    place: Place,
+    turn: Turn,
+}
+
+/// What a call is about.
+pub(crate) struct Subject {
+    pub(crate) session: Arc<Session>,
+    pub(crate) request: Arc<RequestView>,
+    pub(crate) response: Option<Arc<ResponseView>>,
+}
+
+impl Call {
+    pub(crate) fn new(shared: Arc<Shared>, config: Arc<str>, subject: Subject, place: Place) -> Self {
+        let limits = shared.manifest.limits;
+        let phase = if subject.response.is_some() { Phase::Response } else { Phase::Request };
+        Self {
+            phase,
+            shared,
+            config,
+            session: subject.session,
+            request: subject.request,
+            response: subject.response,
+            changes: Changes::default(),
+            logs: Vec::new(),
+            limits,
+            host_calls: limits.host_calls,
+            log_bytes: limits.log,
+            // One more: the first tick may come at once.
+            ticks: limits.time.as_nanos().div_ceil(TICK.as_nanos()).saturating_add(1),
+            started: Instant::now(),
+            place,
+            turn: Turn::default(),
+        }
+    }
+
+    /// Counts a call of a host function.
+    pub(crate) fn count(&mut self) -> Result<(), FilterFailure> {
+        self.host_calls = self.host_calls.checked_sub(1).ok_or(FilterFailure::HostCalls)?;
+        Ok(())
+    }
+
+    /// Notes a change.
+    pub(crate) fn change(&mut self, change: Change) -> Result<(), FilterFailure> {
+        self.changes.push(change)
+    }
+
+    /// Notes a line of log, cut to what is left.
+    pub(crate) fn log(&mut self, level: LogLevel, message: &str) {
+        let left = usize::try_from(self.log_bytes).unwrap_or(usize::MAX);
+        if left == 0 || self.logs.len() >= MAX_LOG_LINES {
+            self.shared.count_dropped_log();
+            return;
+        }
+        let mut line = String::new();
+        for character in message.chars() {
+            let character = if character.is_control() { ' ' } else { character };
+            if line.len().saturating_add(character.len_utf8()) > left {
+                self.shared.count_dropped_log();
+                break;
+            }
+            line.push(character);
+        }
+        self.log_bytes = self.log_bytes.saturating_sub(u32::try_from(line.len()).unwrap_or(u32::MAX));
+        self.logs.push(LogLine { level, message: line });
+    }
+
+    /// What happens at a tick while the filter runs: it goes on after its next turn, or ends.
+    pub(crate) fn tick(&mut self) -> Result<UpdateDeadline, FilterFailure> {
+        self.ticks = self.ticks.saturating_sub(1);
+        let by_the_clock = self.limits.time.saturating_mul(TURNS_FACTOR);
+        if self.ticks == 0 || self.started.elapsed() > by_the_clock {
+            return Err(FilterFailure::Deadline);
+        }
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(self.place.next_turn(&self.turn))))
+    }
+}
+
+impl ResourceLimiter for Call {
+    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        if u64::try_from(desired).is_ok_and(|desired| desired <= self.limits.memory) {
+            Ok(true)
+        } else {
+            Err(FilterFailure::Memory.into())
+        }
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(FilterFailure::Memory.into())
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_none_or(|maximum| desired <= maximum) {
+            Ok(true)
+        } else {
+            Err(FilterFailure::Table.into())
+        }
+    }
+
+    fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(FilterFailure::Table.into())
+    }
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A loaded filter, and calling it.
+//!
+//! Calls are `async` although a header filter takes microseconds: one that loops must not hold a
+//! worker of the runtime until its deadline. It yields at each tick and then takes turns with the
+//! other slow calls of its tenant. A call that ends within a tick never yields.
+
+use crate::artefact::Statement;
+use crate::bindings::Verdict;
+use crate::bindings::FilterPre;
+use crate::buckets::Buckets;
+use crate::call::{Call, Subject};
+use crate::engine::Engine;
+use crate::failure::FilterFailure;
+use crate::gauge::Gauge;
+use crate::manifest::{Manifest, Phase};
+use crate::outcome::{LogLine, Outcome, Rejection};
+use crate::view::{RequestView, ResponseView};
+use postern_common::session::Session;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use wasmtime::Store;
+
+/// A filter that was verified and linked. Cheap to clone; all clones are one filter.
+#[derive(Clone)]
+pub struct LoadedFilter(Arc<Shared>);
+
+/// What all calls of a filter share.
+pub(crate) struct Shared {
+    engine: Engine,
+    ready: FilterPre<Call>,
+    statement: Statement,
+    gauge: Arc<Gauge>,
+    pub(crate) manifest: Manifest,
+    pub(crate) buckets: Buckets,
+    counters: BTreeMap<String, AtomicU64>,
+    dropped_logs: AtomicU64,
+}
+
+/// A filter with the settings of one attachment.
+#[derive(Debug, Clone)]
+pub struct ConfiguredFilter {
+    filter: LoadedFilter,
+    config: Arc<str>,
+}
+
+/// Settings that the manifest's `[config_schema]` does not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the settings of filter `{name}` are refused by its config_schema: {}", mistakes.join("; "))]
+pub struct ConfigMistakes {
+    /// The filter.
+    pub name: String,
+    /// Each with its JSON pointer.
+    pub mistakes: Vec<String>,
+}
+
+/// Who calls, of what request.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The session.
+    pub session: Arc<Session>,
+    /// The request; its body is there if the manifest asks for it.
+    pub request: Arc<RequestView>,
+}
+
+/// What a call came to.
+#[derive(Debug)]
+pub struct Called {
+    /// The verdict; or why there is none, which refuses the request unless the manifest's
+    /// `on_failure` is open.
+    pub outcome: Result<Outcome, FilterFailure>,
+    /// What the filter logged, bounded by the manifest's `limits.log`.
+    pub logs: Vec<LogLine>,
+}
+
+impl fmt::Debug for LoadedFilter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("LoadedFilter").field(&self.0.statement).finish()
+    }
+}
+
+impl Shared {
+    /// Adds to a counter, if the manifest declares it.
+    pub(crate) fn add(&self, counter: &str, amount: u32) -> bool {
+        self.counters
+            .get(counter)
+            .map(|count| count.fetch_add(u64::from(amount), Ordering::Relaxed))
+            .is_some()
+    }
+
+    pub(crate) fn count_dropped_log(&self) {
+        self.dropped_logs.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl LoadedFilter {
+    pub(crate) fn new(
+        engine: Engine,
+        ready: FilterPre<Call>,
+        manifest: Manifest,
+        statement: Statement,
+        gauge: Arc<Gauge>,
+    ) -> Self {
+        let counters = manifest.counters.iter().map(|name| (name.clone(), AtomicU64::new(0)));
+        Self(Arc::new(Shared {
+            engine,
+            ready,
+            statement,
+            gauge,
+            counters: counters.collect(),
+            buckets: Buckets::new(manifest.buckets.clone()),
+            manifest,
+            dropped_logs: AtomicU64::new(0),
+        }))
+    }
+
+    /// What was signed: tenant, name, version and digests.
+    #[must_use]
+    pub fn statement(&self) -> &Statement {
+        &self.0.statement
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.0.manifest
+    }
+
+    /// The counters that the manifest declares, since the filter was loaded.
+    pub fn counters(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.counters.iter().map(|(name, count)| (name.as_str(), count.load(Ordering::Relaxed)))
+    }
+
+    /// Lines of log that were cut or dropped, since the filter was loaded.
+    #[must_use]
+    pub fn dropped_logs(&self) -> u64 {
+        self.0.dropped_logs.load(Ordering::Relaxed)
+    }
+
+    /// Calls of this filter's tenant that are in flight.
+    #[must_use]
+    pub fn tenant_in_flight(&self) -> u32 {
+        self.0.gauge.in_flight()
+    }
+
+    /// The filter with the settings of one attachment, laid over the manifest's `[config]`.
+    ///
+    /// # Errors
+    /// [`ConfigMistakes`] lists what the manifest's `[config_schema]` refuses.
+    pub fn configure(&self, settings: &Map<String, Value>) -> Result<ConfiguredFilter, ConfigMistakes> {
+        let mut config = self.0.manifest.config.clone();
+        config.extend(settings.clone());
+        let config = Value::Object(config);
+        let schema = self.0.manifest.config_schema.as_ref();
+        let mistakes: Vec<String> = schema
+            .map(|schema| schema.mistakes(&config))
+            .into_iter()
+            .flatten()
+            .map(|mistake| format!("{}: {}", mistake.pointer, mistake.message))
+            .collect();
+        if !mistakes.is_empty() {
+            return Err(ConfigMistakes { name: self.0.statement.name.to_string(), mistakes });
+        }
+        Ok(ConfiguredFilter { filter: self.clone(), config: config.to_string().into() })
+    }
+}
+
+impl ConfiguredFilter {
+    /// The filter itself.
+    #[must_use]
+    pub const fn filter(&self) -> &LoadedFilter {
+        &self.filter
+    }
+
+    /// Calls the filter for a request, in a fresh instance.
+    ///
+    /// Must be polled within a tokio runtime with time. Dropping the future ends the call.
+    pub async fn on_request(&self, context: Context) -> Called {
+        self.call(context, None).await
+    }
+
+    /// Calls the filter for the response to a request, in a fresh instance.
+    ///
+    /// Must be polled within a tokio runtime with time. Dropping the future ends the call.
+    pub async fn on_response(&self, context: Context, response: Arc<ResponseView>) -> Called {
+        self.call(context, Some(response)).await
+    }
+
+    async fn call(&self, context: Context, response: Option<Arc<ResponseView>>) -> Called {
+        let shared = &self.filter.0;
+        let Some(place) = shared.gauge.enter() else {
+            return Called { outcome: Err(FilterFailure::Concurrency), logs: Vec::new() };
+        };
+        let subject = Subject { session: context.session, request: context.request, response };
+        let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, place);
+        let phase = call.phase;
+        let mut store = Store::new(shared.engine.wasmtime(), call);
+        store.limiter(|call| call);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().tick()?));
+        let verdict = verdict(&shared.ready, &mut store, phase).await;
+        let call = store.into_data();
+        let outcome = match verdict {
+            Ok(Verdict::Continue) if call.changes.is_empty() => Ok(Outcome::Continue),
+            Ok(Verdict::Continue) => Ok(Outcome::Changed(call.changes)),
+            Ok(Verdict::Reject(it)) => {
+                Rejection::new(it.status, it.code, it.message).map(Outcome::Reject)
+            }
+            Err(error) => Err(FilterFailure::of(&error)),
+        };
+        Called { outcome, logs: call.logs }
+    }
+}
+
+async fn verdict(ready: &FilterPre<Call>, store: &mut Store<Call>, phase: Phase) -> wasmtime::Result<Verdict> {
+    let filter = ready.instantiate_async(&mut *store).await?;
+    match phase {
+        Phase::Request => filter.call_on_request(store).await,
+        Phase::Response => filter.call_on_response(store).await,
+    }
+}
