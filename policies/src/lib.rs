@@ -1,1 +1,37 @@
-//! Under construction.
+// SPDX-License-Identifier: Apache-2.0
+//! Cedar policies that scale, explain themselves and can be tested.
+//!
+//! [`TenantSchema`] is what a tenant's policies may speak of, made from its backends' documents.
+//! [`TenantPolicies`] is a checked set under the baseline. [`SessionEntities`] and
+//! [`TypedRequest`] put a session and a routed request in Cedar's terms, and
+//! [`TenantPolicies::decide`] answers with a [`Decision`] that names its policies.
+//!
+//! Nothing here does I/O or reads a clock, and no type of Cedar's leaves this crate.
+
+mod baseline;
+mod compile;
+mod decide;
+mod entities;
+#[cfg(test)]
+mod fixture;
+mod index;
+mod mistake;
+mod names;
+mod party;
+mod request;
+mod schema;
+mod schema_from_openapi;
+mod set;
+mod shape;
+mod source;
+
+pub use decide::{CedarAnswer, Decision, PolicyFault, Refused, ShadowAnswer};
+pub use entities::{SessionEntities, SessionError};
+pub use mistake::Mistake;
+pub use names::namespace;
+pub use request::{PeerFacts, RequestFacts, TypedRequest};
+pub use schema::{Action, BASE, BackendSchema, DeclaredOperation, SchemaError, TenantSchema};
+pub use schema_from_openapi::schema_from_openapi;
+pub use set::{LinkError, POLICIES, SET_BYTES, TemplateLink, TenantPolicies, UNSCOPED};
+pub use shape::Unfit;
+pub use source::PolicySource;

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The policies that every tenant has, whatever it puts.
+//!
+//! Forbids, which nothing can undo: nothing crosses a tenant, and a session calls what its token
+//! names. And one permit for tenants that never put a set of their own.
+
+use crate::names::{namespace, quoted};
+use crate::schema::TenantSchema;
+use crate::source::PolicySource;
+use std::fmt::Write as _;
+
+const TENANT: &str = include_str!("../baseline/tenant.cedar");
+const PERMIT: &str = include_str!("../baseline/permit.cedar");
+
+/// The baseline of a tenant with this schema.
+pub(crate) fn sources(schema: &TenantSchema, has_own_set: bool) -> Vec<PolicySource> {
+    let mut sources =
+        vec![source("tenant.cedar", TENANT.to_owned()), source("operations.cedar", operations(schema))];
+    if !has_own_set {
+        sources.push(source("permit.cedar", PERMIT.to_owned()));
+    }
+    sources
+}
+
+fn source(name: &str, text: String) -> PolicySource {
+    PolicySource { name: format!("baseline/{name}"), text }
+}
+
+/// For each operation a forbid unless the token names it or one of its groups. Cedar cannot look
+/// at an action's name, so there is one policy an operation; a request meets one of them.
+fn operations(schema: &TenantSchema) -> String {
+    let mut text = String::new();
+    for (backend, operation) in schema.operations() {
+        let names = std::iter::once(operation.id.as_str()).chain(operation.groups.iter().map(String::as_str));
+        let mut granted = quoted("*");
+        for name in names {
+            // INVARIANT: writing to a string cannot fail; the same below.
+            let _ = write!(granted, ", {}", quoted(&format!("{backend}/{name}")));
+        }
+        let _ = writeln!(
+            text,
+            "@id({}) @reason(\"the session's token does not name this operation\")\nforbid (principal is Postern::Sandbox, action == {}::Action::{}, resource)\nunless {{ principal.operations.containsAny([{granted}]) }};\n",
+            quoted(&format!("postern-operations:{backend}/{}", operation.id)),
+            namespace(backend),
+            quoted(operation.id.as_str()),
+        );
+    }
+    text
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A routed request as its operation's typed context, ready to be decided.
+//!
+//! Values go from JSON straight to Cedar's, by the operation's shape. A request that does not fit
+//! becomes one that every set denies; it is not an error of the caller's code.
+
+use crate::entities::SessionEntities;
+use crate::schema::Action;
+use crate::shape::{Constructor, Field, Shape, Unfit};
+use cedar_policy_core::ast::{Context, EntityUID, Value};
+use jiff::Timestamp;
+use serde_json::Map;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+/// What a request said, already typed as its operation declares.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestFacts<'a> {
+    /// Path parameters.
+    pub path: &'a Map<String, serde_json::Value>,
+    /// Query parameters.
+    pub query: &'a Map<String, serde_json::Value>,
+    /// Declared headers, names in lower case.
+    pub header: &'a Map<String, serde_json::Value>,
+    /// The body, if it was read.
+    pub body: Option<&'a serde_json::Value>,
+    /// Where it came from.
+    pub peer: PeerFacts,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// Where a request came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerFacts {
+    /// The sandbox's own socket.
+    Socket,
+    /// A pod.
+    Pod(IpAddr),
+    /// An address that an operator registered.
+    Address(IpAddr),
+}
+
+/// A request that can be decided.
+#[derive(Debug)]
+pub struct TypedRequest {
+    action: Arc<Action>,
+    principal: Arc<EntityUID>,
+    context: Result<Context, Unfit>,
+}
+
+impl TypedRequest {
+    /// Types what a request of `session` for `action` said.
+    #[must_use]
+    pub fn new(session: &SessionEntities, action: &Arc<Action>, facts: &RequestFacts<'_>) -> Self {
+        Self {
+            action: Arc::clone(action),
+            principal: Arc::clone(session.principal.uid()),
+            context: context(session, &action.context, facts),
+        }
+    }
+
+    /// What does not fit the typed context, if anything: such a request is denied.
+    #[must_use]
+    pub fn unfit(&self) -> Option<&Unfit> {
+        self.context.as_ref().err()
+    }
+
+    pub(crate) fn is_of(&self, session: &SessionEntities) -> bool {
+        self.action.origin == session.schema.origin() && Arc::ptr_eq(&self.principal, session.principal.uid())
+    }
+
+    pub(crate) fn action(&self) -> &Action {
+        &self.action
+    }
+
+    pub(crate) fn context(&self) -> &Result<Context, Unfit> {
+        &self.context
+    }
+}
+
+fn context(session: &SessionEntities, shape: &Shape, facts: &RequestFacts<'_>) -> Result<Context, Unfit> {
+    let mut values = BTreeMap::new();
+    for field in shape.fields() {
+        let name = field.name.as_str();
+        let value = match name {
+            "path" => Some(field.shape.object(facts.path)),
+            "query" => Some(field.shape.object(facts.query)),
+            "header" => Some(field.shape.object(facts.header)),
+            "body" => body(field, facts.body),
+            "claims" => Some(Ok(session.claims.clone())),
+            "peer" => Some(peer(facts.peer)),
+            "now" => Some(now(facts.now)),
+            _ => None,
+        };
+        match value {
+            Some(value) => drop(values.insert(name.into(), value.map_err(|unfit| unfit.within(name))?)),
+            None if field.is_required => {
+                return Err(Unfit::here("this part of the request is required").within(name));
+            }
+            None => {}
+        }
+    }
+    Ok(Context::Value(Arc::new(values)))
+}
+
+fn body(field: &Field, body: Option<&serde_json::Value>) -> Option<Result<Value, Unfit>> {
+    match body {
+        Some(serde_json::Value::Null) if field.is_nullable => None,
+        Some(json) => Some(field.shape.value(json)),
+        None => None,
+    }
+}
+
+fn peer(peer: PeerFacts) -> Result<Value, Unfit> {
+    let (kind, address) = match peer {
+        PeerFacts::Socket => ("socket", None),
+        PeerFacts::Pod(address) => ("pod", Some(address)),
+        PeerFacts::Address(address) => ("address", Some(address)),
+    };
+    let mut values: Vec<(&str, Value)> = vec![("kind", kind.into())];
+    if let Some(address) = address {
+        let value = IP.and_then(|made| made.value(&address.to_string())).ok_or(Unfit::here("an address"))?;
+        values.push(("address", value));
+    }
+    Ok(Value::record(values, None))
+}
+
+fn now(now: Timestamp) -> Result<Value, Unfit> {
+    let text = format!("{now:.3}");
+    DATETIME.and_then(|made| made.value(&text)).ok_or(Unfit::here("a time that Cedar can hold"))
+}
+
+static IP: LazyLock<Option<Constructor>> = LazyLock::new(|| Constructor::of("ipaddr"));
+static DATETIME: LazyLock<Option<Constructor>> = LazyLock::new(|| Constructor::of("datetime"));

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A backend's Cedar namespace, made from its OpenAPI document.
+//!
+//! Each operation is an action in the groups `read` or `write` and its tags. Its context has the
+//! declared parameters and the body, as far as Cedar has types for them: integers are `Long`,
+//! other numbers `decimal`, lists `Set`. What Cedar cannot type (unions, free-form maps, lists of
+//! what may be null) is not part of the context, so that no policy can be written that silently
+//! misses it.
+
+use crate::names::{namespace, quoted};
+use crate::schema::{BackendSchema, DeclaredOperation};
+use postern_common::id::BackendName;
+use postern_openapi::{
+    Body, ContentKind, Document, ObjectType, Operation, Parameter, ParameterLocation, Schema, SchemaType,
+};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// The Cedar schema of `backend`, whose API `document` describes.
+#[must_use]
+pub fn schema_from_openapi(backend: &BackendName, document: &Document) -> BackendSchema {
+    let mut text = format!("// What backend `{backend}` offers.\nnamespace {} {{\n", namespace(backend));
+    let groups: BTreeSet<&str> =
+        ["read", "write"].into_iter().chain(document.tags().iter().map(String::as_str)).collect();
+    for group in groups {
+        // INVARIANT: writing to a string cannot fail; the same below.
+        let _ = writeln!(text, "  action {};", quoted(group));
+    }
+    let mut operations = Vec::new();
+    for operation in document.operations() {
+        let mut writer = ContextWriter::default();
+        let context = writer.context(operation);
+        let groups: Vec<String> = std::iter::once(operation.group().as_str().to_owned())
+            .chain(operation.tags.iter().cloned())
+            .collect();
+        let members = groups.iter().map(|group| quoted(group)).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(
+            text,
+            "\n  // {} {}\n  action {} in [{members}] appliesTo {{\n    principal: Postern::Sandbox,\n    resource: Postern::Backend,\n    context: {context}\n  }};",
+            operation.method,
+            operation.path,
+            quoted(operation.id.as_str()),
+        );
+        operations.push(DeclaredOperation { id: operation.id.clone(), groups, nullable: writer.nullable });
+    }
+    text.push_str("}\n");
+    BackendSchema { name: backend.clone(), text, operations }
+}
+
+/// Writes one operation's context and remembers what may be null in it.
+#[derive(Debug, Default)]
+struct ContextWriter {
+    at: Vec<String>,
+    nullable: Vec<Vec<String>>,
+}
+
+/// Spaces in front of the context's own fields.
+const INDENT: usize = 6;
+
+impl ContextWriter {
+    fn context(&mut self, operation: &Operation) -> String {
+        let mut text = "{\n".to_owned();
+        for location in [ParameterLocation::Path, ParameterLocation::Query, ParameterLocation::Header] {
+            let parameters: Vec<&Parameter> = operation.parameters_in(location).collect();
+            self.at = vec![location.as_str().to_owned()];
+            let fields: Vec<_> = parameters
+                .iter()
+                .map(|parameter| {
+                    (parameter.name.as_str(), parameter.is_required, parameter.schema.schema_type())
+                })
+                .collect();
+            let record = self.record(&fields, INDENT + 2);
+            let _ = writeln!(text, "{:INDENT$}\"{}\": {record},", "", location.as_str());
+        }
+        self.at.clear();
+        if let Some((is_required, schema)) = operation.body.as_ref().and_then(readable) {
+            if let Some(field) = self.field("body", is_required, schema.schema_type(), INDENT) {
+                text.push_str(&field);
+            }
+        }
+        let _ = write!(
+            text,
+            "{:INDENT$}\"claims\": Postern::Claims,\n{:INDENT$}\"peer\": Postern::Peer,\n{:INDENT$}\"now\": datetime,\n    }}",
+            "", "", ""
+        );
+        text
+    }
+
+    fn record(&mut self, fields: &[(&str, bool, &SchemaType)], indent: usize) -> String {
+        let mut text = "{\n".to_owned();
+        for (name, is_required, schema_type) in fields {
+            if let Some(field) = self.field(name, *is_required, schema_type, indent) {
+                text.push_str(&field);
+            }
+        }
+        let outer = indent.saturating_sub(2);
+        if text.len() == "{\n".len() { "{}".to_owned() } else { format!("{text}{:outer$}}}", "") }
+    }
+
+    /// One line of a record; `None` where Cedar has no type for it.
+    fn field(
+        &mut self,
+        name: &str,
+        is_required: bool,
+        schema_type: &SchemaType,
+        indent: usize,
+    ) -> Option<String> {
+        let (schema_type, is_nullable) = match schema_type {
+            SchemaType::Nullable(inner) => (inner.as_ref(), true),
+            other => (other, false),
+        };
+        self.at.push(name.to_owned());
+        if is_nullable {
+            self.nullable.push(self.at.clone());
+        }
+        let cedar = self.cedar_type(schema_type, indent + 2);
+        self.at.pop();
+        let mark = if is_required && !is_nullable { "" } else { "?" };
+        Some(format!("{:indent$}{}{mark}: {},\n", "", quoted(name), cedar?))
+    }
+
+    fn cedar_type(&mut self, schema_type: &SchemaType, indent: usize) -> Option<String> {
+        match schema_type {
+            SchemaType::Boolean => Some("Bool".to_owned()),
+            SchemaType::Integer => Some("Long".to_owned()),
+            SchemaType::Number => Some("decimal".to_owned()),
+            SchemaType::String { .. } => Some("String".to_owned()),
+            SchemaType::Array(items) => {
+                self.at.push("*".to_owned());
+                let element = self.cedar_type(items, indent);
+                self.at.pop();
+                element.map(|element| format!("Set<{element}>"))
+            }
+            SchemaType::Object(object) if is_map(object) => None,
+            SchemaType::Object(object) => {
+                let fields: Vec<_> = object
+                    .properties
+                    .iter()
+                    .map(|(name, property)| (name.as_str(), property.is_required, &property.schema_type))
+                    .collect();
+                Some(self.record(&fields, indent))
+            }
+            SchemaType::Any | SchemaType::Nullable(_) => None,
+        }
+    }
+}
+
+/// An object of which nothing is known but what its values are.
+fn is_map(object: &ObjectType) -> bool {
+    object.properties.is_empty() && object.additional.is_some()
+}
+
+/// The schema of a body that policies can look into, if each of its contents has the same.
+fn readable(body: &Body) -> Option<(bool, &Schema)> {
+    let mut schemas = body.contents.iter().map(|content| match content.kind {
+        ContentKind::Json | ContentKind::Form | ContentKind::Multipart => content.schema.as_ref(),
+        ContentKind::Other => None,
+    });
+    let first = schemas.next()??;
+    let is_one = schemas.all(|other| other.is_some_and(|other| other.schema_type() == first.schema_type()));
+    is_one.then_some((body.is_required, first))
+}
