@@ -1,1 +1,169 @@
-//! Under construction.
+// SPDX-License-Identifier: Apache-2.0
+//! The gateway: the one door out of a sandbox.
+//!
+//! [`Gateway::start`] opens the listeners and follows the orchestrator; what happens to a request
+//! is told, top to bottom, in `request.rs`. The gateway holds no database, Kubernetes or compiler
+//! code, and no state of its own that outlives it.
+
+mod admin;
+mod authorize;
+mod body;
+mod broker;
+mod config;
+mod control;
+mod decision;
+mod filters;
+mod head;
+mod headers;
+mod identify;
+mod identity;
+mod limits;
+mod listener;
+mod metrics;
+mod registry;
+mod reject;
+mod request;
+mod response;
+mod route;
+mod snapshot;
+mod upstream;
+mod validate;
+
+pub use config::{Config, ConfigMistake, DRAIN, STALENESS, Settings};
+pub use upstream::TlsUnusable;
+pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
+
+use arc_swap::ArcSwap;
+use control::Freshness;
+use identify::Identities;
+use metrics::Metrics;
+use postern_common::control::Follower;
+use postern_common::decision::DecisionRecord;
+use postern_common::tasks::Tasks;
+use postern_common::telemetry;
+use prometheus_client::registry::Registry as MetricRegistry;
+use registry::Registry;
+use snapshot::{Snapshot, Surroundings};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use upstream::Upstream;
+
+/// A running gateway's shared state.
+#[derive(Debug)]
+pub struct Gateway {
+    identities: Identities,
+    registry: Registry,
+    rules: ArcSwap<Snapshot>,
+    surroundings: Surroundings,
+    upstream: Upstream,
+    freshness: Freshness,
+    decisions: mpsc::Sender<DecisionRecord>,
+    metrics: Metrics,
+    registered: MetricRegistry,
+    tasks: Tasks,
+    drain: Duration,
+}
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address is taken or not ours.
+    #[error("could not listen on {address}; free it or choose another")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// TLS to backends.
+    #[error(transparent)]
+    Tls(#[from] TlsUnusable),
+    /// The engine that runs filters.
+    #[error("the filter engine could not be made: {0}")]
+    Filters(String),
+}
+
+/// A gateway that runs, and where.
+#[derive(Debug)]
+pub struct Running {
+    /// Where sandboxes connect by TCP, if they may.
+    pub tcp: Option<SocketAddr>,
+    /// Where operators look.
+    pub admin: Option<SocketAddr>,
+}
+
+impl Gateway {
+    /// Starts a gateway whose tasks belong to `tasks`, which also stops it: listeners close at
+    /// once, requests in flight get the drain time.
+    ///
+    /// It refuses every request until `follower` has brought a snapshot.
+    ///
+    /// # Errors
+    /// [`StartError`] if a listener cannot be opened.
+    pub async fn start(config: Config, follower: Follower, tasks: &Tasks) -> Result<Running, StartError> {
+        let tcp = listen(config.tcp).await?;
+        let admin = listen(config.admin).await?;
+        let running = Running { tcp: address(tcp.as_ref()), admin: address(admin.as_ref()) };
+        [running.tcp, running.admin]
+            .into_iter()
+            .flatten()
+            .for_each(|own| config.upstreams.never_ourselves(own));
+        let mut registered = telemetry::registry();
+        let gateway = Arc::new(Self {
+            identities: Identities::new(config.verifier),
+            registry: Registry::default(),
+            rules: ArcSwap::default(),
+            surroundings: Surroundings {
+                upstreams: config.upstreams.clone(),
+                engines: filters::Engines::new(config.artefact_key).map_err(StartError::Filters)?,
+            },
+            upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
+            freshness: Freshness::new(config.staleness),
+            decisions: follower.decisions,
+            metrics: Metrics::register(&mut registered),
+            registered,
+            tasks: tasks.clone(),
+            drain: config.drain,
+        });
+        let (following, sweeping) = (Arc::clone(&gateway), Arc::clone(&gateway));
+        tasks.spawn(move |stop| control::follow(following, follower.deliveries, stop));
+        tasks.spawn(move |stop| control::sweep(sweeping, stop));
+        if let Some(listener) = tcp {
+            let served = Arc::clone(&gateway);
+            tasks.spawn(move |stop| listener::accept_tcp(served, listener, stop));
+        }
+        if let Some(listener) = admin {
+            tasks.spawn(move |stop| listener::accept_admin(gateway, listener, stop));
+        }
+        Ok(running)
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.rules.load_full()
+    }
+
+    fn swap(&self, change: impl Fn(Snapshot) -> Snapshot) {
+        self.rules.rcu(|snapshot| change(Snapshot::clone(snapshot)));
+    }
+
+    /// Hands a record on; if there is no room it is dropped and counted.
+    fn record(&self, record: DecisionRecord) {
+        if self.decisions.try_send(record).is_err() {
+            self.metrics.audit_dropped.inc();
+        }
+    }
+}
+
+async fn listen(address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|source| StartError::Listen { address, source })
+}
+
+fn address(listener: Option<&TcpListener>) -> Option<SocketAddr> {
+    listener.and_then(|listener| listener.local_addr().ok())
+}

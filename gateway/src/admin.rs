@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operators' listener: `/healthz`, `/readyz` and `/metrics`, nothing else.
+//!
+//! Healthy means that the process answers; ready means that it would let requests through: its
+//! state came from an orchestrator and is young enough.
+
+use crate::Gateway;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use postern_common::telemetry::{EXPOSITION_TYPE, exposition};
+
+/// Answers one request of an operator.
+pub(crate) fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => match gateway.freshness.check() {
+            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Err(_) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no fresh state from an orchestrator\n")
+            }
+        },
+        "/metrics" => {
+            gateway.metrics.control_age.set(gateway.freshness.age().as_secs_f64());
+            let mut response = text(StatusCode::OK, &exposition(&gateway.registered));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));
+            response
+        }
+        _ => text(StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n"),
+    }
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(text.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

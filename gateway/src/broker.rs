@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Attaches the backend's credential, after everything that could see or change the request.
+//!
+//! What comes out is [`Sealed`], the only thing that [`crate::upstream`] sends. The credential is
+//! in no log and no error: its header is marked sensitive, and nothing reads `Sealed` but the
+//! connection to the backend.
+
+use crate::authorize::Granted;
+use crate::body::{AdmittedBody, BodyFault, StreamedBody};
+use crate::reject::Reject;
+use crate::snapshot::Backend;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST};
+use http::{HeaderName, HeaderValue, Request, Uri};
+use http_body::{Frame, SizeHint};
+use postern_common::folder::{Credential, CredentialScheme};
+use postern_common::id::{RequestId, SecretName};
+use postern_common::secret::Secret;
+use postern_openapi::json;
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+/// The header that ties the backend's log to ours.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A backend's credential as a header, ready to attach.
+#[derive(Debug)]
+pub(crate) struct AttachedHeader {
+    name: HeaderName,
+    value: Option<HeaderValue>,
+}
+
+/// A credential that cannot be attached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("credential header `{0}` is no header name, or is one that the gateway writes itself")]
+pub(crate) struct BadHeader(String);
+
+impl AttachedHeader {
+    /// Makes the header of a declared credential. A secret that is absent, or that no header can
+    /// hold, is noticed when it is needed: other backends are served meanwhile.
+    ///
+    /// # Errors
+    /// [`BadHeader`] for a header name that cannot carry it.
+    pub(crate) fn new(
+        credential: &Credential,
+        secrets: &BTreeMap<SecretName, Secret<String>>,
+    ) -> Result<Self, BadHeader> {
+        let (secret, header, scheme) = match credential {
+            Credential::Bearer(secret) => (secret, None, CredentialScheme::Bearer),
+            Credential::Attached(attached) => (&attached.secret, attached.header.as_deref(), attached.scheme),
+        };
+        let name = match header {
+            None => AUTHORIZATION,
+            Some(text) => HeaderName::try_from(text).map_err(|_not_a_name| BadHeader(text.to_owned()))?,
+        };
+        if [HOST, CONTENT_LENGTH, REQUEST_ID].contains(&name) {
+            return Err(BadHeader(name.to_string()));
+        }
+        let value = secrets.get(secret).and_then(|secret| {
+            let secret = secret.reveal();
+            let text = Secret::new(match (header, scheme) {
+                (Some(_), _) => secret.clone(),
+                (None, CredentialScheme::Bearer) => format!("Bearer {secret}"),
+                (None, CredentialScheme::Basic) => format!("Basic {}", STANDARD.encode(secret)),
+            });
+            let mut value = HeaderValue::from_str(text.reveal()).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        Ok(Self { name, value })
+    }
+}
+
+/// A request exactly as the backend will receive it.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    backend: Arc<Backend>,
+    request: Request<SealedBody>,
+}
+
+impl Sealed {
+    /// Opens it for the connection to the backend; nothing else may.
+    pub(crate) fn into_parts(self) -> (Arc<Backend>, Request<SealedBody>) {
+        (self.backend, self.request)
+    }
+}
+
+/// Seals a granted request.
+///
+/// # Errors
+/// [`Reject::CredentialMissing`] if the backend needs a secret that is not here.
+pub(crate) fn attach(granted: Granted, request_id: &RequestId) -> Result<Sealed, Reject> {
+    let (call, body) = granted.into_parts();
+    let mut path_and_query = format!("{}{}", call.backend.base_path, call.forwarded_path()?);
+    let query = call.query.rebuild();
+    if !query.is_empty() {
+        path_and_query.push('?');
+        path_and_query.push_str(&query);
+    }
+    let uri = Uri::builder()
+        .scheme(call.backend.scheme.clone())
+        .authority(call.backend.authority.clone())
+        .path_and_query(path_and_query)
+        .build()
+        .map_err(|_unreadable| Reject::Internal("a rebuilt path is no URI"))?;
+    let method = http::Method::from_bytes(call.operation.operation.method.as_str().as_bytes())
+        .map_err(|_unreadable| Reject::Internal("a known method is none"))?;
+    let mut request = Request::new(sealed_body(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = call.headers;
+    let id = HeaderValue::from_str(request_id.as_str()).ok();
+    request.headers_mut().extend(id.map(|id| (REQUEST_ID, id)));
+    if let Some(credential) = &call.backend.credential {
+        let value = credential.value.clone().ok_or(Reject::CredentialMissing)?;
+        request.headers_mut().insert(credential.name.clone(), value);
+    }
+    Ok(Sealed { backend: call.backend, request })
+}
+
+fn sealed_body(body: AdmittedBody) -> SealedBody {
+    match body {
+        AdmittedBody::None => SealedBody::Whole(Bytes::new()),
+        AdmittedBody::Json(value) => SealedBody::Whole(json::write(&value).into()),
+        AdmittedBody::Form(form) => SealedBody::Whole(form.rebuild().into()),
+        AdmittedBody::Whole(bytes) => SealedBody::Whole(bytes),
+        AdmittedBody::Stream(stream) => SealedBody::Stream(stream),
+    }
+}
+
+/// A request body as it is sent.
+#[derive(Debug)]
+pub(crate) enum SealedBody {
+    Whole(Bytes),
+    Stream(Box<StreamedBody>),
+}
+
+impl SealedBody {
+    /// Where a streamed body tells why it failed.
+    pub(crate) fn fault(&self) -> Option<Arc<OnceLock<BodyFault>>> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Stream(stream) => Some(stream.fault()),
+        }
+    }
+}
+
+impl http_body::Body for SealedBody {
+    type Data = Bytes;
+    type Error = BodyFault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        match &mut *self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Stream(stream) => Pin::new(&mut **stream).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(stream) => stream.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an operator decides: listeners, keys, bounds, and where requests may go.
+//!
+//! [`Settings`] is what was read; [`Config`] is checked and cannot be wrong. Nothing here reads a
+//! file or the environment. What a tenant decides is in [`crate::snapshot`].
+
+use crate::upstream::address::{MistakenRule, UpstreamRules};
+use postern_common::token::{SigningKey, Verifier};
+use rustls::pki_types::CertificateDer;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Bytes of a request's head. Common servers stop at 8 KiB a line; tokens may take 8 KiB alone.
+pub(crate) const HEADER_BYTES: usize = 64 * 1024;
+/// Header lines of a request; hyper's own default.
+pub(crate) const HEADER_COUNT: usize = 100;
+/// Time for the head of each request, and for an idle connection to send one (nginx: 60 s).
+pub(crate) const HEADER_TIME: Duration = Duration::from_secs(30);
+/// Time for a whole body that is judged, after which the answer is 408.
+pub(crate) const BODY_TIME: Duration = Duration::from_secs(60);
+/// A body that is judged, unless the backend's `limits.body` says otherwise.
+pub(crate) const JUDGED_BODY_BYTES: u64 = 1024 * 1024;
+/// A body that is streamed, unless the backend's `limits.body` says otherwise.
+pub(crate) const STREAMED_BODY_BYTES: u64 = 64 * 1024 * 1024;
+/// The most that a backend may ask us to hold for one judged body.
+pub(crate) const LARGEST_JUDGED_BODY_BYTES: u64 = 32 * 1024 * 1024;
+/// From a request's head to the head of the backend's answer, unless `limits.timeout` says
+/// otherwise (nginx's `proxy_read_timeout`: 60 s).
+pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// Time to reach a backend, look-up and TLS included.
+pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long an idle connection to a backend is kept (below common servers' 60 to 75 s).
+pub(crate) const POOL_IDLE_TIME: Duration = Duration::from_secs(30);
+/// Idle connections kept for each backend.
+pub(crate) const POOL_IDLE_CONNECTIONS: usize = 64;
+/// Connections of one peer: browsers use 6, agents a few dozen.
+pub(crate) const CONNECTIONS_OF_PEER: usize = 256;
+/// Connections of all TCP peers together.
+pub(crate) const CONNECTIONS: usize = 16 * 1024;
+/// Streams of one HTTP/2 connection at a time (RFC 9113 §6.5.2 recommends at least 100).
+pub(crate) const STREAMS: u32 = 128;
+/// Streams that a peer may have reset before we had begun them (CVE-2023-44487; h2's own default).
+pub(crate) const PENDING_RESETS: usize = 20;
+/// How long a request waits for a session that has not been heard of (design.md 3, Sessions).
+pub(crate) const UNKNOWN_SESSION_WAIT: Duration = Duration::from_millis(500);
+/// How often ended and expired sessions are looked for; streams must end within 1 s.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// How old the gateway's state may grow without its orchestrator (design.md 3, Control stream).
+pub const STALENESS: Duration = Duration::from_secs(10);
+/// Requests in flight get this long to finish when the gateway stops.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// What was read from flags, environment and file, not yet checked.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where sandboxes connect by TCP; none where each has a unix socket.
+    pub tcp: Option<SocketAddr>,
+    /// Where `/healthz`, `/readyz` and `/metrics` are; none to have no such listener.
+    pub admin: Option<SocketAddr>,
+    /// Keys whose session tokens are believed: the one that signs, then replaced ones.
+    pub token_keys: Vec<SigningKey>,
+    /// Where requests may go. Keep a clone to change it while the gateway runs.
+    pub upstreams: UpstreamRules,
+    /// Certificate authorities that backends may have besides the system's.
+    pub extra_authorities: Vec<CertificateDer<'static>>,
+    /// How old the state may grow without the orchestrator.
+    pub staleness: Duration,
+    /// How long requests in flight get when the gateway stops.
+    pub drain: Duration,
+    /// Whose filters are believed: the orchestrator's public artefact key (Ed25519, 32 bytes).
+    /// Without one no filter is loaded.
+    pub artefact_key: Option<[u8; 32]>,
+}
+
+impl Settings {
+    /// The defaults, which still lack keys and a place to send requests.
+    #[must_use]
+    pub fn new(token_keys: Vec<SigningKey>, upstreams: UpstreamRules) -> Self {
+        Self {
+            tcp: None,
+            admin: None,
+            token_keys,
+            upstreams,
+            extra_authorities: Vec::new(),
+            staleness: STALENESS,
+            drain: DRAIN,
+            artefact_key: None,
+        }
+    }
+}
+
+/// A mistake in the gateway's settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigMistake {
+    /// No token could ever be believed.
+    #[error("no token key is given: set TOKEN_SIGNING_KEY to the orchestrator's value")]
+    NoKey,
+    /// The staleness bound would outlive tokens.
+    #[error("a staleness bound of {0:?} is longer than a token lives: use at most 1h")]
+    Staleness(Duration),
+    /// An entry of `gateway.upstreams` cannot be read.
+    #[error(transparent)]
+    Upstream(#[from] MistakenRule),
+    /// Two listeners want one port.
+    #[error("the door and the admin listener are both at {0}: give them ports of their own")]
+    SameAddress(SocketAddr),
+}
+
+/// Checked settings.
+#[derive(Debug)]
+pub struct Config {
+    pub(crate) tcp: Option<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) verifier: Verifier,
+    pub(crate) upstreams: UpstreamRules,
+    pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
+    pub(crate) staleness: Duration,
+    pub(crate) drain: Duration,
+    pub(crate) artefact_key: Option<[u8; 32]>,
+}
+
+impl Config {
+    /// Checks settings.
+    ///
+    /// # Errors
+    /// Every mistake, not the first.
+    pub fn check(settings: Settings) -> Result<Self, Vec<ConfigMistake>> {
+        let mut mistakes = Vec::new();
+        if settings.token_keys.is_empty() {
+            mistakes.push(ConfigMistake::NoKey);
+        }
+        if settings.staleness > postern_common::token::MAX_TTL {
+            mistakes.push(ConfigMistake::Staleness(settings.staleness));
+        }
+        if let (Some(tcp), Some(admin)) = (settings.tcp, settings.admin)
+            && tcp == admin
+            && tcp.port() != 0
+        {
+            mistakes.push(ConfigMistake::SameAddress(tcp));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(Self {
+            tcp: settings.tcp,
+            admin: settings.admin,
+            verifier: Verifier::new(&settings.token_keys),
+            upstreams: settings.upstreams,
+            extra_authorities: settings.extra_authorities,
+            staleness: settings.staleness,
+            drain: settings.drain,
+            artefact_key: settings.artefact_key,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let mut settings = Settings::new(Vec::new(), UpstreamRules::default());
+        settings.staleness = Duration::from_secs(7200);
+        settings.tcp = Some(([127, 0, 0, 1], 9091).into());
+        settings.admin = settings.tcp;
+        let mistakes = Config::check(settings).expect_err("three mistakes");
+        assert_eq!(mistakes.len(), 3);
+        assert!(mistakes.contains(&ConfigMistake::NoKey));
+    }
+
+    #[test]
+    fn one_key_is_enough() {
+        let key = SigningKey::new(vec![7; 32]).expect("long enough");
+        assert!(Config::check(Settings::new(vec![key], UpstreamRules::default())).is_ok());
+    }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Writes down how each request was decided, and hands the record on without ever waiting.
+//!
+//! `request.rs` alone adds to a [`Draft`]; stages know nothing of it. A record that finds the way
+//! home full is dropped and counted (`audit_dropped_total`).
+
+use crate::authorize::Granted;
+use crate::identify::Caller;
+use crate::reject::Reject;
+use crate::route::Call;
+use crate::snapshot::TenantRules;
+use http::Method;
+use jiff::Timestamp;
+use postern_common::decision::{DecisionRecord, FilterPart, UpstreamPart, Verdict, Versions};
+use postern_common::id::{DecisionId, RequestId};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// A record that is being written.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    record: DecisionRecord,
+    pub(crate) begun: Instant,
+    last_mark: Instant,
+}
+
+impl Draft {
+    pub(crate) fn new(at: Timestamp, method: &Method) -> Self {
+        let begun = Instant::now();
+        let record = DecisionRecord {
+            id: DecisionId::generate(),
+            at,
+            request_id: RequestId::generate(),
+            trace_id: None,
+            tenant: None,
+            sandbox_id: None,
+            user_id: None,
+            conversation_id: None,
+            backend: None,
+            operation: None,
+            method: method.as_str().chars().take(16).collect(),
+            path_template: None,
+            verdict: Verdict::Error,
+            code: None,
+            policies: Vec::new(),
+            filters: Vec::new(),
+            overridden: Vec::new(),
+            versions: Versions::default(),
+            upstream: None,
+            microseconds: BTreeMap::new(),
+        };
+        Self { record, begun, last_mark: begun }
+    }
+
+    pub(crate) fn at(&self) -> Timestamp {
+        self.record.at
+    }
+
+    pub(crate) fn id(&self) -> &DecisionId {
+        &self.record.id
+    }
+
+    pub(crate) fn request_id(&self) -> &RequestId {
+        &self.record.request_id
+    }
+
+    /// Notes that the stage took the time since the one before.
+    pub(crate) fn stage(&mut self, name: &str) {
+        let now = Instant::now();
+        *self.record.microseconds.entry(name.to_owned()).or_default() += microseconds(now - self.last_mark);
+        self.last_mark = now;
+    }
+
+    pub(crate) fn caller(&mut self, caller: &Caller) {
+        let session = &caller.session.session;
+        self.record.tenant = Some(session.tenant.clone());
+        self.record.sandbox_id = Some(session.sandbox_id.clone());
+        self.record.user_id = Some(session.user_id.clone());
+        self.record.conversation_id = Some(session.conversation_id.clone());
+    }
+
+    pub(crate) fn rules(&mut self, rules: &TenantRules) {
+        self.record.versions = rules.versions.clone();
+    }
+
+    pub(crate) fn call(&mut self, call: &Call) {
+        self.record.backend = Some(call.backend.name.clone());
+        self.record.operation = Some(call.operation.operation.id.clone());
+        self.record.path_template = Some(call.operation.path_template.clone());
+    }
+
+    pub(crate) fn granted(&mut self, granted: &Granted) {
+        self.record.policies = granted.policies().to_vec();
+        self.record.overridden = granted.places().to_vec();
+    }
+
+    pub(crate) fn filter(&mut self, ran: FilterPart) {
+        self.record.filters.push(ran);
+    }
+
+    pub(crate) fn upstream(&mut self, status: u16, took: Duration) {
+        self.record.upstream = Some(UpstreamPart { status, milliseconds: took.as_secs_f64() * 1000.0 });
+    }
+
+    /// The backend's and operation's names, for metrics; empty where none was found.
+    pub(crate) fn labels(&self) -> (String, String) {
+        let name = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let backend = self.record.backend.as_ref().map(AsRef::as_ref);
+        let operation = self.record.operation.as_ref().map(AsRef::as_ref);
+        (name(backend), name(operation))
+    }
+
+    /// The record of a request that was forwarded.
+    pub(crate) fn allowed(mut self) -> DecisionRecord {
+        self.record.verdict = Verdict::Allow;
+        self.total()
+    }
+
+    /// The record of a request that was refused.
+    pub(crate) fn refused(mut self, reject: &Reject) -> DecisionRecord {
+        self.record.verdict = reject.verdict();
+        self.record.code = Some(reject.code());
+        if let Reject::Denied(policies) = reject {
+            self.record.policies.clone_from(policies);
+        }
+        self.total()
+    }
+
+    fn total(mut self) -> DecisionRecord {
+        self.record.microseconds.insert("total".to_owned(), microseconds(self.begun.elapsed()));
+        self.record
+    }
+}
+
+fn microseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The head of a request, read strictly: what hyper lets through and a second server could read
+//! differently is refused here.
+//!
+//! hyper itself refuses folded header lines, bare carriage returns, malformed names and lengths,
+//! and conflicting `Content-Length`s. Of `Content-Length` beside `Transfer-Encoding` it obeys
+//! the latter, drops the former and closes the connection afterwards (RFC 9112 §6.3); since we
+//! frame what we forward anew, neither can smuggle a request.
+
+use crate::reject::Reject;
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, Method, Request, Version};
+use hyper::body::Incoming;
+use postern_openapi::{Method as KnownMethod, Query, RequestPath};
+
+/// A request whose head can be read in one way.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    /// `None` for a method that no operation can have.
+    pub(crate) method: Option<KnownMethod>,
+    pub(crate) path: RequestPath,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Incoming,
+}
+
+/// Headers of which a request has at most one. A second `Authorization` has a code of its own,
+/// which `identify` gives.
+const SINGLE: [HeaderName; 6] =
+    [HOST, CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, TRANSFER_ENCODING, EXPECT];
+
+/// Reads the head of a request; its body is not touched.
+///
+/// # Errors
+/// [`Reject::Malformed`] says what can be read in two ways; [`Reject::Upgrade`] for CONNECT and
+/// for every upgrade.
+pub(crate) fn parse(request: Request<Incoming>) -> Result<Parsed, Reject> {
+    let (head, body) = request.into_parts();
+    if head.method == Method::CONNECT || head.headers.contains_key(UPGRADE) {
+        return Err(Reject::Upgrade);
+    }
+    check_target(&head)?;
+    check_headers(&head.headers)?;
+    let malformed = |refusal: &dyn std::fmt::Display| Reject::Malformed(refusal.to_string());
+    let path = RequestPath::parse(head.uri.path()).map_err(|refusal| malformed(&refusal))?;
+    let query = Query::parse(head.uri.query().unwrap_or_default()).map_err(|refusal| malformed(&refusal))?;
+    Ok(Parsed { method: KnownMethod::parse(head.method.as_str()), path, query, headers: head.headers, body })
+}
+
+/// HTTP/1.1 in origin form with one `Host`, or HTTP/2 with an authority.
+fn check_target(head: &http::request::Parts) -> Result<(), Reject> {
+    let refuse = |what: &str| Err(Reject::Malformed(what.to_owned()));
+    match head.version {
+        Version::HTTP_11 => {
+            if head.uri.scheme().is_some() || head.uri.authority().is_some() {
+                return refuse("the request target is not a path");
+            }
+            if !head.headers.contains_key(HOST) {
+                return refuse("the request has no `Host`");
+            }
+        }
+        Version::HTTP_2 => {
+            let authority = head.uri.authority().map(http::uri::Authority::as_str);
+            let host = head.headers.get(HOST).map(http::HeaderValue::as_bytes);
+            if let (Some(authority), Some(host)) = (authority, host)
+                && authority.as_bytes() != host
+            {
+                return refuse("`:authority` and `host` differ");
+            }
+        }
+        _ => return refuse("only HTTP/1.1 and HTTP/2 are served"),
+    }
+    Ok(())
+}
+
+fn check_headers(headers: &HeaderMap) -> Result<(), Reject> {
+    for name in &SINGLE {
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(Reject::Malformed(format!("the request has more than one `{name}` header")));
+        }
+    }
+    if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Reject::Malformed(
+            "the request has both `content-length` and `transfer-encoding`".into(),
+        ));
+    }
+    for (name, value) in headers {
+        if value.to_str().is_err() {
+            return Err(Reject::Malformed(format!("the header `{name}` is not plain ASCII text")));
+        }
+    }
+    Ok(())
+}

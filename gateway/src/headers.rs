@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which headers cross the gateway, in either direction. Identity is not decided here.
+//!
+//! A request loses what belongs to one connection, what claims to come from a proxy, what could
+//! change its meaning behind us (method overrides, rewritten URLs) and what authenticates it to
+//! us. Cookies are dropped both ways: a backend knows the caller by what we write.
+
+use http::header::{CONNECTION, HeaderMap, HeaderName};
+
+/// Names without case, `-`, `_` and other punctuation, and with look-alike letters as what they
+/// look like: many backends fold names in such ways, so `X_User-Id` must be `x-user-id` to us.
+pub(crate) fn folded(name: &str) -> String {
+    let fold = |character: char| match character {
+        '\u{17f}' => 's',
+        '\u{131}' => 'i',
+        '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(character) - 0xfee0).unwrap_or(character),
+        other => other,
+    };
+    name.chars()
+        .map(fold)
+        .flat_map(char::to_lowercase)
+        .filter(|character| character.is_alphanumeric())
+        .collect()
+}
+
+/// Headers that end at the gateway, folded.
+const DROPPED: [&str; 36] = [
+    // one connection's own (RFC 9110 §7.6.1), and framing, which is ours
+    "connection",
+    "keepalive",
+    "proxyconnection",
+    "te",
+    "trailer",
+    "transferencoding",
+    "upgrade",
+    "http2settings",
+    "contentlength",
+    "expect",
+    "host",
+    // authenticates to us or to proxies
+    "authorization",
+    "proxyauthorization",
+    "proxyauthenticate",
+    "proxyauthenticationinfo",
+    "cookie",
+    "cookie2",
+    // changes what the request means behind us
+    "xhttpmethodoverride",
+    "xmethodoverride",
+    "xhttpmethod",
+    "xoriginalurl",
+    "xoriginaluri",
+    "xoriginalhost",
+    "xrewriteurl",
+    "xhost",
+    "xhttphost",
+    "xhttpdestinationurl",
+    "xwapprofile",
+    // claims to know where it came from
+    "forwarded",
+    "via",
+    "xrealip",
+    "trueclientip",
+    "xclientip",
+    "xclusterclientip",
+    "cfconnectingip",
+    "xrequestid",
+];
+
+/// Headers that end at the gateway by how their folded name begins.
+const DROPPED_PREFIXES: [&str; 5] = ["xforwarded", "xpostern", "xenvoy", "xamzn", "proxy"];
+
+/// Headers of a response that end at the gateway, folded.
+const DROPPED_FROM_RESPONSES: [&str; 14] = [
+    "connection",
+    "keepalive",
+    "proxyconnection",
+    "te",
+    "trailer",
+    "transferencoding",
+    "upgrade",
+    "proxyauthenticate",
+    "proxyauthenticationinfo",
+    "setcookie",
+    "setcookie2",
+    "altsvc",
+    "via",
+    "xrequestid",
+];
+
+fn is_dropped(folded: &str) -> bool {
+    DROPPED.contains(&folded) || DROPPED_PREFIXES.iter().any(|prefix| folded.starts_with(prefix))
+}
+
+/// Names that `Connection` lists.
+fn listed(headers: &HeaderMap) -> Vec<String> {
+    let lines = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(folded).collect()
+}
+
+fn retain(headers: &mut HeaderMap, keeps: impl Fn(&str) -> bool) {
+    let gone: Vec<HeaderName> =
+        headers.keys().filter(|name| !keeps(&folded(name.as_str()))).cloned().collect();
+    for name in gone {
+        headers.remove(name);
+    }
+}
+
+/// Removes what does not go on to a backend or a filter.
+pub(crate) fn clean_request(headers: &mut HeaderMap) {
+    let listed = listed(headers);
+    retain(headers, |name| !is_dropped(name) && !listed.iter().any(|gone| gone == name));
+}
+
+/// Removes what does not go back to a sandbox; `is_identity` knows the names that carry identity.
+pub(crate) fn clean_response(headers: &mut HeaderMap, is_identity: impl Fn(&str) -> bool) {
+    let listed = listed(headers);
+    retain(headers, |name| {
+        !DROPPED_FROM_RESPONSES.contains(&name)
+            && !name.starts_with("xpostern")
+            && !is_identity(name)
+            && !listed.iter().any(|gone| gone == name)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn headers(names: &[&'static str]) -> HeaderMap {
+        names.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1"))).collect()
+    }
+
+    #[test]
+    fn spellings_that_backends_take_for_one_name_fold_to_one() {
+        let spellings = [
+            "user_id",
+            "User-Id",
+            "USERID",
+            "user.id",
+            "user id",
+            "user[id]",
+            "u\u{17f}er_id",
+            "\u{ff55}ser_id",
+            "user\u{200b}_id",
+        ];
+        for spelling in spellings {
+            assert_eq!(folded(spelling), "userid", "{spelling}");
+        }
+        assert_ne!(folded("user_ids"), "userid");
+    }
+
+    #[test]
+    fn nothing_that_changes_or_relays_a_request_is_forwarded() {
+        let names = [
+            "x-http-method-override",
+            "x-method-override",
+            "x-http-method",
+            "x-original-url",
+            "x-rewrite-url",
+            "forwarded",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x_forwarded_for",
+            "authorization",
+            "cookie",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "upgrade",
+            "keep-alive",
+            "expect",
+            "via",
+            "x-real-ip",
+        ];
+        let mut all = headers(&names);
+        clean_request(&mut all);
+        assert!(all.is_empty(), "{all:?}");
+    }
+
+    #[test]
+    fn headers_that_connection_lists_are_dropped_and_others_stay() {
+        let mut all = headers(&["x-secret-hop", "accept", "content-type", "range", "x-custom"]);
+        all.append(CONNECTION, HeaderValue::from_static("keep-alive, X-Secret-Hop"));
+        all.append(CONNECTION, HeaderValue::from_static("X_Custom"));
+        clean_request(&mut all);
+        let mut left: Vec<_> = all.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-type", "range"]);
+    }
+
+    #[test]
+    fn responses_lose_cookies_hops_and_identity() {
+        let mut all = headers(&["set-cookie", "x-user-id", "alt-svc", "connection", "content-type", "etag"]);
+        clean_response(&mut all, |name| name == "xuserid");
+        assert_eq!(all.len(), 2);
+    }
+}

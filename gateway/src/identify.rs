@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who is calling: from the `Authorization` header to a session that lives and is bound here.
+//!
+//! Signatures are verified once: what was verified is kept under a digest of the whole token and
+//! its times are compared at every use. A peer that sends bad tokens is soon not listened to.
+
+use crate::config::UNKNOWN_SESSION_WAIT;
+use crate::limits::{BAD_TOKENS, Bucket, Short};
+use crate::registry::{LiveSession, Lookup, Registry, Source};
+use crate::reject::{Limited, Reject, Scope};
+use aws_lc_rs::digest::{SHA256, digest};
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use jiff::Timestamp;
+use moka::sync::Cache;
+use postern_common::clock::unix_seconds;
+use postern_common::token::{BadToken, CLOCK_SKEW, Claims, Verifier};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Verified tokens that are kept: those of 20,000 sandboxes with one replaced token each, about
+/// 40 MiB.
+const VERIFIED_TOKENS: u64 = 40_000;
+/// Peers whose bad tokens are counted; beyond it the least active are forgotten.
+const SUSPECTS: u64 = 100_000;
+/// A peer's count is full again after 20 s; kept longer it would say nothing.
+const SUSPECT_IDLE: Duration = Duration::from_secs(60);
+
+/// Verified tokens, and peers that sent bad ones.
+#[derive(Debug)]
+pub(crate) struct Identities {
+    verifier: Verifier,
+    verified: Cache<[u8; 32], Arc<Claims>>,
+    suspects: Cache<Source, Arc<Bucket>>,
+}
+
+/// A caller who is who it says.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) session: Arc<LiveSession>,
+    /// What the token says; never more than the session.
+    pub(crate) claims: Arc<Claims>,
+    /// Where it came from.
+    pub(crate) source: Source,
+}
+
+impl Identities {
+    pub(crate) fn new(verifier: Verifier) -> Self {
+        Self {
+            verifier,
+            verified: Cache::new(VERIFIED_TOKENS),
+            suspects: Cache::builder().max_capacity(SUSPECTS).time_to_idle(SUSPECT_IDLE).build(),
+        }
+    }
+
+    fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<Claims>, BadToken> {
+        let key = digest(&SHA256, token.as_bytes());
+        let key: [u8; 32] = key.as_ref().try_into().map_err(|_not_32_bytes| BadToken::Malformed)?;
+        if let Some(claims) = self.verified.get(&key) {
+            let seconds = unix_seconds(now);
+            if claims.exp <= seconds {
+                self.verified.invalidate(&key);
+                return Err(BadToken::Expired);
+            }
+            if claims.nbf > seconds.saturating_add(CLOCK_SKEW.as_secs()) {
+                return Err(BadToken::NotYetValid);
+            }
+            return Ok(claims);
+        }
+        let claims = Arc::new(self.verifier.verify(token, now)?);
+        self.verified.insert(key, Arc::clone(&claims));
+        Ok(claims)
+    }
+
+    /// Refuses a peer that has sent too many bad tokens lately, before its token is looked at.
+    fn listen_to(&self, source: &Source, now: Instant) -> Result<(), Reject> {
+        match self.suspects.get(source) {
+            Some(bucket) if bucket.level(now) == 0 => Err(Reject::RateLimited(Limited {
+                scope: Scope::BadTokens,
+                wait: Some(Duration::from_secs(1)),
+                quota: BAD_TOKENS.burst.unwrap_or_default(),
+                left: 0,
+            })),
+            _ => Ok(()),
+        }
+    }
+
+    fn suspect(&self, source: &Source, now: Instant) {
+        let bucket = self.suspects.get_with_by_ref(source, || Arc::new(Bucket::of(&BAD_TOKENS, now)));
+        match bucket.take(1, now) {
+            Ok(()) | Err(Short::Wait(_) | Short::Never) => {}
+        }
+    }
+}
+
+/// Finds the caller of a request.
+///
+/// Waits, bounded, only for a token that we signed and whose session has not been heard of.
+///
+/// # Errors
+/// Each way of not being let in has its own [`Reject`].
+pub(crate) async fn caller(
+    identities: &Identities,
+    registry: &Registry,
+    source: &Source,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Caller, Reject> {
+    identities.listen_to(source, Instant::now())?;
+    let found = find(identities, registry, source, headers, now).await;
+    if found.as_ref().is_err_and(is_suspicious) {
+        identities.suspect(source, Instant::now());
+    }
+    found
+}
+
+async fn find(
+    identities: &Identities,
+    registry: &Registry,
+    source: &Source,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Caller, Reject> {
+    let claims = identities.verify(bearer(headers)?, now).map_err(Reject::Token)?;
+    let found = registry.find_with_token(&claims.sandbox_id, &claims.jti, UNKNOWN_SESSION_WAIT).await;
+    let session = match found {
+        Lookup::Live(session) => session,
+        Lookup::Ended => return Err(Reject::SessionEnded),
+        Lookup::Unknown => return Err(Reject::SessionUnknown),
+    };
+    session.accepts(&claims, now)?;
+    if session.is_bound_to(source) {
+        Ok(Caller { session, claims, source: source.clone() })
+    } else {
+        Err(Reject::WrongPeer)
+    }
+}
+
+/// The one bearer token of a request.
+fn bearer(headers: &HeaderMap) -> Result<&str, Reject> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or(Reject::TokenMissing)?;
+    if values.next().is_some() {
+        return Err(Reject::TokenUnreadable("the request has more than one `Authorization` header"));
+    }
+    let text = value.to_str().map_err(|_not_ascii| Reject::TokenUnreadable("the token is not plain text"))?;
+    match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_matches(' ')),
+        _ => Err(Reject::TokenUnreadable("the `Authorization` header is not `Bearer` and a token")),
+    }
+}
+
+/// Refusals that an honest sandbox hardly ever sees.
+fn is_suspicious(reject: &Reject) -> bool {
+    matches!(
+        reject,
+        Reject::TokenUnreadable(_)
+            | Reject::Token(_)
+            | Reject::TokenClaimsMore(_)
+            | Reject::TokenReplaced
+            | Reject::SessionEnded
+            | Reject::WrongPeer
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Accepts connections: each sandbox's own unix socket, TCP, and the operators' listener.
+//!
+//! HTTP/1.1 and HTTP/2 (prior knowledge) with every bound set: size and number of headers, time
+//! for a head, connections of one peer and in all, streams and resets. When the gateway stops,
+//! listeners close at once, requests in flight get their drain time, then connections break off.
+
+use crate::config::{
+    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, HEADER_TIME, PENDING_RESETS, STREAMS,
+};
+use crate::registry::Source;
+use crate::{Gateway, admin, request};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use postern_common::tasks::{Stop, Tasks};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// How long to wait after `accept` failed: for file descriptors to come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs hyper's own tasks as tasks of ours.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnedExecutor(pub(crate) Tasks);
+
+impl<Work> hyper::rt::Executor<Work> for OwnedExecutor
+where
+    Work: Future + Send + 'static,
+    Work::Output: Send,
+{
+    fn execute(&self, work: Work) {
+        self.0.spawn(move |_stop| async move {
+            drop(work.await);
+        });
+    }
+}
+
+fn server(tasks: &Tasks) -> Builder<OwnedExecutor> {
+    let mut builder = Builder::new(OwnedExecutor(tasks.clone()));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_headers(HEADER_COUNT)
+        .max_buf_size(HEADER_BYTES)
+        .half_close(false);
+    let header_bytes = u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_header_list_size(header_bytes)
+        .keep_alive_interval(HEADER_TIME)
+        .keep_alive_timeout(HEADER_TIME);
+    builder
+}
+
+/// Serves one connection until it ends, falls silent before its first request, or the gateway has
+/// stopped and its drain time is over.
+async fn serve<Io, Answer, Answered, Body>(tasks: &Tasks, io: Io, drain: Duration, answer: Answer)
+where
+    Io: Read + Write + Unpin + Send + 'static,
+    Answer: Fn(Request<Incoming>) -> Answered + Clone,
+    Answered: Future<Output = Response<Body>> + Send + 'static,
+    Body: http_body::Body + Send + 'static,
+    Body::Data: Send,
+    Body::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let has_begun = Arc::new(AtomicBool::new(false));
+    let begun = Arc::clone(&has_begun);
+    let service = service_fn(move |request| {
+        begun.store(true, Ordering::Relaxed);
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let server = server(tasks);
+    let mut connection = pin!(server.serve_connection(io, service));
+    let stop = tasks.stop_token();
+    tokio::select! {
+        _ended = connection.as_mut() => return,
+        () = stop.cancelled() => {}
+        // hyper's own timer begins only once it knows which protocol is spoken.
+        () = silent(&has_begun) => return,
+    }
+    connection.as_mut().graceful_shutdown();
+    // Errors of one connection are its peer's; requests were logged by themselves.
+    drop(tokio::time::timeout(drain, connection).await);
+}
+
+async fn silent(has_begun: &AtomicBool) {
+    tokio::time::sleep(HEADER_TIME).await;
+    if has_begun.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn serve_sandbox<Io>(gateway: Arc<Gateway>, io: Io, source: Source)
+where
+    Io: Read + Write + Unpin + Send + 'static,
+{
+    let tasks = gateway.tasks.clone();
+    let drain = gateway.drain;
+    let answer = move |incoming| {
+        let (gateway, source) = (Arc::clone(&gateway), source.clone());
+        async move { Box::pin(request::handle(&gateway, &source, incoming)).await }
+    };
+    serve(&tasks, io, drain, answer).await;
+}
+
+/// A sandbox's door could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenDoorError {
+    #[error("`{0}` exists and is no socket: remove it")]
+    Occupied(String),
+    #[error("could not listen at `{path}`; its folder must exist and be the gateway's to write")]
+    Bind {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Listens at a sandbox's own path. A socket that a gateway of before left there is replaced.
+///
+/// Whoever can reach the path may connect: the folder is what protects it, and it is shown to one
+/// sandbox only. Blocking, for microseconds.
+pub(crate) fn open_door(path: &Path) -> Result<UnixListener, OpenDoorError> {
+    let shown = || path.display().to_string();
+    let bind = |source| OpenDoorError::Bind { path: shown(), source };
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(bind)?,
+        Ok(_) => return Err(OpenDoorError::Occupied(shown())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(bind(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(bind)?;
+    // The sandbox's user is not ours.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(bind)?;
+    Ok(listener)
+}
+
+/// Accepts from one sandbox until its session ends, then removes the socket. Connections that
+/// exist go on, so that what still comes is answered with `token-revoked`.
+pub(crate) async fn accept_sandbox(
+    gateway: Arc<Gateway>,
+    listener: UnixListener,
+    path: Arc<Path>,
+    ended: CancellationToken,
+    stop: Stop,
+) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_OF_PEER));
+    loop {
+        let permit = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = ended.cancelled() => break,
+            // A sandbox that holds all its connections waits for its own, nobody else does.
+            permit = Arc::clone(&room).acquire_owned() => permit,
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = ended.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (served, source) = (Arc::clone(&gateway), Source::Socket(Arc::clone(&path)));
+        gateway.tasks.spawn(move |_stop| async move {
+            serve_sandbox(served, TokioIo::new(stream), source).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    // It may be gone with the sandbox's folder already.
+    drop(std::fs::remove_file(&path));
+}
+
+/// Connections of each TCP peer.
+#[derive(Debug, Default)]
+struct Peers(Mutex<HashMap<IpAddr, usize>>);
+
+/// One connection of a peer, counted until it is dropped.
+struct Counted {
+    peers: Arc<Peers>,
+    address: IpAddr,
+}
+
+impl Peers {
+    fn count(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= CONNECTIONS_OF_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { peers: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Accepts sandboxes by TCP.
+pub(crate) async fn accept_tcp(gateway: Arc<Gateway>, listener: TcpListener, stop: Stop) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let peers = Arc::<Peers>::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // A dual-stack listener shows IPv4 peers in IPv6 spelling; sessions are bound in plain one.
+        let address = peer.ip().to_canonical();
+        let (Some(counted), Ok(permit)) = (peers.count(address), Arc::clone(&room).try_acquire_owned())
+        else {
+            continue;
+        };
+        drop(stream.set_nodelay(true));
+        let served = Arc::clone(&gateway);
+        gateway.tasks.spawn(move |_stop| async move {
+            serve_sandbox(served, TokioIo::new(stream), Source::Address(address)).await;
+            drop((counted, permit));
+        });
+    }
+}
+
+/// Accepts operators.
+pub(crate) async fn accept_admin(gateway: Arc<Gateway>, listener: TcpListener, stop: Stop) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_OF_PEER));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let served = Arc::clone(&gateway);
+        gateway.tasks.spawn(move |_stop| async move {
+            let (tasks, drain) = (served.tasks.clone(), served.drain);
+            let answer =
+                move |incoming: Request<Incoming>| std::future::ready(admin::answer(&served, &incoming));
+            serve(&tasks, TokioIo::new(stream), drain, answer).await;
+            drop(permit);
+        });
+    }
+}

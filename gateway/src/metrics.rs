@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The gateway's metrics (contracts: Metrics). Labels come from configuration, never from a
+//! request's own text, so their number is bounded by what tenants declare.
+
+use postern_common::problem::Code;
+use postern_common::telemetry::SECONDS;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use std::time::Duration;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    backend: String,
+    operation: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FilterLabel {
+    filter: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    filter: String,
+    cause: String,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+/// What is counted and measured.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Histogram,
+    refusals: Family<CodeLabel, Counter>,
+    policy_seconds: Histogram,
+    filter_seconds: Family<FilterLabel, Histogram>,
+    filter_failures: Family<FailureLabels, Counter>,
+    pub(crate) audit_dropped: Counter,
+    pub(crate) control_version: Gauge,
+    pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
+}
+
+impl Metrics {
+    /// Makes them and registers them in the process's registry.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            request_seconds: seconds(),
+            refusals: Family::default(),
+            policy_seconds: seconds(),
+            filter_seconds: Family::new_with_constructor(seconds),
+            filter_failures: Family::default(),
+            audit_dropped: Counter::default(),
+            control_version: Gauge::default(),
+            control_age: Gauge::default(),
+        };
+        registry.register("gateway_requests", "Requests, by how they ended", metrics.requests.clone());
+        registry.register(
+            "gateway_request_seconds",
+            "From head to head of the answer",
+            metrics.request_seconds.clone(),
+        );
+        registry.register("gateway_refusals", "Refusals, by problem code", metrics.refusals.clone());
+        registry.register("policy_decision_seconds", "One policy decision", metrics.policy_seconds.clone());
+        registry.register("filter_call_seconds", "One call of a filter", metrics.filter_seconds.clone());
+        registry.register(
+            "filter_failures",
+            "Filters that failed, by cause",
+            metrics.filter_failures.clone(),
+        );
+        registry.register("audit_dropped", "Decision records that were lost", metrics.audit_dropped.clone());
+        registry.register(
+            "control_stream_version",
+            "The last message in force",
+            metrics.control_version.clone(),
+        );
+        registry.register(
+            "control_stream_age_seconds",
+            "Since the orchestrator was last heard",
+            metrics.control_age.clone(),
+        );
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "gateway")]);
+        registry.register("gateway_build", "The build of this gateway", build);
+        metrics
+    }
+
+    pub(crate) fn request(
+        &self,
+        (backend, operation): (String, String),
+        outcome: &'static str,
+        took: Duration,
+    ) {
+        self.requests.get_or_create(&RequestLabels { backend, operation, outcome }).inc();
+        self.request_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn refusal(&self, code: Code) {
+        self.refusals.get_or_create(&CodeLabel { code: code.as_str() }).inc();
+    }
+
+    pub(crate) fn policy(&self, took: Duration) {
+        self.policy_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn filter(&self, filter: &str, took: Duration) {
+        self.filter_seconds
+            .get_or_create(&FilterLabel { filter: filter.to_owned() })
+            .observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn filter_failure(&self, filter: &str, cause: &str) {
+        let labels = FailureLabels { filter: filter.to_owned(), cause: cause.to_owned() };
+        self.filter_failures.get_or_create(&labels).inc();
+    }
+}

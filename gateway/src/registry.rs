@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The sessions that live, as the control stream tells them.
+//!
+//! A good signature is not enough to be let in: this is where a token's session must be found
+//! alive, bound to the peer that sent it, and claiming no less than the token does. Ended
+//! sessions stay as bare ids until their last token has expired, so memory stays bounded.
+//!
+//! ```text
+//!            open                  end, or expires_at           until
+//! unknown ─────────▶ live ──────────────────────────▶ ended ─────────▶ unknown
+//!                    └─ open again: new tokens, peer, end (streams in flight go on)
+//! ```
+
+use crate::authorize::EntityCache;
+use crate::limits::SessionLimiter;
+use crate::reject::Reject;
+use jiff::Timestamp;
+use postern_common::control::EndedSession;
+use postern_common::id::SandboxId;
+use postern_common::session::{AcceptedToken, Grant, Peer, Session};
+use postern_common::token::Claims;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Where a connection came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// The unix socket at this path, which one sandbox alone can reach.
+    Socket(Arc<Path>),
+    /// A TCP peer.
+    Address(IpAddr),
+}
+
+/// Replaced tokens of one session that are remembered, to tell an old token from a forged one.
+const REPLACED_TOKENS: usize = 8;
+
+/// A session that lives, with what belongs to it alone.
+#[derive(Debug)]
+pub(crate) struct LiveSession {
+    pub(crate) session: Arc<Session>,
+    /// Cancelled when the session ends; everything in flight listens to it.
+    pub(crate) ended: CancellationToken,
+    pub(crate) limiter: Arc<SessionLimiter>,
+    /// What policies know of the session.
+    pub(crate) entities: EntityCache,
+    replaced: Vec<String>,
+}
+
+impl LiveSession {
+    fn new(session: Session, before: Option<&Self>) -> Self {
+        let mut replaced = Vec::new();
+        if let Some(before) = before {
+            let gone = before.session.tokens.iter().map(|token| &token.jti);
+            let gone = gone.filter(|jti| session.tokens.iter().all(|token| token.jti != **jti));
+            replaced.extend(gone.chain(&before.replaced).take(REPLACED_TOKENS).cloned());
+        }
+        Self {
+            session: Arc::new(session),
+            ended: before.map_or_else(CancellationToken::new, |before| before.ended.clone()),
+            limiter: before.map_or_else(Arc::default, |before| Arc::clone(&before.limiter)),
+            entities: EntityCache::default(),
+            replaced,
+        }
+    }
+
+    /// Whether this is the session of the same principal: everything but tokens, peer and end.
+    fn is_same_principal(&self, other: &Session) -> bool {
+        self.session.tenant == other.tenant
+            && self.session.user_id == other.user_id
+            && self.session.conversation_id == other.conversation_id
+    }
+
+    /// Whether requests of this session may come from `source`.
+    pub(crate) fn is_bound_to(&self, source: &Source) -> bool {
+        match (&self.session.peer, source) {
+            (Peer::Socket(own), Source::Socket(path)) => **own == **path,
+            (Peer::Pod { addresses, .. }, Source::Address(address)) => addresses.contains(address),
+            (Peer::Address(own), Source::Address(address)) => own == address,
+            (Peer::Socket(_), Source::Address(_))
+            | (Peer::Pod { .. } | Peer::Address(_), Source::Socket(_)) => false,
+        }
+    }
+
+    /// Whether the token is one of this session's and claims no more than it.
+    ///
+    /// # Errors
+    /// [`Reject::TokenClaimsMore`] is also what a stolen signing key comes to.
+    pub(crate) fn accepts(&self, claims: &Claims, now: Timestamp) -> Result<(), Reject> {
+        let session = &self.session;
+        if claims.tenant != session.tenant {
+            return Err(Reject::TokenClaimsMore("tenant"));
+        }
+        if claims.user_id != session.user_id {
+            return Err(Reject::TokenClaimsMore("user"));
+        }
+        if claims.conversation_id != session.conversation_id {
+            return Err(Reject::TokenClaimsMore("conversation"));
+        }
+        let has = |grant: &Grant| {
+            session.operations.contains(grant)
+                || (*grant != Grant::FilesSync && session.operations.contains(&Grant::Everything))
+        };
+        if !claims.operations.iter().all(has) {
+            return Err(Reject::TokenClaimsMore("list of operations"));
+        }
+        match session.tokens.iter().find(|token| token.jti == claims.jti) {
+            Some(AcceptedToken { until, .. }) if *until > now => {}
+            Some(_) => return Err(Reject::TokenReplaced),
+            None if self.replaced.contains(&claims.jti) => return Err(Reject::TokenReplaced),
+            None => return Err(Reject::TokenClaimsMore("id")),
+        }
+        if session.expires_at <= now { Err(Reject::SessionExpired) } else { Ok(()) }
+    }
+
+    fn knows_token(&self, jti: &str) -> bool {
+        self.session.tokens.iter().any(|token| token.jti == jti) || self.replaced.iter().any(|old| old == jti)
+    }
+}
+
+#[derive(Debug)]
+enum Entry {
+    Live(Arc<LiveSession>),
+    Ended { until: Timestamp },
+}
+
+/// What is known of a sandbox's session.
+#[derive(Debug, Clone)]
+pub(crate) enum Lookup {
+    Live(Arc<LiveSession>),
+    Ended,
+    Unknown,
+}
+
+/// All sessions of this gateway.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    entries: RwLock<HashMap<SandboxId, Entry>>,
+    /// Counts changes, for whoever waits for one.
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { entries: RwLock::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Registry {
+    /// Opens a session, or changes one that lives. A session that ended stays ended.
+    ///
+    /// Returns it as it is now; `None` if it had ended.
+    pub(crate) fn open(&self, session: Session) -> Option<Arc<LiveSession>> {
+        self.change(|entries| {
+            let before = match entries.get(&session.sandbox_id) {
+                Some(Entry::Ended { .. }) => return None,
+                Some(Entry::Live(before)) if before.is_same_principal(&session) => Some(Arc::clone(before)),
+                Some(Entry::Live(other)) => {
+                    // Ids are never reused; if one is, nothing of the other session may go on.
+                    other.ended.cancel();
+                    None
+                }
+                None => None,
+            };
+            let id = session.sandbox_id.clone();
+            let live = Arc::new(LiveSession::new(session, before.as_deref()));
+            entries.insert(id, Entry::Live(Arc::clone(&live)));
+            Some(live)
+        })
+    }
+
+    /// Ends a session: everything in flight stops, and its tokens are refused by name.
+    pub(crate) fn end(&self, ended: EndedSession) {
+        self.change(|entries| {
+            let before = entries.insert(ended.sandbox_id, Entry::Ended { until: ended.until });
+            if let Some(Entry::Live(live)) = before {
+                live.ended.cancel();
+            }
+        });
+    }
+
+    /// Makes the registry hold exactly these. Sessions that live before and after go on.
+    pub(crate) fn replace(&self, sessions: Vec<Session>, ended: Vec<EndedSession>) {
+        let keep: Vec<SandboxId> = sessions.iter().map(|session| session.sandbox_id.clone()).collect();
+        self.change(|entries| {
+            entries.retain(|id, entry| match entry {
+                Entry::Live(live) if !keep.contains(id) => {
+                    live.ended.cancel();
+                    false
+                }
+                Entry::Live(_) | Entry::Ended { .. } => true,
+            });
+        });
+        ended.into_iter().for_each(|session| self.end(session));
+        for session in sessions {
+            self.open(session);
+        }
+    }
+
+    /// Ends sessions whose time is over, and forgets ended ones whose tokens have all expired.
+    pub(crate) fn sweep(&self, now: Timestamp) {
+        let is_due = |entry: &Entry| match entry {
+            Entry::Live(live) => live.session.expires_at <= now,
+            Entry::Ended { until } => *until <= now,
+        };
+        if !self.read(|entries| entries.values().any(is_due)) {
+            return;
+        }
+        self.change(|entries| {
+            entries.retain(|_, entry| match entry {
+                Entry::Live(live) if live.session.expires_at <= now => {
+                    live.ended.cancel();
+                    let last = live.session.tokens.iter().map(|token| token.until).max().unwrap_or(now);
+                    let was_kept = last > now;
+                    *entry = Entry::Ended { until: last };
+                    was_kept
+                }
+                Entry::Ended { until } => *until > now,
+                Entry::Live(_) => true,
+            });
+        });
+    }
+
+    /// What is known now.
+    pub(crate) fn find(&self, id: &SandboxId) -> Lookup {
+        self.read(|entries| match entries.get(id) {
+            Some(Entry::Live(live)) => Lookup::Live(Arc::clone(live)),
+            Some(Entry::Ended { .. }) => Lookup::Ended,
+            None => Lookup::Unknown,
+        })
+    }
+
+    /// Waits at most `bound` for a session that knows this token; then says what is known.
+    pub(crate) async fn find_with_token(&self, id: &SandboxId, jti: &str, bound: Duration) -> Lookup {
+        let mut changes = self.changes.subscribe();
+        let is_settled = |found: &Lookup| match found {
+            Lookup::Live(live) => live.knows_token(jti),
+            Lookup::Ended => true,
+            Lookup::Unknown => false,
+        };
+        let wait = async {
+            loop {
+                let found = self.find(id);
+                if is_settled(&found) || changes.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        match tokio::time::timeout(bound, wait).await {
+            Ok(found) => found,
+            Err(_elapsed) => self.find(id),
+        }
+    }
+
+    /// Whether this very session still lives at `now`. Asked again right before forwarding.
+    pub(crate) fn is_live(&self, session: &LiveSession, now: Timestamp) -> bool {
+        !session.ended.is_cancelled()
+            && match self.find(&session.session.sandbox_id) {
+                Lookup::Live(live) => live.session.expires_at > now,
+                Lookup::Ended | Lookup::Unknown => false,
+            }
+    }
+
+    fn read<Found>(&self, look: impl FnOnce(&HashMap<SandboxId, Entry>) -> Found) -> Found {
+        look(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change<Changed>(&self, apply: impl FnOnce(&mut HashMap<SandboxId, Entry>) -> Changed) -> Changed {
+        let changed = apply(&mut self.entries.write().unwrap_or_else(PoisonError::into_inner));
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The request path. Every stage is listed here, in order; a stage never calls the next.
+
+use crate::authorize::{self, Granted};
+use crate::body::Admitted;
+use crate::decision::Draft;
+use crate::filters::{self, Filtered};
+use crate::identify::Caller;
+use crate::registry::Source;
+use crate::reject::Reject;
+use crate::response::{self, Body};
+use crate::snapshot::TenantRules;
+use crate::{Gateway, body, broker, head, identify, identity, limits, route, validate};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use postern_common::clock;
+use std::time::Instant;
+
+/// Answers one request: what the backend said, or why it was not asked.
+pub(crate) async fn handle(gateway: &Gateway, source: &Source, request: Request<Incoming>) -> Response<Body> {
+    let mut draft = Draft::new(clock::now(), request.method());
+    match forward(gateway, source, request, &mut draft).await {
+        Ok(response) => {
+            gateway.metrics.request(draft.labels(), "allow", draft.begun.elapsed());
+            gateway.record(draft.allowed());
+            response
+        }
+        Err(reject) => {
+            reject.log(draft.request_id(), draft.id());
+            gateway.metrics.refusal(reject.code());
+            gateway.metrics.request(draft.labels(), reject.outcome(), draft.begun.elapsed());
+            let mut response =
+                reject.response(draft.request_id(), draft.id()).map(|bytes| Body::Own(bytes.into()));
+            response::mark(response.headers_mut(), draft.request_id());
+            gateway.record(draft.refused(&reject));
+            response
+        }
+    }
+}
+
+async fn forward(
+    gateway: &Gateway,
+    source: &Source,
+    request: Request<Incoming>,
+    draft: &mut Draft,
+) -> Result<Response<Body>, Reject> {
+    gateway.freshness.check()?;
+    let snapshot = gateway.snapshot();
+    let request = head::parse(request)?;
+    let caller =
+        identify::caller(&gateway.identities, &gateway.registry, source, &request.headers, draft.at())
+            .await?;
+    draft.caller(&caller);
+    draft.stage("identify");
+    let rules = snapshot.rules_of(&caller)?;
+    draft.rules(&rules);
+    let budget = rules.budget(&caller, draft.begun);
+    limits::spend(&budget, draft.begun)?;
+    let routed = route::find(&rules, &caller, request)?;
+    draft.call(&routed.call);
+    let backend = routed.call.backend.clone();
+    limits::spend_operation(routed.call.operation.limiter.as_deref(), draft.begun)?;
+    draft.stage("route");
+    let admitted = body::admit(routed, &caller.session.ended).await?;
+    draft.stage("body");
+    let granted = judge(gateway, &rules, &caller, admitted, draft)?;
+    let granted = match filters::on_request(gateway, &caller, granted, draft).await? {
+        Filtered::Same(granted) => *granted,
+        Filtered::Changed(request) => judge(gateway, &rules, &caller, *request, draft)?,
+    };
+    let permit = limits::permit(&budget, &backend.concurrent)?;
+    let sealed = broker::attach(granted, draft.request_id())?;
+    still_welcome(gateway, &caller)?;
+    let deadline = draft.begun + backend.timeout;
+    let answer = gateway.upstream.send(sealed, permit, &caller.session.ended, deadline).await?;
+    draft.upstream(answer.head.status.as_u16(), answer.took);
+    draft.stage("upstream");
+    Ok(response::pass_on(answer, draft.request_id(), &budget))
+}
+
+/// Identity, schema, policies: in this order, again for whatever a filter changed.
+fn judge(
+    gateway: &Gateway,
+    rules: &TenantRules,
+    caller: &Caller,
+    request: Admitted,
+    draft: &mut Draft,
+) -> Result<Granted, Reject> {
+    let overridden = identity::overwrite(&caller.session.session, request)?;
+    let valid = validate::check(overridden)?;
+    draft.stage("validate");
+    let begun = Instant::now();
+    let granted = authorize::decide(rules, caller, valid, draft.at());
+    gateway.metrics.policy(begun.elapsed());
+    draft.stage("authorize");
+    let granted = granted?;
+    draft.granted(&granted);
+    Ok(granted)
+}
+
+/// Reads registry, expiry and freshness again: minutes may have passed since they were read.
+fn still_welcome(gateway: &Gateway, caller: &Caller) -> Result<(), Reject> {
+    let now = clock::now();
+    gateway.freshness.check()?;
+    if !gateway.registry.is_live(&caller.session, now) {
+        return Err(Reject::SessionEnded);
+    }
+    if caller.claims.exp <= clock::unix_seconds(now) {
+        return Err(Reject::SessionExpired);
+    }
+    Ok(())
+}

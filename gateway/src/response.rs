@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Passes a backend's answer back: headers cleaned, the body streamed as it comes.
+//!
+//! The body holds the request's permit until its last byte, and breaks off when the session ends.
+
+use crate::broker::REQUEST_ID;
+use crate::headers::clean_response;
+use crate::limits::{Budget, Permit};
+use crate::snapshot::Backend;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, response::Parts};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use postern_common::id::RequestId;
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// What a backend answered: the head, and the body as it comes.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: Parts,
+    pub(crate) body: BackendBody,
+    pub(crate) backend: Arc<Backend>,
+    /// Until the head was there.
+    pub(crate) took: Duration,
+}
+
+/// A response body that could not be passed on whole. The connection to the sandbox breaks off,
+/// so that half an answer is never taken for a whole one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenOff {
+    #[error("the session has ended")]
+    SessionEnded,
+    #[error("the backend broke off its answer")]
+    Backend(#[source] hyper::Error),
+}
+
+/// The body of a backend's answer on its way.
+pub(crate) struct BackendBody {
+    incoming: Incoming,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    _permit: Permit,
+}
+
+impl std::fmt::Debug for BackendBody {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("BackendBody").field("incoming", &self.incoming).finish_non_exhaustive()
+    }
+}
+
+impl BackendBody {
+    pub(crate) fn new(incoming: Incoming, permit: Permit, ended: &CancellationToken) -> Self {
+        Self { incoming, ended: Box::pin(ended.clone().cancelled_owned()), _permit: permit }
+    }
+}
+
+/// The body of an answer to a sandbox.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// Ours.
+    Own(Bytes),
+    /// A backend's.
+    Backend(BackendBody),
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let body = match &mut *self {
+            Self::Own(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Self::Own(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Backend(body) => body,
+        };
+        if body.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(BrokenOff::SessionEnded)));
+        }
+        loop {
+            return match ready!(Pin::new(&mut body.incoming).poll_frame(context)) {
+                None => Poll::Ready(None),
+                Some(Err(error)) => Poll::Ready(Some(Err(BrokenOff::Backend(error)))),
+                Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
+                // Trailers are not passed on: no stage has cleaned them.
+                Some(Ok(_trailers)) => continue,
+            };
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_empty(),
+            Self::Backend(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Backend(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+/// Makes the answer to the sandbox.
+pub(crate) fn pass_on(answer: Answer, request_id: &RequestId, budget: &Budget) -> Response<Body> {
+    let Answer { mut head, body, backend, .. } = answer;
+    clean_response(&mut head.headers, |folded| backend.identity.has_folded(folded));
+    mark(&mut head.headers, request_id);
+    let (left, quota) = budget.session_level(Instant::now());
+    let fields = [
+        ("ratelimit", format!("\"session\";r={left}")),
+        ("ratelimit-policy", format!("\"session\";q={quota}")),
+    ];
+    for (name, value) in fields {
+        let value = HeaderValue::from_str(&value).ok();
+        head.headers.extend(value.map(|value| (HeaderName::from_static(name), value)));
+    }
+    let mut response = Response::new(Body::Backend(body));
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}
+
+/// Writes the request's id into an answer.
+pub(crate) fn mark(headers: &mut HeaderMap, request_id: &RequestId) {
+    if let Ok(id) = HeaderValue::from_str(request_id.as_str()) {
+        headers.insert(REQUEST_ID, id);
+    }
+}

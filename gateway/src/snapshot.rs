@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is in force for each tenant, compiled and immutable.
+//!
+//! A tenant's rules are built whole, off the request path, and swapped as one; if anything in
+//! them is wrong, every mistake is told and what was in force stays. Levels of buckets survive a
+//! change that does not concern them. The session registry is not part of this.
+
+use crate::authorize::Policies;
+use crate::broker::AttachedHeader;
+use crate::config::{ANSWER_TIME, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES, STREAMED_BODY_BYTES};
+use crate::filters::{AttachedFilter, Engines};
+use crate::identify::Caller;
+use crate::identity::IdentityNames;
+use crate::limits::{
+    BACKEND_CONCURRENT, Budget, Limiter, OperationLimiter, SESSION_DEFAULT, TENANT_DEFAULT, semaphore,
+};
+use crate::reject::Reject;
+use crate::upstream::address::UpstreamRules;
+use http::uri::{Authority, Scheme};
+use postern_common::control::{BackendConfig, TenantConfig};
+use postern_common::decision::Versions;
+use postern_common::folder::{Additional, OperationLimits, Rate};
+use postern_common::id::{BackendName, TenantId};
+use postern_openapi::path::Segment;
+use postern_openapi::{Document, Operation};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// What is in force for all tenants. One request sees one of these.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    tenants: HashMap<TenantId, Arc<TenantRules>>,
+}
+
+impl Snapshot {
+    /// The rules of a caller's tenant.
+    ///
+    /// # Errors
+    /// [`Reject::NoConfiguration`] for a tenant without any.
+    pub(crate) fn rules_of(&self, caller: &Caller) -> Result<Arc<TenantRules>, Reject> {
+        let rules = self.tenants.get(&caller.session.session.tenant);
+        rules.map(Arc::clone).ok_or(Reject::NoConfiguration)
+    }
+
+    pub(crate) fn tenant(&self, tenant: &TenantId) -> Option<&Arc<TenantRules>> {
+        self.tenants.get(tenant)
+    }
+
+    pub(crate) fn with(mut self, rules: Arc<TenantRules>) -> Self {
+        self.tenants.insert(rules.tenant.clone(), rules);
+        self
+    }
+
+    pub(crate) fn without(mut self, keep: impl Fn(&TenantId) -> bool) -> Self {
+        self.tenants.retain(|tenant, _| keep(tenant));
+        self
+    }
+}
+
+/// One tenant's rules.
+#[derive(Debug)]
+pub(crate) struct TenantRules {
+    pub(crate) tenant: TenantId,
+    pub(crate) versions: Versions,
+    pub(crate) backends: BTreeMap<BackendName, Arc<Backend>>,
+    pub(crate) default_backend: Option<Arc<Backend>>,
+    pub(crate) policies: Policies,
+    session_rate: Rate,
+    limiter: Arc<Limiter>,
+}
+
+impl TenantRules {
+    /// The buckets and permits that count for this caller.
+    pub(crate) fn budget(&self, caller: &Caller, now: Instant) -> Budget {
+        Budget::new(&caller.session.limiter, self.session_rate, &self.limiter, now)
+    }
+}
+
+/// One backend, ready to be routed to.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) name: BackendName,
+    pub(crate) document: Document,
+    /// In the order of the document's operations.
+    pub(crate) operations: Vec<Arc<OperationRules>>,
+    pub(crate) identity: IdentityNames,
+    pub(crate) additional_query: Additional,
+    pub(crate) scheme: Scheme,
+    pub(crate) authority: Authority,
+    /// The URL's own path, without a slash at its end.
+    pub(crate) base_path: String,
+    pub(crate) credential: Option<AttachedHeader>,
+    pub(crate) judged_body_bytes: u64,
+    pub(crate) streamed_body_bytes: u64,
+    pub(crate) timeout: Duration,
+    pub(crate) concurrent: Arc<Semaphore>,
+    concurrent_limit: u32,
+}
+
+/// One operation and what belongs to it.
+#[derive(Debug)]
+pub(crate) struct OperationRules {
+    pub(crate) operation: Operation,
+    pub(crate) path_template: String,
+    pub(crate) limiter: Option<Arc<OperationLimiter>>,
+    /// Filters that apply, in order.
+    pub(crate) filters: Vec<Arc<AttachedFilter>>,
+}
+
+/// What rules are built with, besides the tenant's own configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) upstreams: UpstreamRules,
+    pub(crate) engines: Engines,
+}
+
+/// Builds a tenant's rules. CPU-heavy: schemas, patterns and policies are compiled here.
+///
+/// # Errors
+/// Every mistake, for the tenant's people.
+pub(crate) fn build(
+    config: &TenantConfig,
+    before: Option<&TenantRules>,
+    around: &Surroundings,
+) -> Result<TenantRules, Vec<String>> {
+    let mut building = Building { config, before, around, mistakes: Vec::new(), now: Instant::now() };
+    let filters = building.filters();
+    let mut backends = BTreeMap::new();
+    for (name, backend) in &config.backends {
+        if let Some(backend) = building.backend(name, backend, &filters) {
+            backends.insert(name.clone(), Arc::new(backend));
+        }
+    }
+    let default_backend = building.default_backend(&backends);
+    let session_rate = building.rate("session", config.limits.session, SESSION_DEFAULT);
+    let tenant_rate = building.rate("tenant", config.limits.tenant, TENANT_DEFAULT);
+    let documents = backends.iter().map(|(name, backend)| (name, &backend.document));
+    let policies = building.try_all(Policies::load(
+        &config.tenant,
+        documents,
+        config.policies.as_ref(),
+        before.map(|before| &before.policies),
+    ));
+    match policies {
+        Some(policies) if building.mistakes.is_empty() => Ok(TenantRules {
+            tenant: config.tenant.clone(),
+            versions: config.versions.clone(),
+            backends,
+            default_backend,
+            policies,
+            session_rate,
+            limiter: Limiter::like(before.map(|before| &before.limiter), tenant_rate, building.now),
+        }),
+        _ => Err(building.mistakes),
+    }
+}
+
+struct Building<'b> {
+    config: &'b TenantConfig,
+    before: Option<&'b TenantRules>,
+    around: &'b Surroundings,
+    mistakes: Vec<String>,
+    now: Instant,
+}
+
+type LoadedFilters = BTreeMap<postern_common::id::FilterName, crate::filters::Loaded>;
+
+impl Building<'_> {
+    fn try_all<Value>(&mut self, built: Result<Value, Vec<String>>) -> Option<Value> {
+        built.map_err(|mistakes| self.mistakes.extend(mistakes)).ok()
+    }
+
+    fn try_one<Value, Mistake: std::fmt::Display>(
+        &mut self,
+        place: &str,
+        built: Result<Value, Mistake>,
+    ) -> Option<Value> {
+        built.map_err(|mistake| self.mistakes.push(format!("{place}: {mistake}"))).ok()
+    }
+
+    fn filters(&mut self) -> LoadedFilters {
+        let mut loaded = LoadedFilters::new();
+        for (name, artefact) in &self.config.filters {
+            let built = self.around.engines.load(&self.config.tenant, name, artefact);
+            if let Some(filter) = self.try_one(&format!("filters/{name}"), built) {
+                loaded.insert(name.clone(), filter);
+            }
+        }
+        loaded
+    }
+
+    fn backend(
+        &mut self,
+        name: &BackendName,
+        config: &BackendConfig,
+        filters: &LoadedFilters,
+    ) -> Option<Backend> {
+        let place = format!("backends/{name}");
+        let file = &config.file;
+        let (scheme, authority, base_path) = self.place_of(&place, &file.url)?;
+        let document = match &config.document {
+            None => Document::any_path(),
+            Some(text) => {
+                let parsed = Document::parse(text);
+                self.try_all(parsed.map_err(|mistakes| {
+                    mistakes.iter().map(|mistake| format!("{place}/openapi: {mistake}")).collect()
+                }))?
+            }
+        };
+        let before = self.before.and_then(|before| before.backends.get(name));
+        let identity = self.try_one(&place, IdentityNames::new(&file.identity));
+        let credential = file.credential.as_ref().map(|declared| {
+            let header = AttachedHeader::new(declared, &self.config.secrets);
+            self.try_one(&place, header)
+        });
+        let operations = self.operations(&place, config, &document, filters, before);
+        let judged =
+            file.limits.body.map_or(JUDGED_BODY_BYTES, |body| body.as_u64().min(LARGEST_JUDGED_BODY_BYTES));
+        let limit = file.limits.concurrent.unwrap_or(BACKEND_CONCURRENT);
+        let concurrent = match before {
+            Some(before) if before.concurrent_limit == limit => Arc::clone(&before.concurrent),
+            _ => semaphore(limit),
+        };
+        Some(Backend {
+            name: name.clone(),
+            document,
+            operations,
+            identity: identity?,
+            additional_query: file.additional_query,
+            scheme,
+            authority,
+            base_path,
+            credential: match credential {
+                None => None,
+                Some(attached) => Some(attached?),
+            },
+            judged_body_bytes: judged,
+            streamed_body_bytes: file.limits.body.map_or(STREAMED_BODY_BYTES, |body| body.as_u64()),
+            timeout: file.limits.timeout.unwrap_or(ANSWER_TIME),
+            concurrent,
+            concurrent_limit: limit,
+        })
+    }
+
+    fn place_of(&mut self, place: &str, url: &url::Url) -> Option<(Scheme, Authority, String)> {
+        self.try_one(place, self.around.upstreams.check_url(url))?;
+        let scheme = if url.scheme() == "https" { Scheme::HTTPS } else { Scheme::HTTP };
+        let host = url.host_str().unwrap_or_default();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let authority = self.try_one(place, Authority::try_from(authority))?;
+        Some((scheme, authority, url.path().trim_end_matches('/').to_owned()))
+    }
+
+    fn operations(
+        &mut self,
+        place: &str,
+        config: &BackendConfig,
+        document: &Document,
+        filters: &LoadedFilters,
+        before: Option<&Arc<Backend>>,
+    ) -> Vec<Arc<OperationRules>> {
+        for id in config.file.operations.keys() {
+            if document.operation(id).is_none() {
+                self.mistakes.push(format!("{place}: [operations.{id}] is no operation of the document"));
+            }
+        }
+        let attached = self.attached(place, config, document, filters);
+        let mut rules = Vec::with_capacity(document.operations().len());
+        for operation in document.operations() {
+            let limits = config.file.operations.get(&operation.id).copied();
+            let limits = limits.filter(|limits| self.is_possible(place, limits));
+            let old = before
+                .and_then(|before| before.operations.iter().find(|old| old.operation.id == operation.id));
+            let old = old.and_then(|old| old.limiter.as_ref());
+            rules.push(Arc::new(OperationRules {
+                operation: operation.clone(),
+                path_template: operation.path.to_string(),
+                limiter: limits.map(|limits| OperationLimiter::like(old, limits, self.now)),
+                filters: attached
+                    .iter()
+                    .filter(|filter| filter.applies_to(operation))
+                    .map(Arc::clone)
+                    .collect(),
+            }));
+        }
+        rules
+    }
+
+    fn attached(
+        &mut self,
+        place: &str,
+        config: &BackendConfig,
+        document: &Document,
+        filters: &LoadedFilters,
+    ) -> Vec<Arc<AttachedFilter>> {
+        let mut attached = Vec::new();
+        for attachment in &config.file.filters {
+            let name = attachment.name();
+            let Some(loaded) = filters.get(name) else {
+                // One that could not be loaded is told of already.
+                if !self.config.filters.contains_key(name) {
+                    self.mistakes.push(format!(
+                        "{place}: filter `{name}` is attached, but there is none of this name"
+                    ));
+                }
+                continue;
+            };
+            let built = AttachedFilter::new(name, loaded, attachment, document);
+            attached.extend(self.try_one(place, built).map(Arc::new));
+        }
+        attached
+    }
+
+    fn is_possible(&mut self, place: &str, limits: &OperationLimits) -> bool {
+        let is_possible = limits.per_second.is_finite() && limits.per_second > 0.0;
+        if !is_possible {
+            self.mistakes.push(format!("{place}: per_second must be above 0; leave the limit out for none"));
+        }
+        is_possible
+    }
+
+    fn rate(&mut self, scope: &str, declared: Option<Rate>, default: Rate) -> Rate {
+        let Some(rate) = declared else { return default };
+        if !rate.per_second.is_finite() || rate.per_second <= 0.0 || rate.concurrent == Some(0) {
+            self.mistakes.push(format!("limits.toml: [{scope}] per_second and concurrent must be above 0"));
+        }
+        Rate { concurrent: rate.concurrent.or(default.concurrent), ..rate }
+    }
+
+    /// The backend of paths that begin with no backend's name.
+    fn default_backend(&mut self, backends: &BTreeMap<BackendName, Arc<Backend>>) -> Option<Arc<Backend>> {
+        let name = match (&self.config.default_backend, self.config.backends.len()) {
+            (Some(name), _) => name,
+            (None, 1) => self.config.backends.keys().next()?,
+            (None, _) => return None,
+        };
+        if !self.config.backends.contains_key(name) {
+            self.mistakes.push(format!("the default backend `{name}` does not exist"));
+        }
+        let backend = backends.get(name)?;
+        for operation in backend.document.operations() {
+            if let Some(Segment::Literal(first)) = operation.path.segments().first()
+                && self.config.backends.contains_key(first.as_str())
+                && first != name.as_str()
+            {
+                let path = operation.path.to_string();
+                self.mistakes.push(format!(
+                    "backends/{name}: `{path}` begins with the name of another backend; rename one"
+                ));
+            }
+        }
+        Some(Arc::clone(backend))
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sends a sealed request to its backend.
+//!
+//! One pool of HTTP/1.1 connections for all tenants: a connection carries no identity of its own.
+//! Each is opened by [`connect`] to an address that was checked right before. Redirects are
+//! passed back, never followed. Nothing is retried but what was never written to a connection.
+
+pub(crate) mod address;
+mod connect;
+
+use crate::broker::{Sealed, SealedBody};
+use crate::config::{POOL_IDLE_CONNECTIONS, POOL_IDLE_TIME};
+use crate::limits::Permit;
+use crate::listener::OwnedExecutor;
+use crate::reject::Reject;
+use crate::response::{Answer, BackendBody};
+use crate::snapshot::Backend;
+use address::{RefusedAddress, UpstreamRules};
+use connect::Connector;
+use http::Response;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::TokioTimer;
+use postern_common::tasks::Tasks;
+use rustls::pki_types::CertificateDer;
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// The pool of connections to backends.
+#[derive(Debug, Clone)]
+pub(crate) struct Upstream {
+    client: Client<Connector, SealedBody>,
+}
+
+/// TLS to backends could not be prepared.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS to backends could not be prepared")]
+pub struct TlsUnusable(#[source] rustls::Error);
+
+impl Upstream {
+    /// Prepares the pool. Reads the system's certificate authorities; connects nowhere.
+    pub(crate) fn new(
+        rules: UpstreamRules,
+        extra_authorities: Vec<CertificateDer<'static>>,
+        tasks: &Tasks,
+    ) -> Result<Self, TlsUnusable> {
+        let connector = Connector::new(rules, extra_authorities).map_err(TlsUnusable)?;
+        let client = Client::builder(OwnedExecutor(tasks.clone()))
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE_TIME)
+            .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS)
+            .http1_max_headers(crate::config::HEADER_COUNT)
+            .http1_max_buf_size(crate::config::HEADER_BYTES)
+            .build(connector);
+        Ok(Self { client })
+    }
+
+    /// Sends the request and waits for the head of the answer.
+    ///
+    /// Ends at `deadline`, and at once when the session ends. The permit goes into the answer's
+    /// body and is held until that ends.
+    ///
+    /// # Errors
+    /// [`Reject`] for a refused address, a backend that cannot be reached or is too slow, a body
+    /// that failed on its way, and a session that ended.
+    pub(crate) async fn send(
+        &self,
+        sealed: Sealed,
+        permit: Permit,
+        ended: &CancellationToken,
+        deadline: Instant,
+    ) -> Result<Answer, Reject> {
+        let (backend, request) = sealed.into_parts();
+        let fault = request.body().fault();
+        let begun = Instant::now();
+        let answer = tokio::select! {
+            biased;
+            () = ended.cancelled() => return Err(Reject::SessionEnded),
+            answer = tokio::time::timeout_at(deadline.into(), self.client.request(request)) => answer,
+        };
+        let body_fault = || fault.as_ref().and_then(|fault| fault.get().copied());
+        match answer {
+            Err(_elapsed) => Err(Reject::UpstreamTimeout),
+            Ok(Err(error)) => Err(body_fault().map_or_else(|| refusal(&error), Reject::from)),
+            Ok(Ok(response)) => answered(response, &backend, permit, ended, begun.elapsed()),
+        }
+    }
+}
+
+fn answered(
+    response: Response<Incoming>,
+    backend: &Arc<Backend>,
+    permit: Permit,
+    ended: &CancellationToken,
+    took: Duration,
+) -> Result<Answer, Reject> {
+    if response.status().is_informational() {
+        return Err(Reject::UpstreamUnreachable("the backend switched protocols unasked".into()));
+    }
+    let (head, body) = response.into_parts();
+    let body = BackendBody::new(body, permit, ended);
+    Ok(Answer { head, body, backend: Arc::clone(backend), took })
+}
+
+/// Tells an address that was refused from a backend that failed.
+fn refusal(error: &Error) -> Reject {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
+    let mut words = error.to_string();
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref::<RefusedAddress>() {
+            return Reject::UpstreamAddress(refused.clone());
+        }
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    Reject::UpstreamUnreachable(words)
+}
