@@ -14,8 +14,8 @@ use crate::region::Region;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::{Cell, UnsafeCell};
 
-/// Enough for the requests without bodies that were measured, and less than one page with the
-/// 16 KiB stack.
+/// Enough for the requests without bodies that were measured, and fits two pages with the
+/// 64 KiB stack.
 const ARENA_BYTES: usize = 40 * 1024;
 /// The page of WebAssembly.
 const PAGE_BYTES: usize = 65_536;

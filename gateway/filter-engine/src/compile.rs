@@ -5,7 +5,7 @@
 use crate::artefact::Compiled;
 use crate::digest::Digest;
 use crate::settings;
-use wasmparser::{Parser, Payload};
+use wasmparser::{ComponentTypeRef, Parser, Payload, TypeBounds};
 
 /// The largest component; the configuration folder takes no larger one.
 pub const MAX_COMPONENT_BYTES: usize = 64 * 1024 * 1024;
@@ -130,9 +130,11 @@ pub fn inspect(component: &[u8]) -> Result<(), CompileError> {
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ComponentImportSection(imports) if depth == 0 => {
                 for import in imports {
-                    let name = import.map_err(malformed)?.name.name;
-                    if !is_ours(name) {
-                        return Err(CompileError::ForbiddenImport(bounded(name)));
+                    let import = import.map_err(malformed)?;
+                    // The world's own types: names for what `types` holds, nothing to call.
+                    let is_name = matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_)));
+                    if !is_name && !is_ours(import.name.name) {
+                        return Err(CompileError::ForbiddenImport(bounded(import.name.name)));
                     }
                 }
             }

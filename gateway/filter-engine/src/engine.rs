@@ -12,6 +12,7 @@ use crate::manifest::{HostFunction, Manifest, ManifestMistakes};
 use crate::settings;
 use crate::ticker::Ticker;
 use std::sync::Arc;
+use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
 
 /// What an operator may choose.
@@ -176,7 +177,11 @@ impl Engine {
 
     /// Names what a filter may not import, before linking would say so in wasmtime's words.
     fn check_imports(&self, component: &Component, manifest: &Manifest, name: &str) -> Result<(), LoadFilterError> {
-        for (import, _) in component.component_type().imports(&self.0.engine) {
+        for (import, item) in component.component_type().imports(&self.0.engine) {
+            // The world's own types are names: there is nothing to call.
+            if matches!(item.ty, ComponentItem::Type(_)) {
+                continue;
+            }
             let interface = import
                 .strip_prefix("postern:filter/")
                 .and_then(|rest| rest.split_once('@'))

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Each way to misbehave is contained under its own name, and the engine goes on.
+
+use crate::fixture::{call, configured, context, engine, load, load_with, manifest, view};
+use http::{HeaderMap, StatusCode};
+use postern_filter_engine::{Called, ConfiguredFilter, FilterFailure, Outcome, ResponseView};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn hostile(way: &str) -> ConfiguredFilter {
+    configured(&load(&engine(), "hostile"), json!({"way": way}))
+}
+
+/// The cause of the failure of one way; then the same filter answers a decent request.
+async fn cause(filter: &ConfiguredFilter, way: &str) -> String {
+    let called = call(filter, &[("x-hostile", way)], "{}").await;
+    let cause = match called.outcome {
+        Err(failure) => failure.cause().to_owned(),
+        Ok(outcome) => format!("{outcome:?}"),
+    };
+    let after = call(filter, &[("x-hostile", "nothing")], "{}").await;
+    assert_eq!(after.outcome, Ok(Outcome::Continue), "after `{way}`");
+    assert_eq!(filter.filter().tenant_in_flight(), 0, "after `{way}`");
+    cause
+}
+
+#[tokio::test]
+async fn a_filter_that_loops_ends_at_its_deadline() {
+    assert_eq!(cause(&hostile(""), "loop").await, "deadline");
+}
+
+#[tokio::test]
+async fn every_way_to_use_things_up_ends_under_its_own_name() {
+    // Time enough on any machine, so that the other bounds are the ones that are met.
+    let patient = manifest("hostile").replace("time = \"20ms\"", "time = \"1s\"");
+    let loaded = load_with(&engine(), "hostile", "acme", &patient).expect("loads");
+    let filter = configured(&loaded, json!({}));
+    for (way, expected) in [
+        ("loop-in-host", "host_calls"),
+        ("allocate", "memory"),
+        ("recurse", "stack"),
+        ("recurse-frames", "trap"),
+        ("trap", "trap"),
+        ("divide", "trap"),
+        ("flood-log", "host_calls"),
+        ("many-changes", "changes"),
+        ("lying-length", "trap"),
+    ] {
+        assert_eq!(cause(&filter, way).await, expected, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_overstep_ends_the_call() {
+    let filter = hostile("");
+    for way in [
+        "set-authorization",
+        "set-length",
+        "set-host",
+        "set-forwarded",
+        "split-header",
+        "relative-path",
+        "long-body",
+        "unknown-counter",
+        "unknown-bucket",
+    ] {
+        assert_eq!(cause(&filter, way).await, "forbidden", "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_rejection_that_is_none_is_a_failure() {
+    let filter = hostile("");
+    for way in ["ok-status", "split-code", "long-message"] {
+        assert_eq!(cause(&filter, way).await, "verdict", "{way}");
+    }
+}
+
+#[tokio::test]
+async fn identity_can_be_asked_for_but_only_as_a_change_that_is_judged_again() {
+    let called = call(&hostile("identity"), &[], "{}").await;
+    let Ok(Outcome::Changed(changes)) = called.outcome else {
+        panic!("expected changes, got {:?}", called.outcome)
+    };
+    assert_eq!(changes.iter().count(), 4);
+    assert_eq!(changes.path(), Some("/users/somebody-else"));
+}
+
+#[tokio::test]
+async fn a_filter_sees_no_credential_and_no_cookie() {
+    let secrets = [
+        ("authorization", "Bearer secret"),
+        ("cookie", "a=secret"),
+        ("proxy-authorization", "secret"),
+        ("x-hostile", "read-secrets"),
+    ];
+    assert_eq!(call(&hostile(""), &secrets, "{}").await.outcome, Ok(Outcome::Continue));
+}
+
+#[tokio::test]
+async fn a_flood_of_logs_is_cut_and_cannot_forge_lines() {
+    let filter = hostile("some-logs");
+    let Called { outcome, logs } = call(&filter, &[], "{}").await;
+    assert_eq!(outcome, Ok(Outcome::Continue));
+    assert!(logs.iter().map(|line| line.message.len()).sum::<usize>() <= 4096);
+    assert!(logs.iter().all(|line| !line.message.contains('\n')));
+    assert!(filter.filter().dropped_logs() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_one_tenant_are_bounded_and_another_tenant_is_served_meanwhile() {
+    let engine = engine();
+    let patient = manifest("hostile").replace("time = \"20ms\"", "time = \"500ms\"");
+    let mine = configured(
+        &load_with(&engine, "hostile", "evil", &patient).expect("loads"),
+        json!({"way": "loop"}),
+    );
+    let loops: Vec<_> = (0..8)
+        .map(|_| {
+            let filter = mine.clone();
+            Box::pin(async move { call(&filter, &[], "{}").await.outcome })
+        })
+        .collect();
+    let all = futures_util::future::join_all(loops);
+    tokio::pin!(all);
+    let other = configured(&load(&engine, "hostile"), json!({}));
+    let decent = async {
+        for _ in 0..20 {
+            assert_eq!(call(&other, &[], "{}").await.outcome, Ok(Outcome::Continue));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcomes = &mut all => panic!("the loops ended before twenty calls of another tenant: {outcomes:?}"),
+        () = decent => {}
+    }
+    let outcomes = all.await;
+    let refused = |failure: &FilterFailure| outcomes.iter().filter(|it| it.as_ref().err() == Some(failure)).count();
+    assert_eq!(refused(&FilterFailure::Deadline), 4);
+    assert_eq!(refused(&FilterFailure::Concurrency), 4);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_gives_its_place_back() {
+    let filter = hostile("loop");
+    let dropped = tokio::time::timeout(Duration::from_millis(3), call(&filter, &[], "{}")).await;
+    assert!(dropped.is_err());
+    assert_eq!(filter.filter().tenant_in_flight(), 0);
+    let after = call(&filter, &[("x-hostile", "nothing")], "{}").await;
+    assert_eq!(after.outcome, Ok(Outcome::Continue));
+}
+
+async fn respond(way: &str) -> Result<Outcome, FilterFailure> {
+    let response = ResponseView {
+        status: StatusCode::OK,
+        headers: HeaderMap::new(),
+        body: Some(bytes::Bytes::from_static(b"{}")),
+    };
+    let context = context(view(&[], "{}"));
+    hostile(way).on_response(context, Arc::new(response)).await.outcome
+}
+
+#[tokio::test]
+async fn the_response_phase_has_the_same_bounds() {
+    assert_eq!(respond("response-loop").await, Err(FilterFailure::Deadline));
+    let failure = respond("response-cookie").await.expect_err("is forbidden");
+    assert_eq!(failure.cause(), "forbidden");
+    let Ok(Outcome::Changed(changes)) = respond("response-body").await else {
+        panic!("expected a new body")
+    };
+    assert_eq!(changes.body().map(|body| &body[..]), Some(&b"{\"rewritten\":true}"[..]));
+}
