@@ -7,22 +7,36 @@
 
 use rustix::process::{Pid, Signal};
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Every process of which an argument is `folder`, lies in it, or is `--option=` such a path.
+/// Every process of our programs of which an argument is `folder`, lies in it, or is `--option=`
+/// such a path.
 #[must_use]
 pub fn that_name(folder: &Path) -> BTreeSet<i32> {
     all().into_iter().filter(|pid| names(*pid, folder)).collect()
 }
 
+/// A reader of the folder (`ls`, an editor) names it too, so only our programs count.
 fn names(pid: i32, folder: &Path) -> bool {
-    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    arguments.split(|byte| *byte == 0).any(|argument| {
-        let value = argument.iter().position(|byte| *byte == b'/').and_then(|start| argument.get(start..));
-        value.is_some_and(|value| Path::new(std::ffi::OsStr::from_bytes(value)).starts_with(folder))
-    })
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut arguments = line.split(|byte| *byte == 0);
+    let program = arguments.next().map(|path| Path::new(OsStr::from_bytes(path)));
+    let is_ours = program.and_then(Path::file_name).and_then(OsStr::to_str).is_some_and(is_program);
+    is_ours
+        && arguments.any(|argument| {
+            let start = argument.iter().position(|byte| *byte == b'/');
+            let path = start.and_then(|start| argument.get(start..)).map(OsStr::from_bytes);
+            path.is_some_and(|path| Path::new(path).starts_with(folder))
+        })
+}
+
+/// The shim, itself again under the name that it starts itself by, and the runtimes, of which
+/// gVisor calls its parts `runsc-sandbox` and `runsc-gofer`.
+fn is_program(name: &str) -> bool {
+    matches!(name, "postern-shim" | "exe" | "bwrap") || name.starts_with("runsc")
 }
 
 /// All descendants of a process, itself not included.

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes on this one machine: one shim each, which outlives this process.
+//!
+//! Nothing is remembered here. A sandbox is what its folder, its shim's socket, its cgroup and its
+//! mounts say, all of which bear the installation's id.
+//!
+//! ```text
+//! run root/<sandbox>/   spec.json control.sock gateway/gateway.sock disk/{data,home} exit.json   (gone at boot)
+//! slot root/<sandbox>/  disk.img or files/                                                       (on a real disk)
+//! ```
+
+mod probe;
+mod remains;
+mod start;
+#[cfg(test)]
+mod tests;
+
+use super::{
+    Agent, AgentError, Create, Exit, Found, Kind, Level, Probed, Running, Runtime, RuntimeError, Swept,
+};
+use futures_util::future::BoxFuture;
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use postern_common::id::SandboxId;
+use postern_common::tasks::Tasks;
+use postern_shim::cgroup::{Cgroups, Parents};
+use postern_shim::control::Status;
+use postern_shim::folder::RunFolder;
+use postern_shim::rootfs::{SkeletonError, make_skeleton};
+use postern_shim::spec::{Installation, Isolation, Spec, guest_uid};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
+
+/// How long a shim may take to answer for itself. It never waits for the sandbox to do so.
+const SHIM_TIME: Duration = Duration::from_secs(5);
+/// How long a shim may take to end its sandbox before we do it ourselves.
+const END_TIME: Duration = Duration::from_secs(8);
+const POLL: Duration = Duration::from_millis(2);
+const STATUS_BYTES: usize = 64 << 10;
+
+/// What the local runtime is given.
+#[derive(Debug, Clone)]
+pub struct LocalSettings {
+    /// Whose sandboxes these are.
+    pub installation: Installation,
+    /// A folder of this installation alone, with a short path (sockets lie in it) that every user
+    /// may pass through; as root `/run/postern/<installation>` does.
+    pub run_root: PathBuf,
+    /// Where sandboxes' disks are kept, on a real disk.
+    pub slot_root: PathBuf,
+    /// The program `postern-shim`.
+    pub shim: PathBuf,
+    /// The program `postern-sandboxd`, static.
+    pub sandboxd: PathBuf,
+    /// gVisor, if it is not to be looked for.
+    pub runsc: Option<PathBuf>,
+    /// Where `runsc` and `bwrap` are looked for.
+    pub search_path: Vec<PathBuf>,
+}
+
+/// The local runtime could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A folder of it.
+    #[error("could not prepare `{}` for sandboxes; choose another folder or free some space", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root that sandboxes share.
+    #[error(transparent)]
+    Skeleton(#[from] SkeletonError),
+}
+
+/// Sandboxes on this machine.
+#[derive(Debug)]
+pub struct LocalRuntime {
+    settings: LocalSettings,
+    /// The copy of `sandboxd` that every sandbox's user can reach.
+    sandboxd: PathBuf,
+    skeleton: PathBuf,
+    /// As root each sandbox is a user of its own outside; otherwise all are us.
+    is_root: bool,
+    cgroups: Parents,
+    probed: OnceCell<Vec<Probed>>,
+    tasks: Tasks,
+}
+
+impl LocalRuntime {
+    /// Prepares the folders. Its tasks only watch: stopping them ends no sandbox.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(settings: LocalSettings, tasks: Tasks) -> Result<Self, OpenError> {
+        let folder = |path: &Path, mode| {
+            let made = fs::create_dir_all(path)
+                .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
+            made.map_err(|source| OpenError::Folder { path: path.to_owned(), source })
+        };
+        // Others may pass through but not look: a sandbox's user reaches only its own folder.
+        folder(&settings.run_root, 0o711)?;
+        folder(&settings.slot_root, 0o700)?;
+        let shared = settings.run_root.join("shared");
+        folder(&shared, 0o755)?;
+        let skeleton = shared.join("root");
+        make_skeleton(&skeleton)?;
+        let sandboxd = shared.join("sandboxd");
+        install(&settings.sandboxd, &sandboxd)
+            .map_err(|source| OpenError::Folder { path: sandboxd.clone(), source })?;
+        let is_root = rustix::process::geteuid().is_root();
+        let cgroups = Parents::find();
+        Ok(Self { settings, sandboxd, skeleton, is_root, cgroups, probed: OnceCell::new(), tasks })
+    }
+
+    /// Makes a sandbox's folders, before it exists, and returns where the gateway must listen for
+    /// it. The socket must be writable by everybody (0666): only this sandbox's user and root can
+    /// reach its folder.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    pub fn prepare(&self, sandbox: &SandboxId) -> Result<PathBuf, RuntimeError> {
+        let folder = self.folder(sandbox);
+        let failed =
+            |source| RuntimeError::Machine { sandbox: sandbox.clone(), what: "make the folder", source };
+        let private = fs::Permissions::from_mode(0o700);
+        for path in [folder.path().to_owned(), folder.gateway()] {
+            fs::create_dir_all(&path)
+                .and_then(|()| fs::set_permissions(&path, private.clone()))
+                .map_err(failed)?;
+            if self.is_root {
+                postern_shim::disk::open_to(&path, guest_uid(sandbox)).map_err(failed)?;
+            }
+        }
+        Ok(folder.gateway_socket())
+    }
+
+    /// The user's files of a sandbox as this machine sees them (`/data/user` inside), from its
+    /// creation until it is destroyed, and who must own them. While it runs the agent changes
+    /// this folder under any reader's eyes: open nothing in it by path.
+    #[must_use]
+    pub fn user_files(&self, sandbox: &SandboxId) -> (PathBuf, Option<u32>) {
+        (self.folder(sandbox).disk().join("data/user"), self.is_root.then(|| guest_uid(sandbox)))
+    }
+
+    fn folder(&self, sandbox: &SandboxId) -> RunFolder {
+        RunFolder::new(self.settings.run_root.join(sandbox.as_str()))
+    }
+
+    fn slot(&self, sandbox: &SandboxId) -> PathBuf {
+        self.settings.slot_root.join(sandbox.as_str())
+    }
+
+    fn groups(&self, sandbox: &SandboxId) -> Cgroups {
+        Cgroups::existing(&self.cgroups, &self.settings.installation.name_of(sandbox))
+    }
+
+    /// The program of a level, or what to do to get it.
+    fn program(&self, level: Level) -> Result<Isolation, String> {
+        let found = |name: &str| {
+            self.settings.search_path.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+        };
+        match level {
+            Level::Gvisor => match self.settings.runsc.clone().or_else(|| found("runsc")) {
+                Some(runsc) => Ok(Isolation::Gvisor { runsc }),
+                None => Err("there is no `runsc`; `make gvisor` builds it, or install gVisor".to_owned()),
+            },
+            Level::Namespaces => match found("bwrap") {
+                Some(bwrap) => Ok(Isolation::Namespaces { bwrap }),
+                None => Err("there is no `bwrap`; install it (`apt install bubblewrap`)".to_owned()),
+            },
+        }
+    }
+
+    async fn agent(&self, sandbox: &SandboxId) -> Result<Agent, RuntimeError> {
+        let gone = |_error| RuntimeError::NotRunning { sandbox: sandbox.clone() };
+        let stream = UnixStream::connect(self.folder(sandbox).control_socket()).await.map_err(gone)?;
+        Agent::on(stream, &self.tasks).await.map_err(failed(sandbox))
+    }
+
+    /// One of the shim's own calls.
+    async fn ask(
+        &self,
+        sandbox: &SandboxId,
+        method: Method,
+        path: &'static str,
+    ) -> Result<Vec<u8>, RuntimeError> {
+        let answered = tokio::time::timeout(SHIM_TIME, async {
+            let mut request = Request::new(super::agent::full(bytes::Bytes::new()));
+            *request.method_mut() = method;
+            *request.uri_mut() = Uri::from_static(path);
+            let response = self.agent(sandbox).await?.send(request).await.map_err(failed(sandbox))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), STATUS_BYTES).collect().await;
+            let body = body.map_err(|_cut| AgentError::Malformed).map_err(failed(sandbox))?.to_bytes();
+            if status.is_success() { Ok(body.to_vec()) } else { Err(refused(sandbox, status, &body)) }
+        });
+        answered.await.unwrap_or_else(|_late| Err(RuntimeError::NotRunning { sandbox: sandbox.clone() }))
+    }
+
+    async fn running(&self, sandbox: &SandboxId) -> Result<Running, RuntimeError> {
+        let json = self.ask(sandbox, Method::GET, "http://shim/shim/status").await?;
+        let status: Status = serde_json::from_slice(&json)
+            .map_err(|_malformed| AgentError::Malformed)
+            .map_err(failed(sandbox))?;
+        let Status { sandbox, spec: Spec { isolation, limits, .. }, enforced, .. } = status;
+        let isolation = match isolation {
+            Isolation::Gvisor { .. } => Level::Gvisor,
+            Isolation::Namespaces { .. } => Level::Namespaces,
+        };
+        Ok(Running { sandbox, isolation, limits, enforced })
+    }
+
+    async fn look(&self, sandbox: &SandboxId) -> Option<Found> {
+        match self.running(sandbox).await {
+            Ok(running) => Some(Found::Running(running)),
+            Err(_) if self.folder(sandbox).path().is_dir() || self.slot(sandbox).is_dir() => {
+                let exit = Exit::read(&self.folder(sandbox));
+                Some(Found::Ended { sandbox: sandbox.clone(), exit })
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Asks the shim to end it and waits; then makes sure.
+    async fn end_all(&self, sandbox: &SandboxId) -> Result<Vec<Kind>, RuntimeError> {
+        let folder = self.folder(sandbox);
+        if self.ask(sandbox, Method::POST, "http://shim/shim/stop").await.is_ok() {
+            let deadline = Instant::now() + END_TIME;
+            while !folder.exit().exists() && Instant::now() < deadline {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        self.blocking(sandbox, "end the processes", remains::end).await
+    }
+
+    async fn remove(&self, sandbox: &SandboxId) -> Result<Vec<Kind>, RuntimeError> {
+        let mut removed = self.end_all(sandbox).await?;
+        removed.extend(self.blocking(sandbox, "remove the folders", remains::remove).await?);
+        Ok(removed)
+    }
+
+    async fn blocking<Answer: Send + 'static>(
+        &self,
+        sandbox: &SandboxId,
+        what: &'static str,
+        act: fn(&remains::Remains) -> io::Result<Answer>,
+    ) -> Result<Answer, RuntimeError> {
+        let remains = remains::Remains {
+            folder: self.folder(sandbox),
+            slot: self.slot(sandbox),
+            cgroups: self.groups(sandbox),
+        };
+        let acted = tokio::task::spawn_blocking(move || act(&remains)).await;
+        let acted = acted.unwrap_or_else(|error| Err(io::Error::other(error)));
+        acted.map_err(|source| RuntimeError::Machine { sandbox: sandbox.clone(), what, source })
+    }
+}
+
+impl Runtime for LocalRuntime {
+    fn probe(&self) -> BoxFuture<'_, Vec<Probed>> {
+        Box::pin(async { self.probed.get_or_init(|| probe::all(self)).await.clone() })
+    }
+
+    fn create(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
+        Box::pin(async move {
+            let isolation = probe::choose(self, create.isolation).await?;
+            start::start(self, &create.sandbox, isolation, create.limits).await
+        })
+    }
+
+    fn connect<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<Agent, RuntimeError>> {
+        Box::pin(self.agent(sandbox))
+    }
+
+    fn status<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Option<Found>> {
+        Box::pin(self.look(sandbox))
+    }
+
+    fn list(&self) -> BoxFuture<'_, Vec<Found>> {
+        Box::pin(async {
+            let mut found = Vec::new();
+            for sandbox in remains::all(&self.settings, &self.cgroups) {
+                found.extend(self.look(&sandbox).await);
+            }
+            found
+        })
+    }
+
+    fn pause<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async { self.ask(sandbox, Method::POST, "http://shim/shim/pause").await.map(drop) })
+    }
+
+    fn resume<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async { self.ask(sandbox, Method::POST, "http://shim/shim/resume").await.map(drop) })
+    }
+
+    fn end<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async { self.end_all(sandbox).await.map(drop) })
+    }
+
+    fn destroy<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async { self.remove(sandbox).await.map(drop) })
+    }
+
+    fn sweep<'a>(&'a self, known: &'a [SandboxId]) -> BoxFuture<'a, Vec<Swept>> {
+        Box::pin(async move {
+            let mut swept = Vec::new();
+            for sandbox in remains::all(&self.settings, &self.cgroups) {
+                if known.contains(&sandbox) {
+                    continue;
+                }
+                match self.remove(&sandbox).await {
+                    Ok(kinds) => {
+                        swept.extend(kinds.into_iter().map(|kind| Swept { sandbox: sandbox.clone(), kind }));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "could not sweep");
+                    }
+                }
+            }
+            swept.sort_unstable();
+            swept.dedup();
+            swept
+        })
+    }
+}
+
+fn failed(sandbox: &SandboxId) -> impl Fn(AgentError) -> RuntimeError {
+    |source| RuntimeError::Agent { sandbox: sandbox.clone(), source }
+}
+
+fn refused(sandbox: &SandboxId, status: StatusCode, body: &[u8]) -> RuntimeError {
+    let message = String::from_utf8_lossy(body).into_owned();
+    failed(sandbox)(AgentError::Refused { status, message })
+}
+
+/// Copies a program to where every user can execute it, unless that very one is there.
+fn install(from: &Path, to: &Path) -> io::Result<()> {
+    let stamp = |path: &Path| fs::metadata(path).and_then(|found| Ok((found.len(), found.modified()?)));
+    if let (Ok(have), Ok(want)) = (stamp(to), stamp(from))
+        && have == want
+    {
+        return Ok(());
+    }
+    // Sandboxes that run the old one keep it: it is replaced, not written into.
+    let draft = to.with_extension("draft");
+    fs::copy(from, &draft)?;
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755))?;
+    fs::File::options().write(true).open(&draft)?.set_modified(fs::metadata(from)?.modified()?)?;
+    fs::rename(draft, to)
+}

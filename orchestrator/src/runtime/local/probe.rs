@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What this machine can isolate, found out by doing it: that a program or a device is there
+//! means nothing (facts/isolation.md knows one that hangs).
+
+use super::{LocalRuntime, start};
+use crate::runtime::{Enforced, Level, Limits, Probed, Running, Runtime, RuntimeError, Wanted};
+use aws_lc_rs::rand;
+use postern_common::id::SandboxId;
+use postern_shim::spec::Isolation;
+use std::time::Duration;
+
+/// A level that takes longer does not work. A cold first start of gVisor on a busy machine took 3 s.
+const TIME: Duration = Duration::from_secs(15);
+/// Enough to start in.
+const LIMITS: Limits = Limits { memory_bytes: 128 << 20, cpu_millis: 1000, pids: 64, disk_bytes: 16 << 20 };
+
+/// Tries every level, best first.
+pub(super) async fn all(runtime: &LocalRuntime) -> Vec<Probed> {
+    let mut probed = Vec::new();
+    for level in Level::BEST_FIRST {
+        probed.push(Probed { level, outcome: one(runtime, level).await });
+    }
+    probed
+}
+
+async fn one(runtime: &LocalRuntime, level: Level) -> Result<Enforced, String> {
+    let isolation = runtime.program(level)?;
+    let mut random = [0; 12];
+    rand::fill(&mut random).map_err(|_unspecified| "there is no randomness".to_owned())?;
+    let sandbox = SandboxId::from_random(random);
+    let started = tokio::time::timeout(TIME, start::start(runtime, &sandbox, isolation, LIMITS)).await;
+    let cleaned = runtime.destroy(&sandbox).await;
+    let late = |_elapsed| format!("it did not start within {} s", TIME.as_secs());
+    let Running { enforced, .. } = started.map_err(late)?.map_err(explain)?;
+    cleaned.map_err(explain)?;
+    Ok(enforced)
+}
+
+fn explain(error: RuntimeError) -> String {
+    match error {
+        RuntimeError::Start { why, .. } => why,
+        other => other.to_string(),
+    }
+}
+
+/// The program for what is wanted, if that works here.
+pub(super) async fn choose(runtime: &LocalRuntime, wanted: Wanted) -> Result<Isolation, RuntimeError> {
+    let probed = runtime.probe().await;
+    let would_do = |level: Level| match wanted {
+        Wanted::AtLeast(least) => level >= least,
+        Wanted::Exactly(exactly) => level == exactly,
+    };
+    let candidates = probed.iter().filter(|probed| would_do(probed.level));
+    let mut why = Vec::new();
+    for Probed { level, outcome } in candidates {
+        match outcome.as_ref().map_err(Clone::clone).and_then(|_| runtime.program(*level)) {
+            Ok(isolation) => return Ok(isolation),
+            Err(reason) => why.push(format!("{level}: {reason}")),
+        }
+    }
+    let (Wanted::AtLeast(level) | Wanted::Exactly(level)) = wanted;
+    Err(RuntimeError::IsolationUnavailable { wanted: level.as_str(), why: why.join("; ") })
+}

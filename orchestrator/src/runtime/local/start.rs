@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Starting a shim and waiting until its sandbox serves.
+
+use super::LocalRuntime;
+use crate::runtime::{Running, RuntimeError};
+use postern_common::id::SandboxId;
+use postern_shim::folder::RunFolder;
+use postern_shim::spec::{Isolation, Limits, Spec, guest_uid};
+use std::fs;
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+
+/// The shim gives its sandbox 20 s; this is for a shim that hangs itself.
+const START_TIME: Duration = Duration::from_secs(25);
+/// What is kept of a shim's complaint.
+const COMPLAINT_BYTES: u64 = 8 << 10;
+const READY: &[u8] = b"ready\n";
+
+/// Starts a sandbox of exactly this isolation. If that fails, nothing of it runs; its folders are
+/// left to `destroy`.
+pub(super) async fn start(
+    runtime: &LocalRuntime,
+    sandbox: &SandboxId,
+    isolation: Isolation,
+    limits: Limits,
+) -> Result<Running, RuntimeError> {
+    let failed = |why: String| RuntimeError::Start { sandbox: sandbox.clone(), why };
+    runtime.prepare(sandbox)?;
+    let spec = Spec {
+        installation: runtime.settings.installation.clone(),
+        sandbox: sandbox.clone(),
+        isolation,
+        skeleton: runtime.skeleton.clone(),
+        sandboxd: runtime.sandboxd.clone(),
+        slot: runtime.slot(sandbox),
+        guest: runtime.is_root.then(|| guest_uid(sandbox)),
+        limits,
+    };
+    let folder = runtime.folder(sandbox);
+    let mut shim = write(&spec, &folder)
+        .and_then(|()| spawn(runtime, &folder))
+        .map_err(|error| failed(error.to_string()))?;
+    let ready = tokio::time::timeout(START_TIME, until_ready(&mut shim)).await;
+    let ready = ready.unwrap_or_else(|_late| Err("its shim did not answer in time".to_owned()));
+    if let Err(why) = ready {
+        // Its sandbox dies with it.
+        let _ = shim.kill().await.is_ok();
+        return Err(failed(why));
+    }
+    // Somebody must reap it; when we end first, its next parent does.
+    runtime.tasks.spawn(async move |stop| drop(stop.run_until_cancelled(shim.wait()).await));
+    runtime.running(sandbox).await
+}
+
+fn write(spec: &Spec, folder: &RunFolder) -> io::Result<()> {
+    fs::write(folder.spec(), serde_json::to_vec(spec)?)
+}
+
+/// In a process group of its own, so that Ctrl-C in our terminal does not reach it.
+fn spawn(runtime: &LocalRuntime, folder: &RunFolder) -> io::Result<Child> {
+    Command::new(&runtime.settings.shim)
+        .arg("run")
+        .arg(folder.path())
+        .env_clear()
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+/// Reads the one word that a good shim says; else what it complains about.
+async fn until_ready(shim: &mut Child) -> Result<(), String> {
+    let word = read(shim.stdout.take(), u64::try_from(READY.len()).unwrap_or(u64::MAX)).await;
+    if word == READY {
+        return Ok(());
+    }
+    let complaint = read(shim.stderr.take(), COMPLAINT_BYTES).await;
+    Err(String::from_utf8_lossy(&complaint).trim().to_owned())
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>, at_most: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        // What came before an error is what there is.
+        let _ = stream.take(at_most).read_to_end(&mut bytes).await.is_ok();
+    }
+    bytes
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The conformance suite of the local runtime: every promise, on every level, for real.
+//!
+//! Each test runs in real sandboxes of gVisor and of namespaces. Only where `runsc` is not
+//! installed are gVisor's left out, and say so; a level that is there and does not work fails.
+
+mod bench;
+mod escape;
+mod lifecycle;
+mod limits;
+mod processes;
+
+/// Makes one test per level out of each function of this module.
+macro_rules! on_each_level {
+    ($($name:ident),* $(,)?) => {
+        mod gvisor {$(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(bench) = $crate::runtime::local::tests::bench::Bench::open($crate::runtime::Level::Gvisor) {
+                    super::$name(&bench).await;
+                    bench.close().await;
+                }
+            }
+        )*}
+        mod namespaces {$(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(bench) = $crate::runtime::local::tests::bench::Bench::open($crate::runtime::Level::Namespaces) {
+                    super::$name(&bench).await;
+                    bench.close().await;
+                }
+            }
+        )*}
+    };
+}
+use on_each_level;
