@@ -82,6 +82,7 @@ pub(crate) fn give_up_system_calls() -> Result<(), ConfineError> {
         target,
     )
     .map_err(|error| problem(&error))?;
-    let program: BpfProgram = filter.try_into().map_err(|error: seccompiler::BackendError| problem(&error))?;
+    let program: BpfProgram =
+        filter.try_into().map_err(|error: seccompiler::BackendError| problem(&error))?;
     apply_filter(&program).map_err(|error| problem(&error))
 }

@@ -25,11 +25,14 @@ enum Failure {
     Usage,
     #[error(transparent)]
     Compile(#[from] CompileError),
-    #[error("could not give up rights: {0}")]
+    #[error("could not give up rights")]
     Confine(#[from] confine::ConfineError),
-    #[error("{what}: {source}")]
+    #[error("the compiler fell over this component; build it with another release of the toolchain")]
+    Fell,
+    #[error("{what}")]
     Io {
         what: &'static str,
+        #[source]
         source: std::io::Error,
     },
 }
@@ -40,6 +43,7 @@ impl Failure {
             Self::Usage => "usage",
             Self::Compile(error) => error.code(),
             Self::Confine(_) => "confine",
+            Self::Fell => "does-not-compile",
             Self::Io { .. } => "io",
         }
     }
@@ -87,7 +91,7 @@ fn compile_stdin(bounds: &Bounds) -> Result<(), Failure> {
         .read_to_end(&mut component)
         .map_err(|source| Failure::Io { what: "could not read the component", source })?;
     confine::give_up_system_calls()?;
-    let compiled = compile(&component)?;
+    let compiled = compile_or_fall(&component)?;
     let mut output = std::io::stdout().lock();
     output
         .write_all(&compiled)
@@ -95,16 +99,31 @@ fn compile_stdin(bounds: &Bounds) -> Result<(), Failure> {
         .map_err(|source| Failure::Io { what: "could not write the compiled filter", source })
 }
 
+/// A compiler that panics on a stranger's bytes has refused them. Its report would read files.
+fn compile_or_fall(component: &[u8]) -> Result<Vec<u8>, Failure> {
+    std::panic::set_hook(Box::new(|_| {}));
+    match std::panic::catch_unwind(|| compile(component)) {
+        Ok(compiled) => Ok(compiled?),
+        Err(_panic) => Err(Failure::Fell),
+    }
+}
+
 fn wrap_file(from: &str, to: &str) -> Result<(), Failure> {
-    let module = std::fs::read(from)
-        .map_err(|source| Failure::Io { what: "could not read the module", source })?;
+    let module =
+        std::fs::read(from).map_err(|source| Failure::Io { what: "could not read the module", source })?;
     std::fs::write(to, wrap(&module)?)
         .map_err(|source| Failure::Io { what: "could not write the component", source })
 }
 
 /// The designated place of this program's output for programs.
 fn complain(failure: &Failure) {
-    let complaint = Complaint { code: failure.code().to_owned(), detail: failure.to_string() };
+    let mut detail = failure.to_string();
+    let mut cause = std::error::Error::source(failure);
+    while let Some(next) = cause {
+        detail = format!("{detail}: {next}");
+        cause = next.source();
+    }
+    let complaint = Complaint { code: failure.code().to_owned(), detail };
     let line = serde_json::to_string(&complaint).unwrap_or_default();
     // Nobody is left to tell if this fails; the exit code still does.
     let _unheard = writeln!(std::io::stderr(), "{line}");

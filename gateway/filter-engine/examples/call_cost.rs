@@ -68,7 +68,9 @@ fn cpu_nanoseconds() -> i64 {
 
 fn request(body_bytes: usize) -> Result<RequestView> {
     let mut headers = HeaderMap::new();
-    for name in ["accept", "content-type", "traceparent", "user-agent", "x-a", "x-b", "x-c", "x-d", "x-user-plan"] {
+    for name in
+        ["accept", "content-type", "traceparent", "user-agent", "x-a", "x-b", "x-c", "x-d", "x-user-plan"]
+    {
         headers.insert(name, HeaderValue::from_static("some value of a usual length"));
     }
     let filler = "x".repeat(body_bytes.saturating_sub(11));

@@ -124,9 +124,7 @@ impl SigningKey {
     /// # Errors
     /// [`InvalidSeed`] if the provider refuses it.
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self, InvalidSeed> {
-        Ed25519KeyPair::from_seed_unchecked(seed)
-            .map(Self)
-            .map_err(|_rejected| InvalidSeed)
+        Ed25519KeyPair::from_seed_unchecked(seed).map(Self).map_err(|_rejected| InvalidSeed)
     }
 
     /// The public half.
@@ -274,10 +272,7 @@ pub fn verify<'a>(
         return Err(RefusedArtefact::OtherName(statement.name));
     }
     if statement.version != expected.version {
-        return Err(RefusedArtefact::OtherVersion {
-            signed: statement.version,
-            announced: expected.version,
-        });
+        return Err(RefusedArtefact::OtherVersion { signed: statement.version, announced: expected.version });
     }
     if statement.manifest != Digest::of(expected.manifest.as_bytes()) {
         return Err(RefusedArtefact::Manifest);

@@ -101,10 +101,8 @@ pub async fn compile_in_child(
     component: &[u8],
     bounds: &Bounds,
 ) -> Result<Vec<u8>, CompileInChildError> {
-    let child = start(program, bounds).map_err(|source| CompileInChildError::Start {
-        program: program.to_owned(),
-        source,
-    })?;
+    let child = start(program, bounds)
+        .map_err(|source| CompileInChildError::Start { program: program.to_owned(), source })?;
     let mut group = Group::of(&child);
     let run = tokio::time::timeout(bounds.wall, talk(child, component, bounds));
     let answer = match run.await {
@@ -182,10 +180,9 @@ fn refusal(answer: &Answer, bounds: &Bounds) -> CompileInChildError {
     }
     match serde_json::from_slice(&answer.complaint) {
         Ok(complaint) => CompileInChildError::Refused(complaint),
-        Err(_no_complaint) => CompileInChildError::Stopped {
-            status: answer.status,
-            memory_bytes: bounds.memory_bytes,
-        },
+        Err(_no_complaint) => {
+            CompileInChildError::Stopped { status: answer.status, memory_bytes: bounds.memory_bytes }
+        }
     }
 }
 

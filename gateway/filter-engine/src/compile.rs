@@ -5,23 +5,14 @@
 use crate::artefact::Compiled;
 use crate::digest::Digest;
 use crate::settings;
-use wasmparser::{ComponentTypeRef, Parser, Payload, TypeBounds};
+use wasmparser::{ComponentTypeRef, Parser, Payload, TypeBounds, Validator, WasmFeatures};
 
 /// The largest component; the configuration folder takes no larger one.
 pub const MAX_COMPONENT_BYTES: usize = 64 * 1024 * 1024;
 
 /// The interfaces that a component may import, in any 1.x version.
-const INTERFACES: [&str; 9] = [
-    "types",
-    "request",
-    "response",
-    "config",
-    "session",
-    "log",
-    "counter",
-    "rate-limit",
-    "json-schema",
-];
+const INTERFACES: [&str; 9] =
+    ["types", "request", "response", "config", "session", "log", "counter", "rate-limit", "json-schema"];
 /// What it must export.
 const EXPORTS: [&str; 2] = ["on-request", "on-response"];
 
@@ -41,7 +32,9 @@ pub enum CompileError {
     #[error("the component is malformed: {0}")]
     Malformed(String),
     /// It imports what filters do not get.
-    #[error("the component imports `{0}`, which filters do not get; build it for wasm32-unknown-unknown with sdk-wasm")]
+    #[error(
+        "the component imports `{0}`, which filters do not get; build it for wasm32-unknown-unknown with sdk-wasm"
+    )]
     ForbiddenImport(String),
     /// It does not export what a filter must.
     #[error("the component exports no `{0}`; implement `Filter` and call `register!`")]
@@ -92,14 +85,19 @@ pub fn compile(uploaded: &[u8]) -> Result<Vec<u8>, CompileError> {
     if uploaded.len() > MAX_COMPONENT_BYTES {
         return Err(CompileError::TooLarge);
     }
+    if !Parser::is_component(uploaded) && !Parser::is_core_wasm(uploaded) {
+        return Err(CompileError::NotWasm);
+    }
+    // First of all: the crates behind `wrap` trust what they read.
+    Validator::new_with_features(WasmFeatures::default())
+        .validate_all(uploaded)
+        .map_err(|error| CompileError::Malformed(bounded(error.message())))?;
     let wrapped;
     let component = if Parser::is_component(uploaded) {
         uploaded
-    } else if Parser::is_core_wasm(uploaded) {
+    } else {
         wrapped = wrap(uploaded)?;
         &wrapped
-    } else {
-        return Err(CompileError::NotWasm);
     };
     inspect(component)?;
     let setup = |error: wasmtime::Error| CompileError::Setup(bounded(&format!("{error:#}")));
@@ -108,11 +106,8 @@ pub fn compile(uploaded: &[u8]) -> Result<Vec<u8>, CompileError> {
     let code = engine
         .precompile_component(component)
         .map_err(|error| CompileError::Compiler(bounded(&format!("{error:#}"))))?;
-    let compiled = Compiled {
-        fingerprint: settings::fingerprint(),
-        component: Digest::of(uploaded),
-        code: &code,
-    };
+    let compiled =
+        Compiled { fingerprint: settings::fingerprint(), component: Digest::of(uploaded), code: &code };
     Ok(compiled.to_bytes())
 }
 
@@ -154,9 +149,7 @@ fn is_ours(import: &str) -> bool {
     import
         .strip_prefix("postern:filter/")
         .and_then(|rest| rest.split_once('@'))
-        .is_some_and(|(interface, version)| {
-            INTERFACES.contains(&interface) && version.starts_with("1.")
-        })
+        .is_some_and(|(interface, version)| INTERFACES.contains(&interface) && version.starts_with("1."))
 }
 
 /// Messages of the crates quote their input.

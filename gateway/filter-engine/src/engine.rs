@@ -35,11 +35,7 @@ impl EngineSettings {
     /// The defaults, with this key.
     #[must_use]
     pub const fn new(key: VerifyingKey) -> Self {
-        Self {
-            key,
-            instances: DEFAULT_INSTANCES,
-            instances_per_tenant: DEFAULT_INSTANCES_PER_TENANT,
-        }
+        Self { key, instances: DEFAULT_INSTANCES, instances_per_tenant: DEFAULT_INSTANCES_PER_TENANT }
     }
 }
 
@@ -83,7 +79,9 @@ pub enum LoadFilterError {
         function: &'static str,
     },
     /// The component needs something that no filter gets.
-    #[error("filter `{name}` imports `{import}`, which filters do not get; build it for wasm32-unknown-unknown with sdk-wasm")]
+    #[error(
+        "filter `{name}` imports `{import}`, which filters do not get; build it for wasm32-unknown-unknown with sdk-wasm"
+    )]
     ForbiddenImport {
         /// The filter.
         name: String,
@@ -176,7 +174,12 @@ impl Engine {
     }
 
     /// Names what a filter may not import, before linking would say so in wasmtime's words.
-    fn check_imports(&self, component: &Component, manifest: &Manifest, name: &str) -> Result<(), LoadFilterError> {
+    fn check_imports(
+        &self,
+        component: &Component,
+        manifest: &Manifest,
+        name: &str,
+    ) -> Result<(), LoadFilterError> {
         for (import, item) in component.component_type().imports(&self.0.engine) {
             // The world's own types are names: there is nothing to call.
             if matches!(item.ty, ComponentItem::Type(_)) {

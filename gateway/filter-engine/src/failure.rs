@@ -84,12 +84,8 @@ impl FilterFailure {
         match error.downcast_ref::<Trap>() {
             Some(Trap::StackOverflow) => Self::Stack,
             Some(Trap::Interrupt) => Self::Deadline,
-            Some(trap) => Self::Trap {
-                trap: trap.to_string(),
-            },
-            None => Self::Trap {
-                trap: error.to_string(),
-            },
+            Some(trap) => Self::Trap { trap: trap.to_string() },
+            None => Self::Trap { trap: error.to_string() },
         }
     }
 }

@@ -6,8 +6,8 @@
 //! other slow calls of its tenant. A call that ends within a tick never yields.
 
 use crate::artefact::Statement;
-use crate::bindings::Verdict;
 use crate::bindings::FilterPre;
+use crate::bindings::Verdict;
 use crate::buckets::Buckets;
 use crate::call::{Call, Subject};
 use crate::engine::Engine;
@@ -206,16 +206,18 @@ impl ConfiguredFilter {
         let outcome = match verdict {
             Ok(Verdict::Continue) if call.changes.is_empty() => Ok(Outcome::Continue),
             Ok(Verdict::Continue) => Ok(Outcome::Changed(call.changes)),
-            Ok(Verdict::Reject(it)) => {
-                Rejection::new(it.status, it.code, it.message).map(Outcome::Reject)
-            }
+            Ok(Verdict::Reject(it)) => Rejection::new(it.status, it.code, it.message).map(Outcome::Reject),
             Err(error) => Err(FilterFailure::of(&error)),
         };
         Called { outcome, logs: call.logs }
     }
 }
 
-async fn verdict(ready: &FilterPre<Call>, store: &mut Store<Call>, phase: Phase) -> wasmtime::Result<Verdict> {
+async fn verdict(
+    ready: &FilterPre<Call>,
+    store: &mut Store<Call>,
+    phase: Phase,
+) -> wasmtime::Result<Verdict> {
     let filter = ready.instantiate_async(&mut *store).await?;
     match phase {
         Phase::Request => filter.call_on_request(store).await,

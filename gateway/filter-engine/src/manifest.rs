@@ -78,13 +78,7 @@ pub enum HostFunction {
 
 impl HostFunction {
     /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Session,
-        Self::Log,
-        Self::Counter,
-        Self::RateLimit,
-        Self::JsonSchema,
-    ];
+    pub const ALL: [Self; 5] = [Self::Session, Self::Log, Self::Counter, Self::RateLimit, Self::JsonSchema];
 
     /// The name in manifests, and of the interface in the contract.
     #[must_use]
@@ -126,12 +120,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            time: DEFAULT_TIME,
-            memory: DEFAULT_MEMORY,
-            host_calls: DEFAULT_HOST_CALLS,
-            log: DEFAULT_LOG,
-        }
+        Self { time: DEFAULT_TIME, memory: DEFAULT_MEMORY, host_calls: DEFAULT_HOST_CALLS, log: DEFAULT_LOG }
     }
 }
 
@@ -187,9 +176,7 @@ pub struct ManifestMistakes(pub Vec<ManifestMistake>);
 impl fmt::Display for ManifestMistakes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} mistakes in filter.toml", self.0.len())?;
-        self.0
-            .iter()
-            .try_for_each(|mistake| write!(formatter, "\n  {mistake}"))
+        self.0.iter().try_for_each(|mistake| write!(formatter, "\n  {mistake}"))
     }
 }
 

@@ -140,10 +140,8 @@ impl Changes {
                     query.push((name.clone(), value.clone()));
                 }
                 Change::RemoveQueryParameter(name) => query.retain(|(key, _)| key != name),
-                Change::SetHeader(..)
-                | Change::RemoveHeader(_)
-                | Change::SetPath(_)
-                | Change::SetBody(_) => {}
+                Change::SetHeader(..) | Change::RemoveHeader(_) | Change::SetPath(_) | Change::SetBody(_) => {
+                }
             }
         }
     }
@@ -208,9 +206,8 @@ mod tests {
 
     #[test]
     fn a_rejection_outside_its_bounds_is_a_failure() {
-        let new = |status, code: &str, message: &str| {
-            Rejection::new(status, code.to_owned(), message.to_owned())
-        };
+        let new =
+            |status, code: &str, message: &str| Rejection::new(status, code.to_owned(), message.to_owned());
         assert!(new(499, "a-1", "no").is_ok());
         for (status, code, message) in [
             (200, "ok", ""),
@@ -265,9 +262,7 @@ mod tests {
     #[test]
     fn changes_are_bounded_also_when_each_is_empty() {
         let mut changes = Changes::default();
-        let flood = (0..10_000).find_map(|_| {
-            changes.push(Change::RemoveQueryParameter(String::new())).err()
-        });
+        let flood = (0..10_000).find_map(|_| changes.push(Change::RemoveQueryParameter(String::new())).err());
         assert_eq!(flood, Some(FilterFailure::Changes));
     }
 }

@@ -59,10 +59,9 @@ impl Schema {
     pub(crate) fn mistakes_of_text(&self, document: &[u8]) -> Vec<SchemaMistake> {
         match serde_json::from_slice(document) {
             Ok(document) => self.mistakes(&document),
-            Err(error) => vec![SchemaMistake {
-                pointer: String::new(),
-                message: format!("is not JSON: {error}"),
-            }],
+            Err(error) => {
+                vec![SchemaMistake { pointer: String::new(), message: format!("is not JSON: {error}") }]
+            }
         }
     }
 }

@@ -69,6 +69,7 @@ fn shared() -> wasmtime::Result<Config> {
         )))?
         .epoch_interruption(true)
         .concurrency_support(false)
+        .generate_address_map(false)
         .memory_reservation(MEMORY_RESERVATION)
         .memory_guard_size(MEMORY_GUARD)
         .memory_may_move(false)

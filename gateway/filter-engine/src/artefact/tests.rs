@@ -19,22 +19,19 @@ fn fixture() -> Fixture {
     let key = SigningKey::from_seed(&[7; 32]).expect("a key");
     let tenant = TenantId::parse("acme").expect("a name");
     let name = FilterName::parse("guard").expect("a name");
-    let compiled = Compiled {
-        fingerprint: engine(),
-        component: Digest::of(b"component"),
-        code: b"native code",
-    };
+    let compiled =
+        Compiled { fingerprint: engine(), component: Digest::of(b"component"), code: b"native code" };
     let bytes = key.sign(&compiled, (&tenant, &name), 3, MANIFEST);
     Fixture { key, tenant, name, bytes }
 }
 
-fn check(fixture: &Fixture, bytes: &[u8], change: impl FnOnce(&mut Expected<'_>)) -> Result<(), RefusedArtefact> {
-    let mut expected = Expected {
-        tenant: &fixture.tenant,
-        name: &fixture.name,
-        version: 3,
-        manifest: MANIFEST,
-    };
+fn check(
+    fixture: &Fixture,
+    bytes: &[u8],
+    change: impl FnOnce(&mut Expected<'_>),
+) -> Result<(), RefusedArtefact> {
+    let mut expected =
+        Expected { tenant: &fixture.tenant, name: &fixture.name, version: 3, manifest: MANIFEST };
     change(&mut expected);
     verify(bytes, &fixture.key.verifying_key(), &expected, engine()).map(|verified| {
         assert_eq!(verified.code(), b"native code");
@@ -51,7 +48,8 @@ fn an_artefact_that_is_what_was_signed_is_verified() {
 #[test]
 fn an_artefact_of_another_tenant_filter_version_or_manifest_is_refused() {
     let fixture = fixture();
-    let (tenant, name) = (TenantId::parse("evil").expect("a name"), FilterName::parse("other").expect("a name"));
+    let (tenant, name) =
+        (TenantId::parse("evil").expect("a name"), FilterName::parse("other").expect("a name"));
     assert_eq!(
         check(&fixture, &fixture.bytes, |expected| expected.version = 4),
         Err(RefusedArtefact::OtherVersion { signed: 3, announced: 4 })

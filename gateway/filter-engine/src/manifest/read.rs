@@ -3,8 +3,8 @@
 
 use super::{
     BucketRate, DEFAULT_HOST_CALLS, DEFAULT_LOG, DEFAULT_MEMORY, DEFAULT_TIME, Limits, MAX_BODY,
-    MAX_HOST_CALLS, MAX_LOG, MAX_NAMED, MAX_TIME, MIN_MEMORY, Manifest, ManifestMistake,
-    ManifestMistakes, Phase,
+    MAX_HOST_CALLS, MAX_LOG, MAX_NAMED, MAX_TIME, MIN_MEMORY, Manifest, ManifestMistake, ManifestMistakes,
+    Phase,
 };
 use crate::schema::Schema;
 use crate::settings::{MAX_MEMORY, TICK};
@@ -19,9 +19,8 @@ use toml::{Table, Value};
 const MAX_MANIFEST_BYTES: usize = 256 * 1024;
 
 pub(super) fn manifest(text: &str) -> Result<Manifest, ManifestMistakes> {
-    let only = |place: String, message: String| {
-        Err(ManifestMistakes(vec![ManifestMistake { place, message }]))
-    };
+    let only =
+        |place: String, message: String| Err(ManifestMistakes(vec![ManifestMistake { place, message }]));
     if text.len() > MAX_MANIFEST_BYTES {
         return only("filter.toml".to_owned(), "is longer than 256 KiB".to_owned());
     }
@@ -35,11 +34,7 @@ pub(super) fn manifest(text: &str) -> Result<Manifest, ManifestMistakes> {
     };
     let mut mistakes = Vec::new();
     let manifest = Keys::new("", table, &mut mistakes).manifest();
-    if mistakes.is_empty() {
-        Ok(manifest)
-    } else {
-        Err(ManifestMistakes(mistakes))
-    }
+    if mistakes.is_empty() { Ok(manifest) } else { Err(ManifestMistakes(mistakes)) }
 }
 
 /// A table whose keys are taken one by one; what is left in the end is a mistake.
@@ -144,9 +139,7 @@ impl<'a> Keys<'a> {
 
     fn schema(&mut self, place: &str, value: Value) -> Option<Schema> {
         let json = serde_json::to_value(value).unwrap_or_default();
-        Schema::compile(&json)
-            .map_err(|error| self.mistake(place, error.to_string()))
-            .ok()
+        Schema::compile(&json).map_err(|error| self.mistake(place, error.to_string())).ok()
     }
 
     fn config(&mut self, schema: Option<&Schema>) -> serde_json::Map<String, serde_json::Value> {
@@ -228,10 +221,7 @@ impl<'a> Keys<'a> {
 
     fn take<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
         let value = self.value(key)?;
-        value
-            .try_into()
-            .map_err(|error: toml::de::Error| self.mistake(key, error.message().to_owned()))
-            .ok()
+        value.try_into().map_err(|error: toml::de::Error| self.mistake(key, error.message().to_owned())).ok()
     }
 
     fn value(&mut self, key: &'static str) -> Option<Value> {

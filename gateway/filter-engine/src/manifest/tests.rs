@@ -66,9 +66,19 @@ fn all_mistakes_are_reported_at_once_each_with_its_key() {
         "#,
     );
     let expected = [
-        "phases", "host", "body.request", "body.all", "limits.time", "limits.memory",
-        "limits.host_calls", "limits.fuel", "counters", "buckets.empty.per_second", "schemas.bad",
-        "config/count", "phase",
+        "phases",
+        "host",
+        "body.request",
+        "body.all",
+        "limits.time",
+        "limits.memory",
+        "limits.host_calls",
+        "limits.fuel",
+        "counters",
+        "buckets.empty.per_second",
+        "schemas.bad",
+        "config/count",
+        "phase",
     ];
     assert_eq!(found, expected);
 }

@@ -10,8 +10,8 @@ use postern_common::id::{
 use postern_common::session::{Isolation, Peer, Session};
 use postern_filter_engine::artefact::{Compiled, Expected, SigningKey};
 use postern_filter_engine::{
-    Called, ConfiguredFilter, Context, Engine, EngineSettings, LoadFilterError, LoadedFilter,
-    RequestView, compile,
+    Called, ConfiguredFilter, Context, Engine, EngineSettings, LoadFilterError, LoadedFilter, RequestView,
+    compile,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -19,8 +19,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+/// Compiled plugins by name.
+type CompiledPlugins = BTreeMap<&'static str, Arc<[u8]>>;
+
 /// The compiled form of each plugin, made once for all tests.
-static COMPILED: LazyLock<Mutex<BTreeMap<&'static str, Arc<[u8]>>>> = LazyLock::new(Mutex::default);
+static COMPILED: LazyLock<Mutex<CompiledPlugins>> = LazyLock::new(Mutex::default);
 
 pub(crate) fn workspace() -> &'static Path {
     let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();

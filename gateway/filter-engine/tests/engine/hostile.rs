@@ -112,10 +112,8 @@ async fn a_flood_of_logs_is_cut_and_cannot_forge_lines() {
 async fn calls_of_one_tenant_are_bounded_and_another_tenant_is_served_meanwhile() {
     let engine = engine();
     let patient = manifest("hostile").replace("time = \"20ms\"", "time = \"500ms\"");
-    let mine = configured(
-        &load_with(&engine, "hostile", "evil", &patient).expect("loads"),
-        json!({"way": "loop"}),
-    );
+    let mine =
+        configured(&load_with(&engine, "hostile", "evil", &patient).expect("loads"), json!({"way": "loop"}));
     let loops: Vec<_> = (0..8)
         .map(|_| {
             let filter = mine.clone();
@@ -137,7 +135,8 @@ async fn calls_of_one_tenant_are_bounded_and_another_tenant_is_served_meanwhile(
         () = decent => {}
     }
     let outcomes = all.await;
-    let refused = |failure: &FilterFailure| outcomes.iter().filter(|it| it.as_ref().err() == Some(failure)).count();
+    let refused =
+        |failure: &FilterFailure| outcomes.iter().filter(|it| it.as_ref().err() == Some(failure)).count();
     assert_eq!(refused(&FilterFailure::Deadline), 4);
     assert_eq!(refused(&FilterFailure::Concurrency), 4);
 }
@@ -167,8 +166,6 @@ async fn the_response_phase_has_the_same_bounds() {
     assert_eq!(respond("response-loop").await, Err(FilterFailure::Deadline));
     let failure = respond("response-cookie").await.expect_err("is forbidden");
     assert_eq!(failure.cause(), "forbidden");
-    let Ok(Outcome::Changed(changes)) = respond("response-body").await else {
-        panic!("expected a new body")
-    };
+    let Ok(Outcome::Changed(changes)) = respond("response-body").await else { panic!("expected a new body") };
     assert_eq!(changes.body().map(|body| &body[..]), Some(&b"{\"rewritten\":true}"[..]));
 }

@@ -44,10 +44,7 @@ fn native_code_that_was_changed_after_signing_is_never_loaded() {
     let mut artefact = sign(&compiled("claim-injection"), "acme", "claim-injection", &text);
     let middle = artefact.len() / 2;
     artefact[middle] ^= 0x80;
-    assert_eq!(
-        reason(load_as(&artefact, "acme", "claim-injection", &text)),
-        RefusedArtefact::Code
-    );
+    assert_eq!(reason(load_as(&artefact, "acme", "claim-injection", &text)), RefusedArtefact::Code);
 }
 
 #[test]
@@ -56,10 +53,7 @@ fn a_manifest_that_was_widened_after_signing_is_refused() {
     let artefact = sign(&compiled("card-guard"), "acme", "card-guard", &text);
     let wider = text.replace("host = [\"counter\"]", "host = [\"counter\", \"session\"]");
     assert_ne!(text, wider);
-    assert_eq!(
-        reason(load_as(&artefact, "acme", "card-guard", &wider)),
-        RefusedArtefact::Manifest
-    );
+    assert_eq!(reason(load_as(&artefact, "acme", "card-guard", &wider)), RefusedArtefact::Manifest);
 }
 
 #[test]
@@ -85,8 +79,5 @@ fn a_manifest_with_mistakes_is_refused_with_all_of_them() {
 fn signed_bytes_that_are_no_code_are_refused() {
     let text = manifest("card-guard");
     let artefact = sign(&[0; 500], "acme", "card-guard", &text);
-    assert!(matches!(
-        load_as(&artefact, "acme", "card-guard", &text),
-        Err(LoadFilterError::Code { .. })
-    ));
+    assert!(matches!(load_as(&artefact, "acme", "card-guard", &text), Err(LoadFilterError::Code { .. })));
 }

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The compiler as the orchestrator runs it: the real program, in a child, with a stranger's bytes.
+
+use crate::guests::{module, wasi_component};
+use postern_filter_engine::Digest;
+use postern_filter_engine::artefact::Compiled;
+use postern_filter_engine::child::{Bounds, CompileInChildError, compile_in_child};
+use postern_filter_engine::settings::fingerprint;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The program that cargo built beside this test. (Cargo's variable for it has a name that some
+/// compiler caches do not pass on.)
+fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    let folder = test.parent().and_then(Path::parent).expect("the target folder");
+    folder.join("postern-compile")
+}
+
+async fn run(component: &[u8], bounds: Bounds) -> Result<Vec<u8>, CompileInChildError> {
+    compile_in_child(&program(), component, &bounds).await
+}
+
+async fn refusal(component: &[u8]) -> String {
+    match run(component, Bounds::default()).await {
+        Err(CompileInChildError::Refused(complaint)) => complaint.code,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_module_comes_back_as_code_for_this_engine_with_its_own_digest() {
+    let module = module();
+    let bytes = run(&module, Bounds::default()).await.expect("compiles");
+    let compiled = Compiled::parse(&bytes, &module).expect("reads");
+    assert_eq!(compiled.fingerprint, fingerprint());
+    assert_eq!(compiled.component, Digest::of(&module));
+}
+
+#[tokio::test]
+async fn a_wrapped_component_compiles_to_what_its_module_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, to) = (folder.path().join("in.wasm"), folder.path().join("out.wasm"));
+    std::fs::write(&from, module()).expect("writes");
+    let wrapped = Command::new(program()).arg("wrap").args([&from, &to]).status().expect("runs");
+    assert!(wrapped.success());
+    let component = std::fs::read(&to).expect("reads");
+    assert!(run(&component, Bounds::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_no_filter_is_refused_by_its_own_code() {
+    assert_eq!(refusal(b"#!/bin/sh\nexit 0\n").await, "not-wasm");
+    assert_eq!(refusal(b"\0asm\x0d\0\x01\0").await, "missing-export");
+    assert_eq!(refusal(&wasi_component()).await, "forbidden-import");
+    let mut broken = module();
+    broken.truncate(broken.len() / 2);
+    assert_eq!(refusal(&broken).await, "malformed");
+    assert_eq!(refusal(b"\0asm\x01\0\0\0").await, "missing-export");
+}
+
+#[tokio::test]
+async fn a_component_that_is_too_large_is_refused() {
+    let mut large = b"\0asm\x0d\0\x01\0".to_vec();
+    large.resize(64 * 1024 * 1024 + 1, 0);
+    assert_eq!(refusal(&large).await, "too-large");
+}
+
+#[tokio::test]
+async fn too_little_memory_or_room_for_the_answer_ends_it() {
+    let module = module();
+    for memory_bytes in [8 << 20, 16 << 20, 24 << 20, 32 << 20] {
+        let little = Bounds { memory_bytes, ..Bounds::default() };
+        let stopped = run(&module, little).await;
+        assert!(stopped.is_err(), "{memory_bytes} bytes were enough");
+    }
+    let narrow = Bounds { output_bytes: 1000, ..Bounds::default() };
+    let stopped = run(&module, narrow).await;
+    assert!(matches!(stopped, Err(CompileInChildError::TooLarge(1000))), "{stopped:?}");
+}
+
+#[tokio::test]
+async fn a_compiler_that_does_not_answer_is_killed_with_all_that_it_started() {
+    // A stand-in that never answers; its own child must end with it.
+    let folder = tempfile::tempdir().expect("a folder");
+    let (program, children) = (folder.path().join("slow"), folder.path().join("children"));
+    let script = format!("#!/bin/sh\n/bin/sleep 600 &\necho $! > {}\nwait\n", children.display());
+    std::fs::write(&program, script).expect("writes");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&program, mode).expect("sets the mode");
+    let bounds = Bounds { wall: Duration::from_secs(2), ..Bounds::default() };
+    let ended = compile_in_child(&program, b"", &bounds).await;
+    assert!(matches!(ended, Err(CompileInChildError::TooSlow(_))), "{ended:?}");
+    let child: u32 = std::fs::read_to_string(&children).expect("reads").trim().parse().expect("a number");
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while is_running(child) {
+        assert!(std::time::Instant::now() < deadline, "{child} is still running");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether a process is there and no zombie.
+fn is_running(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_named() {
+    let error = compile_in_child(Path::new("/no/such/postern-compile"), b"", &Bounds::default()).await;
+    let error = error.expect_err("cannot start").to_string();
+    assert!(error.contains("/no/such/postern-compile"), "{error}");
+}
+
+#[test]
+fn wrong_usage_has_an_exit_code_of_its_own() {
+    for arguments in [&[][..], &["compile", "--fast"], &["compile", "--cpu-seconds", "x"], &["wrap", "one"]] {
+        let status = Command::new(program())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .expect("runs");
+        assert_eq!(status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn while_it_compiles_it_is_confined_and_has_no_environment() {
+    use std::io::Write as _;
+    let mut child = Command::new(program())
+        .arg("compile")
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("runs");
+    let status = format!("/proc/{}/status", child.id());
+    let says = |line: &str| std::fs::read_to_string(&status).is_ok_and(|text| text.contains(line));
+    // The control: before it has its input, it is an ordinary process.
+    assert!(says("Seccomp:\t0"));
+    child.stdin.take().expect("a pipe").write_all(&module()).expect("writes");
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !says("Seccomp:\t2\n") {
+        assert!(child.try_wait().expect("waits").is_none(), "it ended and never was confined");
+        assert!(std::time::Instant::now() < deadline, "it is not confined");
+    }
+    assert!(says("NoNewPrivs:\t1"));
+    assert!(child.wait().expect("ends").success());
+}

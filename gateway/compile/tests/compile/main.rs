@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The program as the orchestrator runs it.
+
+#[cfg(test)]
+mod child;
+#[cfg(test)]
+mod guests;
