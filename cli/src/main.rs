@@ -1,3 +1,65 @@
-//! Under construction.
+// SPDX-License-Identifier: Apache-2.0
+//! `postern`: everything in one process (`up`), and every call of the API from a shell.
+//!
+//! Reads the command line, the environment and `postern.toml` here and nowhere else, runs one
+//! command, and turns its end into an exit code. What commands do is in [`commands`].
 
-fn main() {}
+mod arguments;
+mod client;
+mod commands;
+mod connection;
+mod demo;
+mod failure;
+mod output;
+
+use arguments::Arguments;
+use clap::Parser as _;
+use failure::Failure;
+use output::Output;
+use postern_common::settings::{Settings, Sources};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.json);
+    match run(arguments, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let sources = Sources {
+        flags: arguments.setting_flags(),
+        environment: environment(),
+        file: settings_file(arguments.settings.as_deref())?,
+    };
+    let settings = Settings::resolve(&sources).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(commands::run(arguments.command, settings, output));
+    // A read of standard input cannot be cancelled; it must not keep a finished command alive.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The environment's variables that are text; ours always are.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// `--settings FILE`, which must be there, else `./postern.toml`, which need not.
+fn settings_file(given: Option<&Path>) -> Result<Option<(PathBuf, String)>, Failure> {
+    let path = given.unwrap_or(Path::new("postern.toml"));
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some((path.to_owned(), text))),
+        Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::Usage(format!("settings `{}` cannot be read: {error}", path.display()))),
+    }
+}

@@ -15,6 +15,9 @@ const MAX_SECRET_BYTES: u64 = 64 * 1024;
 /// Tables within tables of `postern.toml`.
 const MAX_DEPTH: usize = 8;
 
+/// What `make` sets for the programs that it runs; no settings of theirs.
+const BUILD_VARIABLES: [&str; 2] = ["POSTERN_CACHE", "POSTERN_EMBED"];
+
 /// One layer: what it calls a setting, what it says, where.
 type Layer = BTreeMap<String, (String, Origin)>;
 
@@ -93,7 +96,10 @@ fn variables(environment: &BTreeMap<String, String>, mistakes: &mut Vec<SettingM
             if !text.is_empty() {
                 layer.insert(name.clone(), (text.clone(), Origin::Variable(name.clone())));
             }
-        } else if name.starts_with("POSTERN_") && !is_kubernetes_service(name) {
+        } else if name.starts_with("POSTERN_")
+            && !is_kubernetes_service(name)
+            && !BUILD_VARIABLES.contains(&name.as_str())
+        {
             let message = unknown(name, ALL.iter().map(|setting| setting.variable));
             mistakes.push(SettingMistake { place: name.clone(), message });
         }

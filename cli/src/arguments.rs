@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line, as types. What is also a setting has no default here: `postern.toml` and the
+//! environment come after a flag, and the settings' own table has the defaults.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use postern_common::settings::name;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One small door for untrusted agent sandboxes.
+#[derive(Debug, Parser)]
+#[command(name = "postern", version, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// Answers as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Settings file instead of ./postern.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+    /// Folder where `up` keeps everything, and where other commands find its key [./.postern].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// The tenant that is meant [default].
+    #[arg(long, global = true, value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything on this machine, on loopback, until Ctrl-C.
+    Up(Up),
+    /// Make a tenant's configuration what a folder says: all of it, or nothing.
+    Apply(Apply),
+    /// Check what this machine can do, and say what to change.
+    Doctor,
+    /// Tell the whole story with the support desk example, one line a step.
+    Demo(Demo),
+    /// Sandboxes: create, list, run commands in, destroy.
+    #[command(subcommand)]
+    Sandbox(Sandbox),
+    /// Policies: check them, see their schema, judge requests.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Filters of requests.
+    #[command(subcommand)]
+    Filter(Filter),
+    /// Secrets of backends; write-only.
+    #[command(subcommand)]
+    Secret(Secret),
+    /// API keys.
+    #[command(subcommand)]
+    Key(Key),
+    /// A fresh session token for a sandbox, printed once.
+    Token {
+        /// The sandbox.
+        id: String,
+    },
+    /// Settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// JSON Schema of a file of the configuration folder, for editors.
+    Schema {
+        /// Which file.
+        kind: SchemaKind,
+    },
+}
+
+/// `postern up`.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// A tenant's configuration folder: applied now and whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    pub config: Option<String>,
+    /// gvisor, namespaces or auto [auto].
+    #[arg(long, value_name = "LEVEL")]
+    pub isolation: Option<String>,
+    /// Address of the REST API [127.0.0.1:8080, else a free port].
+    #[arg(long, value_name = "ADDRESS")]
+    pub api_listen: Option<String>,
+    /// Address of the gateway's door over TCP [127.0.0.1:8081, else a free port].
+    #[arg(long, value_name = "ADDRESS")]
+    pub gateway_listen: Option<String>,
+    /// What is logged, such as `info,postern_gateway=debug`.
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// `postern apply`.
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Only check, and print the difference.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also remove what the folder does not have.
+    #[arg(long)]
+    pub prune: bool,
+}
+
+/// `postern demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// The example's folder, with `config/`, `backend.py` and `agent.py`.
+    #[arg(long, value_name = "DIR", default_value = "examples/support-desk")]
+    pub example: PathBuf,
+    /// gvisor, namespaces or auto.
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    pub isolation: String,
+}
+
+/// `postern sandbox`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Sandbox {
+    /// Make the sandbox of a conversation, or find it again.
+    Create(Create),
+    /// List sandboxes.
+    Ls {
+        /// Only this user's.
+        #[arg(long)]
+        user: Option<String>,
+        /// Only those in this state.
+        #[arg(long)]
+        status: Option<String>,
+    },
+    /// One sandbox.
+    Show {
+        /// The sandbox.
+        id: String,
+    },
+    /// Run a command in a sandbox; its output and exit code become ours.
+    Exec(Exec),
+    /// Destroy sandboxes; their users' files are kept.
+    Rm {
+        /// The sandboxes.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+/// `postern sandbox create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The user on whose behalf it works.
+    #[arg(long)]
+    pub user: String,
+    /// The conversation that it belongs to.
+    #[arg(long)]
+    pub conversation: String,
+    /// What it is made of.
+    #[arg(long)]
+    pub template: Option<String>,
+    /// What it may call: BACKEND/OPERATION or BACKEND/GROUP; may be repeated.
+    #[arg(long = "operation", value_name = "OPERATION")]
+    pub operations: Vec<String>,
+    /// Environment of every process inside; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Labels; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub label: Vec<(String, String)>,
+    /// What else is known of the user, such as plan=gold; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub claim: Vec<(String, String)>,
+    /// How long it lives, such as 30m.
+    #[arg(long)]
+    pub ttl: Option<String>,
+    /// How long it may be unused, such as 5m.
+    #[arg(long)]
+    pub idle: Option<String>,
+}
+
+/// `postern sandbox exec`.
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The sandbox.
+    pub id: String,
+    /// Folder to run it in.
+    #[arg(long)]
+    pub cwd: Option<String>,
+    /// Environment; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// When to kill it, such as 30s.
+    #[arg(long)]
+    pub timeout: Option<String>,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// `postern policy`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Check the policies of a configuration folder against its backends; no server needed.
+    Check {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Print the Cedar schema that policies of a configuration folder are checked against.
+    Schema {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Run `policies/tests` of a configuration folder.
+    Test {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// `postern filter`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Filter {
+    /// List filters.
+    Ls,
+    /// Upload a filter: its manifest and its component.
+    Push {
+        /// Its name.
+        name: String,
+        /// The folder with filter.toml and NAME.wasm.
+        folder: PathBuf,
+    },
+}
+
+/// `postern secret`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Set a secret from standard input.
+    Set {
+        /// Its name.
+        name: String,
+    },
+    /// List the names.
+    Ls,
+    /// Remove one.
+    Rm {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `postern key`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a key; it is shown once.
+    Create {
+        /// admin, developer or auditor.
+        #[arg(long, default_value = "developer")]
+        role: String,
+    },
+    /// List keys, never their secrets.
+    Ls,
+    /// Revoke one.
+    Rm {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// `postern config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Every setting, its value, and where that came from.
+    Explain,
+}
+
+/// A file of the configuration folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaKind {
+    /// backends/NAME/backend.toml
+    Backend,
+    /// templates/NAME.toml
+    Template,
+    /// limits.toml
+    Limits,
+}
+
+impl Arguments {
+    /// The flags that are settings.
+    pub(crate) fn setting_flags(&self) -> BTreeMap<&'static str, String> {
+        let mut flags = BTreeMap::new();
+        let mut put = |key: &'static str, value: Option<&String>| {
+            flags.extend(value.map(|value| (key, value.clone())));
+        };
+        put(name::DATA_DIR.key, self.data_dir.as_ref());
+        put(name::TENANT.key, self.tenant.as_ref());
+        match &self.command {
+            Command::Up(up) => {
+                put(name::CONFIG.key, up.config.as_ref());
+                put(name::ISOLATION.key, up.isolation.as_ref());
+                put(name::API_LISTEN.key, up.api_listen.as_ref());
+                put(name::GATEWAY_LISTEN.key, up.gateway_listen.as_ref());
+                put(name::LOG.key, up.log.as_ref());
+            }
+            Command::Demo(demo) => put(name::ISOLATION.key, Some(&demo.isolation)),
+            _ => {}
+        }
+        flags
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_that_is_a_setting_reaches_the_settings() {
+        let arguments = Arguments::parse_from(["postern", "up", "--config", "desk", "--data-dir", "/d"]);
+        let flags = arguments.setting_flags();
+        assert_eq!(flags.get("config").map(String::as_str), Some("desk"));
+        assert_eq!(flags.get("data_dir").map(String::as_str), Some("/d"));
+        assert_eq!(flags.len(), 2);
+    }
+
+    #[test]
+    fn a_command_inside_keeps_its_own_flags() {
+        let arguments = Arguments::parse_from(["postern", "sandbox", "exec", "id", "--", "ls", "--json"]);
+        let Command::Sandbox(Sandbox::Exec(exec)) = arguments.command else { panic!("is exec") };
+        assert_eq!(exec.command, ["ls", "--json"]);
+        assert!(!arguments.json);
+    }
+
+    #[test]
+    fn pairs_want_a_name() {
+        assert_eq!(pair("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert!(pair("=b").is_err() && pair("A").is_err());
+    }
+}

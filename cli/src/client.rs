@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Calls of the REST API: one connection for each, JSON both ways, problems as failures.
+//!
+//! Commands make one call and end, so there is no pool and no retry. Everything that a server
+//! sends is bounded, because it need not be ours.
+
+mod dial;
+mod events;
+mod exec;
+
+pub(crate) use events::Event;
+pub(crate) use exec::Happened;
+
+use crate::connection::Connection;
+use crate::failure::Failure;
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use events::EventReader;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use postern_common::problem::Problem;
+use postern_common::tasks::Tasks;
+use serde_json::Value;
+use std::time::Duration;
+
+/// The largest answer that is read at once: a full page of the longest lists is under 2 MiB.
+const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+/// Until the head of an answer is there: creating a sandbox may take a cold start.
+const ANSWER_TIME: Duration = Duration::from_secs(120);
+
+/// Talks to one server.
+#[derive(Debug)]
+pub(crate) struct Client {
+    connection: Connection,
+    tasks: Tasks,
+}
+
+/// An answer that is no problem.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its JSON; `null` if there was no body.
+    pub body: Value,
+}
+
+impl Client {
+    /// A client of this server.
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self { connection, tasks: Tasks::new() }
+    }
+
+    /// Makes a call; `path` begins with a slash.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let response = self.send(method, path, body, "application/json").await?;
+        let (head, body) = response.into_parts();
+        let body = collected(body).await?;
+        let body = if body.is_empty() { Value::Null } else { json(&body)? };
+        Ok(Answer { status: head.status, body })
+    }
+
+    /// Makes a call whose answer is a stream of events.
+    pub(crate) async fn events(&self, path: &str, body: &Value) -> Result<EventReader, Failure> {
+        let response = self.send(Method::POST, path, Some(body), "text/event-stream").await?;
+        Ok(EventReader::new(response.into_body()))
+    }
+
+    /// Sends a request; a problem in answer to it is a failure.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        accept: &'static str,
+    ) -> Result<Response<Incoming>, Failure> {
+        // Not joined as a URL, which would resolve an encoded `..` in an id.
+        let url = &self.connection.url;
+        let target = format!("{}{path}", url.path().trim_end_matches('/'));
+        let unreachable =
+            |reason: String| Failure::Unreachable { url: self.connection.url.to_string(), reason };
+        let mut sender =
+            dial::dial(url, &self.tasks).await.map_err(|error| unreachable(format!("{error:#}")))?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(HOST, dial::authority(url))
+            .header(ACCEPT, accept)
+            .header(AUTHORIZATION, self.authorization()?);
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let request = request.body(Full::new(Bytes::from(body))).context("a request of ours")?;
+        let answer = tokio::time::timeout(ANSWER_TIME, sender.send_request(request)).await;
+        let response = answer
+            .map_err(|_elapsed| unreachable(format!("no answer within {} s", ANSWER_TIME.as_secs())))?
+            .map_err(|error| unreachable(error.to_string()))?;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+
+    fn authorization(&self) -> Result<HeaderValue, Failure> {
+        let text = format!("Bearer {}", self.connection.key.reveal());
+        let mut value = HeaderValue::from_str(&text).map_err(|_malformed| {
+            Failure::Usage("POSTERN_API_KEY is no key: it holds characters that no key has".to_owned())
+        })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// The answer that says no, as a failure.
+async fn refusal(response: Response<Incoming>) -> Failure {
+    let status = response.status();
+    let body = match collected(response.into_body()).await {
+        Ok(body) => body,
+        Err(failure) => return failure,
+    };
+    match serde_json::from_slice::<Problem>(&body) {
+        Ok(problem) => Failure::Refused(Box::new(problem)),
+        Err(_) => Failure::Failed(anyhow!("the server answered {status} without saying why; is it Postern?")),
+    }
+}
+
+async fn collected(body: Incoming) -> Result<Bytes, Failure> {
+    let limited = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+    Ok(limited.map_err(|error| anyhow!("the answer broke off: {error}"))?.to_bytes())
+}
+
+fn json(body: &[u8]) -> Result<Value, Failure> {
+    Ok(serde_json::from_slice(body).context("the answer is no JSON; is this server Postern?")?)
+}
+
+/// What stays as it is in a segment of a path (contracts: Ids).
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
+
+/// `text` as one segment of a path or one value of a query.
+pub(crate) fn segment(text: &str) -> String {
+    match text {
+        "." => "%2E".to_owned(),
+        ".." => "%2E%2E".to_owned(),
+        _ => utf8_percent_encode(text, SEGMENT).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_stays_one_whatever_it_holds() {
+        for (text, wanted) in [
+            ("a/b", "a%2Fb"),
+            ("..", "%2E%2E"),
+            (".", "%2E"),
+            ("...", "..."),
+            ("a?b#c", "a%3Fb%23c"),
+            ("ü", "%C3%BC"),
+            ("%2e", "%252e"),
+            ("sandbox-a1.b_C", "sandbox-a1.b_C"),
+        ] {
+            assert_eq!(segment(text), wanted);
+        }
+    }
+}
