@@ -7,8 +7,8 @@
 use crate::party::{Key, Scope};
 use crate::schema::TenantSchema;
 use cedar_policy_core::ast::{
-    ActionConstraint, AnyId, EntityReference, EntityType, EntityUID, Expr, ExprKind, Literal, Policy,
-    PolicyID, PolicySet, PrincipalOrResourceConstraint, SlotEnv, SlotId, Template, Var,
+    ActionConstraint, Annotation, AnyId, EntityReference, EntityType, EntityUID, Expr, ExprKind, Literal,
+    Policy, PolicyID, PolicySet, PrincipalOrResourceConstraint, SlotEnv, SlotId, Template, Var,
 };
 use cedar_policy_core::parser;
 use cedar_policy_core::validator::{ValidationMode, ValidationWarning};
@@ -165,12 +165,19 @@ mod names {
     macro_rules! annotations {
         ($($name:ident = $text:literal;)*) => {$(
             pub(super) static $name: LazyLock<AnyId> = LazyLock::new(|| {
-                #[expect(clippy::expect_used, reason = "a constant that every test reads")]
+                // INVARIANT: a constant that every test reads.
                 $text.parse().expect("a valid name")
             });
         )*};
     }
     annotations! { ID = "id"; MODE = "mode"; REASON = "reason"; }
+}
+
+/// The `@id` among a policy's annotations.
+pub(crate) fn identity<'a>(
+    mut annotations: impl Iterator<Item = (&'a AnyId, &'a Annotation)>,
+) -> Option<&'a str> {
+    annotations.find(|(name, _)| **name == *names::ID).map(|(_, id)| id.as_ref())
 }
 
 /// What a piece of a file turned out to be.
@@ -235,10 +242,7 @@ pub(crate) fn compile(schema: &TenantSchema, author: Author, text: &str) -> Resu
 
 fn identify(author: Author, text: &str, template: &Template) -> Result<String, Vec<Finding>> {
     let id = template.annotation(&names::ID).map(AsRef::as_ref).unwrap_or_default();
-    let refuse = |message: &str, help: &str| {
-        let head = 0..text.find('(').unwrap_or(text.len());
-        Err(vec![Finding::new(head, message, help)])
-    };
+    let refuse = |message: &str, help: &str| Err(vec![Finding::new(0..text.len(), message, help)]);
     if id.is_empty() {
         return refuse(
             "this policy has no `@id`",
@@ -294,7 +298,7 @@ fn validate(
         match warning {
             ValidationWarning::ImpossiblePolicy(_) => doubts.push(impossible(text)),
             ValidationWarning::InvalidActionApplication(_) => {
-                doubts.insert(0, Finding::diagnosed(text, warning))
+                doubts.insert(0, Finding::diagnosed(text, warning));
             }
             ValidationWarning::BidiCharsInString(_) | ValidationWarning::BidiCharsInIdentifier(_) => {
                 mistakes.push(Finding::diagnosed(text, warning));

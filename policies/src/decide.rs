@@ -16,8 +16,8 @@ use crate::party::Party;
 use crate::request::TypedRequest;
 use crate::set::TenantPolicies;
 use crate::shape::Unfit;
-use cedar_policy_core::ast::{Context, EntityUIDEntry, Literal, Request, Value, ValueKind};
-use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
+use cedar_policy_core::ast::{Context, EntityUIDEntry, Expr, Literal, Request, SlotEnv, ValueKind};
+use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 use postern_common::decision::{Effect, Mode, PolicyPart, Verdict};
 use postern_common::problem::Code;
@@ -102,20 +102,14 @@ impl TenantPolicies {
         }
         match request.context() {
             Err(unfit) => Decision::refused(Refused::Unfit(unfit.clone())),
-            Ok(context) => self.answer(&Question {
-                principal: &session.principal,
-                action: &request.action().party,
-                resource: &request.action().resource,
-                context,
-                world: session.world(),
-            }),
+            Ok(context) => self.answer(&request.question(session, context)),
         }
     }
 
     pub(crate) fn answer(&self, question: &Question<'_>) -> Decision {
         let mut candidates: Vec<&Arc<CompiledPolicy>> = Vec::new();
         self.index.candidates(question.principal, question.action, question.resource, |policy| {
-            candidates.push(policy)
+            candidates.push(policy);
         });
         Decision::from_outcomes(self.outcomes(question, &candidates))
     }
@@ -132,7 +126,7 @@ impl TenantPolicies {
             let error = match satisfied(&evaluator, policy) {
                 Ok(true) => None,
                 Ok(false) => return None,
-                Err(error) => Some(error.to_string()),
+                Err(error) => Some(error),
             };
             Some(Outcome { policy: Arc::clone(policy), error })
         });
@@ -153,12 +147,16 @@ impl Question<'_> {
 }
 
 /// Whether a policy's conditions hold, its scope having matched.
-fn satisfied(evaluator: &Evaluator<'_>, policy: &CompiledPolicy) -> Result<bool, EvaluationError> {
+fn satisfied(evaluator: &Evaluator<'_>, policy: &CompiledPolicy) -> Result<bool, String> {
     let Some(conditions) = &policy.conditions else { return Ok(true) };
-    match evaluator.interpret(conditions, policy.policy.env())? {
-        Value { value: ValueKind::Lit(Literal::Bool(holds)), .. } => Ok(holds),
-        // Conditions that are no boolean: let Cedar itself say so.
-        _ => evaluator.evaluate(&policy.policy),
+    holds(evaluator, conditions, policy.policy.env())
+}
+
+/// Evaluates a condition; the error is what Cedar says.
+pub(crate) fn holds(evaluator: &Evaluator<'_>, condition: &Expr, slots: &SlotEnv) -> Result<bool, String> {
+    match evaluator.interpret(condition, slots).map_err(|error| error.to_string())?.value {
+        ValueKind::Lit(Literal::Bool(holds)) => Ok(holds),
+        _ => Err("a condition is neither true nor false".to_owned()),
     }
 }
 

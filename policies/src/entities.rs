@@ -91,8 +91,8 @@ impl SessionEntities {
             tagged(labels, session.labels.iter().map(|(name, value)| (name.as_str(), value.clone()))),
             tagged(claims.clone(), session.claims.iter().map(|(name, value)| (name.as_str(), tag(value)))),
         ];
-        let world = entities(own.into_iter().chain(schema.shared.iter().cloned()))
-            .map_err(|error| SessionError::Refused(error.to_string()))?;
+        let world =
+            entities(own.into_iter().chain(schema.shared.iter().cloned())).map_err(SessionError::Refused)?;
         Ok(Self {
             schema: Arc::clone(schema),
             principal: Party::new(Arc::new(sandbox), &world),

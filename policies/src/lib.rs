@@ -8,10 +8,15 @@
 //!
 //! Nothing here does I/O or reads a clock, and no type of Cedar's leaves this crate.
 
+mod authorize;
 mod baseline;
+mod cases;
 mod compile;
 mod decide;
+#[cfg(test)]
+mod differential;
 mod entities;
+mod explain;
 #[cfg(test)]
 mod fixture;
 mod index;
@@ -25,8 +30,11 @@ mod set;
 mod shape;
 mod source;
 
+pub use authorize::{Case, CaseAnswer, CaseEntity, CaseError, CaseRequest, CaseResult, authorize};
+pub use cases::{ClauseCoverage, PolicyCoverage, TestReport, TestResult, run_tests};
 pub use decide::{CedarAnswer, Decision, PolicyFault, Refused, ShadowAnswer};
 pub use entities::{SessionEntities, SessionError};
+pub use explain::{Clause, ClauseOutcome, Considered, Explanation};
 pub use mistake::Mistake;
 pub use names::namespace;
 pub use request::{PeerFacts, RequestFacts, TypedRequest};

@@ -4,6 +4,7 @@
 //! Values go from JSON straight to Cedar's, by the operation's shape. A request that does not fit
 //! becomes one that every set denies; it is not an error of the caller's code.
 
+use crate::decide::Question;
 use crate::entities::SessionEntities;
 use crate::schema::Action;
 use crate::shape::{Constructor, Field, Shape, Unfit};
@@ -71,8 +72,15 @@ impl TypedRequest {
         self.action.origin == session.schema.origin() && Arc::ptr_eq(&self.principal, session.principal.uid())
     }
 
-    pub(crate) fn action(&self) -> &Action {
-        &self.action
+    /// What is asked of `session`'s policies, with the `context` that this request has.
+    pub(crate) fn question<'a>(&'a self, session: &'a SessionEntities, context: &'a Context) -> Question<'a> {
+        Question {
+            principal: &session.principal,
+            action: &self.action.party,
+            resource: &self.action.resource,
+            context,
+            world: session.world(),
+        }
     }
 
     pub(crate) fn context(&self) -> &Result<Context, Unfit> {

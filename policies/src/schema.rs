@@ -8,7 +8,7 @@ use crate::names;
 use crate::party::Party;
 use crate::shape::Shape;
 use cedar_policy_core::ast::{Eid, Entity, EntityUID, Name, PartialValue, Value};
-use cedar_policy_core::entities::Entities;
+use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::{Validator, ValidatorSchema};
 use postern_common::id::{BackendName, OperationId, TenantId};
@@ -81,7 +81,6 @@ pub struct TenantSchema {
 }
 
 struct Backend {
-    resource: Arc<Party>,
     operations: HashMap<OperationId, Arc<Action>>,
     groups: Vec<DeclaredOperation>,
 }
@@ -112,22 +111,37 @@ impl TenantSchema {
             .chain(backends.iter().map(|backend| backend.text.as_str()))
             .collect::<Vec<_>>()
             .join("\n");
+        Self::assemble(tenant, text, backends)
+    }
+
+    /// A schema that stands alone: neither ours nor a backend's.
+    ///
+    /// # Errors
+    /// [`SchemaError::Refused`] if Cedar refuses the text.
+    pub(crate) fn alone(text: String) -> Result<Arc<Self>, SchemaError> {
+        #[expect(clippy::expect_used, reason = "a constant of the right form")]
+        let tenant = TenantId::parse("none").expect("a name");
+        Self::assemble(&tenant, text, &[])
+    }
+
+    fn assemble(
+        tenant: &TenantId,
+        text: String,
+        backends: &[BackendSchema],
+    ) -> Result<Arc<Self>, SchemaError> {
         let refused = |reason: String| SchemaError::Refused { tenant: tenant.clone(), reason };
         let (schema, _warnings) = ValidatorSchema::from_cedarschema_str(&text, Extensions::all_available())
             .map_err(|error| refused(error.to_string()))?;
         let actions = schema.action_entities().map_err(|error| refused(error.to_string()))?;
         let shared = shared_entities(tenant, backends);
-        let known = entities(shared.clone()).map_err(|error| refused(error.to_string()))?;
+        let known = entities(shared.clone()).map_err(&refused)?;
         let origin = BUILT.fetch_add(1, Ordering::Relaxed);
         let mut built = BTreeMap::new();
         for backend in backends {
             let uid = names::owned(&names::BACKEND, tenant, backend.name.as_str());
             let resource = Arc::new(Party::new(Arc::new(uid), &known));
             let operations = operations(backend, &schema, &actions, &resource, origin)?;
-            built.insert(
-                backend.name.clone(),
-                Backend { resource, operations, groups: backend.operations.clone() },
-            );
+            built.insert(backend.name.clone(), Backend { operations, groups: backend.operations.clone() });
         }
         Ok(Arc::new(Self {
             origin,
@@ -196,10 +210,6 @@ impl TenantSchema {
             .flat_map(|(name, backend)| backend.groups.iter().map(move |groups| (name, groups)))
     }
 
-    pub(crate) fn resource(&self, backend: &BackendName) -> Option<&Arc<Party>> {
-        Some(&self.backends.get(backend)?.resource)
-    }
-
     pub(crate) fn validator(&self) -> &Validator {
         &self.validator
     }
@@ -259,14 +269,13 @@ pub(crate) fn entity(
     Entity::new_with_attr_partial_value(uid, attributes, HashSet::new(), parents.into_iter().collect(), [])
 }
 
-/// Entities with their ancestors worked out.
-pub(crate) fn entities(
-    all: impl IntoIterator<Item = Entity>,
-) -> Result<Entities, cedar_policy_core::entities::err::EntitiesError> {
+/// Entities with their ancestors worked out; the error says what contradicts.
+pub(crate) fn entities(all: impl IntoIterator<Item = Entity>) -> Result<Entities, String> {
     Entities::from_entities(
         all,
-        None::<&cedar_policy_core::entities::NoEntitiesSchema>,
-        cedar_policy_core::entities::TCComputation::ComputeNow,
+        None::<&NoEntitiesSchema>,
+        TCComputation::ComputeNow,
         Extensions::all_available(),
     )
+    .map_err(|error| error.to_string())
 }

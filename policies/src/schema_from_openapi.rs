@@ -73,11 +73,11 @@ impl ContextWriter {
             let _ = writeln!(text, "{:INDENT$}\"{}\": {record},", "", location.as_str());
         }
         self.at.clear();
-        if let Some((is_required, schema)) = operation.body.as_ref().and_then(readable) {
-            if let Some(field) = self.field("body", is_required, schema.schema_type(), INDENT) {
-                text.push_str(&field);
-            }
-        }
+        let body =
+            operation.body.as_ref().and_then(readable).and_then(|(is_required, schema)| {
+                self.field("body", is_required, schema.schema_type(), INDENT)
+            });
+        text.push_str(&body.unwrap_or_default());
         let _ = write!(
             text,
             "{:INDENT$}\"claims\": Postern::Claims,\n{:INDENT$}\"peer\": Postern::Peer,\n{:INDENT$}\"now\": datetime,\n    }}",

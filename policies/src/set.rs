@@ -132,7 +132,7 @@ impl TenantPolicies {
                 self.files.get(&source.name).filter(|file| is_same_schema && file.author == author);
             match previous {
                 Some(file) if file.text == source.text => {
-                    drop(files.insert(source.name.clone(), Arc::clone(file)))
+                    drop(files.insert(source.name.clone(), Arc::clone(file)));
                 }
                 _ => {
                     let file = read(schema, author, source, previous.map(Arc::as_ref), &mut mistakes);
@@ -358,7 +358,7 @@ fn read(
                 mistakes.extend(findings.into_iter().map(|finding| {
                     let range = piece.offset + finding.range.start..piece.offset + finding.range.end;
                     place.mistake(range, finding.message, finding.help)
-                }))
+                }));
             }
             Err(_beyond_what_is_reported) => break,
         }
@@ -412,3 +412,6 @@ fn linked(template: &Arc<Template>, wanted: &TemplateLink) -> Result<CompiledPol
     }
     link(template, &wanted.id, values).map(CompiledPolicy::new)
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ pub(crate) enum Shape {
     Text,
     /// A decimal, an address or a time.
     Extension(Constructor),
-    Set(Box<Shape>),
+    Set(Box<Self>),
     Record(Vec<Field>),
     /// Nothing that comes from a request: an entity, which only we put there.
     Given,
@@ -278,3 +278,6 @@ fn decimal(number: &Number) -> Option<String> {
     }
     Some(text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,12 +95,12 @@ mod tests {
             let mut end = 0;
             for piece in pieces(&text) {
                 prop_assert!(piece.offset >= end);
-                let between = &text[end..piece.offset];
+                let between = text.get(end..piece.offset).expect("between two pieces");
                 prop_assert!(between.lines().all(|line| line.trim().is_empty() || line.trim().starts_with("//")));
-                prop_assert_eq!(&text[piece.offset..piece.offset + piece.text.len()], piece.text);
+                prop_assert_eq!(text.get(piece.offset..piece.offset + piece.text.len()), Some(piece.text));
                 end = piece.offset + piece.text.len();
             }
-            let rest = &text[end..];
+            let rest = text.get(end..).expect("after the last piece");
             prop_assert!(rest.lines().all(|line| line.trim().is_empty() || line.trim().starts_with("//")));
         }
     }

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What authors are told, and what a set takes over from the one before.
+
+use crate::fixture::{Asked, decide, load, schema, session, source, told};
+use crate::{LinkError, Mistake, PolicySource, SessionEntities, TemplateLink, TenantPolicies, UNSCOPED};
+use postern_common::problem::Code;
+
+fn mistakes(text: &str) -> String {
+    told(&refused(text))
+}
+
+fn refused(text: &str) -> Vec<Mistake> {
+    TenantPolicies::load(&schema(), Some(&[source(text)]))
+        .map(|set| set.ids().join(" "))
+        .expect_err("mistakes")
+}
+
+#[test]
+fn a_syntax_error_is_shown_where_it_is() {
+    insta::assert_snapshot!(mistakes(
+        "@id(\"good\") permit (principal, action, resource);\n\n@id(\"bad\")\npermit (principal, action, resource)\nwhen { context.now = 1 };\n"
+    ));
+}
+
+#[test]
+fn a_field_that_does_not_exist_is_shown_with_what_was_meant() {
+    insta::assert_snapshot!(mistakes(
+        "@id(\"typo\") forbid (principal, action == support_desk::Action::\"createRefund\", resource)\nwhen { context.body.amuont.greaterThan(decimal(\"5.0\")) };"
+    ));
+}
+
+#[test]
+fn a_comparison_of_two_types_is_refused() {
+    insta::assert_snapshot!(mistakes(
+        "@id(\"types\") forbid (principal, action == support_desk::Action::\"createRefund\", resource)\nwhen { context.body.count > \"5\" };"
+    ));
+}
+
+#[test]
+fn an_optional_field_must_be_asked_for_first() {
+    insta::assert_snapshot!(mistakes(
+        "@id(\"optional\") forbid (principal, action == support_desk::Action::\"createRefund\", resource)\nwhen { context.body.urgent };"
+    ));
+}
+
+#[test]
+fn an_action_that_does_not_exist_is_shown_with_what_was_meant() {
+    insta::assert_snapshot!(mistakes(
+        "@id(\"a\") permit (principal, action == support_desk::Action::\"createRefunds\", resource);"
+    ));
+}
+
+#[test]
+fn a_condition_that_can_never_hold_is_refused() {
+    insta::assert_snapshot!(mistakes(
+        "@id(\"never\") permit (principal, action, resource)\nwhen { principal is Postern::ApiKey };"
+    ));
+}
+
+#[test]
+fn ids_are_required_unique_and_not_the_baseline_s() {
+    insta::assert_snapshot!(mistakes(
+        "permit (principal, action, resource);\n@id(\"a\") permit (principal, action, resource is Postern::Template);\n@id(\"postern-x\") forbid (principal, action, resource);\n@id(\"m\") @mode(\"off\") forbid (principal, action, resource);"
+    ));
+    let twice =
+        "@id(\"a\") permit (principal, action, resource);\n@id(\"a\") forbid (principal, action, resource);";
+    insta::assert_snapshot!("twice", mistakes(twice));
+    let same = "@id(\"a\") permit (principal, action, resource);";
+    assert_eq!(refused(&format!("{same}\n{same}")).len(), 1, "the same text twice is two policies");
+}
+
+#[test]
+fn an_id_may_move_from_one_file_to_another() {
+    let schema = schema();
+    let file = |name: &str, text: &str| PolicySource { name: name.to_owned(), text: text.to_owned() };
+    let policy = "@id(\"a\") permit (principal, action, resource);";
+    let before = TenantPolicies::load(&schema, Some(&[file("a", policy), file("b", "")])).expect("right");
+    let after = before.reload(&schema, Some(&[file("a", ""), file("b", policy)])).expect("right");
+    assert!(decide(&after, &["*"], &Asked::list()).is_allowed());
+}
+
+#[test]
+fn unscoped_policies_are_warned_of_and_bounded() {
+    let unscoped = |count: usize| -> String {
+        (0..count).map(|n| format!("@id(\"p{n}\") permit (principal, action, resource);\n")).collect()
+    };
+    let set = load(&schema(), &unscoped(UNSCOPED));
+    assert_eq!(set.warnings().len(), UNSCOPED);
+    insta::assert_snapshot!(set.warnings()[1]);
+    assert_eq!(refused(&unscoped(UNSCOPED + 1)).len(), 1);
+}
+
+#[test]
+fn a_policy_that_is_too_long_is_refused() {
+    let text = format!(
+        "@id(\"a\") permit (principal, action, resource) when {{ context.peer.kind != \"{}\" }};",
+        "x".repeat(70_000)
+    );
+    assert!(refused(&text)[0].message.contains("64 KiB"));
+}
+
+#[test]
+fn a_template_applies_where_it_is_linked_and_nowhere_else() {
+    let text = "@id(\"t\") permit (principal in ?principal, action, resource == ?resource);";
+    let set = load(&schema(), text);
+    assert!(!decide(&set, &["*"], &Asked::list()).is_allowed(), "not linked yet");
+    let link = |user: &str| TemplateLink {
+        template: "t".to_owned(),
+        id: format!("t-{user}"),
+        principal: Some(format!("Postern::User::\"acme/{user}\"")),
+        resource: Some("Postern::Backend::\"acme/support-desk\"".to_owned()),
+    };
+    let bob = set.with_links(&[link("bob")]).expect("linked");
+    assert!(!decide(&bob, &["*"], &Asked::list()).is_allowed(), "linked to another user");
+    let alice = bob.with_links(&[link("alice")]).expect("linked");
+    let decision = decide(&alice, &["*"], &Asked::list());
+    assert_eq!(decision.determining()[0].id, "t-alice");
+    assert_eq!(
+        alice.with_links(&[link("alice")]).expect_err("taken"),
+        LinkError::Taken("t-alice".to_owned())
+    );
+    let reloaded = alice.reload(alice.schema(), Some(&[source(text)])).expect("right");
+    assert!(!decide(&reloaded, &["*"], &Asked::list()).is_allowed(), "links are not taken over");
+    assert!(matches!(
+        set.with_links(&[TemplateLink { template: "u".to_owned(), ..link("x") }]),
+        Err(LinkError::UnknownTemplate(_))
+    ));
+    assert!(matches!(
+        set.with_links(&[TemplateLink { principal: None, ..link("x") }]),
+        Err(LinkError::Slots { .. })
+    ));
+}
+
+#[test]
+fn no_permit_of_a_tenant_undoes_the_baseline() {
+    let set = load(&schema(), "@id(\"all\") permit (principal, action, resource);");
+    let decision = decide(&set, &["support-desk/listOrders"], &Asked::new("ping"));
+    assert_eq!(decision.code(), Some(Code::PolicyDenied));
+    insta::assert_debug_snapshot!(decision.determining());
+}
+
+#[test]
+fn a_set_of_many_policies_answers_as_its_few_candidates_do() {
+    let mut text: String = (0..500)
+        .map(|n| {
+            format!("@id(\"u{n}\") permit (principal in Postern::User::\"acme/u{n}\", action, resource);\n")
+        })
+        .collect();
+    text.push_str("@id(\"mine\") permit (principal in Postern::User::\"acme/alice\", action in [support_desk::Action::\"read\", support_desk::Action::\"orders\"], resource);");
+    let set = load(&schema(), &text);
+    let session = SessionEntities::build(set.schema(), &session(&["*"])).expect("a session");
+    let explanation = set.explain(&session, &Asked::list().typed(set.schema(), &session));
+    assert_eq!(explanation.determining, ["mine"]);
+    assert_eq!(explanation.considered.len(), 3, "the policy once, and two of the baseline");
+}
