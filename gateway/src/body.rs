@@ -6,6 +6,9 @@
 //! identity may not hide in it. A judged body may have no `Content-Encoding`. Multipart bodies
 //! are refused for now.
 
+use crate::config::BODY_TIME;
+use crate::limits::{self, Room};
+use crate::registry::LiveSession;
 use crate::reject::Reject;
 use crate::route::{Call, Routed};
 use bytes::{Bytes, BytesMut};
@@ -75,40 +78,68 @@ enum Plan {
 /// Reads it within `config::BODY_TIME` if it is judged; stops when the session ends.
 ///
 /// # Errors
-/// [`Reject`] for a body that is too large, slow, of a wrong type, compressed, or not strict JSON.
-pub(crate) async fn admit(routed: Routed, ended: &CancellationToken) -> Result<Admitted, Reject> {
+/// [`Reject`] for a body that is too large, slow, of a wrong type, compressed, or not strict JSON,
+/// and for one more than the session may have held at a time.
+pub(crate) async fn admit(routed: Routed, session: &LiveSession, all: &Room) -> Result<Admitted, Reject> {
     let Routed { mut call, body } = routed;
+    let ended = &session.ended;
     if body.is_end_stream() {
         check_absent(&call)?;
         return Ok(Admitted { call, body: AdmittedBody::None });
     }
     let essence = essence(&call.headers);
     let plan = plan(&call, &essence)?;
-    if matches!(plan, Plan::Refuse) {
-        let read = collect(body, 0, ended).await;
-        if read.as_ref().is_ok_and(Bytes::is_empty) {
-            return Ok(Admitted { call, body: AdmittedBody::None });
-        }
-        return Err(violation("this operation takes no body"));
+    if matches!(plan, Plan::Judge(_) | Plan::Hold { .. } | Plan::Look) {
+        let bytes = expected_bytes(&body, &plan, &call)?;
+        call.room = Some(Arc::new(limits::room(&session.limiter, all, bytes)?));
     }
-    let declared = body.size_hint().exact();
     let (judged, streamed) = (call.backend.judged_body_bytes, call.backend.streamed_body_bytes);
     let admitted = match plan {
-        Plan::Refuse => AdmittedBody::None,
+        Plan::Refuse => refuse(body, ended).await?,
         Plan::Judge(kind) => judge(body, kind, judged, &call, ended).await?,
-        Plan::Hold { looks } => held(collect_declared(body, declared, judged, ended).await?, looks, &call)?,
+        Plan::Hold { looks } => held(collect(body, judged, ended).await?, looks, &call)?,
         Plan::Stream => AdmittedBody::Stream(stream(body, None, streamed, ended)?),
         Plan::Look => look(body, &call, ended).await?,
     };
-    if matches!(admitted, AdmittedBody::None) {
-        check_absent(&call)?;
-    }
-    if matches!(admitted, AdmittedBody::Json(_) | AdmittedBody::Form(_)) {
-        // Parameters such as `charset` were not part of the judgement, so they do not go on.
-        let written = HeaderValue::from_str(&essence);
-        call.headers.extend(written.ok().map(|value| (CONTENT_TYPE, value)));
+    match &admitted {
+        AdmittedBody::None => check_absent(&call)?,
+        AdmittedBody::Json(_) | AdmittedBody::Form(_) => retype(&mut call.headers, &essence),
+        AdmittedBody::Whole(_) => {}
+        AdmittedBody::Stream(_) => call.room = None,
     }
     Ok(Admitted { call, body: admitted })
+}
+
+/// How much memory a body may take: what it declares, or all that it may have.
+fn expected_bytes(body: &Incoming, plan: &Plan, call: &Call) -> Result<u64, Reject> {
+    let limit = call.backend.judged_body_bytes;
+    match body.size_hint().exact() {
+        None => Ok(limit),
+        Some(declared) if declared <= limit => Ok(declared),
+        // It may turn out to be one that is streamed.
+        Some(_) if matches!(plan, Plan::Look) => Ok(limit),
+        Some(_) => Err(Reject::BodyTooLarge { limit }),
+    }
+}
+
+/// A body that the operation does not take: nothing but an empty one will do.
+async fn refuse(body: Incoming, ended: &CancellationToken) -> Result<AdmittedBody, Reject> {
+    match collect(body, 0, ended).await {
+        Ok(_empty) => Ok(AdmittedBody::None),
+        Err(BodyFault::TooLarge { .. }) => Err(violation("this operation takes no body")),
+        Err(fault) => Err(fault.into()),
+    }
+}
+
+/// Writes the type that the body was judged as. Parameters such as `charset` were not part of
+/// the judgement, so they do not go on.
+fn retype(headers: &mut HeaderMap, essence: &str) {
+    headers.remove(CONTENT_TYPE);
+    if let Ok(value) = HeaderValue::from_str(essence)
+        && !essence.is_empty()
+    {
+        headers.insert(CONTENT_TYPE, value);
+    }
 }
 
 fn violation(message: &str) -> Reject {
@@ -172,8 +203,7 @@ async fn judge(
     call: &Call,
     ended: &CancellationToken,
 ) -> Result<AdmittedBody, Reject> {
-    let declared = body.size_hint().exact();
-    let bytes = collect_declared(body, declared, limit, ended).await?;
+    let bytes = collect(body, limit, ended).await?;
     if bytes.is_empty() {
         return Ok(AdmittedBody::None);
     }
@@ -221,17 +251,14 @@ fn held(bytes: Bytes, looks: bool, call: &Call) -> Result<AdmittedBody, Reject> 
 /// A body of undeclared type: judged if its first byte begins a JSON object or list, since many
 /// servers read JSON whatever its type says.
 async fn look(mut body: Incoming, call: &Call, ended: &CancellationToken) -> Result<AdmittedBody, Reject> {
-    let first = loop {
-        match next_data(&mut body, ended).await? {
-            None => return Ok(AdmittedBody::None),
-            Some(data) if data.is_empty() => {}
-            // Leading blanks mean nothing in JSON and can hide its beginning.
-            Some(data) if data.iter().all(u8::is_ascii_whitespace) => {
-                return Err(Reject::Malformed("the body begins with blanks; send it without".into()));
-            }
-            Some(data) => break data,
-        }
+    let first = tokio::time::timeout(BODY_TIME, first_data(&mut body, ended)).await;
+    let Some(first) = first.map_err(|_elapsed| BodyFault::TooSlow)?? else {
+        return Ok(AdmittedBody::None);
     };
+    if first.iter().all(u8::is_ascii_whitespace) {
+        // Leading blanks mean nothing in JSON and can hide its beginning.
+        return Err(Reject::Malformed("the body begins with blanks; send it without".into()));
+    }
     if !looks_like_json(&first) {
         return Ok(AdmittedBody::Stream(stream(body, Some(first), call.backend.streamed_body_bytes, ended)?));
     }
@@ -254,11 +281,21 @@ fn looks_like_json(start: &[u8]) -> bool {
     matches!(start.trim_ascii_start().first(), Some(b'{' | b'['))
 }
 
+/// The first data that is not empty.
+async fn first_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Option<Bytes>, BodyFault> {
+    loop {
+        match next_data(body, ended).await? {
+            Some(data) if data.is_empty() => {}
+            other => return Ok(other),
+        }
+    }
+}
+
 async fn next_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Option<Bytes>, BodyFault> {
     let frame = tokio::select! {
         biased;
         () = ended.cancelled() => return Err(BodyFault::SessionEnded),
-        frame = tokio::time::timeout(crate::config::BODY_TIME, body.frame()) => {
+        frame = tokio::time::timeout(BODY_TIME, body.frame()) => {
             frame.map_err(|_elapsed| BodyFault::TooSlow)?
         }
     };
@@ -268,18 +305,6 @@ async fn next_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Opt
         // Trailers of a request are never forwarded: nothing has judged them.
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
     }
-}
-
-async fn collect_declared(
-    body: Incoming,
-    declared: Option<u64>,
-    limit: u64,
-    ended: &CancellationToken,
-) -> Result<Bytes, BodyFault> {
-    if declared.is_some_and(|length| length > limit) {
-        return Err(BodyFault::TooLarge { limit });
-    }
-    collect(body, limit, ended).await
 }
 
 /// Reads a whole body of at most `limit` bytes.
@@ -294,7 +319,7 @@ async fn collect(mut body: Incoming, limit: u64, ended: &CancellationToken) -> R
         }
         Ok(whole.freeze())
     };
-    tokio::time::timeout(crate::config::BODY_TIME, all).await.map_err(|_elapsed| BodyFault::TooSlow)?
+    tokio::time::timeout(BODY_TIME, all).await.map_err(|_elapsed| BodyFault::TooSlow)?
 }
 
 fn stream(

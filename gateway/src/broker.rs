@@ -113,8 +113,7 @@ pub(crate) fn attach(granted: Granted, request_id: &RequestId) -> Result<Sealed,
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.headers_mut() = call.headers;
-    let id = HeaderValue::from_str(request_id.as_str()).ok();
-    request.headers_mut().extend(id.map(|id| (REQUEST_ID, id)));
+    crate::response::mark(request.headers_mut(), request_id);
     if let Some(credential) = &call.backend.credential {
         let value = credential.value.clone().ok_or(Reject::CredentialMissing)?;
         request.headers_mut().insert(credential.name.clone(), value);

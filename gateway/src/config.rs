@@ -24,6 +24,10 @@ pub(crate) const JUDGED_BODY_BYTES: u64 = 1024 * 1024;
 pub(crate) const STREAMED_BODY_BYTES: u64 = 64 * 1024 * 1024;
 /// The most that a backend may ask us to hold for one judged body.
 pub(crate) const LARGEST_JUDGED_BODY_BYTES: u64 = 32 * 1024 * 1024;
+/// Judged bodies of one session that are held at a time: one of the largest.
+pub(crate) const BODY_ROOM_OF_SESSION: u64 = LARGEST_JUDGED_BODY_BYTES;
+/// Judged bodies of all sessions that are held at a time.
+pub(crate) const BODY_ROOM: u64 = 512 * 1024 * 1024;
 /// From a request's head to the head of the backend's answer, unless `limits.timeout` says
 /// otherwise (nginx's `proxy_read_timeout`: 60 s).
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(60);

@@ -12,13 +12,13 @@
 use crate::Gateway;
 use crate::config::SWEEP_INTERVAL;
 use crate::listener::{accept_sandbox, open_door};
+use crate::registry::Lookup;
 use crate::snapshot::{Snapshot, build};
 use postern_common::clock;
 use postern_common::control::{Applied, Change, Delivery, State, TenantConfig};
-use postern_common::id::{SandboxId, TenantId};
+use postern_common::id::TenantId;
 use postern_common::session::{Peer, Session};
 use postern_common::tasks::Stop;
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ pub(crate) async fn follow(gateway: Arc<Gateway>, mut deliveries: mpsc::Receiver
     let (work, waiting) = mpsc::channel(WORK_IN_FLIGHT);
     let compiling = Arc::clone(&gateway);
     gateway.tasks.spawn(move |stop| compile(compiling, waiting, stop));
-    let mut following = Following { gateway: Arc::clone(&gateway), work, last: None, doors: HashMap::new() };
+    let mut following = Following { gateway: Arc::clone(&gateway), work, last: None };
     while let Some(Some(delivery)) = stop.run_until_cancelled(deliveries.recv()).await {
         following.apply(delivery).await;
     }
@@ -113,7 +113,6 @@ struct Following {
     work: mpsc::Sender<Work>,
     /// Epoch and version of the last message.
     last: Option<(u64, u64)>,
-    doors: HashMap<SandboxId, Arc<Path>>,
 }
 
 impl Following {
@@ -131,7 +130,6 @@ impl Following {
         let answer = match message.change {
             Change::Session(session) => self.open(*session),
             Change::SessionEnded(ended) => {
-                self.doors.remove(&ended.sandbox_id);
                 self.gateway.registry.end(ended);
                 Applied::InForce
             }
@@ -147,7 +145,7 @@ impl Following {
         drop(self.work.send(work).await);
     }
 
-    async fn replace(&mut self, state: State, applied: oneshot::Sender<Applied>) {
+    async fn replace(&self, state: State, applied: oneshot::Sender<Applied>) {
         let mut refused = Vec::new();
         let (mut opened, mut ended) = (Vec::new(), state.ended);
         ended.retain(|session| session.until > clock::now());
@@ -162,11 +160,10 @@ impl Following {
         for (session, door) in opened {
             self.serve(session, door);
         }
-        self.gateway.freshness.heard();
         self.hand_over(Work::Replace(state.tenants, refused, applied)).await;
     }
 
-    fn open(&mut self, session: Session) -> Applied {
+    fn open(&self, session: Session) -> Applied {
         match self.door(&session) {
             Ok(door) => {
                 if self.serve(session, door) {
@@ -182,7 +179,10 @@ impl Following {
     /// Opens the session's own socket, if it has one that is not open yet.
     fn door(&self, session: &Session) -> Result<Option<(Arc<Path>, tokio::net::UnixListener)>, String> {
         let Peer::Socket(path) = &session.peer else { return Ok(None) };
-        if self.doors.get(&session.sandbox_id).is_some_and(|open| **open == **path) {
+        // A live session with this path has its door open: it closes with the session.
+        if let Lookup::Live(live) = self.gateway.registry.find(&session.sandbox_id)
+            && live.session.peer == session.peer
+        {
             return Ok(None);
         }
         match open_door(path) {
@@ -194,8 +194,7 @@ impl Following {
         }
     }
 
-    fn serve(&mut self, session: Session, door: Option<(Arc<Path>, tokio::net::UnixListener)>) -> bool {
-        let id = session.sandbox_id.clone();
+    fn serve(&self, session: Session, door: Option<(Arc<Path>, tokio::net::UnixListener)>) -> bool {
         let Some(live) = self.gateway.registry.open(session) else {
             if let Some((path, _)) = door {
                 drop(std::fs::remove_file(&path));
@@ -203,7 +202,6 @@ impl Following {
             return false;
         };
         if let Some((path, listener)) = door {
-            self.doors.insert(id, Arc::clone(&path));
             let (gateway, ended) = (Arc::clone(&self.gateway), live.ended.clone());
             self.gateway.tasks.spawn(move |stop| accept_sandbox(gateway, listener, path, ended, stop));
         }
@@ -226,6 +224,8 @@ async fn compile(gateway: Arc<Gateway>, mut waiting: mpsc::Receiver<Work>, stop:
                 for config in configs {
                     mistakes.extend(put(&gateway, config).await);
                 }
+                // Not ready before the first state is whole.
+                gateway.freshness.heard();
                 (mistakes, applied)
             }
         };

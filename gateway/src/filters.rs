@@ -243,13 +243,13 @@ async fn run(filter: &AttachedFilter, caller: &Caller, view: RequestView) -> Res
         // A tenant's own words: in a field of their own, never as the message.
         match line.level {
             LogLevel::Debug => {
-                tracing::debug!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log")
+                tracing::debug!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log");
             }
             LogLevel::Info => {
-                tracing::info!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log")
+                tracing::info!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log");
             }
             LogLevel::Warn => {
-                tracing::warn!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log")
+                tracing::warn!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log");
             }
         }
     }

@@ -162,6 +162,3 @@ fn is_suspicious(reject: &Reject) -> bool {
             | Reject::WrongPeer
     )
 }
-
-#[cfg(test)]
-mod tests;

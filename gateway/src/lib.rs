@@ -36,6 +36,7 @@ pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
 use arc_swap::ArcSwap;
 use control::Freshness;
 use identify::Identities;
+use limits::Room;
 use metrics::Metrics;
 use postern_common::control::Follower;
 use postern_common::decision::DecisionRecord;
@@ -64,6 +65,8 @@ pub struct Gateway {
     metrics: Metrics,
     registered: MetricRegistry,
     tasks: Tasks,
+    /// Memory for judged bodies of all sessions.
+    bodies: Room,
     drain: Duration,
 }
 
@@ -127,6 +130,7 @@ impl Gateway {
             metrics: Metrics::register(&mut registered),
             registered,
             tasks: tasks.clone(),
+            bodies: Room::new(config::BODY_ROOM),
             drain: config.drain,
         });
         let (following, sweeping) = (Arc::clone(&gateway), Arc::clone(&gateway));

@@ -4,6 +4,7 @@
 //! A bucket is one atomic number (the generic cell rate algorithm), so it is exact across
 //! threads and never locks. Sharing a tenant's budget between gateways is not here.
 
+use crate::config::BODY_ROOM_OF_SESSION;
 use crate::reject::{Limited, Reject, Scope};
 use postern_common::folder::{OperationLimits, Rate};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -159,17 +160,57 @@ pub(crate) fn semaphore(permits: u32) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(permits.clamp(1, Semaphore::MAX_PERMITS)))
 }
 
-/// A session's limiter, which follows its tenant's configuration.
-#[derive(Debug, Default)]
-pub(crate) struct SessionLimiter(Mutex<Option<Arc<Limiter>>>);
+/// A session's limiter, which follows its tenant's configuration, and its room for bodies.
+#[derive(Debug)]
+pub(crate) struct SessionLimiter {
+    current: Mutex<Option<Arc<Limiter>>>,
+    bodies: Room,
+}
+
+impl Default for SessionLimiter {
+    fn default() -> Self {
+        Self { current: Mutex::default(), bodies: Room::new(BODY_ROOM_OF_SESSION) }
+    }
+}
 
 impl SessionLimiter {
     fn at(&self, rate: Rate, now: Instant) -> Arc<Limiter> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let limiter = Limiter::like(kept.as_ref(), rate, now);
         *kept = Some(Arc::clone(&limiter));
         limiter
     }
+}
+
+/// Memory for judged bodies, in steps of 1 KiB. Bodies are held before there is a permit, so
+/// that they need a bound of their own.
+#[derive(Debug)]
+pub(crate) struct Room(Arc<Semaphore>);
+
+/// A place in the rooms of session and gateway.
+#[derive(Debug)]
+pub(crate) struct HeldRoom {
+    _held: [OwnedSemaphorePermit; 2],
+}
+
+impl Room {
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self(semaphore(kibibytes(bytes)))
+    }
+
+    fn take(&self, bytes: u64, scope: Scope) -> Result<OwnedSemaphorePermit, Reject> {
+        let taken = Arc::clone(&self.0).try_acquire_many_owned(kibibytes(bytes));
+        taken.map_err(|_no_room| Reject::ConcurrencyLimited(scope))
+    }
+}
+
+fn kibibytes(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// Takes room for one body; never waits.
+pub(crate) fn room(session: &SessionLimiter, all: &Room, bytes: u64) -> Result<HeldRoom, Reject> {
+    Ok(HeldRoom { _held: [session.bodies.take(bytes, Scope::Session)?, all.take(bytes, Scope::Gateway)?] })
 }
 
 /// The limits that count for one request.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every way in which a request ends early, in one type.
 //!
-//! It decides status, public body, log level and metric label; no match in this file has a
-//! catch-all arm. What it says to the caller names the caller's own request only: no address of a
+//! It decides status, public body, log level and metric label. The tables that every refusal must
+//! be in (code, detail, hint) have no catch-all arm. What it says to the caller names the caller's own request only: no address of a
 //! backend, no other tenant, no secret.
 
 use crate::body::BodyFault;
@@ -23,6 +23,7 @@ pub(crate) enum Scope {
     Tenant,
     Operation,
     Backend,
+    Gateway,
 }
 
 impl Scope {
@@ -33,6 +34,7 @@ impl Scope {
             Self::Tenant => "tenant",
             Self::Operation => "operation",
             Self::Backend => "backend",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -250,7 +252,7 @@ impl Reject {
                 tracing::error!(%request, %decision, code, "a backend's credential names a secret that is not here");
             }
             Self::RateLimited(_) | Self::ConcurrencyLimited(_) => {
-                tracing::debug!(%request, %decision, code, "refused")
+                tracing::debug!(%request, %decision, code, "refused");
             }
             _ => tracing::info!(%request, %decision, code, "refused"),
         }

@@ -61,7 +61,7 @@ async fn forward(
     let backend = routed.call.backend.clone();
     limits::spend_operation(routed.call.operation.limiter.as_deref(), draft.begun)?;
     draft.stage("route");
-    let admitted = body::admit(routed, &caller.session.ended).await?;
+    let admitted = body::admit(routed, &caller.session, &gateway.bodies).await?;
     draft.stage("body");
     let granted = judge(gateway, &rules, &caller, admitted, draft)?;
     let granted = match filters::on_request(gateway, &caller, granted, draft).await? {

@@ -120,8 +120,9 @@ pub(crate) fn pass_on(answer: Answer, request_id: &RequestId, budget: &Budget) -
         ("ratelimit-policy", format!("\"session\";q={quota}")),
     ];
     for (name, value) in fields {
-        let value = HeaderValue::from_str(&value).ok();
-        head.headers.extend(value.map(|value| (HeaderName::from_static(name), value)));
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            head.headers.insert(HeaderName::from_static(name), value);
+        }
     }
     let mut response = Response::new(Body::Backend(body));
     *response.status_mut() = head.status;

@@ -7,6 +7,7 @@
 use crate::authorize::{NOT_GRANTED, not_granted};
 use crate::head::Parsed;
 use crate::identify::Caller;
+use crate::limits::HeldRoom;
 use crate::reject::Reject;
 use crate::snapshot::{Backend, OperationRules, TenantRules};
 use http::HeaderMap;
@@ -27,6 +28,8 @@ pub(crate) struct Call {
     pub(crate) parameters: PathParameters,
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
+    /// Memory that a judged body takes, given back with the call.
+    pub(crate) room: Option<Arc<HeldRoom>>,
 }
 
 impl Call {
@@ -65,7 +68,15 @@ pub(crate) fn find(rules: &TenantRules, caller: &Caller, request: Parsed) -> Res
     };
     let operation = backend.operations.get(index).map(Arc::clone).ok_or(Reject::RouteUnknown)?;
     check_grants(rules, caller, &backend, &operation)?;
-    let call = Call { backend, operation, path, parameters, query: request.query, headers: request.headers };
+    let call = Call {
+        backend,
+        operation,
+        path,
+        parameters,
+        query: request.query,
+        headers: request.headers,
+        room: None,
+    };
     Ok(Routed { call, body: request.body })
 }
 

@@ -1,1 +1,134 @@
 // SPDX-License-Identifier: Apache-2.0
+use super::*;
+use proptest::prelude::*;
+
+#[test]
+fn a_bucket_gives_its_burst_and_then_its_rate() {
+    let origin = Instant::now();
+    let bucket = Bucket::new(10.0, Some(3), origin);
+    for _ in 0..3 {
+        assert_eq!(bucket.take(1, origin), Ok(()));
+    }
+    assert_eq!(bucket.take(1, origin), Err(Short::Wait(Duration::from_millis(100))));
+    assert_eq!(bucket.take(1, origin + Duration::from_millis(100)), Ok(()));
+    assert!(bucket.take(1, origin + Duration::from_millis(199)).is_err());
+}
+
+#[test]
+fn the_burst_defaults_to_the_rate_and_is_never_nothing() {
+    let origin = Instant::now();
+    assert_eq!(Bucket::new(7.5, None, origin).level(origin), 8);
+    assert_eq!(Bucket::new(0.1, None, origin).level(origin), 1);
+}
+
+#[test]
+fn more_than_the_bucket_holds_is_never_given() {
+    let origin = Instant::now();
+    assert_eq!(Bucket::new(1.0, Some(5), origin).take(6, origin), Err(Short::Never));
+}
+
+#[test]
+fn a_refused_take_costs_nothing() {
+    let origin = Instant::now();
+    let bucket = Bucket::new(1.0, Some(5), origin);
+    assert_eq!(bucket.take(4, origin), Ok(()));
+    assert!(bucket.take(2, origin).is_err());
+    assert_eq!(bucket.take(1, origin), Ok(()));
+}
+
+#[test]
+fn a_bucket_is_exact_across_threads() {
+    let origin = Instant::now();
+    let bucket = Bucket::new(0.001, Some(1000), origin);
+    let given: usize = std::thread::scope(|scope| {
+        let take = || (0..500).filter(|_| bucket.take(1, origin).is_ok()).count();
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+    });
+    assert_eq!(given, 1000);
+}
+
+#[test]
+fn a_reload_with_the_same_rate_keeps_the_level() {
+    let now = Instant::now();
+    let rate = Rate { per_second: 1.0, burst: Some(1), concurrent: None };
+    let old = Limiter::like(None, rate, now);
+    assert!(old.bucket.take(1, now).is_ok());
+    assert!(Limiter::like(Some(&old), rate, now).bucket.take(1, now).is_err());
+    let other = Rate { burst: Some(2), ..rate };
+    assert!(Limiter::like(Some(&old), other, now).bucket.take(1, now).is_ok());
+}
+
+#[test]
+fn a_flood_of_one_session_does_not_spend_the_tenants_tokens() {
+    let now = Instant::now();
+    let (rate, all) = (
+        Rate { per_second: 0.001, burst: Some(2), concurrent: None },
+        Rate { per_second: 0.001, burst: Some(3), concurrent: None },
+    );
+    let tenant = Limiter::like(None, all, now);
+    let (flood, calm) = (SessionLimiter::default(), SessionLimiter::default());
+    let flood = Budget::new(&flood, rate, &tenant, now);
+    let refused = (0..100).filter(|_| spend(&flood, now).is_err()).count();
+    assert_eq!(refused, 98);
+    assert!(spend(&Budget::new(&calm, rate, &tenant, now), now).is_ok());
+}
+
+#[test]
+fn permits_come_back_together() {
+    let now = Instant::now();
+    let rate = Rate { per_second: 1.0, burst: None, concurrent: Some(2) };
+    let tenant = Limiter::like(None, Rate { concurrent: Some(1), ..rate }, now);
+    let session = SessionLimiter::default();
+    let budget = Budget::new(&session, rate, &tenant, now);
+    let backend = semaphore(5);
+    let held = permit(&budget, &backend).expect("the first");
+    assert!(permit(&budget, &backend).is_err());
+    assert_eq!(backend.available_permits(), 4, "what was taken before the refusal is back");
+    drop(held);
+    assert!(permit(&budget, &backend).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn no_span_of_time_yields_more_than_burst_and_rate(
+        per_second in 1u32..1000,
+        burst in 1u32..50,
+        steps in proptest::collection::vec((0u64..50_000, 1u32..4), 1..200),
+    ) {
+        let origin = Instant::now();
+        let bucket = Bucket::new(f64::from(per_second), Some(burst), origin);
+        let interval = bucket.interval;
+        let mut now = origin;
+        let mut given: Vec<(u64, u64)> = Vec::new();
+        for (microseconds, cost) in steps {
+            now += Duration::from_micros(microseconds);
+            prop_assert!(bucket.level(now) <= u64::from(burst));
+            if bucket.take(cost, now).is_ok() {
+                given.push((bucket.nanoseconds(now), u64::from(cost)));
+            }
+        }
+        for (first, (start, _)) in given.iter().enumerate() {
+            let mut total = 0;
+            for (at, cost) in given.iter().skip(first) {
+                total += cost;
+                let bound = u64::from(burst) * interval + (at - start);
+                prop_assert!(total * interval <= bound, "{total} tokens in {} ns", at - start);
+            }
+        }
+    }
+
+    #[test]
+    fn waiting_as_told_is_enough(per_second in 1u32..1000, burst in 1u32..20, takes in 1usize..60) {
+        let origin = Instant::now();
+        let bucket = Bucket::new(f64::from(per_second), Some(burst), origin);
+        let mut now = origin;
+        for _ in 0..takes {
+            if let Err(short) = bucket.take(1, now) {
+                let Short::Wait(wait) = short else { panic!("one token fits") };
+                now += wait;
+                prop_assert_eq!(bucket.take(1, now), Ok(()));
+            }
+        }
+    }
+}

@@ -1,1 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0
+use super::*;
+use postern_common::session::Isolation;
+use std::collections::BTreeMap;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).expect("a time")
+}
+
+fn session(user: &str, ends: i64) -> Session {
+    Session {
+        sandbox_id: SandboxId::from_random([1; 12]),
+        tenant: "acme".parse().expect("a tenant"),
+        user_id: user.parse().expect("a user"),
+        conversation_id: "talk".parse().expect("a conversation"),
+        operations: Vec::new(),
+        tokens: vec![AcceptedToken { jti: "first".into(), until: at(ends + 100) }],
+        peer: Peer::Address([10, 0, 0, 1].into()),
+        expires_at: at(ends),
+        template: "default".parse().expect("a name"),
+        isolation: Isolation::Namespaces,
+        labels: BTreeMap::new(),
+        claims: serde_json::Map::new(),
+    }
+}
+
+fn id() -> SandboxId {
+    SandboxId::from_random([1; 12])
+}
+
+#[test]
+fn a_session_ends_at_its_time_and_is_forgotten_after_its_last_token() {
+    let registry = Registry::default();
+    let live = registry.open(session("alice", 10)).expect("opens");
+    registry.sweep(at(9));
+    assert!(registry.is_live(&live, at(9)));
+    assert!(!registry.is_live(&live, at(10)), "also before the sweep");
+    registry.sweep(at(10));
+    assert!(live.ended.is_cancelled());
+    assert!(matches!(registry.find(&id()), Lookup::Ended));
+    registry.sweep(at(110));
+    assert!(matches!(registry.find(&id()), Lookup::Unknown));
+}
+
+#[test]
+fn a_change_keeps_what_is_in_flight_and_an_end_does_not() {
+    let registry = Registry::default();
+    let first = registry.open(session("alice", 10)).expect("opens");
+    let longer = registry.open(session("alice", 100)).expect("changes");
+    registry.sweep(at(50));
+    assert!(registry.is_live(&first, at(50)), "extended");
+    registry.end(EndedSession { sandbox_id: id(), until: at(60) });
+    assert!(first.ended.is_cancelled() && longer.ended.is_cancelled());
+    assert!(registry.open(session("alice", 1000)).is_none(), "an ended session stays ended");
+}
+
+#[test]
+fn another_principal_under_the_same_id_ends_the_first() {
+    let registry = Registry::default();
+    let alice = registry.open(session("alice", 10)).expect("opens");
+    let bob = registry.open(session("bob", 10)).expect("opens");
+    assert!(alice.ended.is_cancelled() && !bob.ended.is_cancelled());
+}
+
+#[test]
+fn a_snapshot_ends_what_it_does_not_hold() {
+    let registry = Registry::default();
+    let gone = registry.open(session("alice", 10)).expect("opens");
+    let mut other = session("bob", 10);
+    other.sandbox_id = SandboxId::from_random([2; 12]);
+    registry.replace(vec![other.clone()], Vec::new());
+    assert!(gone.ended.is_cancelled());
+    assert!(matches!(registry.find(&id()), Lookup::Unknown));
+    let kept = match registry.find(&other.sandbox_id) {
+        Lookup::Live(live) => live,
+        found => panic!("{found:?}"),
+    };
+    registry.replace(vec![other], vec![EndedSession { sandbox_id: id(), until: at(99) }]);
+    assert!(!kept.ended.is_cancelled(), "one that stays goes on");
+    assert!(matches!(registry.find(&id()), Lookup::Ended));
+}
+
+#[test]
+fn only_the_bound_peer_may_use_a_session() {
+    let bound = |peer: Peer| LiveSession::new(Session { peer, ..session("alice", 10) }, None);
+    let (here, there): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+    let socket = |path: &str| Source::Socket(Arc::from(Path::new(path)));
+    let pod =
+        bound(Peer::Pod { uid: "u".into(), addresses: vec![here, "fd00::1".parse().expect("an address")] });
+    assert!(pod.is_bound_to(&Source::Address(here)));
+    assert!(!pod.is_bound_to(&Source::Address(there)) && !pod.is_bound_to(&socket("/a")));
+    let local = bound(Peer::Socket("/a".into()));
+    assert!(local.is_bound_to(&socket("/a")));
+    assert!(!local.is_bound_to(&socket("/b")) && !local.is_bound_to(&Source::Address([127, 0, 0, 1].into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_when_the_session_comes_or_the_time_is_over() {
+    let registry = Arc::new(Registry::default());
+    let bound = Duration::from_millis(500);
+    assert!(matches!(registry.find_with_token(&id(), "first", bound).await, Lookup::Unknown));
+    let sandbox = id();
+    let waiting = registry.find_with_token(&sandbox, "first", bound);
+    let opening = async { registry.open(session("alice", 10)).is_some() };
+    let (found, _) = tokio::join!(waiting, opening);
+    assert!(matches!(found, Lookup::Live(_)));
+    let unknown_token = registry.find_with_token(&id(), "second", bound).await;
+    assert!(matches!(unknown_token, Lookup::Live(_)), "the session is known, the token is for `accepts`");
+}

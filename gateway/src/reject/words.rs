@@ -130,7 +130,7 @@ impl Limited {
     fn detail(self) -> String {
         match self.scope {
             Scope::BadTokens => "too many bad tokens came from this peer".into(),
-            Scope::Session | Scope::Tenant | Scope::Operation | Scope::Backend => {
+            Scope::Session | Scope::Tenant | Scope::Operation | Scope::Backend | Scope::Gateway => {
                 format!("the rate of this {} is used up", self.scope.as_str())
             }
         }

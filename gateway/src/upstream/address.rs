@@ -118,6 +118,14 @@ fn canonical(name: &str) -> String {
 struct Rules {
     allow: Vec<Entry>,
     never: Vec<Entry>,
+    /// This gateway's own listeners, which no replacement opens.
+    own: Vec<Entry>,
+}
+
+impl Rules {
+    fn closes(&self, is_entry: impl Fn(&&Entry) -> bool) -> bool {
+        self.never.iter().chain(&self.own).any(|entry| is_entry(&entry))
+    }
 }
 
 /// The operator's rules. Clones share one list, which may be replaced while the gateway runs.
@@ -146,9 +154,9 @@ impl UpstreamRules {
             let entries = list.iter().map(|text| Entry::parse(text));
             entries.filter_map(|entry| entry.map_err(|mistake| mistakes.push(mistake)).ok()).collect()
         };
-        let rules = Rules { allow: read(allow), never: read(never) };
+        let (allow, never) = (read(allow), read(never));
         if mistakes.is_empty() {
-            self.0.store(Arc::new(rules));
+            self.0.rcu(|rules| Rules { allow: allow.clone(), never: never.clone(), own: rules.own.clone() });
             Ok(())
         } else {
             Err(mistakes)
@@ -167,7 +175,8 @@ impl UpstreamRules {
         let entries: Vec<_> = entries.collect();
         self.0.rcu(|rules| Rules {
             allow: rules.allow.clone(),
-            never: rules.never.iter().chain(&entries).cloned().collect(),
+            never: rules.never.clone(),
+            own: rules.own.iter().chain(&entries).cloned().collect(),
         });
     }
 
@@ -190,7 +199,7 @@ impl UpstreamRules {
             Host::Domain(name) => canonical(name),
         };
         let rules = self.0.load();
-        if rules.never.iter().any(|entry| entry.is_name(&name) && entry.has_port(port)) {
+        if rules.closes(|entry| entry.is_name(&name) && entry.has_port(port)) {
             return Err(RefusedAddress::NotAllowed { host: name, port });
         }
         // A name that only a network could admit is judged by its addresses, when we connect.
@@ -216,7 +225,7 @@ impl UpstreamRules {
         let host = canonical(host);
         let is_entry =
             |entry: &&Entry| (entry.holds(address) || entry.is_name(&host)) && entry.has_port(to.port());
-        if rules.never.iter().any(|entry| is_entry(&entry)) {
+        if rules.closes(is_entry) {
             return Err(never("it belongs to Postern itself, or the operator closed it"));
         }
         let is_open = |entry: &Entry| entry.holds(address) || !address.is_loopback() || host == "localhost";

@@ -96,7 +96,7 @@ impl Connector {
             match TcpStream::connect(address).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if !matches!(last, ConnectError::Refused(_)) => {
-                    last = ConnectError::Connect(error)
+                    last = ConnectError::Connect(error);
                 }
                 Err(_) => {}
             }

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The gateway through its doors: real sockets, a real backend that records what reaches it, a
+//! real control link, policies and documents. Every refusal is shown to reach no backend, and
+//! every attack has a control that does.
+
+mod bodies;
+mod identity;
+mod refusals;
+mod streams;
+mod tenancy;
+mod world;

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Configurations: whole or not at all, each tenant's its own; where requests may go.
+
+use crate::world::World;
+use postern_common::control::{Applied, Change, Message};
+use serde_json::json;
+
+fn mistakes(applied: Applied) -> Vec<String> {
+    match applied {
+        Applied::InForce => Vec::new(),
+        Applied::Refused(mistakes) => mistakes,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_configuration_leaves_the_last_good_one_and_names_every_mistake() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let mut file = world.described();
+    file["url"] = json!("http://elsewhere.example:80/");
+    let policies = "@id(\"typo\") permit (principal, action == desk::Action::\"listOrder\", resource);";
+    let bad = world.config("acme", &[("desk", world.described()), ("other", file)], Some(policies));
+    let told = mistakes(world.put(bad).await);
+    assert!(told.iter().any(|mistake| mistake.contains("gateway.upstreams.allow")), "{told:?}");
+    assert!(told.iter().any(|mistake| mistake.contains("policies/desk.cedar:1")), "{told:?}");
+    assert_eq!(sandbox.get("/orders").await.status, 200, "the last good one is in force");
+    let good = world.config("acme", &[("desk", world.described())], Some(""));
+    assert_eq!(world.put(good).await, Applied::InForce);
+    let answer = sandbox.get("/orders").await;
+    assert_eq!((answer.status, answer.code()), (403, "policy-denied"), "an empty set permits nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_reaches_its_own_backends_only() {
+    let world = World::desk().await;
+    let other = world.config("other", &[("vault", world.described())], None);
+    assert_eq!(world.put(other).await, Applied::InForce);
+    let alice = world.sandbox_of("acme", "alice", &["*"]).await;
+    let eve = world.sandbox_of("other", "eve", &["*"]).await;
+    assert_eq!(alice.get("/vault/orders").await.code(), "route-unknown");
+    assert_eq!(eve.get("/desk/orders").await.code(), "route-unknown");
+    assert_eq!(eve.get("/vault/orders").await.status, 200);
+    let removed = world.send(Change::TenantRemoved(alice.session.tenant.clone())).await;
+    assert_eq!(removed, Applied::InForce);
+    assert_eq!(alice.get("/desk/orders").await.code(), "route-unknown");
+    assert_eq!(eve.get("/vault/orders").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_several_backends_a_path_must_name_one() {
+    let world = World::empty().await;
+    let mut config = world.config("acme", &[("desk", world.described()), ("files", world.plain())], None);
+    assert_eq!(world.put(config.clone()).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    assert_eq!(sandbox.get("/orders").await.code(), "route-unknown");
+    assert_eq!(sandbox.get("/desk/orders").await.status, 200);
+    assert_eq!(sandbox.get("/files/any/where").await.target(), "/any/where");
+    config.default_backend = Some("files".parse().expect("a name"));
+    assert_eq!(world.put(config.clone()).await, Applied::InForce);
+    assert_eq!(sandbox.get("/orders").await.target(), "/orders", "the default backend's");
+    assert_eq!(sandbox.get("/desk/orders").await.target(), "/api/orders?user_id=alice", "a name still wins");
+    config.default_backend = Some("desk".parse().expect("a name"));
+    config.backends.insert("orders".parse().expect("a name"), config.backends["files"].clone());
+    let told = mistakes(world.put(config).await);
+    assert!(
+        told.iter().any(|mistake| mistake.contains("begins with the name of another backend")),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bare_grants_count_only_where_there_is_one_backend() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["listOrders"]).await;
+    assert_eq!(sandbox.get("/orders").await.status, 200);
+    let config = world.config("acme", &[("desk", world.described()), ("files", world.plain())], None);
+    assert_eq!(world.put(config).await, Applied::InForce);
+    assert_eq!(sandbox.get("/desk/orders").await.code(), "policy-denied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_is_attached_last_and_a_missing_one_closes_that_backend() {
+    let world = World::empty().await;
+    for (credential, header, value) in [
+        (json!("desk-key"), "authorization", "Bearer hunter2"),
+        (json!({ "secret": "desk-key", "scheme": "basic" }), "authorization", "Basic aHVudGVyMg=="),
+        (json!({ "secret": "desk-key", "header": "X-Api-Key" }), "x-api-key", "hunter2"),
+    ] {
+        let mut file = world.described();
+        file["credential"] = credential;
+        assert_eq!(world.put(world.config("acme", &[("desk", file)], None)).await, Applied::InForce);
+        let sandbox = world.sandbox("alice", &["*"]).await;
+        let answer = sandbox.call("GET", "/orders", &[("X-Api-Key", "forged")], b"").await;
+        assert_eq!(answer.seen_header(header), [value]);
+    }
+    let mut file = world.described();
+    file["credential"] = json!("no-such-secret");
+    assert_eq!(world.put(world.config("acme", &[("desk", file)], None)).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let before = world.recorded.text().len();
+    let answer = sandbox.get("/orders").await;
+    assert_eq!((answer.status, answer.code()), (503, "state-stale"));
+    assert_eq!(world.recorded.text().len(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_checked_again_when_it_is_connected_to() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    world.rules.replace(&["10.0.0.0/8:80".to_owned()], &[]).expect("rules");
+    let answer = sandbox.get("/orders").await;
+    assert_eq!((answer.status, answer.code()), (403, "upstream-refused-address"));
+    world.recorded.assert_untouched("an address that is no longer allowed");
+    world.rules.replace(&[format!("127.0.0.1:{}", world.port)], &[]).expect("rules");
+    assert_eq!(sandbox.get("/orders").await.status, 200, "the control");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_listeners_are_never_a_backend() {
+    let world = World::empty().await;
+    let admin = world.running.admin.expect("listens");
+    world.rules.replace(&["127.0.0.0/8".to_owned()], &[]).expect("rules");
+    let file = json!({ "url": format!("http://{admin}/") });
+    let told = mistakes(world.put(world.config("acme", &[("desk", file)], None)).await);
+    assert!(told.iter().any(|mistake| mistake.contains("can never be a backend")), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_not_there_is_told_from_one_that_is_slow() {
+    let world = World::empty().await;
+    let mut file = world.described();
+    file["limits"] = json!({ "timeout": "100ms" });
+    assert_eq!(world.put(world.config("acme", &[("desk", file)], None)).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    assert_eq!(sandbox.get("/orders").await.status, 200);
+    world.rules.replace(&["127.0.0.1:1".to_owned()], &[]).expect("rules");
+    let gone = json!({ "url": "http://127.0.0.1:1/" });
+    assert_eq!(world.put(world.config("acme", &[("desk", gone)], None)).await, Applied::InForce);
+    let answer = sandbox.get("/any").await;
+    assert_eq!((answer.status, answer.code()), (502, "upstream-unreachable"));
+    assert!(!answer.body.to_string().contains("127.0.0.1"), "{:?}", answer.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_message_is_refused() {
+    let world = World::desk().await;
+    let message =
+        Message { epoch: 0, version: 99, change: Change::TenantRemoved("acme".parse().expect("a tenant")) };
+    let told = mistakes(world.send_as(message).await);
+    assert!(told[0].contains("older"), "{told:?}");
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    assert_eq!(sandbox.get("/orders").await.status, 200);
+}
