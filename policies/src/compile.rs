@@ -6,12 +6,14 @@
 
 use crate::party::{Key, Scope};
 use crate::schema::TenantSchema;
+use crate::source::Piece;
 use cedar_policy_core::ast::{
     ActionConstraint, Annotation, AnyId, EntityReference, EntityType, EntityUID, Expr, ExprKind, Literal,
     Policy, PolicyID, PolicySet, PrincipalOrResourceConstraint, SlotEnv, SlotId, Template, Var,
 };
+use cedar_policy_core::fuzzy_match::fuzzy_search;
 use cedar_policy_core::parser;
-use cedar_policy_core::validator::{ValidationMode, ValidationWarning};
+use cedar_policy_core::validator::{ValidationError, ValidationMode, ValidationWarning};
 use miette::Diagnostic;
 use postern_common::decision::{Effect, Mode, PolicyPart};
 use std::ops::Range;
@@ -226,8 +228,42 @@ pub(crate) fn compile(schema: &TenantSchema, author: Author, text: &str) -> Resu
     }
     let template = parser::parse_policy_or_template(None, text)
         .map_err(|errors| errors.iter().map(|error| Finding::diagnosed(text, error)).collect::<Vec<_>>())?;
-    let id = identify(author, text, &template)?;
-    check_mode(text, &template)?;
+    finish(schema, author, text, &template)
+}
+
+/// The policies of a file, parsed in one go: Cedar's parser prepares itself anew for each call, at
+/// many times the cost of one policy. `None` if anything is wrong, so that `compile` finds out what.
+pub(crate) fn parse_whole(text: &str, pieces: &[Piece<'_>]) -> Option<Vec<Arc<Template>>> {
+    let set = parser::parse_policyset(text).ok()?;
+    let parsed = pieces.iter().enumerate().map(|(number, piece)| {
+        let template = set.get_template_arc(&PolicyID::from_string(format!("policy{number}")))?;
+        let is_piece = template.loc().is_some_and(|place| place.start() == piece.offset);
+        (is_piece && piece.text.len() <= POLICY_BYTES).then_some(template)
+    });
+    let parsed = parsed.collect::<Option<Vec<_>>>()?;
+    (parsed.len() == set.all_templates().count()).then_some(parsed)
+}
+
+/// Checks a policy that was parsed with its file; `None` if there is anything to say of it, whose
+/// place in the text `compile` knows.
+pub(crate) fn compile_parsed(
+    schema: &TenantSchema,
+    author: Author,
+    text: &str,
+    template: &Template,
+) -> Option<Compiled> {
+    finish(schema, author, text, template).ok().filter(|compiled| compiled.warnings().is_empty())
+}
+
+fn finish(
+    schema: &TenantSchema,
+    author: Author,
+    text: &str,
+    template: &Template,
+) -> Result<Compiled, Vec<Finding>> {
+    let refuse = |message: &str, help: &str| vec![Finding::new(0..text.len(), message, help)];
+    let id = identify(author, text, template)?;
+    check_mode(text, template)?;
     let template = Arc::new(template.new_id(PolicyID::from_string(id)));
     let warnings = validate(schema, author, text, &template)?;
     if !template.is_static() {
@@ -292,7 +328,9 @@ fn validate(
     added.map_err(|reason| vec![Finding::new(0..text.len(), reason, "write it differently")])?;
     let result = schema.validator().validate(&alone, ValidationMode::Strict);
     let mut mistakes: Vec<_> =
-        result.validation_errors().map(|error| Finding::diagnosed(text, error)).collect();
+        result.validation_errors().map(|error| mistaken(schema, text, error)).collect();
+    // The crate keeps them in a hash set.
+    mistakes.sort_by(|one, other| (one.range.start, &one.message).cmp(&(other.range.start, &other.message)));
     let (mut warnings, mut doubts) = (Vec::new(), Vec::new());
     for warning in result.validation_warnings() {
         match warning {
@@ -311,6 +349,19 @@ fn validate(
         mistakes.extend(doubts.into_iter().next());
     }
     if mistakes.is_empty() { Ok(warnings) } else { Err(mistakes) }
+}
+
+/// What the crate says, but with the nearest action: it compares a bare id with whole names.
+fn mistaken(schema: &TenantSchema, text: &str, error: &ValidationError) -> Finding {
+    let mut finding = Finding::diagnosed(text, error);
+    if let ValidationError::UnrecognizedActionId(unknown) = error {
+        let mut names: Vec<String> =
+            schema.cedar().action_ids().map(|action| action.name().to_string()).collect();
+        names.sort_unstable();
+        finding.help =
+            fuzzy_search(&unknown.actual_action_id, &names).map(|name| format!("did you mean `{name}`?"));
+    }
+    finding
 }
 
 fn impossible(text: &str) -> Finding {

@@ -5,7 +5,7 @@
 //! whose text is the same; so a change costs what it changes, not what is there.
 
 use crate::baseline;
-use crate::compile::{Author, Compiled, CompiledPolicy, Finding, compile, link};
+use crate::compile::{Author, Compiled, CompiledPolicy, Finding, compile, compile_parsed, link, parse_whole};
 use crate::index::Index;
 use crate::mistake::{Mistake, Place};
 use crate::schema::TenantSchema;
@@ -343,13 +343,20 @@ fn read(
         .collect();
     let mut taken = HashSet::new();
     let mut members = Vec::new();
-    for piece in pieces(&source.text) {
+    let pieces = pieces(&source.text);
+    let whole = if known.is_empty() { parse_whole(&source.text, &pieces) } else { None };
+    for (number, piece) in pieces.into_iter().enumerate() {
         // The same text twice is two policies with one id: only one takes over, so that the other
         // is found out.
         let known = known.get(piece.text).filter(|_| taken.insert(piece.text));
         let compiled = match known {
             Some(compiled) => Ok(Arc::clone(compiled)),
-            None => compile(schema, author, piece.text).map(Arc::new),
+            None => {
+                let parsed = whole.as_ref().and_then(|parsed| parsed.get(number));
+                let checked =
+                    parsed.and_then(|template| compile_parsed(schema, author, piece.text, template));
+                checked.map_or_else(|| compile(schema, author, piece.text), Ok).map(Arc::new)
+            }
         };
         let place = Place { file: &source.name, text: &source.text };
         match compiled {
