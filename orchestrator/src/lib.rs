@@ -1,4 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes and destroys sandboxes, mints and revokes their sessions, keeps their users' files.
+//!
+//! ```text
+//!  api ──▶ configuration ──▶ check, operations        store (SQLite, Postgres)
+//!   │            └──────────▶ control ──▶ gateways       ▲
+//!   └────▶ driver ──▶ lifecycle (pure)                   │ every change, before its effect
+//!             ├─────▶ runtime (local), files, sessions ──┘
+//! ```
+//!
+//! Start in two steps: [`Prepared::open`] opens database and keys, which tells the installation
+//! that a runtime works for; [`Prepared::start`] reconciles and returns the [`Orchestrator`]. It
+//! reads no environment and binds no address: both are `main`'s.
 
+mod admin;
+mod api;
+mod artefacts;
+mod check;
+mod config;
+pub mod configuration;
+mod control;
+mod driver;
+mod files;
+mod host;
+pub mod keys;
+mod lifecycle;
+mod operations;
+mod orchestrator;
 pub mod runtime;
+mod seal;
+mod sessions;
+pub mod store;
+mod tenant;
+
+pub use config::Config;
+pub use driver::Reconciled;
+pub use host::{Host, UserFolder};
+pub use orchestrator::{Orchestrator, Prepared, StartError};

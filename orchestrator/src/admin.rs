@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The admin port: `/healthz`, `/readyz`, `/metrics`. For operators only; nothing here changes
+//! anything.
+
+use crate::control::Gateways;
+use crate::store::Store;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::get;
+use http::{HeaderValue, StatusCode, header};
+use postern_common::tasks::{Stop, Tasks};
+use postern_common::telemetry::{EXPOSITION_TYPE, exposition, registry};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// How long the database may take to be called ready.
+const READY_TIME: Duration = Duration::from_secs(2);
+
+/// What the port tells of.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin {
+    pub(crate) store: Store,
+    pub(crate) gateways: Gateways,
+}
+
+/// Serves the admin port until the tasks are stopped.
+pub(crate) fn serve(admin: Admin, listener: TcpListener, tasks: &Tasks) {
+    let router = Router::new()
+        .route("/healthz", get(|| async { text(StatusCode::OK, "ok\n") }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(admin);
+    tasks.spawn(async move |stop: Stop| {
+        let served =
+            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+        if let Err(error) = served.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the admin port ended");
+        }
+    });
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    match tokio::time::timeout(READY_TIME, admin.store.ping()).await {
+        Ok(Ok(())) => text(StatusCode::OK, "ready\n"),
+        _ => text(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let Ok(live) = admin.store.live_sandboxes().await else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n");
+    };
+    let mut registry = registry();
+    let sandboxes = Family::<[(&str, &str); 1], Gauge>::default();
+    let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
+    for row in &live {
+        *counts.entry(row.state.as_str()).or_default() += 1;
+    }
+    for (status, count) in counts {
+        sandboxes.get_or_create(&[("status", status)]).set(count);
+    }
+    registry.register("sandboxes", "Sandboxes that are not over, by status", sandboxes);
+    let gateways = Gauge::<i64>::default();
+    gateways.set(i64::try_from(admin.gateways.connected()).unwrap_or(i64::MAX));
+    registry.register("gateways_connected", "Gateways that follow this orchestrator", gateways);
+    let mut response = Response::new(Body::from(exposition(&registry)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));
+    response
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The REST API: one table of routes, one road for every request.
+//!
+//! [`answer`] is that road, top to bottom: request id, host, route, key, role, body, handler. A
+//! handler gets a [`Call`] whose caller is proven, and returns an answer or a [`Problem`]. The
+//! table is also the source of `/openapi.json`.
+
+mod body;
+mod configuration;
+mod etag;
+mod exec;
+mod input;
+mod keys;
+mod observe;
+mod openapi;
+mod problems;
+mod routes;
+mod sandboxes;
+mod secrets;
+mod server;
+mod sse;
+mod tenants;
+
+pub use server::serve;
+
+use crate::configuration::{Configuration, Edition};
+use crate::driver::{Cause, Driver};
+use crate::host::Host;
+use crate::keys::InstallationKeys;
+use crate::keys::api::{Caller, Unauthenticated, authenticate};
+use crate::runtime::Level;
+use crate::store::{Actor, Owner, Role, Store};
+use axum::body::Body;
+use axum::extract::{RawPathParams, Request, State};
+use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::{RequestPartsExt, Router};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use input::QueryPairs;
+use postern_common::id::{RequestId, TenantId};
+use postern_common::problem::{Code, Problem};
+use postern_common::tasks::Tasks;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What handlers work with.
+#[derive(Debug)]
+pub struct Api {
+    /// The database.
+    pub store: Store,
+    /// This installation's keys.
+    pub keys: Arc<InstallationKeys>,
+    /// Tenants' configurations.
+    pub configuration: Configuration,
+    /// Sandboxes.
+    pub driver: Driver,
+    /// Where they run.
+    pub host: Arc<dyn Host>,
+    /// The isolation that the operator wants exactly, if any.
+    pub isolation: Option<Level>,
+    /// Owns streams that outlive a request's handler.
+    pub tasks: Tasks,
+}
+
+/// Who may call a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everybody, without a key.
+    Open,
+    /// A key with at least this role.
+    Key(Role),
+    /// A key of the whole installation with the role `admin`.
+    Installation,
+}
+
+/// One route of the table.
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    pub(crate) path: &'static str,
+    /// Its operationId.
+    pub(crate) id: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) access: Access,
+    /// Query parameters, each with what it means; any other is refused.
+    pub(crate) query: &'static [(&'static str, &'static str)],
+    /// What the body must be.
+    pub(crate) body: body::Kind,
+    /// The statuses of good answers, with what they mean.
+    pub(crate) answers: &'static [(u16, &'static str)],
+    pub(crate) run: fn(Arc<Api>, Call) -> BoxFuture<'static, Answer>,
+}
+
+/// What a handler returns.
+pub(crate) type Answer = Result<Response, Problem>;
+
+/// A request that passed everything before its handler.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) request_id: RequestId,
+    /// Who calls; `None` only on routes that are open.
+    caller: Option<Caller>,
+    path: Vec<(String, String)>,
+    pub(crate) query: QueryPairs,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Call {
+    /// Who calls.
+    pub(crate) fn caller(&self) -> Result<&Caller, Problem> {
+        self.caller.as_ref().ok_or_else(|| problems::unauthenticated(&Unauthenticated::Missing))
+    }
+
+    /// The parameter `name` of the path.
+    pub(crate) fn path<T: std::str::FromStr>(&self, name: &str) -> Result<T, Problem>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let value = self.path.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str());
+        value.parse().map_err(|error: T::Err| Problem::new(Code::NotFound, error.to_string()))
+    }
+
+    /// The tenant that the call is about: the key's own, or for a key of the whole installation
+    /// the one that `?tenant=` names, `default` if none.
+    pub(crate) fn tenant(&self) -> Result<TenantId, Problem> {
+        let asked: Option<TenantId> = self.query.parsed("tenant")?;
+        match (self.caller()?.tenant.clone(), asked) {
+            (Some(own), Some(asked)) if own != asked => Err(problems::other_tenant()),
+            (Some(tenant), _) | (None, Some(tenant)) => Ok(tenant),
+            (None, None) => TenantId::parse(crate::configuration::DEFAULT_TENANT)
+                .map_err(|error| Problem::new(Code::Internal, error.to_string())),
+        }
+    }
+
+    /// The tenant that a list is of; `None`: all.
+    pub(crate) fn tenant_filter(&self) -> Result<Option<TenantId>, Problem> {
+        match (&self.caller()?.tenant, self.query.text("tenant")) {
+            (None, None) => Ok(None),
+            _ => self.tenant().map(Some),
+        }
+    }
+
+    pub(crate) fn actor(&self) -> Result<Actor, Problem> {
+        Ok(Actor::Key(self.caller()?.key.clone()))
+    }
+
+    /// Who does this, for the log.
+    pub(crate) fn cause(&self, reason: Option<&str>) -> Result<Cause, Problem> {
+        Ok(Cause {
+            actor: self.actor()?,
+            reason: reason.map(str::to_owned),
+            request: Some(self.request_id.clone()),
+        })
+    }
+
+    /// Who edits a configuration.
+    pub(crate) fn edition(&self) -> Result<Edition, Problem> {
+        Ok(Edition {
+            owner: Owner::Api,
+            actor: self.actor()?,
+            request: Some(self.request_id.clone()),
+            dry_run: self.query.flag("dry_run")?,
+        })
+    }
+}
+
+/// The API's routes, ready to be served.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let mut router = Router::new();
+    for route in routes::ROUTES.iter() {
+        router = router.route(route.path, method(route));
+    }
+    router.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(api)
+}
+
+fn method(route: &'static Route) -> MethodRouter<Arc<Api>> {
+    let filter = MethodFilter::try_from(route.method.clone()).unwrap_or(MethodFilter::GET);
+    on(filter, async move |State(api): State<Arc<Api>>, request: Request| answer(route, api, request).await)
+}
+
+/// The road of a request whose route is known.
+async fn answer(route: &'static Route, api: Arc<Api>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let request_id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(RequestId::generate);
+    let judged = admit(route, &api, &mut parts, body, request_id.clone()).await;
+    let answered = match judged {
+        Ok(call) => (route.run)(api, call).await,
+        Err(problem) => Err(problem),
+    };
+    answered.unwrap_or_else(|problem| problems::response(problem, &request_id))
+}
+
+/// Judges a request: cheap refusals first, the body last.
+async fn admit(
+    route: &'static Route,
+    api: &Api,
+    parts: &mut Parts,
+    body: Body,
+    request_id: RequestId,
+) -> Result<Call, Problem> {
+    let caller = match route.access {
+        Access::Open => None,
+        Access::Key(role) => Some(caller(api, &parts.headers, role, false).await?),
+        Access::Installation => Some(caller(api, &parts.headers, Role::Admin, true).await?),
+    };
+    let query = QueryPairs::read(parts.uri.query().unwrap_or_default(), route.query)?;
+    let path = match parts.extract::<RawPathParams>().await {
+        Ok(params) => params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        Err(_unreadable) => return Err(Problem::new(Code::RequestMalformed, "the path is not valid UTF-8")),
+    };
+    let body = body::read(route.body, &parts.headers, body).await?;
+    Ok(Call { request_id, caller, path, query, headers: std::mem::take(&mut parts.headers), body })
+}
+
+async fn caller(api: &Api, headers: &HeaderMap, role: Role, whole: bool) -> Result<Caller, Problem> {
+    let caller = authenticate(&api.keys, &api.store, headers).await;
+    let caller = caller.map_err(|error| problems::unauthenticated(&error))?;
+    if caller.role < role || (whole && caller.tenant.is_some()) {
+        return Err(problems::lacks_role(role, whole));
+    }
+    Ok(caller)
+}
+
+async fn unknown(request: Request) -> Response {
+    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::generate);
+    let problem =
+        Problem::new(Code::NotFound, "the API has no such path").hint("`GET /openapi.json` lists all paths");
+    problems::response(problem, &id)
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::generate);
+    let problem =
+        Problem::new(Code::MethodNotAllowed, format!("the path has no method {}", request.method()))
+            .hint("the header `Allow` lists the path's methods");
+    problems::response(problem, &id)
+}
+
+/// Whether the `Host` of a request names this machine: a page in a browser that resolves its own
+/// name to a loopback address is refused, and so cannot reach the API.
+pub(crate) fn is_local_host(headers: &HeaderMap, uri: &http::Uri) -> bool {
+    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    let host = host.or_else(|| uri.authority().map(http::uri::Authority::as_str));
+    let Some(host) = host else { return false };
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.ip().is_loopback();
+    }
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// An answer with a JSON body.
+pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    let text = serde_json::to_vec(value)
+        .map_err(|error| Problem::new(Code::Internal, format!("the answer could not be written: {error}")))?;
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// An answer without a body.
+pub(crate) fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests;

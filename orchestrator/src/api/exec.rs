@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `POST /sandbox/{id}/exec`: runs a command and streams what it writes, or collects it.
+//!
+//! Everything that comes out of a sandbox is the agent's word: it is bounded and passed on as
+//! data, never interpreted. A command outlives the caller who started it, unless `timeout` ends it.
+
+use super::input::Fields;
+use super::problems::{self, Refused};
+use super::sandboxes::named;
+use super::{Answer, Api, Call, json, sse};
+use crate::lifecycle::State;
+use crate::runtime::agent::{Event, Events, Process};
+use crate::runtime::{Agent, AgentError, RuntimeError};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use postern_common::id::{RequestId, SandboxId};
+use postern_common::problem::{Code, Problem};
+use serde::Serialize;
+use serde_json::json as value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at, timeout};
+
+/// What a collected answer holds of each output.
+const COLLECTED_BYTES: usize = 10 << 20;
+/// Events that may wait for a slow reader; each is at most 16 KiB of output.
+const QUEUED_EVENTS: usize = 8;
+/// How long a command may take to start.
+const START_TIME: Duration = Duration::from_secs(10);
+/// A running command counts as use of its sandbox, noted this often; also keeps connections alive.
+const NOTE_EVERY: Duration = Duration::from_secs(10);
+/// A collected answer is given up after this unless `timeout` says less.
+const COLLECT_TIME: Duration = Duration::from_secs(3600);
+/// Arguments of a command, together; the kernel's own bound is 2 MiB with the environment.
+const COMMAND_BYTES: usize = 512 * 1024;
+
+/// What a caller wants run.
+struct Wanted {
+    process: Process,
+    stdin: Option<Vec<u8>>,
+    collect: bool,
+}
+
+/// A command that has ended, with all that it wrote.
+#[derive(Debug, Default, Serialize)]
+struct Collected {
+    /// Absent if a signal ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    timed_out: bool,
+    /// Whether output was dropped.
+    truncated: bool,
+    #[serde(flatten)]
+    outputs: BTreeMap<&'static str, String>,
+}
+
+/// `POST /sandbox/{id}/exec`.
+pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
+    let row = named(&api, &call, "id").await?;
+    let wanted = read(&call)?;
+    if row.state != State::Running {
+        let detail = format!("sandbox `{}` is `{}`, not `running`", row.new.id, row.state);
+        return Err(
+            Problem::new(Code::StateConflict, detail).hint("wait for it with `POST /sandbox?wait=running`")
+        );
+    }
+    let id = row.new.id;
+    api.driver.touch(&id).await;
+    let agent = api.host.connect(&id).await.map_err(Refused::from)?;
+    let started = timeout(START_TIME, agent.start(&wanted.process)).await;
+    let mut events = started
+        .map_err(|_late| silent(&id))?
+        .map_err(|source| Refused::from(RuntimeError::Agent { sandbox: id.clone(), source }))?;
+    let first = timeout(START_TIME, events.next()).await.map_err(|_late| silent(&id))?;
+    let pid = match first {
+        Ok(Some(Event::Started { pid })) => pid,
+        Ok(Some(Event::Failed { message, .. })) => return Err(not_started(&message)),
+        _ => return Err(silent(&id)),
+    };
+    if let Some(stdin) = wanted.stdin {
+        feed(&api, agent, pid, stdin);
+    }
+    if wanted.collect {
+        return collect(&api, &id, events).await;
+    }
+    let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
+    let stream = Stream { api: Arc::clone(&api), id, request_id: call.request_id.clone(), sender, number: 0 };
+    api.tasks.spawn(async move |stop| {
+        // At shutdown the reader sees the stream end without `exit`.
+        drop(stop.run_until_cancelled(stream.carry(pid, events)).await);
+    });
+    Ok(sse::response(receiver))
+}
+
+fn read(call: &Call) -> Result<Wanted, Problem> {
+    let mut fields = Fields::read(&call.body)?;
+    let (command, arguments) = match fields.take("command") {
+        // As a shell runs it; the list form needs none.
+        Some(serde_json::Value::String(text)) => ("/bin/sh".to_owned(), vec!["-c".to_owned(), text]),
+        Some(serde_json::Value::Array(words)) => {
+            let mut words: Vec<String> = words
+                .into_iter()
+                .enumerate()
+                .filter_map(|(place, word)| match word {
+                    serde_json::Value::String(word) => Some(word),
+                    _ => {
+                        fields.mistake(format!("/command/{place}"), "expected a string");
+                        None
+                    }
+                })
+                .collect();
+            if words.is_empty() {
+                fields.mistake("/command", "the list is empty");
+                words.push(String::new());
+            }
+            let program = words.remove(0);
+            (program, words)
+        }
+        _ => {
+            fields.mistake("/command", "expected a string for the shell, or a list of program and arguments");
+            Default::default()
+        }
+    };
+    if command.len() + arguments.iter().map(String::len).sum::<usize>() > COMMAND_BYTES {
+        fields.mistake("/command", "is too long");
+    }
+    if std::iter::once(&command).chain(&arguments).any(|word| word.contains('\0')) {
+        fields.mistake("/command", "holds a zero byte");
+    }
+    let env = fields.texts("env").unwrap_or_default();
+    for (pointer, message) in crate::check::environment_mistakes(&env) {
+        fields.mistake(format!("/env{pointer}"), message);
+    }
+    let folder = fields.text("cwd");
+    let time = fields.duration("timeout");
+    let stdin = fields.text("stdin").map(String::into_bytes);
+    let is_collected = fields.flag("collect").unwrap_or(false);
+    fields.finish()?;
+    let process = Process { command, arguments, env, folder, has_stdin: stdin.is_some(), timeout: time };
+    let collect = is_collected || call.query.flag("collect")? || wants_json(&call.headers);
+    Ok(Wanted { process, stdin, collect })
+}
+
+/// Whether the caller accepts JSON but no events.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accepted.contains("application/json") && !accepted.contains("text/event-stream")
+}
+
+/// Hands the caller's input over and closes it. In a task: a command that does not read holds up
+/// nobody.
+fn feed(api: &Arc<Api>, agent: Agent, pid: i32, stdin: Vec<u8>) {
+    #[derive(serde::Deserialize)]
+    struct Done {}
+    api.tasks.spawn(async move |stop| {
+        let fed = async {
+            let process = value!({ "pid": pid });
+            let input = value!({ "process": process, "input": { "stdin": BASE64.encode(stdin) } });
+            agent.call::<Done>("/process.Process/SendInput", &input).await?;
+            let close = value!({ "process": process });
+            agent.call::<Done>("/process.Process/CloseStdin", &close).await.map(|Done {}| ())
+        };
+        if let Some(Err(error)) = stop.run_until_cancelled(fed).await {
+            // The command may have ended without reading all of it.
+            tracing::debug!(error = &error as &dyn std::error::Error, "input was not taken");
+        }
+    });
+}
+
+/// How a command ended, from what the sandbox says: its code, or the signal that ended it.
+fn end(exit_code: i32, status: &str) -> (Option<i32>, Option<i32>) {
+    if exit_code >= 0 {
+        return (Some(exit_code), None);
+    }
+    let number = status.chars().skip_while(|character| !character.is_ascii_digit());
+    let number: String = number.take_while(char::is_ascii_digit).take(3).collect();
+    (None, Some(number.parse().unwrap_or(9)))
+}
+
+async fn collect(api: &Api, id: &SandboxId, mut events: Events) -> Answer {
+    let mut collected = Collected::default();
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + COLLECT_TIME;
+    let mut note = interval_at(Instant::now() + NOTE_EVERY, NOTE_EVERY);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            _ = note.tick() => { api.driver.touch(id).await; continue; }
+            () = tokio::time::sleep_until(deadline) => return Err(silent(id)),
+        };
+        match event.map_err(|source| Refused::from(RuntimeError::Agent { sandbox: id.clone(), source }))? {
+            Some(Event::Stdout(bytes)) => collected.truncated |= append(&mut stdout, &bytes),
+            Some(Event::Stderr(bytes)) => collected.truncated |= append(&mut stderr, &bytes),
+            Some(Event::Ended { exit_code, status }) => {
+                (collected.exit_code, collected.signal) = end(exit_code, &status);
+            }
+            Some(Event::Failed { code, .. }) if code == "deadline_exceeded" => collected.timed_out = true,
+            Some(Event::Failed { message, .. }) => return Err(not_started(&message)),
+            Some(Event::Started { .. }) => {}
+            None => break,
+        }
+    }
+    for (text_name, base64_name, bytes) in
+        [("stdout", "stdout_base64", stdout), ("stderr", "stderr_base64", stderr)]
+    {
+        match String::from_utf8(bytes) {
+            Ok(text) => collected.outputs.insert(text_name, text),
+            Err(error) => collected.outputs.insert(base64_name, BASE64.encode(error.as_bytes())),
+        };
+    }
+    json(StatusCode::OK, &collected)
+}
+
+/// Appends up to the bound; `true` if something was dropped.
+fn append(all: &mut Vec<u8>, bytes: &[u8]) -> bool {
+    let room = COLLECTED_BYTES.saturating_sub(all.len());
+    all.extend(bytes.iter().take(room));
+    bytes.len() > room
+}
+
+/// A command's events on their way to the caller.
+struct Stream {
+    api: Arc<Api>,
+    id: SandboxId,
+    request_id: RequestId,
+    sender: mpsc::Sender<Bytes>,
+    number: u64,
+}
+
+impl Stream {
+    async fn carry(mut self, pid: i32, mut events: Events) {
+        if !self.send("start", &value!({ "pid": pid })).await {
+            return;
+        }
+        let mut note = interval_at(Instant::now() + NOTE_EVERY, NOTE_EVERY);
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                _ = note.tick() => {
+                    self.api.driver.touch(&self.id).await;
+                    if self.sender.send(sse::KEEP_ALIVE).await.is_err() { return; }
+                    continue;
+                }
+                // The caller left; the command goes on.
+                () = self.sender.closed() => return,
+            };
+            match event {
+                Ok(Some(event)) => {
+                    if !self.pass(event).await {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => return self.broken(error).await,
+            }
+        }
+    }
+
+    /// Passes an event on; `false` if there is nobody to pass more to.
+    async fn pass(&mut self, event: Event) -> bool {
+        match event {
+            Event::Started { .. } => true,
+            Event::Stdout(bytes) => self.send("stdout", &value!({ "data": BASE64.encode(bytes) })).await,
+            Event::Stderr(bytes) => self.send("stderr", &value!({ "data": BASE64.encode(bytes) })).await,
+            Event::Ended { exit_code, status } => {
+                let ended = match end(exit_code, &status) {
+                    (Some(code), _) => value!({ "code": code }),
+                    (None, signal) => value!({ "signal": signal }),
+                };
+                self.send("exit", &ended).await
+            }
+            Event::Failed { code, .. } if code == "deadline_exceeded" => {
+                let problem = Problem::new(
+                    Code::RequestTimeout,
+                    "the command ran longer than its `timeout` and was ended",
+                );
+                self.fail(problem.hint("give it more time, or less to do")).await
+            }
+            Event::Failed { message, .. } => self.fail(not_started(&message)).await,
+        }
+    }
+
+    async fn broken(&mut self, error: AgentError) {
+        tracing::warn!(sandbox = %self.id, error = &error as &dyn std::error::Error, "a command's stream broke");
+        let problem =
+            Problem::new(Code::RuntimeUnavailable, format!("sandbox `{}` broke off the stream", self.id))
+                .hint("look at the sandbox's `status` and `reason`");
+        self.fail(problem).await;
+    }
+
+    async fn fail(&mut self, mut problem: Problem) -> bool {
+        problem.request_id = Some(self.request_id.clone());
+        // Our own type is a map with string keys: it always serializes.
+        self.send("error", &serde_json::to_value(problem).unwrap_or_default()).await
+    }
+
+    async fn send(&mut self, kind: &str, json: &serde_json::Value) -> bool {
+        self.number += 1;
+        self.sender.send(sse::event(self.number, kind, json)).await.is_ok()
+    }
+}
+
+fn silent(id: &SandboxId) -> Problem {
+    problems::Refused::from(crate::driver::DriveError::Silent(id.clone())).into()
+}
+
+/// The sandbox's own words, which are the agent's: bounded and escaped.
+fn not_started(message: &str) -> Problem {
+    const SHOWN: usize = 200;
+    let said: String = message.chars().take(SHOWN).flat_map(char::escape_default).collect();
+    Problem::new(Code::InvalidInput, format!("the command did not start: {said}"))
+        .hint("check `command`, `cwd` and `env`; a string runs in `/bin/sh`, a list runs as it is")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_a_code_or_a_signal() {
+        assert_eq!(end(7, "exit status 7"), (Some(7), None));
+        assert_eq!(end(-1, "signal: 15"), (None, Some(15)));
+        assert_eq!(end(-1, "?"), (None, Some(9)));
+        assert_eq!(end(-1, "signal: 99999999999"), (None, Some(999)));
+    }
+
+    #[test]
+    fn collected_output_is_bounded() {
+        let mut all = vec![0; COLLECTED_BYTES - 3];
+        assert!(!append(&mut all, b"abc"));
+        assert!(append(&mut all, b"d"));
+        assert_eq!(all.len(), COLLECTED_BYTES);
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Errors as callers see them, and the pages that their types point to.
+
+use super::{Answer, Api, Call};
+use crate::configuration::ConfigurationError;
+use crate::driver::DriveError;
+use crate::keys::api::Unauthenticated;
+use crate::runtime::RuntimeError;
+use crate::sessions::SessionError;
+use crate::store::{Role, StoreError};
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
+use postern_common::id::RequestId;
+use postern_common::problem::{CONTENT_TYPE, Code, Problem};
+use std::sync::Arc;
+
+/// How soon a caller may try again when something of ours is away.
+const RETRY_SECONDS: u16 = 2;
+
+/// A problem as an answer.
+pub(crate) fn response(mut problem: Problem, request_id: &RequestId) -> Response {
+    problem.request_id = Some(request_id.clone());
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let is_temporary = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+    // Our own type is a map with string keys: it always serializes.
+    let mut response = Response::new(Body::from(serde_json::to_vec(&problem).unwrap_or_default()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if is_temporary {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"postern\""));
+    }
+    response
+}
+
+pub(crate) fn unauthenticated(error: &Unauthenticated) -> Problem {
+    match error {
+        Unauthenticated::Missing => Problem::new(Code::KeyMissing, "the request carries no API key")
+            .hint("send `Authorization: Bearer postern_…` or `X-API-Key: postern_…`"),
+        Unauthenticated::Invalid => {
+            Problem::new(Code::KeyInvalid, "the API key is unknown, deleted or malformed")
+                .hint("send exactly one key; `POST /keys` makes a new one")
+        }
+        Unauthenticated::Store(error) => unavailable(error),
+    }
+}
+
+pub(crate) fn lacks_role(role: Role, whole: bool) -> Problem {
+    let of = if whole { " of the whole installation" } else { "" };
+    Problem::new(Code::Forbidden, "the API key's role does not allow this call")
+        .hint(format!("use a key{of} with the role `{}`", role.as_str()))
+}
+
+pub(crate) fn other_tenant() -> Problem {
+    Problem::new(Code::Forbidden, "the API key belongs to another tenant").hint("leave `?tenant=` out")
+}
+
+/// A failure of the database: what it was stays in the log.
+pub(crate) fn unavailable(error: &StoreError) -> Problem {
+    let error = error as &dyn std::error::Error;
+    tracing::error!(error, cause = error.source(), "the database failed");
+    Problem::new(Code::Internal, "the database did not answer as it should")
+        .hint("try again; the orchestrator's log says more")
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self(unavailable(&error))
+    }
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+/// A problem, made from any error that handlers meet.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) Problem);
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        refused.0
+    }
+}
+
+impl From<ConfigurationError> for Refused {
+    fn from(error: ConfigurationError) -> Self {
+        Self(match error {
+            ConfigurationError::UnknownTenant(_) => {
+                Problem::new(Code::NotFound, error.to_string()).hint("`GET /tenants` lists what there is")
+            }
+            ConfigurationError::Unknown { .. } => Problem::new(Code::NotFound, error.to_string()),
+            ConfigurationError::OwnedElsewhere { .. } => {
+                Problem::new(Code::OwnedElsewhere, error.to_string()).hint(
+                    "change it there, or let the owner go first: a watched folder by starting without it",
+                )
+            }
+            ConfigurationError::Mistakes(mistakes) => super::input::invalid(mistakes),
+            ConfigurationError::Precondition { .. } => {
+                Problem::new(Code::PreconditionFailed, error.to_string())
+                    .hint("GET it again, take its ETag, and decide anew")
+            }
+            ConfigurationError::Busy(_) => Problem::new(Code::StateConflict, error.to_string()),
+            ConfigurationError::Seal { .. } => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a secret");
+                Problem::new(Code::Internal, "a secret could not be sealed or opened")
+                    .hint("the operator has to start with the `POSTERN_MASTER_KEY` of before")
+            }
+            ConfigurationError::Store(error) => unavailable(&error),
+        })
+    }
+}
+
+impl From<DriveError> for Refused {
+    fn from(error: DriveError) -> Self {
+        Self(match error {
+            DriveError::Unknown(_) => {
+                Problem::new(Code::NotFound, error.to_string()).hint("`GET /sandbox` lists what there is")
+            }
+            DriveError::Taken | DriveError::Refused(_) => {
+                Problem::new(Code::StateConflict, error.to_string())
+            }
+            DriveError::Runtime(error) => runtime(&error),
+            DriveError::Silent(_) => Problem::new(Code::RuntimeUnavailable, error.to_string())
+                .hint("try again; if it stays so, destroy the sandbox"),
+            DriveError::Session(SessionError::Ended(_)) => {
+                Problem::new(Code::StateConflict, error.to_string())
+            }
+            DriveError::Session(SessionError::Store(error)) | DriveError::Store(error) => unavailable(&error),
+            DriveError::Session(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a session");
+                Problem::new(Code::Internal, "the session's token could not be made")
+            }
+        })
+    }
+}
+
+impl From<RuntimeError> for Refused {
+    fn from(error: RuntimeError) -> Self {
+        Self(runtime(&error))
+    }
+}
+
+fn runtime(error: &RuntimeError) -> Problem {
+    match error {
+        RuntimeError::IsolationUnavailable { .. } => {
+            Problem::new(Code::IsolationUnavailable, error.to_string())
+                .hint("`postern doctor` says what this machine can do and what to install")
+        }
+        RuntimeError::NotRunning { .. } => Problem::new(Code::StateConflict, error.to_string())
+            .hint("look at its `status` and `reason`; create a new sandbox for the conversation"),
+        RuntimeError::Start { sandbox, .. }
+        | RuntimeError::Machine { sandbox, .. }
+        | RuntimeError::Agent { sandbox, .. } => {
+            let cause = error as &dyn std::error::Error;
+            tracing::error!(error = cause, cause = cause.source(), "a sandbox failed");
+            Problem::new(
+                Code::RuntimeUnavailable,
+                format!("sandbox `{sandbox}` did not do what it was asked"),
+            )
+            .hint("try again; the orchestrator's log says more")
+        }
+    }
+}
+
+/// `GET /problems/{code}`: what a code means, for people.
+pub(crate) async fn page(_api: Arc<Api>, call: Call) -> Answer {
+    let wanted: String = call.path("code")?;
+    let code = Code::ALL.iter().find(|code| code.as_str() == wanted);
+    let code = code.ok_or_else(|| Problem::new(Code::NotFound, "there is no such problem code"))?;
+    let text = format!(
+        "# {}\n\n`{code}`, HTTP status {}\n\nThe answer's `detail` says what happened, its `hint` what to do next.\n",
+        code.title(),
+        code.status()
+    );
+    let mut response = Response::new(Body::from(text));
+    let kind = HeaderValue::from_static("text/markdown; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}

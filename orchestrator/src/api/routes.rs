@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The table of routes: what there is, who may call it, what goes in and what comes out.
+//!
+//! The router and `/openapi.json` are both made from it, so neither can know what the other does
+//! not.
+
+use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
+use super::{Access, Answer, Api, Call, Route};
+use super::{configuration, exec, keys, observe, openapi, problems, sandboxes, secrets, tenants};
+use crate::store::Role::{Admin, Auditor, Developer};
+use futures_util::future::BoxFuture;
+use http::Method;
+use std::sync::{Arc, LazyLock};
+
+type Query = &'static [(&'static str, &'static str)];
+
+const TENANT: (&str, &str) =
+    ("tenant", "the tenant, for keys of the whole installation; `default` if absent");
+const DRY_RUN: (&str, &str) = ("dry_run", "only check and tell the difference");
+const LIMIT: (&str, &str) = ("limit", "how many at most: 1 to 1000, 100 if absent");
+const OF_TENANT: Query = &[TENANT];
+const OF_EDIT: Query = &[TENANT, DRY_RUN];
+
+macro_rules! routes {
+    ($($method:ident $path:literal $id:literal $access:expr, $body:expr, $query:expr, $answers:expr, $run:path, $about:literal;)*) => {
+        /// Every route.
+        pub(super) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| vec![$({
+            fn run(api: Arc<Api>, call: Call) -> BoxFuture<'static, Answer> {
+                Box::pin($run(api, call))
+            }
+            Route {
+                method: Method::$method,
+                path: $path,
+                id: $id,
+                about: $about,
+                access: $access,
+                query: $query,
+                body: $body,
+                answers: $answers,
+                run,
+            }
+        },)*]);
+    };
+}
+
+const OK: &[(u16, &str)] = &[(200, "as asked")];
+const GONE: &[(u16, &str)] = &[(204, "it is no more")];
+const PUT: &[(u16, &str)] = &[(200, "changed, or the same as before"), (201, "made")];
+const READ: Access = Access::Key(Auditor);
+const USE: Access = Access::Key(Developer);
+const CHANGE: Access = Access::Key(Admin);
+
+routes! {
+    POST "/sandbox" "createSandbox" USE, Kind::Json(JSON_BYTES),
+        &[TENANT, ("wait", "`running`: answer once it runs or has failed")],
+        &[(200, "the conversation's sandbox was there; a fresh token"), (201, "made")],
+        sandboxes::create, "Makes the sandbox of a conversation, or finds it";
+    GET "/sandbox" "listSandboxes" READ, Kind::None,
+        &[TENANT, LIMIT, ("user_id", "of this user"), ("conversation_id", "of this conversation"), ("status", "with this status"), ("after", "after this sandbox, for the next page")],
+        OK, sandboxes::list, "Lists sandboxes, newest first";
+    GET "/sandbox/{id}" "getSandbox" READ, Kind::None, OF_TENANT, OK, sandboxes::show, "Shows a sandbox";
+    DELETE "/sandbox/{id}" "destroySandbox" USE, Kind::None,
+        &[TENANT, ("wait", "`destroyed` (as if absent): answer once it is gone; `no`: at once")],
+        &[(200, "it is gone"), (202, "it is being destroyed")],
+        sandboxes::destroy, "Ends the session, keeps the files and removes the sandbox; may be repeated";
+    POST "/sandbox/{id}/exec" "exec" USE, Kind::Json(JSON_BYTES),
+        &[TENANT, ("collect", "answer with the whole output when the command has ended")],
+        &[(200, "server-sent events `start`, `stdout`, `stderr`, `exit`, `error`; or the whole, collected")],
+        exec::run, "Runs a command in a sandbox";
+    POST "/tokens/{sandbox}/refresh" "refreshToken" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::refresh, "Replaces a session's token; the one before stays good for a minute";
+    GET "/tenants" "listTenants" READ, Kind::None, &[], OK, tenants::list, "Lists the tenants that the key sees";
+    POST "/tenants" "createTenant" Access::Installation, Kind::Json(JSON_BYTES), &[], &[(201, "made")], tenants::create, "Makes a tenant";
+    GET "/tenants/{name}" "getTenant" READ, Kind::None, &[], OK, tenants::show, "Shows a tenant";
+    DELETE "/tenants/{name}" "deleteTenant" Access::Installation, Kind::None, &[], GONE, tenants::remove, "Removes a tenant that has no live sandbox";
+    GET "/keys" "listKeys" CHANGE, Kind::None, OF_TENANT, OK, keys::list, "Lists API keys, without their secrets";
+    POST "/keys" "createKey" CHANGE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "made; the key is shown this once")], keys::create, "Makes an API key that can do no more than the one that makes it";
+    DELETE "/keys/{id}" "deleteKey" CHANGE, Kind::None, OF_TENANT, GONE, keys::remove, "Removes an API key at once";
+    GET "/backends" "listBackends" READ, Kind::None, OF_TENANT, OK, configuration::list_backends, "Lists backends";
+    GET "/backends/{name}" "getBackend" READ, Kind::None, OF_TENANT, OK, configuration::get_backend, "Shows a backend";
+    PUT "/backends/{name}" "putBackend" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_backend, "Puts a backend";
+    DELETE "/backends/{name}" "deleteBackend" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_backend, "Removes a backend";
+    GET "/policies" "listPolicies" READ, Kind::None, OF_TENANT, OK, configuration::list_policies, "Lists policy files";
+    GET "/policies/{name}" "getPolicy" READ, Kind::None, OF_TENANT, OK, configuration::get_policy, "Shows a policy file";
+    PUT "/policies/{name}" "putPolicy" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_policy, "Puts a policy file";
+    DELETE "/policies/{name}" "deletePolicy" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_policy, "Removes a policy file";
+    GET "/filters" "listFilters" READ, Kind::None, OF_TENANT, OK, configuration::list_filters, "Lists filters";
+    GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, configuration::get_filter, "Shows a filter, without its component";
+    PUT "/filters/{name}" "putFilter" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_filter, "Puts a filter: its manifest and its component";
+    DELETE "/filters/{name}" "deleteFilter" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_filter, "Removes a filter";
+    GET "/templates" "listTemplates" READ, Kind::None, OF_TENANT, OK, configuration::list_templates, "Lists templates";
+    GET "/templates/{name}" "getTemplate" READ, Kind::None, OF_TENANT, OK, configuration::get_template, "Shows a template";
+    PUT "/templates/{name}" "putTemplate" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, PUT, configuration::put_template, "Puts a template";
+    DELETE "/templates/{name}" "deleteTemplate" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_template, "Removes a template";
+    GET "/secrets" "listSecrets" CHANGE, Kind::None, OF_TENANT, OK, secrets::list, "Lists the names of secrets";
+    PUT "/secrets/{name}" "putSecret" CHANGE, Kind::Json(SECRET_BYTES), OF_TENANT, &[(204, "set")], secrets::put, "Gives a secret a value, which is never shown again";
+    DELETE "/secrets/{name}" "deleteSecret" CHANGE, Kind::None, OF_TENANT, GONE, secrets::remove, "Removes a secret";
+    POST "/apply" "apply" CHANGE, Kind::Json(CONFIGURATION_BYTES),
+        &[TENANT, DRY_RUN, ("prune", "take away what the body does not name")],
+        OK, configuration::apply, "Checks a whole configuration and puts it in force, all or nothing";
+    GET "/events" "listEvents" READ, Kind::None,
+        &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("after", "after this place in the log, for the next page")],
+        OK, observe::events, "Shows what happened, oldest first";
+    GET "/decisions" "listDecisions" READ, Kind::None,
+        &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("verdict", "`allow`, `deny` or `error`"), ("before", "older than this decision, for the next page")],
+        OK, observe::decisions, "Shows what gateways decided, newest first";
+    GET "/openapi.json" "openapi" Access::Open, Kind::None, &[], OK, openapi::document, "This document";
+    GET "/problems/{code}" "problem" Access::Open, Kind::None, &[], OK, problems::page, "What a problem's code means";
+    GET "/healthz" "health" Access::Open, Kind::None, &[], OK, observe::health, "Whether the orchestrator answers";
+}

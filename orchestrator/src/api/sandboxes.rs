@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes over HTTP: made or found, shown, destroyed.
+
+mod wanted;
+
+use super::problems::Refused;
+use super::{Answer, Api, Call, json};
+use crate::driver::DriveError;
+use crate::lifecycle::{Event, State};
+use crate::runtime::{Enforced, Level, RuntimeError};
+use crate::store::{SandboxFilter, SandboxRow};
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use postern_common::clock;
+use postern_common::id::{ConversationId, SandboxId, TenantId};
+use postern_common::problem::{Code, Problem};
+use postern_common::secret::Secret;
+use postern_common::session::Grant;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use wanted::Wanted;
+
+/// How long `?wait=running` holds an answer: the runtime gives a start 25 s, files come on top.
+const START_TIME: Duration = Duration::from_secs(60);
+/// How long a destroy holds its answer.
+const END_TIME: Duration = Duration::from_secs(60);
+/// How long a create waits for the conversation's sandbox before it, which is on its way out.
+const PREDECESSOR_TIME: Duration = Duration::from_secs(30);
+
+/// A sandbox as the API shows it (contracts: Sandbox).
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub(super) struct Shown {
+    sandbox_id: String,
+    tenant: String,
+    user_id: String,
+    conversation_id: String,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    runtime: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolation: Option<&'static str>,
+    network: &'static str,
+    limits: BTreeMap<&'static str, ShownLimit>,
+    template: String,
+    operations: Vec<Grant>,
+    labels: BTreeMap<String, String>,
+    #[schemars(with = "String")]
+    created_at: Timestamp,
+    #[schemars(with = "String")]
+    expires_at: Timestamp,
+    #[schemars(with = "String")]
+    idle_at: Timestamp,
+    /// Only in the answer to create and refresh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+}
+
+/// A limit, and whether the machine holds the sandbox to it.
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+struct ShownLimit {
+    value: u64,
+    unit: &'static str,
+    /// Absent until the sandbox runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enforced: Option<bool>,
+}
+
+impl Shown {
+    fn of(api: &Api, row: &SandboxRow, token: Option<&Secret<String>>) -> Self {
+        let new = &row.new;
+        Self {
+            sandbox_id: new.id.to_string(),
+            tenant: new.tenant.to_string(),
+            user_id: new.user_id.to_string(),
+            conversation_id: new.conversation_id.to_string(),
+            status: row.state.as_str(),
+            reason: row.reason.clone(),
+            runtime: api.host.name(),
+            isolation: row.running.as_ref().map(|running| running.isolation.as_str()),
+            // A local sandbox has no interface but loopback: there is nothing that may fail to hold.
+            network: "enforced",
+            limits: limits(row),
+            template: new.template.to_string(),
+            operations: new.operations.clone(),
+            labels: new.labels.clone(),
+            created_at: row.created_at,
+            expires_at: new.expires_at,
+            idle_at: row.idle_at,
+            token: token.map(|token| token.reveal().clone()),
+        }
+    }
+}
+
+fn limits(row: &SandboxRow) -> BTreeMap<&'static str, ShownLimit> {
+    let limits = row.running.as_ref().map_or(row.new.asked.limits, |running| running.limits);
+    let enforced = row.running.as_ref().map(|running| running.enforced);
+    let limit =
+        |value, unit, which: fn(Enforced) -> bool| ShownLimit { value, unit, enforced: enforced.map(which) };
+    BTreeMap::from([
+        ("memory", limit(limits.memory_bytes, "bytes", |enforced| enforced.memory)),
+        ("cpu", limit(u64::from(limits.cpu_millis), "millicores", |enforced| enforced.cpu)),
+        ("pids", limit(u64::from(limits.pids), "processes", |enforced| enforced.pids)),
+        ("disk", limit(limits.disk_bytes, "bytes", |enforced| enforced.disk)),
+    ])
+}
+
+/// `POST /sandbox`.
+pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
+    let tenant = call.tenant()?;
+    let tenant = api.configuration.tenant(&tenant).await.map_err(Refused::from)?;
+    let wanted = Wanted::read(&api, &call, &tenant)?;
+    let until_running = match call.query.text("wait") {
+        None => false,
+        Some("running") => true,
+        Some(_) => return Err(super::input::mistaken("/query/wait", "expected `running`")),
+    };
+    let deadline = tokio::time::Instant::now() + PREDECESSOR_TIME;
+    loop {
+        if let Some(row) = live(&api, &tenant.row.name, &wanted.conversation_id).await? {
+            if row.state.outcome().is_none() {
+                return found(&api, &call, &wanted, row, until_running).await;
+            }
+            // It is on its way out; the conversation may have a new one once it is gone.
+            let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let gone = api.driver.wait(&row.new.id, State::is_over, rest).await.map_err(Refused::from)?;
+            if !gone.state.is_over() {
+                return Err(Problem::new(
+                    Code::StateConflict,
+                    "the conversation's last sandbox is still being destroyed",
+                )
+                .hint("try again in a few seconds"));
+            }
+            continue;
+        }
+        check_quotas(&api, &tenant.files.limits.quotas, &tenant.row.name).await?;
+        let level = level(&api, &wanted).await?;
+        let new = wanted.sandbox(&api, &call, &tenant, clock::now())?;
+        match api.driver.create(new, level, call.cause(None)?).await {
+            Ok((row, token)) => {
+                let row = if until_running { until_made(&api, row).await? } else { row };
+                return json(StatusCode::CREATED, &Shown::of(&api, &row, Some(&token)));
+            }
+            // Somebody was faster: look at what they made.
+            Err(DriveError::Taken) => {}
+            Err(error) => return Err(Refused::from(error).into()),
+        }
+    }
+}
+
+async fn live(
+    api: &Api,
+    tenant: &TenantId,
+    conversation: &ConversationId,
+) -> Result<Option<SandboxRow>, Problem> {
+    Ok(api.store.live_sandbox(tenant, conversation).await.map_err(Refused::from)?)
+}
+
+/// A repeat: the same user with the same wishes gets the sandbox and a fresh token.
+async fn found(api: &Api, call: &Call, wanted: &Wanted, row: SandboxRow, until_running: bool) -> Answer {
+    wanted.compare(&row)?;
+    // Its token can be replaced once it runs; until then the one that made it is waited for.
+    let row = if until_running || row.state == State::Creating { until_made(api, row).await? } else { row };
+    let (row, token) = api.driver.refresh(&row.new.id, call.cause(None)?).await.map_err(Refused::from)?;
+    json(StatusCode::OK, &Shown::of(api, &row, Some(&token)))
+}
+
+/// Waits until a sandbox runs. That it failed is a problem which says why.
+async fn until_made(api: &Api, row: SandboxRow) -> Result<SandboxRow, Problem> {
+    let made = |state| state != State::Creating;
+    let row = api.driver.wait(&row.new.id, made, START_TIME).await.map_err(Refused::from)?;
+    if row.state.outcome().is_none() && !row.state.is_over() {
+        return Ok(row);
+    }
+    let reason = row.reason.as_deref().unwrap_or("it was destroyed meanwhile");
+    Err(Problem::new(Code::RuntimeUnavailable, format!("sandbox `{}` does not run: {reason}", row.new.id))
+        .hint("`postern doctor` says what this machine can do; else try again"))
+}
+
+/// The isolation that a new sandbox will have.
+async fn level(api: &Api, wanted: &Wanted) -> Result<Level, Problem> {
+    let (least, exact) = match wanted.isolation() {
+        crate::runtime::Wanted::AtLeast(least) => (least, None),
+        crate::runtime::Wanted::Exactly(exact) => (exact, Some(exact)),
+    };
+    let probed = api.host.probe().await;
+    let fits = |level: Level| level >= least && exact.is_none_or(|exact| exact == level);
+    let best = probed.iter().find(|probed| fits(probed.level) && probed.outcome.is_ok());
+    if let Some(best) = best {
+        return Ok(best.level);
+    }
+    let tried = probed.iter().filter(|probed| fits(probed.level));
+    let why: Vec<String> = tried
+        .filter_map(|probed| probed.outcome.as_ref().err().map(|why| format!("{}: {why}", probed.level)))
+        .collect();
+    Err(Refused::from(RuntimeError::IsolationUnavailable { wanted: least.as_str(), why: why.join("; ") })
+        .into())
+}
+
+async fn check_quotas(
+    api: &Api,
+    quotas: &postern_common::folder::Quotas,
+    tenant: &TenantId,
+) -> Result<(), Problem> {
+    if quotas.sandboxes.is_none() && quotas.creates_per_minute.is_none() {
+        return Ok(());
+    }
+    let since = clock::now().saturating_sub(SignedDuration::from_mins(1)).unwrap_or(Timestamp::MIN);
+    let (live, recent) = api.store.sandbox_counts(tenant, since).await.map_err(Refused::from)?;
+    let exceeded = |name, number: i64, quota: Option<u32>| {
+        let quota = quota.filter(|quota| number >= i64::from(*quota))?;
+        let detail = format!("the quota `{name}` of {quota} is used up: there are {number}");
+        Some(
+            Problem::new(Code::QuotaExceeded, detail)
+                .hint("destroy sandboxes, wait, or raise it in `limits.toml`"),
+        )
+    };
+    let problem = exceeded("sandboxes", live, quotas.sandboxes)
+        .or_else(|| exceeded("creates_per_minute", recent, quotas.creates_per_minute));
+    problem.map_or(Ok(()), Err)
+}
+
+/// The sandbox that the path names, if the key sees its tenant. Another tenant's is not there.
+pub(super) async fn named(api: &Api, call: &Call, parameter: &str) -> Result<SandboxRow, Problem> {
+    let id: SandboxId = call.path(parameter)?;
+    let row = api.driver.sandbox(&id).await.map_err(Refused::from)?;
+    let is_visible = match call.tenant_filter()? {
+        Some(tenant) => row.new.tenant == tenant,
+        None => true,
+    };
+    if is_visible { Ok(row) } else { Err(Refused::from(DriveError::Unknown(id)).into()) }
+}
+
+/// `GET /sandbox`.
+pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
+    #[derive(Serialize)]
+    struct Page {
+        sandboxes: Vec<Shown>,
+        /// For `?after=`, if there are more.
+        next: Option<String>,
+    }
+    let filter = SandboxFilter {
+        tenant: call.tenant_filter()?,
+        user: call.query.parsed("user_id")?,
+        conversation: call.query.parsed("conversation_id")?,
+        status: call.query.text("status").map(str::to_owned),
+        after: call.query.parsed("after")?,
+        limit: call.query.parsed("limit")?,
+    };
+    let page = api.store.list_sandboxes(&filter).await.map_err(Refused::from)?;
+    let next = page.sandboxes.last().filter(|_| page.has_more).map(|row| row.new.id.to_string());
+    let sandboxes = page.sandboxes.iter().map(|row| Shown::of(&api, row, None)).collect();
+    json(StatusCode::OK, &Page { sandboxes, next })
+}
+
+/// `GET /sandbox/{id}`.
+pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
+    let row = named(&api, &call, "id").await?;
+    json(StatusCode::OK, &Shown::of(&api, &row, None))
+}
+
+/// `DELETE /sandbox/{id}`.
+pub(super) async fn destroy(api: Arc<Api>, call: Call) -> Answer {
+    let patience = match call.query.text("wait") {
+        None | Some("destroyed") => END_TIME,
+        Some("no") => Duration::ZERO,
+        Some(_) => return Err(super::input::mistaken("/query/wait", "expected `destroyed` or `no`")),
+    };
+    let row = named(&api, &call, "id").await?;
+    let cause = call.cause(Some("it was destroyed by request"))?;
+    api.driver.happen(&row.new.id, Event::Destroy, None, cause).await.map_err(Refused::from)?;
+    let row = api.driver.wait(&row.new.id, State::is_over, patience).await.map_err(Refused::from)?;
+    let status = if row.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    json(status, &Shown::of(&api, &row, None))
+}
+
+/// `POST /tokens/{sandbox}/refresh`.
+pub(super) async fn refresh(api: Arc<Api>, call: Call) -> Answer {
+    super::input::Fields::read(&call.body)?.finish()?;
+    let row = named(&api, &call, "sandbox").await?;
+    let (row, token) = api.driver.refresh(&row.new.id, call.cause(None)?).await.map_err(Refused::from)?;
+    json(StatusCode::OK, &Shown::of(&api, &row, Some(&token)))
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a create call asks for, judged against template and key; and whether a repeat asks for
+//! the same.
+
+use crate::api::input::{Fields, escaped};
+use crate::api::{Api, Call};
+use crate::check::{MAX_TTL, environment_mistakes};
+use crate::keys::random;
+use crate::operations::{Ungrantable, resolve};
+use crate::runtime::{self, Level, Limits};
+use crate::seal::Place;
+use crate::store::{Asked, NewSandbox, SandboxRow};
+use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
+use jiff::Timestamp;
+use postern_common::folder::TemplateFile;
+use postern_common::id::{ConversationId, SandboxId, TemplateName, UserId};
+use postern_common::problem::{Code, Problem};
+use postern_common::session::{Grant, Isolation};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a sandbox lives unless template or call say otherwise (contracts: Sandbox).
+const TTL: Duration = Duration::from_secs(3600);
+/// How long it may be unused.
+const IDLE: Duration = Duration::from_secs(15 * 60);
+/// Memory: enough for an interpreter with common packages, small enough for dozens on a laptop.
+const MEMORY_BYTES: u64 = 512 << 20;
+/// One core.
+const CPU_MILLIS: u32 = 1000;
+/// Processes and threads: a test run of a small project has fewer.
+const PIDS: u32 = 256;
+/// The size of `/data`.
+const DISK_BYTES: u64 = 1 << 30;
+/// Claims are shown to policies and filters on each request: they stay small.
+const CLAIMS_BYTES: usize = 8 * 1024;
+
+/// A create call, judged.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    user_id: UserId,
+    pub(super) conversation_id: ConversationId,
+    /// `None` matches anything in a repeat; so the next four.
+    template: Option<TemplateName>,
+    operations: Option<Vec<Grant>>,
+    env: Option<BTreeMap<String, String>>,
+    env_digest: Option<String>,
+    claims: Option<Map<String, Value>>,
+    labels: BTreeMap<String, String>,
+    ttl: Option<Duration>,
+    idle: Option<Duration>,
+    /// What the sandbox would be made of.
+    made_of: TemplateFile,
+    granted: Vec<Grant>,
+    isolation: runtime::Wanted,
+}
+
+impl Wanted {
+    /// Reads a create call. All mistakes are reported at once.
+    pub(super) fn read(api: &Api, call: &Call, tenant: &Tenant) -> Result<Self, Problem> {
+        let mut fields = Fields::read(&call.body)?;
+        let (user_id, conversation_id) = (fields.required("user_id"), fields.required("conversation_id"));
+        let template: Option<TemplateName> = fields.parsed("template");
+        let operations: Option<Vec<Grant>> = fields.list("operations");
+        let env = fields.texts("env");
+        for (pointer, message) in env.iter().flat_map(environment_mistakes) {
+            fields.mistake(format!("/env{pointer}"), message);
+        }
+        let claims = fields.object("claims");
+        if claims
+            .as_ref()
+            .is_some_and(|claims| serde_json::to_string(claims).is_ok_and(|text| text.len() > CLAIMS_BYTES))
+        {
+            fields.mistake("/claims", format!("claims have at most {CLAIMS_BYTES} bytes"));
+        }
+        let labels = fields.labels("labels");
+        let (ttl, idle) = (fields.duration("ttl"), fields.duration("idle"));
+        for (name, time) in [("ttl", ttl), ("idle", idle)] {
+            if time.is_some_and(|time| time > MAX_TTL) {
+                fields.mistake(format!("/{name}"), "at most 24h");
+            }
+        }
+        let (made_of, granted) = judge(&mut fields, call, tenant, template.as_ref(), operations.as_deref())?;
+        let isolation = isolation(&mut fields, api, &made_of);
+        let (Some(user_id), Some(conversation_id)) = (user_id, conversation_id) else {
+            fields.finish()?;
+            return Err(Problem::new(Code::InvalidInput, "`user_id` and `conversation_id` are required"));
+        };
+        fields.finish()?;
+        let env_digest = env.as_ref().map(|env| env_digest(api, env));
+        Ok(Self {
+            user_id,
+            conversation_id,
+            template,
+            operations,
+            env,
+            env_digest,
+            claims,
+            labels,
+            ttl,
+            idle,
+            made_of,
+            granted,
+            isolation,
+        })
+    }
+
+    pub(super) const fn isolation(&self) -> runtime::Wanted {
+        self.isolation
+    }
+
+    /// Whether a repeat asks for what is there.
+    ///
+    /// The first user's sandbox must leave no trace in a problem for another user: nothing but the
+    /// code is told. So that is judged before anything else.
+    pub(super) fn compare(&self, row: &SandboxRow) -> Result<(), Problem> {
+        let there = &row.new;
+        if there.user_id != self.user_id {
+            return Err(Problem::new(
+                Code::ConversationOfAnotherUser,
+                "this conversation has a sandbox of another user",
+            )
+            .hint("use another `conversation_id`, unique to this user"));
+        }
+        let same_grants = |asked: &Vec<Grant>| {
+            let mut asked = asked.clone();
+            asked.sort_unstable();
+            asked.dedup();
+            asked == there.operations
+        };
+        let differs = [
+            ("template", self.template.as_ref().is_some_and(|template| *template != there.template)),
+            ("env", self.env_digest.as_ref().is_some_and(|digest| *digest != there.env_digest)),
+            ("claims", self.claims.as_ref().is_some_and(|claims| *claims != there.claims)),
+            ("operations", self.operations.as_ref().is_some_and(|asked| !same_grants(asked))),
+        ];
+        let different: Vec<&str> =
+            differs.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect();
+        if different.is_empty() {
+            return Ok(());
+        }
+        let errors = different.iter().map(|field| postern_common::problem::FieldError {
+            pointer: format!("/{field}"),
+            message: "differs from what the conversation's sandbox was made with".to_owned(),
+        });
+        let detail = format!("the conversation's sandbox was made with another {}", different.join(", "));
+        Err(Problem::new(Code::SandboxDiffers, detail)
+            .errors(errors.collect())
+            .hint("leave the field out to get the sandbox that is there, or destroy it first"))
+    }
+
+    /// The sandbox that is to be made.
+    pub(super) fn sandbox(
+        &self,
+        api: &Api,
+        call: &Call,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> Result<NewSandbox, Problem> {
+        let unsealed = |error: crate::seal::SealError| Problem::new(Code::Internal, error.to_string());
+        let id = random(12).map_err(unsealed)?;
+        let id = SandboxId::from_random(id.reveal().first_chunk().copied().unwrap_or_default());
+        let mut env = self.made_of.env.clone();
+        env.extend(self.env.clone().unwrap_or_default());
+        let name = &tenant.row.name;
+        let place = Place::Environment { tenant: name.as_str(), sandbox: id.as_str() };
+        let text =
+            serde_json::to_vec(&env).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        let env_sealed =
+            (!env.is_empty()).then(|| api.keys.data.seal(place, &text)).transpose().map_err(unsealed)?;
+        let ttl = self.ttl.or(self.made_of.ttl).unwrap_or(TTL);
+        Ok(NewSandbox {
+            id,
+            tenant: name.clone(),
+            user_id: self.user_id.clone(),
+            conversation_id: self.conversation_id.clone(),
+            template: template_name(self.template.as_ref())?,
+            operations: self.granted.clone(),
+            claims: self.claims.clone().unwrap_or_default(),
+            labels: self.labels.clone(),
+            env_sealed,
+            env_digest: self.env_digest.clone().unwrap_or_else(|| env_digest(api, &BTreeMap::new())),
+            asked: Asked { isolation: self.isolation, limits: limits(&self.made_of) },
+            created_by: call.actor()?.to_string(),
+            expires_at: now.saturating_add(crate::driver::signed(ttl)).unwrap_or(Timestamp::MAX),
+            idle: self.idle.or(self.made_of.idle).unwrap_or(IDLE),
+        })
+    }
+}
+
+fn template_name(asked: Option<&TemplateName>) -> Result<TemplateName, Problem> {
+    asked.map_or_else(
+        || {
+            TemplateName::parse(DEFAULT_TEMPLATE)
+                .map_err(|error| Problem::new(Code::Internal, error.to_string()))
+        },
+        |name| Ok(name.clone()),
+    )
+}
+
+/// What the template makes of it, and the operations; what a key may not give is forbidden rather
+/// than wrong.
+fn judge(
+    fields: &mut Fields,
+    call: &Call,
+    tenant: &Tenant,
+    template: Option<&TemplateName>,
+    operations: Option<&[Grant]>,
+) -> Result<(TemplateFile, Vec<Grant>), Problem> {
+    let name = template_name(template)?;
+    let Some(made_of) = tenant.template(&name) else {
+        fields.mistake("/template", format!("there is no template `{name}`"));
+        return Ok((TemplateFile::default(), Vec::new()));
+    };
+    let key = call.caller()?.operations.as_deref();
+    match resolve(operations, &tenant.allowed(&name), key, &tenant.catalogue) {
+        Ok(granted) => Ok((made_of, granted)),
+        Err(refused) => {
+            let beyond = refused.iter().find(|(_, why)| matches!(why, Ungrantable::BeyondKey(_)));
+            if let Some((_, why)) = beyond {
+                return Err(Problem::new(Code::Forbidden, why.to_string())
+                    .hint("use a key whose `operations` hold it, or leave `operations` out"));
+            }
+            for (place, why) in refused {
+                fields.mistake(format!("/operations/{}", escaped(&place.to_string())), why.to_string());
+            }
+            Ok((made_of, Vec::new()))
+        }
+    }
+}
+
+/// The template's least isolation, within what the operator allows.
+fn isolation(fields: &mut Fields, api: &Api, template: &TemplateFile) -> runtime::Wanted {
+    let least = match template.isolation {
+        None | Some(Isolation::Namespaces) => Level::Namespaces,
+        Some(Isolation::Gvisor) => Level::Gvisor,
+        Some(Isolation::Kata) => {
+            fields.mistake("/template", "its isolation `kata` is not to be had on one machine");
+            Level::Gvisor
+        }
+    };
+    match api.isolation {
+        Some(exact) if exact < least => {
+            fields.mistake(
+                "/template",
+                format!("it asks for `{least}`; this orchestrator runs with `--isolation {exact}`"),
+            );
+            runtime::Wanted::AtLeast(least)
+        }
+        Some(exact) => runtime::Wanted::Exactly(exact),
+        None => runtime::Wanted::AtLeast(least),
+    }
+}
+
+fn limits(template: &TemplateFile) -> Limits {
+    let cpu_millis = template.cpu.map_or(CPU_MILLIS, |cores| {
+        // In range: `check` refused what is not above zero.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what fits")]
+        let millis = (cores * 1000.0).round().clamp(1.0, 1_000_000.0) as u32;
+        millis
+    });
+    Limits {
+        memory_bytes: template.memory.map_or(MEMORY_BYTES, |size| size.as_u64()),
+        cpu_millis,
+        pids: template.pids.unwrap_or(PIDS),
+        disk_bytes: template.disk.map_or(DISK_BYTES, |size| size.as_u64()),
+    }
+}
+
+/// A keyed digest of an environment: repeats are compared by it, nothing of it can be guessed.
+fn env_digest(api: &Api, env: &BTreeMap<String, String>) -> String {
+    // A map of strings always serializes, and in one order.
+    api.keys.digest(&serde_json::to_vec(env).unwrap_or_default())
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Judges a tenant's whole configuration before any of it is in force: documents, policies,
+//! templates, limits and what refers to what. Every mistake is reported, each with its place.
+//!
+//! Filters are inspected and compiled by `artefacts`; whether an address may be reached is the
+//! gateway's to say as well, on every connection.
+
+use crate::operations::Catalogue;
+use postern_common::folder::{BackendFiles, Credential, Rate, TemplateFile, TenantFiles};
+use postern_common::id::{BackendName, FilterName, TemplateName, TenantId};
+use postern_common::problem::FieldError;
+use postern_common::session::{Grant, Isolation};
+use postern_openapi::Document;
+use postern_policies::{PolicySource, TenantPolicies, TenantSchema, schema_from_openapi};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A sandbox lives no longer (contracts: Sandbox).
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Mistakes that are reported at once.
+const MISTAKES: usize = 200;
+/// Backends, filters, templates or policy files of one tenant.
+const MAX_NAMED: usize = 1000;
+/// Environment that a sandbox is given must not say who it is or where its door is.
+const OWN_VARIABLES: [&str; 3] = ["SANDBOX_ID", "CONVERSATION_ID", "GATEWAY_URL"];
+/// Names and values of a sandbox's environment together; the kernel takes 2 MiB with arguments.
+pub const MAX_ENV_BYTES: usize = 128 * 1024;
+
+/// Judges a configuration and returns what its backends offer. Blocking: a document may take a
+/// second.
+///
+/// # Errors
+/// Every mistake, each with a JSON pointer into the configuration.
+pub fn check(tenant: &TenantId, files: &TenantFiles) -> Result<Catalogue, Vec<FieldError>> {
+    let mut mistakes = Mistakes::default();
+    let documents: Vec<(BackendName, Document)> = files
+        .backends
+        .iter()
+        .filter_map(|(name, backend)| check_backend(name, backend, files, &mut mistakes))
+        .collect();
+    let are_documents_good = documents.len() == files.backends.len();
+    let catalogue = Catalogue::new(documents.iter().cloned());
+    if are_documents_good {
+        check_policies(tenant, files, &documents, &mut mistakes);
+    }
+    for (name, template) in &files.templates {
+        check_template(name, template, &catalogue, are_documents_good, &mut mistakes);
+    }
+    for (field, rate) in [("tenant", files.limits.tenant), ("session", files.limits.session)] {
+        if let Some(rate) = rate {
+            check_rate(&format!("/limits/{field}"), &rate, &mut mistakes);
+        }
+    }
+    check_counts(files, &mut mistakes);
+    mistakes.into_result(catalogue)
+}
+
+/// Mistakes with their places.
+#[derive(Debug, Default)]
+struct Mistakes(Vec<FieldError>);
+
+impl Mistakes {
+    fn add(&mut self, pointer: impl Into<String>, message: impl Into<String>) {
+        self.0.push(FieldError { pointer: pointer.into(), message: message.into() });
+    }
+
+    fn into_result<T>(mut self, good: T) -> Result<T, Vec<FieldError>> {
+        if self.0.is_empty() {
+            return Ok(good);
+        }
+        self.0.truncate(MISTAKES);
+        Err(self.0)
+    }
+}
+
+fn check_backend(
+    name: &BackendName,
+    backend: &BackendFiles,
+    files: &TenantFiles,
+    mistakes: &mut Mistakes,
+) -> Option<(BackendName, Document)> {
+    let at = format!("/backends/{name}");
+    let file = &backend.backend;
+    let url = &file.url;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        mistakes.add(format!("{at}/backend/url"), "expected `http://HOST…` or `https://HOST…`");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let message =
+            "a URL holds no user or password: `postern secret set NAME` and `credential = \"NAME\"`";
+        mistakes.add(format!("{at}/backend/url"), message);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        mistakes.add(format!("{at}/backend/url"), "a base URL ends with its path: drop `?…` and `#…`");
+    }
+    for attachment in &file.filters {
+        check_attachment(&at, attachment.name(), files, mistakes);
+    }
+    if let Some(Credential::Attached(attached)) = &file.credential
+        && let Some(header) = &attached.header
+        && http::HeaderName::try_from(header.as_str()).is_err()
+    {
+        mistakes.add(
+            format!("{at}/backend/credential/header"),
+            format!("`{}` cannot name a header", header.escape_debug()),
+        );
+    }
+    let document = match (&file.openapi, &backend.document) {
+        (Some(file), None) => {
+            mistakes.add(format!("{at}/document"), format!("`{file}` is named but its text is not here"));
+            return None;
+        }
+        (_, None) => Document::any_path(),
+        (_, Some(text)) => match Document::parse(text) {
+            Ok(document) => document,
+            Err(wrong) => {
+                for mistake in wrong {
+                    mistakes.add(format!("{at}/document"), mistake.to_string());
+                }
+                return None;
+            }
+        },
+    };
+    for (operation, limits) in &file.operations {
+        let place = format!("{at}/backend/operations/{operation}");
+        if document.operation(operation).is_none() {
+            mistakes.add(&place, format!("backend `{name}` has no operation `{operation}`"));
+        }
+        check_positive(&place, "per_second", limits.per_second, mistakes);
+    }
+    Some((name.clone(), document))
+}
+
+fn check_attachment(at: &str, filter: &FilterName, files: &TenantFiles, mistakes: &mut Mistakes) {
+    if !files.filters.contains_key(filter) {
+        let message =
+            format!("there is no filter `{filter}`: put it in `filters/{filter}/`, or take it off here");
+        mistakes.add(format!("{at}/backend/filters"), message);
+    }
+}
+
+fn check_policies(
+    tenant: &TenantId,
+    files: &TenantFiles,
+    documents: &[(BackendName, Document)],
+    mistakes: &mut Mistakes,
+) {
+    let backends: Vec<_> =
+        documents.iter().map(|(name, document)| schema_from_openapi(name, document)).collect();
+    let schema = match TenantSchema::build(tenant, &backends) {
+        Ok(schema) => schema,
+        Err(error) => return mistakes.add("/backends", error.to_string()),
+    };
+    let sources: Option<Vec<PolicySource>> = files.policies.as_ref().map(|policies| {
+        let source = |(name, text): (&postern_common::id::PolicyName, &String)| PolicySource {
+            name: format!("policies/{name}.cedar"),
+            text: text.clone(),
+        };
+        policies.iter().map(source).collect()
+    });
+    if let Err(wrong) = TenantPolicies::load(&schema, sources.as_deref()) {
+        for mistake in wrong {
+            let name = mistake.file.strip_prefix("policies/").and_then(|name| name.strip_suffix(".cedar"));
+            let pointer = format!("/policies/{}", name.unwrap_or(&mistake.file));
+            mistakes.add(pointer, mistake.to_string());
+        }
+    }
+}
+
+fn check_template(
+    name: &TemplateName,
+    template: &TemplateFile,
+    catalogue: &Catalogue,
+    are_documents_good: bool,
+    mistakes: &mut Mistakes,
+) {
+    let at = format!("/templates/{name}");
+    for (place, grant) in template.operations.iter().enumerate() {
+        if are_documents_good && !catalogue.offers(grant) {
+            mistakes.add(format!("{at}/operations/{place}"), format!("no backend offers `{grant}`"));
+        }
+        if *grant == Grant::FilesSync {
+            mistakes.add(format!("{at}/operations/{place}"), "`files:sync` is not a template's to give");
+        }
+    }
+    if let Some(cpu) = template.cpu {
+        check_positive(&at, "cpu", cpu, mistakes);
+    }
+    for (field, size) in [("memory", template.memory), ("disk", template.disk)] {
+        const LEAST: u64 = 16 << 20;
+        if size.is_some_and(|size| size.as_u64() < LEAST) {
+            mistakes.add(format!("{at}/{field}"), "less than 16 MiB is not enough for a sandbox");
+        }
+    }
+    if template.pids == Some(0) {
+        mistakes.add(format!("{at}/pids"), "0 processes are not enough for a sandbox");
+    }
+    for (field, time) in [("ttl", template.ttl), ("idle", template.idle)] {
+        if time.is_some_and(|time| time.is_zero() || time > MAX_TTL) {
+            mistakes.add(format!("{at}/{field}"), "expected more than 0 and at most 24h");
+        }
+    }
+    if template.isolation == Some(Isolation::Kata) {
+        mistakes.add(format!("{at}/isolation"), "this machine offers `gvisor` and `namespaces`");
+    }
+    if template.image.is_some() {
+        let message = "sandboxes on this machine have its `/usr`, read-only: leave `image` out";
+        mistakes.add(format!("{at}/image"), message);
+    }
+    if template.kubernetes.is_some() {
+        mistakes.add(
+            format!("{at}/kubernetes"),
+            "this orchestrator makes sandboxes on its own machine: leave it out",
+        );
+    }
+    for (pointer, message) in environment_mistakes(&template.env) {
+        mistakes.add(format!("{at}/env{pointer}"), message);
+    }
+}
+
+/// What is wrong with an environment, with pointers into it.
+#[must_use]
+pub fn environment_mistakes(env: &std::collections::BTreeMap<String, String>) -> Vec<(String, String)> {
+    let mut wrong = Vec::new();
+    for (name, value) in env {
+        let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
+        let is_name = name.bytes().next().is_some_and(|first| !first.is_ascii_digit())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !is_name {
+            wrong.push((
+                pointer,
+                "a variable's name has letters, digits and `_`, and begins with no digit".to_owned(),
+            ));
+        } else if OWN_VARIABLES.contains(&name.as_str()) {
+            wrong.push((pointer, format!("`{name}` is set by Postern")));
+        } else if value.contains('\0') {
+            wrong.push((pointer, "a value holds no zero byte".to_owned()));
+        }
+    }
+    let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if bytes > MAX_ENV_BYTES {
+        wrong
+            .push((String::new(), format!("the environment has {bytes} bytes; {MAX_ENV_BYTES} are allowed")));
+    }
+    wrong
+}
+
+fn check_rate(at: &str, rate: &Rate, mistakes: &mut Mistakes) {
+    check_positive(at, "per_second", rate.per_second, mistakes);
+    if rate.concurrent == Some(0) {
+        mistakes.add(format!("{at}/concurrent"), "0 would refuse every request: leave it out for no limit");
+    }
+    if rate.burst == Some(0) {
+        mistakes.add(format!("{at}/burst"), "0 would refuse every request");
+    }
+}
+
+fn check_positive(at: &str, field: &str, value: f64, mistakes: &mut Mistakes) {
+    if !(value.is_finite() && value > 0.0) {
+        mistakes.add(format!("{at}/{field}"), "expected a number above 0");
+    }
+}
+
+fn check_counts(files: &TenantFiles, mistakes: &mut Mistakes) {
+    let counts = [
+        ("backends", files.backends.len()),
+        ("filters", files.filters.len()),
+        ("templates", files.templates.len()),
+        ("policies", files.policies.as_ref().map_or(0, std::collections::BTreeMap::len)),
+        ("policy_tests", files.policy_tests.len()),
+    ];
+    for (field, count) in counts {
+        if count > MAX_NAMED {
+            mistakes.add(format!("/{field}"), format!("there are {count}; {MAX_NAMED} are allowed"));
+        }
+    }
+    // Two names that Cedar spells alike (`a-b`, `a_b` cannot both be) would share a namespace.
+    let mut spelled = BTreeSet::new();
+    for name in files.backends.keys() {
+        if !spelled.insert(postern_policies::namespace(name)) {
+            mistakes.add(
+                format!("/backends/{name}"),
+                "another backend has the same name in policies: rename one",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

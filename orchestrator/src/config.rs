@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an orchestrator is told when it starts.
+
+use crate::keys::GivenKeys;
+use crate::runtime::Level;
+use postern_common::secret::Secret;
+use std::path::PathBuf;
+use std::time::Duration;
+use url::Url;
+
+/// An orchestrator's settings, each already judged.
+#[derive(Debug)]
+pub struct Config {
+    /// Where everything of this installation lies: keys, database, users' files.
+    pub data_dir: PathBuf,
+    /// The database; `None`: SQLite in the data folder.
+    pub database_url: Option<Secret<String>>,
+    /// Keys that the operator gave.
+    pub keys: GivenKeys,
+    /// The life of a session token, at most an hour.
+    pub token_ttl: Duration,
+    /// Makes the backend `default` of tenant `default`.
+    pub backend_url: Option<Url>,
+    /// The isolation that every sandbox must have exactly; `None`: the best that works.
+    pub isolation: Option<Level>,
+    /// The program `postern-compile`; without it filters are refused.
+    pub compiler: Option<PathBuf>,
+}
+
+impl Config {
+    /// Settings with nothing but a data folder: everything else as if nobody had said.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            database_url: None,
+            keys: GivenKeys::default(),
+            token_ttl: postern_common::token::MAX_TTL,
+            backend_url: None,
+            isolation: None,
+            compiler: None,
+        }
+    }
+}

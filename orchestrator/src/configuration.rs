@@ -1,0 +1,580 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tenants' configurations: checked whole, changed all or nothing, told to the gateways.
+//!
+//! A tenant is owned by the API or by a watched folder, never by both. Each change rests on a
+//! version: of two that are made at the same time, the second is judged again on top of the first.
+
+use crate::artefacts::Artefacts;
+use crate::check;
+use crate::control::Gateways;
+use crate::keys::InstallationKeys;
+use crate::operations::Catalogue;
+use crate::seal::{Place, SealError};
+use crate::store::{
+    Action, Actor, AuditEntry, Kind, Owner, Resource, ResourceChange, Store, StoreError, TenantRow,
+};
+use crate::tenant::{Tenant, files_of, parts_of};
+use postern_common::clock;
+use postern_common::control::{BackendConfig, Change, TenantConfig};
+use postern_common::decision::Versions;
+use postern_common::folder::{BackendFile, BackendFiles, IdentityFields, TenantFiles};
+use postern_common::id::{BackendName, RequestId, SecretName, TenantId};
+use postern_common::problem::FieldError;
+use postern_common::secret::Secret;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use url::Url;
+
+/// The tenant that is always there.
+pub const DEFAULT_TENANT: &str = "default";
+/// The backend that `BACKEND_URL` makes.
+const DEFAULT_BACKEND: &str = "default";
+/// How long a change waits for gateways to put it in force before it is answered as pending.
+const PUBLISH_TIME: Duration = Duration::from_secs(10);
+/// How often a change is judged anew because another was faster.
+const ATTEMPTS: u32 = 5;
+
+/// A configuration could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// There is no such tenant.
+    #[error("there is no tenant `{0}`")]
+    UnknownTenant(TenantId),
+    /// There is no such thing.
+    #[error("there is no {} `{name}`", kind.as_str())]
+    Unknown {
+        /// What was looked for.
+        kind: Kind,
+        /// By which name.
+        name: String,
+    },
+    /// Somebody else owns the tenant's configuration.
+    #[error("the configuration of tenant `{tenant}` is owned by {owner}")]
+    OwnedElsewhere {
+        /// The tenant.
+        tenant: TenantId,
+        /// Who owns it.
+        owner: Owner,
+    },
+    /// It is wrong.
+    #[error("the configuration has {} mistakes", .0.len())]
+    Mistakes(Vec<FieldError>),
+    /// The caller saw another version.
+    #[error("{} `{name}` is not what the request expects it to be", kind.as_str())]
+    Precondition {
+        /// What was to change.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// Others changed it all the time.
+    #[error("the configuration of tenant `{0}` is being changed by others; try again")]
+    Busy(TenantId),
+    /// A secret could not be sealed or opened.
+    #[error("a secret of tenant `{tenant}` could not be sealed or opened")]
+    Seal {
+        /// The tenant.
+        tenant: TenantId,
+        /// Why.
+        source: SealError,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What the caller expects to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Anything, or nothing.
+    Anything,
+    /// Nothing (`If-None-Match: *`).
+    Nothing,
+    /// Something (`If-Match: *`).
+    Something,
+    /// Something with one of these digests (`If-Match`).
+    OneOf(Vec<String>),
+}
+
+impl Expected {
+    fn holds(&self, digest: Option<&String>) -> bool {
+        match (self, digest) {
+            (Self::Anything, _) | (Self::Nothing, None) | (Self::Something, Some(_)) => true,
+            (Self::OneOf(wanted), Some(digest)) => wanted.contains(digest),
+            (Self::Nothing, Some(_)) | (Self::Something | Self::OneOf(_), None) => false,
+        }
+    }
+}
+
+/// A change of a tenant's configuration.
+pub enum Edit {
+    /// All of it: with `prune`, what is not in the files goes.
+    Whole {
+        /// The files.
+        files: Box<TenantFiles>,
+        /// Whether what they do not name goes.
+        prune: bool,
+    },
+    /// One part; the function puts it into, or takes it out of, the files.
+    Part {
+        /// What it is.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// What must be there for the change to be made.
+        expected: Expected,
+        /// The change.
+        change: Box<dyn Fn(&mut TenantFiles) -> bool + Send + Sync>,
+    },
+}
+
+/// Who edits, and how.
+#[derive(Debug, Clone)]
+pub struct Edition {
+    /// As whom: the tenant's owner must be the same.
+    pub owner: Owner,
+    /// Who, for the log.
+    pub actor: Actor,
+    /// The request, for the log.
+    pub request: Option<RequestId>,
+    /// Only check and compare.
+    pub dry_run: bool,
+}
+
+/// What a change does to one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Difference {
+    /// It was not there.
+    Added,
+    /// It was different.
+    Changed,
+    /// It goes.
+    Removed,
+}
+
+/// One line of the difference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct Changed {
+    /// What it is: `backend`, `policy`, `policy-test`, `filter`, `template` or `limits`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What happens to it.
+    pub change: Difference,
+}
+
+/// What a change did, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct Edited {
+    /// Each part that is different.
+    pub changes: Vec<Changed>,
+    /// The configuration's version; it rises with each change.
+    pub version: i64,
+    /// Whether it was only tried.
+    pub dry_run: bool,
+    /// Gateways that have it in force.
+    pub gateways_in_force: usize,
+    /// Gateways that had not answered yet.
+    pub gateways_pending: usize,
+    /// What gateways say that keep to the configuration before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused_by_gateways: Vec<String>,
+}
+
+/// All tenants' configurations. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Configuration(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    keys: Arc<InstallationKeys>,
+    gateways: Gateways,
+    artefacts: Artefacts,
+    backend_url: Option<Url>,
+    loaded: RwLock<BTreeMap<TenantId, Arc<Tenant>>>,
+}
+
+/// A configuration that was judged, with what it would change.
+struct Judged {
+    files: TenantFiles,
+    changes: Vec<ResourceChange>,
+    lines: Vec<Changed>,
+}
+
+impl Configuration {
+    /// Nothing is loaded yet; see [`Configuration::publish_all`].
+    #[must_use]
+    pub fn new(
+        store: Store,
+        keys: Arc<InstallationKeys>,
+        gateways: Gateways,
+        artefacts: Artefacts,
+        backend_url: Option<Url>,
+    ) -> Self {
+        Self(Arc::new(Inner { store, keys, gateways, artefacts, backend_url, loaded: RwLock::default() }))
+    }
+
+    /// Makes the default tenant if it is not there, loads every tenant and tells the gateways.
+    ///
+    /// # Errors
+    /// [`StoreError`]. A tenant whose configuration does not pass any more is logged and left out.
+    pub async fn publish_all(&self) -> Result<(), StoreError> {
+        if let Ok(name) = TenantId::parse(DEFAULT_TENANT) {
+            self.make(&name, &Owner::Api, Actor::Orchestrator, None).await?;
+        }
+        for row in self.0.store.tenants().await? {
+            let name = row.name.clone();
+            let published = async { self.publish(&*self.load(row).await?).await };
+            if let Err(error) = published.await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(tenant = %name, error, "this tenant's configuration is not in force");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a tenant; `false` if there is one of this name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn make(
+        &self,
+        name: &TenantId,
+        owner: &Owner,
+        actor: Actor,
+        request: Option<RequestId>,
+    ) -> Result<bool, StoreError> {
+        let audit =
+            AuditEntry::new(clock::now(), Some(name.clone()), Action::TenantCreated, actor).request(request);
+        self.0.store.add_tenant(name, owner, &audit).await
+    }
+
+    /// Forgets a tenant that was removed and tells the gateways.
+    pub async fn forget(&self, name: &TenantId) {
+        self.0.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.0.gateways.publish(Change::TenantRemoved(name.clone()), PUBLISH_TIME).await;
+    }
+
+    /// A tenant with its configuration as it is now.
+    ///
+    /// # Errors
+    /// [`ConfigurationError::UnknownTenant`].
+    pub async fn tenant(&self, name: &TenantId) -> Result<Arc<Tenant>, ConfigurationError> {
+        let row = self.0.store.tenant(name).await?;
+        let row = row.ok_or_else(|| ConfigurationError::UnknownTenant(name.clone()))?;
+        let loaded = self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        match loaded {
+            Some(tenant) if tenant.row == row => Ok(tenant),
+            _ => self.load(row).await,
+        }
+    }
+
+    async fn load(&self, row: TenantRow) -> Result<Arc<Tenant>, ConfigurationError> {
+        let parts = self.0.store.resources(&row.name).await?;
+        let files = files_of(&parts, row.has_policies)?;
+        let digests =
+            parts.iter().map(|part| ((part.kind, part.name.clone()), part.digest.clone())).collect();
+        let (files, default_backend) = self.with_backend_url(&row.name, files);
+        let (files, catalogue) = checked(row.name.clone(), files).await?;
+        let tenant = Arc::new(Tenant { row, files, catalogue, default_backend, digests });
+        let mut loaded = self.0.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        loaded.insert(tenant.row.name.clone(), Arc::clone(&tenant));
+        Ok(tenant)
+    }
+
+    /// `BACKEND_URL` makes the backend `default` of tenant `default`, unless it has one.
+    fn with_backend_url(
+        &self,
+        tenant: &TenantId,
+        mut files: TenantFiles,
+    ) -> (TenantFiles, Option<BackendName>) {
+        let (Some(url), DEFAULT_TENANT, Ok(name)) =
+            (&self.0.backend_url, tenant.as_str(), BackendName::parse(DEFAULT_BACKEND))
+        else {
+            return (files, None);
+        };
+        files.backends.entry(name.clone()).or_insert_with(|| plain_backend(url.clone()));
+        (files, Some(name))
+    }
+
+    /// Judges a change and, unless it is only tried, puts it in force, all or nothing.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`]; then nothing has changed.
+    pub async fn edit(
+        &self,
+        tenant: &TenantId,
+        edit: &Edit,
+        edition: &Edition,
+    ) -> Result<Edited, ConfigurationError> {
+        for _ in 0..ATTEMPTS {
+            let row = self.0.store.tenant(tenant).await?;
+            let row = row.ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))?;
+            if row.owner != edition.owner {
+                return Err(ConfigurationError::OwnedElsewhere { tenant: tenant.clone(), owner: row.owner });
+            }
+            let judged = self.judge(&row, edit).await?;
+            let mut edited = Edited {
+                changes: judged.lines,
+                version: row.version,
+                dry_run: edition.dry_run,
+                gateways_in_force: 0,
+                gateways_pending: 0,
+                refused_by_gateways: Vec::new(),
+            };
+            let has_policies = judged.files.policies.is_some();
+            if edition.dry_run || (edited.changes.is_empty() && has_policies == row.has_policies) {
+                return Ok(edited);
+            }
+            let audit = audit(tenant, edit, &edited.changes, edition);
+            let store = &self.0.store;
+            if !store.change_resources(tenant, row.version, has_policies, &judged.changes, &audit).await? {
+                continue;
+            }
+            let told = self.publish(&*self.tenant(tenant).await?).await?;
+            edited.version = row.version + 1;
+            edited.gateways_in_force = told.in_force;
+            edited.gateways_pending = told.pending;
+            edited.refused_by_gateways = told.refused;
+            return Ok(edited);
+        }
+        Err(ConfigurationError::Busy(tenant.clone()))
+    }
+
+    async fn judge(&self, row: &TenantRow, edit: &Edit) -> Result<Judged, ConfigurationError> {
+        let before = self.0.store.resources(&row.name).await?;
+        let mut files = files_of(&before, row.has_policies)?;
+        match edit {
+            Edit::Whole { files: wanted, prune: true } => files = TenantFiles::clone(wanted),
+            Edit::Whole { files: wanted, prune: false } => merge(&mut files, wanted),
+            Edit::Part { kind, name, expected, change } => {
+                let there = before.iter().find(|part| part.kind == *kind && part.name == *name);
+                if !expected.holds(there.map(|part| &part.digest)) {
+                    return Err(ConfigurationError::Precondition { kind: *kind, name: name.clone() });
+                }
+                if !change(&mut files) {
+                    return Err(ConfigurationError::Unknown { kind: *kind, name: name.clone() });
+                }
+            }
+        }
+        // Judged as it will be used, stored as it was put.
+        let (used, _) = self.with_backend_url(&row.name, files.clone());
+        let (used, _) = checked(row.name.clone(), used).await?;
+        self.0.artefacts.check(&row.name, &used).await.map_err(ConfigurationError::Mistakes)?;
+        let after = parts_of(&files)?;
+        let (changes, lines) = difference(&before, after);
+        Ok(Judged { files, changes, lines })
+    }
+
+    /// Tells the gateways what a tenant's configuration is.
+    async fn publish(&self, tenant: &Tenant) -> Result<crate::control::Acknowledged, ConfigurationError> {
+        let config = self.gateway_config(tenant).await?;
+        Ok(self.0.gateways.publish(Change::Tenant(Arc::new(config)), PUBLISH_TIME).await)
+    }
+
+    /// What a gateway enforces for a tenant.
+    async fn gateway_config(&self, tenant: &Tenant) -> Result<TenantConfig, ConfigurationError> {
+        let name = &tenant.row.name;
+        let backend = |(name, files): (&BackendName, &BackendFiles)| {
+            let document = files.document.as_deref().map(Arc::from);
+            (name.clone(), BackendConfig { file: files.backend.clone(), document })
+        };
+        let filters =
+            self.0.artefacts.of(&tenant.row, &tenant.files).await.map_err(ConfigurationError::Mistakes)?;
+        Ok(TenantConfig {
+            tenant: name.clone(),
+            versions: Versions {
+                routes: version_of(tenant, Kind::Backend),
+                policies: version_of(tenant, Kind::Policy),
+                filters: version_of(tenant, Kind::Filter),
+            },
+            backends: tenant.files.backends.iter().map(backend).collect(),
+            default_backend: tenant.default_backend.clone(),
+            policies: tenant.files.policies.clone(),
+            filters,
+            secrets: self.needed_secrets(tenant).await?,
+            limits: tenant.files.limits.clone(),
+        })
+    }
+
+    /// The secrets that credentials of backends name: a gateway gets no other.
+    async fn needed_secrets(
+        &self,
+        tenant: &Tenant,
+    ) -> Result<BTreeMap<SecretName, Secret<String>>, ConfigurationError> {
+        use postern_common::folder::Credential;
+        let name = &tenant.row.name;
+        let needed =
+            tenant.files.backends.values().filter_map(|files| match files.backend.credential.as_ref()? {
+                Credential::Bearer(secret) => Some(secret),
+                Credential::Attached(attached) => Some(&attached.secret),
+            });
+        let needed: BTreeSet<&SecretName> = needed.collect();
+        let failed = |source| ConfigurationError::Seal { tenant: name.clone(), source };
+        let mut secrets = BTreeMap::new();
+        for stored in self.0.store.secrets(name).await? {
+            if !needed.contains(&stored.name) {
+                continue;
+            }
+            let place = Place::Secret { tenant: name.as_str(), name: stored.name.as_str() };
+            let value = self.0.keys.data.open(place, &stored.sealed).map_err(failed)?;
+            let value = String::from_utf8(value.reveal().clone());
+            let value = value.map_err(|_malformed| failed(SealError::Damaged))?;
+            secrets.insert(stored.name, Secret::new(value));
+        }
+        Ok(secrets)
+    }
+
+    /// Gives a secret a value and tells the gateways.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`].
+    pub async fn set_secret(
+        &self,
+        tenant: &TenantId,
+        name: &SecretName,
+        value: &Secret<String>,
+        edition: &Edition,
+    ) -> Result<(), ConfigurationError> {
+        let known = self.tenant(tenant).await?;
+        let place = Place::Secret { tenant: tenant.as_str(), name: name.as_str() };
+        let sealed = self.0.keys.data.seal(place, value.reveal().as_bytes());
+        let sealed = sealed.map_err(|source| ConfigurationError::Seal { tenant: tenant.clone(), source })?;
+        let audit =
+            AuditEntry::new(clock::now(), Some(tenant.clone()), Action::SecretSet, edition.actor.clone());
+        let audit = audit.subject(format!("secret/{name}")).request(edition.request.clone());
+        self.0.store.set_secret(tenant, name, sealed, &audit).await?;
+        self.publish(&known).await.map(drop)
+    }
+
+    /// Removes a secret and tells the gateways; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`].
+    pub async fn remove_secret(
+        &self,
+        tenant: &TenantId,
+        name: &SecretName,
+        edition: &Edition,
+    ) -> Result<bool, ConfigurationError> {
+        let known = self.tenant(tenant).await?;
+        let audit =
+            AuditEntry::new(clock::now(), Some(tenant.clone()), Action::SecretRemoved, edition.actor.clone());
+        let audit = audit.subject(format!("secret/{name}")).request(edition.request.clone());
+        let removed = self.0.store.remove_secret(tenant, name, &audit).await?;
+        if removed {
+            self.publish(&known).await?;
+        }
+        Ok(removed)
+    }
+}
+
+/// A backend that is nothing but a URL.
+fn plain_backend(url: Url) -> BackendFiles {
+    let backend = BackendFile {
+        url,
+        openapi: None,
+        identity: IdentityFields::default(),
+        additional_query: postern_common::folder::Additional::default(),
+        credential: None,
+        filters: Vec::new(),
+        limits: postern_common::folder::BackendLimits::default(),
+        operations: BTreeMap::new(),
+    };
+    BackendFiles { backend, document: None }
+}
+
+/// Judges off the async threads: documents and policies are compiled on the way.
+async fn checked(
+    tenant: TenantId,
+    files: TenantFiles,
+) -> Result<(TenantFiles, Catalogue), ConfigurationError> {
+    let judged = tokio::task::spawn_blocking(move || {
+        check::check(&tenant, &files).map(|catalogue| (files, catalogue))
+    });
+    match judged.await {
+        Ok(judged) => judged.map_err(ConfigurationError::Mistakes),
+        Err(_panicked) => {
+            let message = "it could not be judged; simplify it".to_owned();
+            Err(ConfigurationError::Mistakes(vec![FieldError { pointer: String::new(), message }]))
+        }
+    }
+}
+
+/// Puts `wanted` over what is there and takes nothing away.
+fn merge(files: &mut TenantFiles, wanted: &TenantFiles) {
+    files.backends.extend(wanted.backends.clone());
+    if let Some(policies) = &wanted.policies {
+        files.policies.get_or_insert_default().extend(policies.clone());
+    }
+    files.policy_tests.extend(wanted.policy_tests.clone());
+    files.filters.extend(wanted.filters.clone());
+    files.templates.extend(wanted.templates.clone());
+    if wanted.limits != postern_common::folder::LimitsFile::default() {
+        files.limits = wanted.limits.clone();
+    }
+}
+
+/// What has to be written to get from `before` to `after`, and the same for people.
+fn difference(before: &[Resource], after: Vec<Resource>) -> (Vec<ResourceChange>, Vec<Changed>) {
+    let (mut changes, mut lines) = (Vec::new(), Vec::new());
+    for part in before {
+        if !after.iter().any(|new| new.kind == part.kind && new.name == part.name) {
+            lines.push(Changed {
+                kind: part.kind.as_str(),
+                name: part.name.clone(),
+                change: Difference::Removed,
+            });
+            changes.push(ResourceChange::Remove(part.kind, part.name.clone()));
+        }
+    }
+    for part in after {
+        let there = before.iter().find(|old| old.kind == part.kind && old.name == part.name);
+        let change = match there {
+            Some(old) if old.digest == part.digest => continue,
+            Some(_) => Difference::Changed,
+            None => Difference::Added,
+        };
+        lines.push(Changed { kind: part.kind.as_str(), name: part.name.clone(), change });
+        changes.push(ResourceChange::Put(part));
+    }
+    (changes, lines)
+}
+
+/// A digest of all parts of one kind: what decision records name.
+fn version_of(tenant: &Tenant, kind: Kind) -> String {
+    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    for ((_, name), part) in tenant.digests.iter().filter(|((of, _), _)| *of == kind) {
+        digest.update(name.as_bytes());
+        digest.update(part.as_bytes());
+    }
+    let mut text = crate::keys::hex(digest.finish().as_ref());
+    text.truncate(16);
+    text
+}
+
+fn audit(tenant: &TenantId, edit: &Edit, changes: &[Changed], edition: &Edition) -> Vec<AuditEntry> {
+    let entry = |action, subject: String| {
+        AuditEntry::new(clock::now(), Some(tenant.clone()), action, edition.actor.clone())
+            .subject(subject)
+            .request(edition.request.clone())
+    };
+    let mut entries: Vec<AuditEntry> = changes
+        .iter()
+        .map(|line| {
+            let action = match line.change {
+                Difference::Removed => Action::ResourceRemoved,
+                Difference::Added | Difference::Changed => Action::ResourcePut,
+            };
+            entry(action, format!("{}/{}", line.kind, line.name))
+        })
+        .collect();
+    if matches!(edit, Edit::Whole { .. }) {
+        entries.push(entry(Action::ConfigurationApplied, format!("{} changes", changes.len())));
+    }
+    entries
+}

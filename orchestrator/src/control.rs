@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The orchestrator's end of the control stream: what gateways know, told to each in order.
+//!
+//! One task owns the state and the connections; everything else sends it messages. A gateway that
+//! connects gets a snapshot, then each change. One that does not take messages for a while is
+//! dropped: it serves from what it has until its own staleness bound, then refuses.
+
+use crate::store::Store;
+use futures_util::future::join_all;
+use postern_common::control::{
+    Applied, Change, DeliverySender, EndedSession, Message, Publisher, State, TenantConfig,
+};
+use postern_common::decision::DecisionRecord;
+use postern_common::id::{SandboxId, TenantId};
+use postern_common::session::Session;
+use postern_common::tasks::{Stop, Tasks};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+/// How long a gateway may leave its queue full before it is dropped.
+const SEND_TIME: Duration = Duration::from_secs(2);
+/// Commands that may wait for the task.
+const COMMANDS: usize = 256;
+/// Decisions that are written in one transaction.
+const DECISION_BATCH: usize = 512;
+/// The bound on kept decisions is looked at after so many batches.
+const BATCHES_BETWEEN_TRIMS: u32 = 20;
+/// How long an answer may wait for gateways to put a session in force (contracts: POST /sandbox).
+pub const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(200);
+
+enum Command {
+    Connect(DeliverySender),
+    Publish(Change, oneshot::Sender<Vec<oneshot::Receiver<Applied>>>),
+}
+
+/// What became of a change that was published.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Gateways that put it in force.
+    pub in_force: usize,
+    /// Gateways that did not answer in time; they will.
+    pub pending: usize,
+    /// What gateways said that refused it.
+    pub refused: Vec<String>,
+}
+
+/// All connected gateways. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Gateways {
+    commands: mpsc::Sender<Command>,
+    connected: watch::Receiver<usize>,
+    uses: mpsc::Sender<SandboxId>,
+    store: Store,
+    tasks: Tasks,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Connect(_) => "Connect",
+            Self::Publish(..) => "Publish",
+        })
+    }
+}
+
+impl Gateways {
+    /// Starts with what is known; `epoch` must be greater than at any start before.
+    ///
+    /// The receiver tells which sandboxes used their session.
+    #[must_use]
+    pub fn start(epoch: u64, state: State, store: Store, tasks: &Tasks) -> (Self, mpsc::Receiver<SandboxId>) {
+        let (commands, received) = mpsc::channel(COMMANDS);
+        let (count, connected) = watch::channel(0);
+        let (uses, used) = mpsc::channel(DECISION_BATCH * 2);
+        let stream = Stream { epoch, version: 0, known: Known::from(state), senders: Vec::new(), count };
+        tasks.spawn(async move |stop: Stop| {
+            let _ = stop.run_until_cancelled(stream.run(received)).await;
+        });
+        (Self { commands, connected, uses, store, tasks: tasks.clone() }, used)
+    }
+
+    /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on.
+    pub async fn connect(&self, publisher: Publisher) {
+        // The task ends only at shutdown, when nobody is told anything any more.
+        let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        let (store, uses) = (self.store.clone(), self.uses.clone());
+        self.tasks.spawn(async move |stop: Stop| {
+            let _ = stop.run_until_cancelled(keep(publisher.decisions, store, uses)).await;
+        });
+    }
+
+    /// How many gateways are connected.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        *self.connected.borrow()
+    }
+
+    /// Tells every gateway and waits until all have answered, at most `patience`.
+    pub async fn publish(&self, change: Change, patience: Duration) -> Acknowledged {
+        let (sender, answers) = oneshot::channel();
+        let mut acknowledged = Acknowledged::default();
+        if self.commands.send(Command::Publish(change, sender)).await.is_err() {
+            return acknowledged;
+        }
+        let deadline = tokio::time::Instant::now() + patience;
+        let Ok(Ok(answers)) = tokio::time::timeout_at(deadline, answers).await else {
+            acknowledged.pending = self.connected();
+            return acknowledged;
+        };
+        for answer in
+            join_all(answers.into_iter().map(|answer| tokio::time::timeout_at(deadline, answer))).await
+        {
+            match answer {
+                Ok(Ok(Applied::InForce)) => acknowledged.in_force += 1,
+                Ok(Ok(Applied::Refused(mistakes))) => acknowledged.refused.extend(mistakes),
+                // Gone, or late.
+                Ok(Err(_)) => {}
+                Err(_late) => acknowledged.pending += 1,
+            }
+        }
+        acknowledged
+    }
+}
+
+/// Keeps the decisions of one gateway until it is gone.
+async fn keep(mut decisions: mpsc::Receiver<DecisionRecord>, store: Store, uses: mpsc::Sender<SandboxId>) {
+    let mut batches = 0_u32;
+    loop {
+        let mut batch = Vec::with_capacity(DECISION_BATCH);
+        if decisions.recv_many(&mut batch, DECISION_BATCH).await == 0 {
+            return;
+        }
+        if let Err(error) = store.keep_decisions(&batch).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                lost = batch.len(),
+                "decisions were not kept"
+            );
+        }
+        let mut used: Vec<SandboxId> = batch.into_iter().filter_map(|record| record.sandbox_id).collect();
+        used.sort_unstable();
+        used.dedup();
+        for sandbox in used {
+            // Full: the sandbox is noted with a later batch.
+            let _ = uses.try_send(sandbox).is_ok();
+        }
+        batches += 1;
+        if batches.is_multiple_of(BATCHES_BETWEEN_TRIMS)
+            && let Err(error) = store.trim_decisions().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "old decisions were not dropped");
+        }
+    }
+}
+
+/// What gateways know, by name, so that each change finds its place.
+#[derive(Default)]
+struct Known {
+    tenants: BTreeMap<TenantId, Arc<TenantConfig>>,
+    sessions: BTreeMap<SandboxId, Session>,
+    ended: BTreeMap<SandboxId, EndedSession>,
+}
+
+impl From<State> for Known {
+    fn from(state: State) -> Self {
+        Self {
+            tenants: state.tenants.into_iter().map(|tenant| (tenant.tenant.clone(), tenant)).collect(),
+            sessions: state
+                .sessions
+                .into_iter()
+                .map(|session| (session.sandbox_id.clone(), session))
+                .collect(),
+            ended: state.ended.into_iter().map(|ended| (ended.sandbox_id.clone(), ended)).collect(),
+        }
+    }
+}
+
+impl Known {
+    fn snapshot(&self) -> State {
+        State {
+            tenants: self.tenants.values().cloned().collect(),
+            sessions: self.sessions.values().cloned().collect(),
+            ended: self.ended.values().cloned().collect(),
+        }
+    }
+
+    /// Takes a change over; `false` if it comes too late to count.
+    fn apply(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Snapshot(state) => *self = Self::from(State::clone(state)),
+            Change::Session(session) => {
+                // An ended session never comes back, whatever was on its way.
+                if self.ended.contains_key(&session.sandbox_id) {
+                    return false;
+                }
+                self.sessions.insert(session.sandbox_id.clone(), Session::clone(session));
+            }
+            Change::SessionEnded(ended) => {
+                let now = postern_common::clock::now();
+                self.ended.retain(|_, ended| ended.until > now);
+                self.sessions.remove(&ended.sandbox_id);
+                self.ended.insert(ended.sandbox_id.clone(), ended.clone());
+            }
+            Change::Tenant(tenant) => {
+                self.tenants.insert(tenant.tenant.clone(), Arc::clone(tenant));
+            }
+            Change::TenantRemoved(tenant) => {
+                self.tenants.remove(tenant);
+            }
+        }
+        true
+    }
+}
+
+struct Stream {
+    epoch: u64,
+    version: u64,
+    known: Known,
+    senders: Vec<DeliverySender>,
+    count: watch::Sender<usize>,
+}
+
+impl Stream {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Connect(sender) => {
+                    let snapshot = Change::Snapshot(Box::new(self.known.snapshot()));
+                    let message = self.message(snapshot);
+                    if let Ok(Ok(_answer)) = timeout(SEND_TIME, sender.send(message)).await {
+                        self.senders.push(sender);
+                    }
+                    self.count.send_replace(self.senders.len());
+                }
+                Command::Publish(change, answers) => {
+                    let counts = self.known.apply(&change);
+                    let sent = if counts { self.publish(change).await } else { Vec::new() };
+                    // Whoever published may have stopped waiting.
+                    let _ = answers.send(sent).is_ok();
+                }
+            }
+        }
+    }
+
+    const fn message(&mut self, change: Change) -> Message {
+        self.version += 1;
+        Message { epoch: self.epoch, version: self.version, change }
+    }
+
+    async fn publish(&mut self, change: Change) -> Vec<oneshot::Receiver<Applied>> {
+        let message = self.message(change);
+        let sends = self.senders.iter().map(|sender| timeout(SEND_TIME, sender.send(message.clone())));
+        let outcomes = join_all(sends).await;
+        let (mut answers, mut kept) = (Vec::new(), Vec::new());
+        for (sender, outcome) in self.senders.drain(..).zip(outcomes) {
+            match outcome {
+                Ok(Ok(answer)) => {
+                    answers.push(answer);
+                    kept.push(sender);
+                }
+                Ok(Err(_gone)) => tracing::info!("a gateway left"),
+                Err(_late) => tracing::warn!("a gateway took no message for two seconds and was dropped"),
+            }
+        }
+        self.senders = kept;
+        self.count.send_replace(self.senders.len());
+        answers
+    }
+}
+
+#[cfg(test)]
+mod tests;

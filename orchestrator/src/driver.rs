@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Does what the lifecycle says: writes the new state, then performs its effects.
+//!
+//! Each sandbox has a *lane*: what is done to one sandbox is done one at a time, while different
+//! sandboxes never wait for each other. A start that is no longer wanted is cancelled and leaves
+//! its lane. Whatever is interrupted is begun again by [`Driver::reconcile`], at start and at
+//! intervals (`watch`).
+
+mod lanes;
+mod start;
+mod watch;
+
+pub use watch::Reconciled;
+
+use crate::files::UserFiles;
+use crate::host::Host;
+use crate::keys::InstallationKeys;
+use crate::lifecycle::{self, Effect, Event, Refusal, State};
+use crate::runtime::{Level, Running, RuntimeError};
+use crate::sessions::{SessionError, Sessions};
+use crate::store::{Action, Actor, AuditEntry, NewSandbox, SandboxRow, Store, StoreError, Transition};
+use lanes::Lanes;
+use postern_common::clock;
+use postern_common::id::{RequestId, SandboxId};
+use postern_common::secret::Secret;
+use postern_common::tasks::{Stop, Tasks};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// State changes that a slow waiter may miss before it looks at the database instead.
+const CHANGES: usize = 1024;
+/// How long a call into a sandbox may take.
+const AGENT_TIME: Duration = Duration::from_secs(10);
+
+/// Something could not be done to a sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// There is none, or it is another tenant's.
+    #[error("there is no sandbox `{0}`")]
+    Unknown(SandboxId),
+    /// Its conversation has a live one already.
+    #[error("the conversation has a live sandbox")]
+    Taken,
+    /// Not in this state.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its processes did not answer in time.
+    #[error("sandbox `{0}` does not answer")]
+    Silent(SandboxId),
+}
+
+/// Why something is done, and who wants it: what the audit log says of it.
+#[derive(Debug, Clone)]
+pub struct Cause {
+    /// Who.
+    pub actor: Actor,
+    /// Why, where it ends a sandbox.
+    pub reason: Option<String>,
+    /// The request.
+    pub request: Option<RequestId>,
+}
+
+impl Cause {
+    /// The orchestrator's own doing.
+    #[must_use]
+    pub fn own(reason: impl Into<String>) -> Self {
+        Self { actor: Actor::Orchestrator, reason: Some(reason.into()), request: None }
+    }
+}
+
+/// Everything that driving sandboxes takes.
+#[derive(Debug)]
+pub struct Parts {
+    /// The database.
+    pub store: Store,
+    /// Where they run.
+    pub host: Arc<dyn Host>,
+    /// Their sessions.
+    pub sessions: Sessions,
+    /// Their users' files.
+    pub files: UserFiles,
+    /// Opens what is sealed.
+    pub keys: Arc<InstallationKeys>,
+    /// Owns what goes on when a caller has left.
+    pub tasks: Tasks,
+}
+
+/// Drives sandboxes. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Driver(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    lanes: Lanes,
+    changes: broadcast::Sender<SandboxId>,
+}
+
+impl Driver {
+    /// A driver; nothing happens yet.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let (changes, _) = broadcast::channel(CHANGES);
+        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes }))
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.0.parts
+    }
+
+    /// Writes down that a sandbox is to be made, opens its session and begins to make it. Returns
+    /// the row and the session's token.
+    ///
+    /// # Errors
+    /// [`DriveError::Taken`] if the conversation has a live one; else what went wrong, and then
+    /// the sandbox is recorded as failed.
+    pub async fn create(
+        &self,
+        new: NewSandbox,
+        level: Level,
+        cause: Cause,
+    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
+        let now = clock::now();
+        let entry = entry(&new, Action::SandboxCreated, &cause);
+        if !self.parts().store.add_sandbox(&new, &entry).await? {
+            return Err(DriveError::Taken);
+        }
+        let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
+        let row =
+            SandboxRow { new, state: State::Creating, reason: None, running: None, created_at: now, idle_at };
+        let opened = async {
+            let peer = self.parts().host.door(&row.new.id)?;
+            Ok::<_, DriveError>(self.parts().sessions.open(&row, peer, level, now).await?)
+        };
+        match opened.await {
+            Ok(token) => {
+                self.begin(row.clone(), token.clone(), level);
+                Ok((row, token))
+            }
+            Err(error) => {
+                tracing::error!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "no session");
+                self.happen(
+                    &row.new.id,
+                    Event::StartFailed,
+                    None,
+                    Cause::own("its session could not be opened"),
+                )
+                .await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets an event happen: writes the state that it leads to and begins the effects in a task
+    /// of their own, so that a caller who leaves interrupts nothing. Returns the state then.
+    ///
+    /// # Errors
+    /// [`DriveError::Refused`] if it is not possible now.
+    pub async fn happen(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        running: Option<Running>,
+        cause: Cause,
+    ) -> Result<State, DriveError> {
+        loop {
+            let row = self.sandbox(id).await?;
+            let (to, effects) = lifecycle::next(row.state, event)?;
+            if to == row.state {
+                return Ok(to);
+            }
+            let mut entry = entry(&row.new, Action::SandboxChanged, &cause);
+            entry.change = Some((row.state.as_str(), to.as_str()));
+            let reason = to.outcome().and(cause.reason.clone());
+            let transition = Transition { from: row.state, to, reason, running: running.clone() };
+            if !self.parts().store.move_sandbox(id, &transition, &entry).await? {
+                // Somebody was faster: look again.
+                continue;
+            }
+            tracing::info!(sandbox = %id, from = %row.state, %to, reason = cause.reason.as_deref(), "sandbox changed");
+            if to.outcome().is_some() {
+                self.0.lanes.cancel(id);
+            }
+            if to.is_over() {
+                self.0.lanes.remove(id);
+            }
+            // Nobody waiting is fine.
+            let _ = self.0.changes.send(id.clone()).is_ok();
+            self.perform(row, effects);
+            return Ok(to);
+        }
+    }
+
+    /// Begins effects, in order, in the sandbox's lane.
+    fn perform(&self, row: SandboxRow, effects: &'static [Effect]) {
+        if effects.is_empty() {
+            return;
+        }
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let _turn = driver.0.lanes.turn(&row.new.id).await;
+            for &effect in effects {
+                if let Err(error) = driver.effect(&row, effect).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(sandbox = %row.new.id, ?effect, error, "will be tried again");
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn effect(&self, row: &SandboxRow, effect: Effect) -> Result<(), DriveError> {
+        let Parts { host, sessions, .. } = self.parts();
+        let id = &row.new.id;
+        match effect {
+            Effect::Freeze => host.pause(id).await?,
+            Effect::Thaw => host.resume(id).await?,
+            Effect::EndSession => sessions.end(id, clock::now()).await?,
+            Effect::EndProcesses => host.end(id).await?,
+            Effect::KeepFiles => self.keep_files(row).await?,
+            Effect::TearDown => {
+                host.destroy(id).await?;
+                self.parts().files.forget(id).await;
+                self.torn_down(id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Driver::happen`] calls itself through its effects; this knot is tied in one place.
+    fn torn_down<'a>(
+        &'a self,
+        id: &'a SandboxId,
+    ) -> futures_util::future::BoxFuture<'a, Result<(), DriveError>> {
+        let cause = Cause { actor: Actor::Orchestrator, reason: None, request: None };
+        Box::pin(async move {
+            match self.happen(id, Event::TornDown, None, cause).await {
+                // Two that finished the same work: the second finds it done.
+                Ok(_) | Err(DriveError::Refused(Refusal { state: State::Destroyed | State::Failed, .. })) => {
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    async fn keep_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
+        let new = &row.new;
+        let Some(slot) = self.parts().host.user_folder(&new.id) else { return Ok(()) };
+        let report = match self.parts().files.keep(&new.id, &new.tenant, &new.user_id, slot).await {
+            Ok(report) => report,
+            Err(source) => {
+                let source = std::io::Error::other(source);
+                return Err(RuntimeError::Machine {
+                    sandbox: new.id.clone(),
+                    what: "keep the files",
+                    source,
+                }
+                .into());
+            }
+        };
+        if report.left_count > 0 || report.files > 0 || report.deleted > 0 {
+            let text = serde_json::to_string(&report).unwrap_or_default();
+            let cause = Cause::own(text);
+            self.parts().store.record(&entry(new, Action::FilesKept, &cause).reason(cause.reason)).await?;
+        }
+        Ok(())
+    }
+
+    /// The sandbox as it is now.
+    ///
+    /// # Errors
+    /// [`DriveError::Unknown`].
+    pub async fn sandbox(&self, id: &SandboxId) -> Result<SandboxRow, DriveError> {
+        self.parts().store.sandbox(id).await?.ok_or_else(|| DriveError::Unknown(id.clone()))
+    }
+
+    /// Waits until a sandbox is what `is_it` asks for, at most `patience`; returns what it is then.
+    ///
+    /// # Errors
+    /// [`DriveError::Unknown`].
+    pub async fn wait(
+        &self,
+        id: &SandboxId,
+        is_it: impl Fn(State) -> bool,
+        patience: Duration,
+    ) -> Result<SandboxRow, DriveError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut changes = self.0.changes.subscribe();
+        loop {
+            let row = self.sandbox(id).await?;
+            if is_it(row.state) {
+                return Ok(row);
+            }
+            let changed = async {
+                loop {
+                    match changes.recv().await {
+                        Ok(changed) if changed != *id => {}
+                        _ => return,
+                    }
+                }
+            };
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Ok(row);
+            }
+        }
+    }
+
+    /// Replaces the token of a running sandbox's session, also inside it, and returns it.
+    ///
+    /// # Errors
+    /// [`DriveError`]; [`DriveError::Silent`] if the sandbox did not take it, which leaves the
+    /// token before it good for a minute.
+    pub async fn refresh(
+        &self,
+        id: &SandboxId,
+        cause: Cause,
+    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
+        let _turn = self.0.lanes.turn(id).await;
+        let row = self.sandbox(id).await?;
+        if row.state != State::Running {
+            return Err(SessionError::Ended(id.clone()).into());
+        }
+        let level = row.running.as_ref().map_or(Level::Namespaces, |running| running.isolation);
+        let token = self.parts().sessions.refresh(&row, level, clock::now()).await?;
+        let handed = async {
+            let agent = self.parts().host.connect(id).await?;
+            agent.rotate(&token).await.map_err(|source| RuntimeError::Agent { sandbox: id.clone(), source })
+        };
+        match tokio::time::timeout(AGENT_TIME, handed).await {
+            Ok(handed) => handed?,
+            Err(_late) => return Err(DriveError::Silent(id.clone())),
+        }
+        self.parts().store.record(&entry(&row.new, Action::TokenRefreshed, &cause)).await?;
+        Ok((row, token))
+    }
+
+    /// Destroys every sandbox and waits until all are gone, at most `patience`; returns how many
+    /// were not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn destroy_all(&self, reason: &str, patience: Duration) -> Result<usize, StoreError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let live = self.parts().store.live_sandboxes().await?;
+        for row in &live {
+            if let Err(error) = self.happen(&row.new.id, Event::Destroy, None, Cause::own(reason)).await {
+                tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not destroyed");
+            }
+        }
+        let mut left = 0;
+        for row in live {
+            let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
+            match self.wait(&row.new.id, State::is_over, rest).await {
+                Ok(row) if row.state.is_over() => {}
+                _ => left += 1,
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// An audit entry about a sandbox.
+fn entry(new: &NewSandbox, action: Action, cause: &Cause) -> AuditEntry {
+    let mut entry = AuditEntry::new(clock::now(), Some(new.tenant.clone()), action, cause.actor.clone());
+    entry.sandbox = Some((new.id.clone(), new.user_id.clone(), new.conversation_id.clone()));
+    entry.reason(cause.reason.clone()).request(cause.request.clone())
+}
+
+/// A duration for arithmetic with timestamps.
+pub(crate) fn signed(duration: Duration) -> jiff::SignedDuration {
+    jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Making a sandbox: runtime, files, identity, in this order; then it is `running`.
+
+use super::{AGENT_TIME, Cause, DriveError, Driver};
+use crate::lifecycle::Event;
+use crate::runtime::agent::Identity;
+use crate::runtime::{Create, Level, Running, RuntimeError};
+use crate::seal::Place;
+use crate::store::SandboxRow;
+use postern_common::secret::Secret;
+use postern_common::tasks::Stop;
+use std::collections::BTreeMap;
+
+impl Driver {
+    /// Begins to make a sandbox whose row and session are there.
+    pub(super) fn begin(&self, row: SandboxRow, token: Secret<String>, level: Level) {
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |shutdown: Stop| {
+            let turn = driver.0.lanes.turn(&row.new.id).await;
+            let called_off = driver.0.lanes.start(&row.new.id);
+            let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(driver.make(&row, token, level)));
+            let happened = match made.await {
+                // Whoever called it off sees to the rest; after a shutdown the next start does.
+                None | Some(None) => return,
+                Some(Some(Ok(running))) => {
+                    let cause = Cause { reason: None, ..Cause::own("") };
+                    driver.happen(&row.new.id, Event::Started, Some(running), cause).await
+                }
+                Some(Some(Err(error))) => {
+                    let reason = told(&row, &error);
+                    driver.happen(&row.new.id, Event::StartFailed, None, Cause::own(reason)).await
+                }
+            };
+            drop(turn);
+            if let Err(error) = happened {
+                // Destroyed meanwhile, or the database is away: the next sweep ends it.
+                tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not written");
+            }
+        });
+    }
+
+    async fn make(
+        &self,
+        row: &SandboxRow,
+        token: Secret<String>,
+        level: Level,
+    ) -> Result<Running, DriveError> {
+        let (parts, new) = (self.parts(), &row.new);
+        let create =
+            Create { sandbox: new.id.clone(), isolation: new.asked.isolation, limits: new.asked.limits };
+        let running = parts.host.create(create).await?;
+        let machine = |what, source| RuntimeError::Machine { sandbox: new.id.clone(), what, source };
+        if let Some(slot) = parts.host.user_folder(&new.id) {
+            let hydrated = parts.files.hydrate(&new.id, &new.tenant, &new.user_id, slot).await;
+            let report =
+                hydrated.map_err(|source| machine("bring in the files", std::io::Error::other(source)))?;
+            if report.left_count > 0 {
+                tracing::warn!(sandbox = %new.id, left = ?report.left, "not every file was brought in");
+            }
+        }
+        let identity = Identity {
+            sandbox_id: new.id.clone(),
+            conversation_id: new.conversation_id.clone(),
+            token,
+            env: self.environment(row).map_err(|source| machine("read the environment", source))?,
+        };
+        let identified = async {
+            let agent = parts.host.connect(&new.id).await?;
+            let identified = agent.identify(&identity).await;
+            identified.map_err(|source| RuntimeError::Agent { sandbox: new.id.clone(), source })
+        };
+        tokio::time::timeout(AGENT_TIME, identified)
+            .await
+            .map_err(|_late| DriveError::Silent(new.id.clone()))??;
+        if running.isolation != level
+            && let Some(session) = parts.store.session(&new.id).await?
+        {
+            parts.sessions.publish(row, session, running.isolation).await;
+        }
+        Ok(running)
+    }
+
+    /// The environment that was sealed when the sandbox was asked for.
+    fn environment(&self, row: &SandboxRow) -> std::io::Result<BTreeMap<String, String>> {
+        let new = &row.new;
+        let Some(sealed) = &new.env_sealed else { return Ok(BTreeMap::new()) };
+        let place = Place::Environment { tenant: new.tenant.as_str(), sandbox: new.id.as_str() };
+        let opened = self.parts().keys.data.open(place, sealed).map_err(std::io::Error::other)?;
+        serde_json::from_slice(opened.reveal()).map_err(std::io::Error::other)
+    }
+}
+
+/// Logs why a sandbox was not made and returns what its tenant is told: what concerns this machine
+/// stays in the log.
+fn told(row: &SandboxRow, error: &DriveError) -> String {
+    let cause: &dyn std::error::Error = error;
+    tracing::error!(sandbox = %row.new.id, error = cause, cause = cause.source(), "a sandbox was not made");
+    match error {
+        DriveError::Runtime(unavailable @ RuntimeError::IsolationUnavailable { .. }) => {
+            unavailable.to_string()
+        }
+        _ => "it did not start; the orchestrator's log says why".to_owned(),
+    }
+}

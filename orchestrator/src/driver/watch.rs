@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Makes reality match what is written: once at start, then at intervals. Deadlines and the
+//! rotation of tokens are looked at here too.
+
+use super::{Cause, DriveError, Driver};
+use crate::lifecycle::{Event, State, Unfinished};
+use crate::runtime::{Exit, Found};
+use crate::store::{SandboxRow, StoreError};
+use postern_common::clock;
+use postern_common::id::SandboxId;
+use postern_common::tasks::Stop;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// How often deadlines and rotations are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the machine is compared with the database: each sandbox is asked then.
+const TICKS_BETWEEN_SWEEPS: u32 = 10;
+/// A sandbox in use is noted this often at most.
+const TOUCH_EVERY: Duration = Duration::from_secs(5);
+/// Sandboxes whose last use is remembered; beyond, the memory is begun anew.
+const REMEMBERED_USES: usize = 10_000;
+
+/// What a reconciliation found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Sandboxes that run on.
+    pub adopted: Vec<SandboxId>,
+    /// Sandboxes that had ended, or whose making or ending was interrupted.
+    pub ended: Vec<SandboxId>,
+    /// Things of sandboxes that nobody knows, which were removed.
+    pub orphans: usize,
+}
+
+impl Driver {
+    /// Compares what is written with what there is, before anybody can ask for more: adopts what
+    /// runs, finishes what was begun, removes what nobody knows.
+    ///
+    /// # Errors
+    /// [`StoreError`]; what could not be done to a single sandbox is tried again by the sweep.
+    pub async fn reconcile(&self) -> Result<Reconciled, StoreError> {
+        let host = &self.parts().host;
+        let found: BTreeMap<SandboxId, Found> =
+            host.list().await.into_iter().map(|found| (found.sandbox().clone(), found)).collect();
+        let live = self.parts().store.live_sandboxes().await?;
+        let known: Vec<SandboxId> = live.iter().map(|row| row.new.id.clone()).collect();
+        let orphans = host.sweep(&known).await;
+        for orphan in &orphans {
+            tracing::warn!(sandbox = %orphan.sandbox, kind = ?orphan.kind, "removed what nobody knows");
+        }
+        let mut reconciled = Reconciled { orphans: orphans.len(), ..Reconciled::default() };
+        for row in live {
+            let id = row.new.id.clone();
+            match self.settle(row, found.get(&id)).await {
+                Ok(true) => reconciled.adopted.push(id),
+                Ok(false) => reconciled.ended.push(id),
+                Err(error) => {
+                    tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "will be tried again");
+                }
+            }
+        }
+        Ok(reconciled)
+    }
+
+    /// Puts one sandbox right after a restart; `true` if it runs on.
+    async fn settle(&self, row: SandboxRow, found: Option<&Found>) -> Result<bool, DriveError> {
+        match row.state.unfinished() {
+            Unfinished::Happened(event) => {
+                let cause = Cause::own("the orchestrator stopped while it was being made");
+                self.happen(&row.new.id, event, None, cause).await?;
+                return Ok(false);
+            }
+            Unfinished::Effects([]) => {}
+            Unfinished::Effects(effects) => {
+                self.perform(row, effects);
+                return Ok(false);
+            }
+        }
+        match found {
+            Some(Found::Running(_)) => Ok(true),
+            Some(Found::Ended { exit, .. }) => self.ended(&row.new.id, exit.as_ref()).await.map(|()| false),
+            None => self.ended(&row.new.id, None).await.map(|()| false),
+        }
+    }
+
+    async fn ended(&self, id: &SandboxId, exit: Option<&Exit>) -> Result<(), DriveError> {
+        let reason = exit.map_or_else(
+            || "its processes were killed from outside".to_owned(),
+            |exit| format!("it ended by itself: {:?}", exit.reason),
+        );
+        self.happen(id, Event::Ended, None, Cause::own(reason)).await.map(drop)
+    }
+
+    /// Looks at deadlines, rotations and the machine until `stop`; notes the uses that it is told.
+    pub async fn watch(self, stop: Stop, mut uses: mpsc::Receiver<SandboxId>) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut noted = BTreeMap::new();
+        let mut ticks = 0_u32;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(sandbox) = uses.recv() => self.note(&mut noted, sandbox).await,
+                _ = tick.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    if let Err(error) = self.look(ticks.is_multiple_of(TICKS_BETWEEN_SWEEPS)).await {
+                        tracing::error!(error = &error as &dyn std::error::Error, "the sweep goes on later");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn note(&self, noted: &mut BTreeMap<SandboxId, Instant>, sandbox: SandboxId) {
+        let now = Instant::now();
+        if noted.get(&sandbox).is_some_and(|last| now.duration_since(*last) < TOUCH_EVERY) {
+            return;
+        }
+        if noted.len() >= REMEMBERED_USES {
+            noted.clear();
+        }
+        self.touch(&sandbox).await;
+        noted.insert(sandbox, now);
+    }
+
+    /// Notes that a sandbox is in use.
+    pub async fn touch(&self, sandbox: &SandboxId) {
+        if let Err(error) = self.parts().store.touch_sandbox(sandbox, clock::now()).await {
+            tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "its use was not noted");
+        }
+    }
+
+    async fn look(&self, is_sweep: bool) -> Result<(), StoreError> {
+        let now = clock::now();
+        for (id, was_unused) in self.parts().store.due_sandboxes(now).await? {
+            let reason = if was_unused { "it was unused for too long" } else { "its time was over" };
+            if let Err(error) = self.happen(&id, Event::Destroy, None, Cause::own(reason)).await {
+                tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "not ended in time");
+            }
+        }
+        for id in self.parts().store.sessions_to_rotate(now).await? {
+            self.rotate(id);
+        }
+        if is_sweep {
+            self.parts().store.forget_sessions(now).await?;
+            self.sweep().await?;
+        }
+        Ok(())
+    }
+
+    /// In a task of its own: one sandbox that does not answer holds up nobody else's token.
+    fn rotate(&self, id: SandboxId) {
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |stop: Stop| {
+            let cause = Cause { reason: None, ..Cause::own("") };
+            if let Some(Err(error)) = stop.run_until_cancelled(driver.refresh(&id, cause)).await {
+                tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "its token was not replaced");
+            }
+        });
+    }
+
+    /// Compares the machine with the database while sandboxes come and go.
+    async fn sweep(&self) -> Result<(), StoreError> {
+        // INVARIANT: the machine is read before the database. A sandbox is written down before
+        // anything of it exists, so what is found here and is not known then is nobody's.
+        let found = self.parts().host.list().await;
+        let live = self.parts().store.live_sandboxes().await?;
+        let known: BTreeSet<&SandboxId> = live.iter().map(|row| &row.new.id).collect();
+        for orphan in found.iter().filter(|found| !known.contains(found.sandbox())) {
+            let sandbox = orphan.sandbox();
+            tracing::warn!(%sandbox, "removing what nobody knows");
+            if let Err(error) = self.parts().host.destroy(sandbox).await {
+                tracing::error!(%sandbox, error = &error as &dyn std::error::Error, "not removed");
+            }
+        }
+        for row in &live {
+            let here = found.iter().find(|found| found.sandbox() == &row.new.id);
+            let outcome = match (row.state, here) {
+                // It may have come into being after the machine was read: only what is there counts.
+                (State::Running | State::Paused, Some(Found::Ended { exit, .. })) => {
+                    self.ended(&row.new.id, exit.as_ref()).await
+                }
+                (State::Destroying(_), _) if !self.0.lanes.is_busy(&row.new.id) => {
+                    if let Unfinished::Effects(effects) = row.state.unfinished() {
+                        self.perform(row.clone(), effects);
+                    }
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+            if let Err(error) = outcome {
+                tracing::error!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "will be tried again");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts the parts together, in the one order that is safe.
+
+use crate::admin::{self, Admin};
+use crate::api::{self, Api};
+use crate::artefacts::Artefacts;
+use crate::config::Config;
+use crate::configuration::{Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
+use crate::control::Gateways;
+use crate::driver::{Driver, Parts, Reconciled};
+use crate::files::{Bounds, UserFiles};
+use crate::host::Host;
+use crate::keys::api::{WantedKey, mint, verify};
+use crate::keys::{InstallationKeys, KeysError, random};
+use crate::lifecycle::State as Status;
+use crate::runtime::Level;
+use crate::seal::SealError;
+use crate::sessions::{Sessions, session};
+use crate::store::{Action, Actor, AuditEntry, OpenError, Owner, Role, Store, StoreError};
+use postern_common::clock;
+use postern_common::control::{Publisher, State};
+use postern_common::folder::TenantFiles;
+use postern_common::id::TenantId;
+use postern_common::secret::Secret;
+use postern_common::tasks::{Stop, Tasks};
+use postern_shim::spec::Installation;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Characters of an installation's id: 50 bits, and short enough for the names that hold it.
+const INSTALLATION_CHARACTERS: usize = 10;
+
+/// The orchestrator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A folder or file in the data folder.
+    #[error("could not use `{}`; choose another data folder or free some space", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] OpenError),
+    /// A key.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// A query.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The id of this installation is not one.
+    #[error("the database holds an installation id that cannot be read; was it edited by hand?")]
+    Installation,
+}
+
+/// Database and keys are open; nothing runs yet.
+#[derive(Debug)]
+pub struct Prepared {
+    config: Config,
+    store: Store,
+    keys: Arc<InstallationKeys>,
+    installation: Installation,
+}
+
+impl Prepared {
+    /// Opens, or makes, database and keys.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to mend.
+    pub async fn open(mut config: Config) -> Result<Self, StartError> {
+        let data = &config.data_dir;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(data);
+        made.map_err(|source| StartError::Folder { path: data.clone(), source })?;
+        let url = config.database_url.clone();
+        let url =
+            url.unwrap_or_else(|| Secret::new(format!("sqlite://{}", data.join("postern.db").display())));
+        let store = Store::open(&url).await?;
+        let given = std::mem::take(&mut config.keys);
+        let keys = InstallationKeys::open(given, &data.join("keys"), &store).await?;
+        let fresh = new_installation().map_err(KeysError::from)?;
+        let id = store.fact("installation", fresh.into_bytes()).await?;
+        let id = String::from_utf8(id).map_err(|_malformed| StartError::Installation)?;
+        let installation = Installation::parse(&id).map_err(|_malformed| StartError::Installation)?;
+        Ok(Self { config, store, keys: Arc::new(keys), installation })
+    }
+
+    /// The installation that a runtime is to work for.
+    #[must_use]
+    pub const fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
+    /// This installation's keys.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<InstallationKeys> {
+        &self.keys
+    }
+
+    /// Makes reality match the database, then begins to work. Sandboxes that run are adopted.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
+        let Self { config, store, keys, .. } = self;
+        let epoch = store.next_number("epoch").await?;
+        let state = known_sessions(&store).await?;
+        let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
+        let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
+        let files = UserFiles::new(config.data_dir.join("files"), Bounds::default());
+        let artefacts =
+            Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), Arc::clone(&keys));
+        let backend_url = config.backend_url.clone();
+        let configuration =
+            Configuration::new(store.clone(), Arc::clone(&keys), gateways.clone(), artefacts, backend_url);
+        configuration.publish_all().await?;
+        let parts = Parts {
+            store: store.clone(),
+            host: Arc::clone(&host),
+            sessions,
+            files,
+            keys: Arc::clone(&keys),
+            tasks: tasks.clone(),
+        };
+        let driver = Driver::new(parts);
+        let reconciled = driver.reconcile().await?;
+        let watching = driver.clone();
+        tasks.spawn(async move |stop: Stop| watching.watch(stop, uses).await);
+        let isolation = config.isolation;
+        let api = Api { store, keys, configuration, driver, host, isolation, tasks: tasks.clone() };
+        Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks: tasks.clone() })
+    }
+}
+
+/// A working orchestrator.
+#[derive(Debug)]
+pub struct Orchestrator {
+    api: Arc<Api>,
+    gateways: Gateways,
+    reconciled: Reconciled,
+    tasks: Tasks,
+}
+
+impl Orchestrator {
+    /// What the start found.
+    #[must_use]
+    pub const fn reconciled(&self) -> &Reconciled {
+        &self.reconciled
+    }
+
+    /// This installation's keys.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<InstallationKeys> {
+        &self.api.keys
+    }
+
+    /// Connects a gateway.
+    pub async fn connect(&self, publisher: Publisher) {
+        self.gateways.connect(publisher).await;
+    }
+
+    /// Serves the REST API on `listener`.
+    pub fn serve(&self, listener: TcpListener) {
+        api::serve(Arc::clone(&self.api), listener, &self.tasks);
+    }
+
+    /// Serves the admin port on `listener`.
+    pub fn serve_admin(&self, listener: TcpListener) {
+        let admin = Admin { store: self.api.store.clone(), gateways: self.gateways.clone() };
+        admin::serve(admin, listener, &self.tasks);
+    }
+
+    /// The installation's first admin key: the one in `file` if it is still good, else a new one,
+    /// which is written there with mode 0600.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn admin_key(&self, file: &Path) -> Result<Secret<String>, StartError> {
+        let failed = |source| StartError::Folder { path: file.to_owned(), source };
+        let Api { store, keys, .. } = &*self.api;
+        if let Some(kept) = read_key(file).map_err(failed)?
+            && verify(keys, store, &kept).await.is_ok_and(|caller| caller.tenant.is_none())
+        {
+            return Ok(kept);
+        }
+        let now = clock::now();
+        let label = "first admin key".to_owned();
+        let created_by = Actor::Orchestrator.to_string();
+        let wanted = WantedKey { tenant: None, role: Role::Admin, label, operations: None, created_by };
+        let minted = mint(keys, wanted, now).map_err(KeysError::from)?;
+        write_key(file, &minted.key).map_err(failed)?;
+        let audit = AuditEntry::new(now, None, Action::KeyCreated, Actor::Orchestrator);
+        store.add_key(&minted.row, &audit.subject(format!("key/{}", minted.row.id))).await?;
+        Ok(minted.key)
+    }
+
+    /// Puts a watched folder's files in force for a tenant, all or nothing. The folder owns the
+    /// tenant from then on.
+    ///
+    /// # Errors
+    /// [`ConfigurationError::OwnedElsewhere`] if the API has put something there, or another
+    /// folder owns it; else what is wrong with the files, and what was in force stays.
+    pub async fn apply_folder(
+        &self,
+        tenant: &TenantId,
+        folder: &Path,
+        files: TenantFiles,
+    ) -> Result<Edited, ConfigurationError> {
+        let owner = Owner::Folder(folder.display().to_string());
+        self.own(tenant, &owner).await?;
+        let edition = Edition { owner, actor: Actor::Folder, request: None, dry_run: false };
+        let edit = Edit::Whole { files: Box::new(files), prune: true };
+        self.api.configuration.edit(tenant, &edit, &edition).await
+    }
+
+    /// Lets a watched folder go: the API owns the tenant again, with the configuration as it is.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`].
+    pub async fn release_folder(&self, tenant: &TenantId) -> Result<(), ConfigurationError> {
+        let row = self.api.store.tenant(tenant).await?;
+        if row.is_some_and(|row| matches!(row.owner, Owner::Folder(_))) {
+            self.api.store.give_tenant(tenant, &Owner::Api).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a folder the owner of a tenant that nobody has configured yet, or that it owns.
+    async fn own(&self, tenant: &TenantId, owner: &Owner) -> Result<(), ConfigurationError> {
+        let Api { store, configuration, .. } = &*self.api;
+        if configuration.make(tenant, owner, Actor::Folder, None).await? {
+            return Ok(());
+        }
+        let row =
+            store.tenant(tenant).await?.ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))?;
+        let is_untouched = row.owner == Owner::Api && row.version == 1 && tenant.as_str() == DEFAULT_TENANT;
+        if row.owner == *owner {
+            return Ok(());
+        }
+        if is_untouched {
+            store.give_tenant(tenant, owner).await?;
+            return Ok(());
+        }
+        Err(ConfigurationError::OwnedElsewhere { tenant: tenant.clone(), owner: row.owner })
+    }
+
+    /// Destroys every sandbox, keeping its files, and waits at most `patience`; returns how many
+    /// were not gone by then.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn destroy_all(&self, patience: Duration) -> Result<usize, StoreError> {
+        self.api.driver.destroy_all("the orchestrator was stopped", patience).await
+    }
+
+    /// Closes the database, after the tasks have ended.
+    pub async fn close(self) {
+        self.api.store.close().await;
+    }
+}
+
+/// The sessions that gateways must know from the first moment.
+async fn known_sessions(store: &Store) -> Result<State, StoreError> {
+    let mut state = State { ended: store.ended_sessions(clock::now()).await?, ..State::default() };
+    for row in store.live_sandboxes().await? {
+        if !matches!(row.state, Status::Running | Status::Paused) {
+            continue;
+        }
+        if let Some(kept) = store.session(&row.new.id).await? {
+            let level = row.running.as_ref().map_or(Level::Namespaces, |running| running.isolation);
+            state.sessions.push(session(&row, kept, level));
+        }
+    }
+    Ok(state)
+}
+
+fn new_installation() -> Result<String, SealError> {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let random = random(INSTALLATION_CHARACTERS)?;
+    let letter = |byte: &u8| LETTERS.get(usize::from(byte & 31)).copied().map(char::from);
+    Ok(random.reveal().iter().filter_map(letter).collect())
+}
+
+fn read_key(file: &Path) -> io::Result<Option<Secret<String>>> {
+    const KEY_FILE_BYTES: u64 = 1024;
+    let mut text = String::new();
+    match std::fs::File::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?.take(KEY_FILE_BYTES).read_to_string(&mut text)?,
+    };
+    Ok(Some(Secret::new(text.trim().to_owned())))
+}
+
+fn write_key(file: &Path, key: &Secret<String>) -> io::Result<()> {
+    let draft = file.with_extension("draft");
+    let mut opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    opened.write_all(key.reveal().as_bytes())?;
+    opened.write_all(b"\n")?;
+    opened.sync_all()?;
+    std::fs::rename(draft, file)
+}

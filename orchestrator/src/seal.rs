@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sealing what the database must not show: AES-256-GCM under the data key.
+//!
+//! What is sealed says what it is for (its *place*: tenant and name), so a value that is moved to
+//! another row does not open there. Form: version byte, key id, nonce, ciphertext with tag.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand;
+use postern_common::secret::Secret;
+use std::fmt;
+
+/// Bytes of the data key.
+pub const KEY_BYTES: usize = 32;
+const VERSION: u8 = 1;
+const KEY_ID_BYTES: usize = 8;
+const HEAD_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_LEN;
+
+/// Something could not be sealed or opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// Another data key sealed it.
+    #[error("it was sealed with another data key: start with the `POSTERN_MASTER_KEY` that was used before")]
+    OtherKey,
+    /// It is damaged, or belongs elsewhere.
+    #[error("it does not open here: it is damaged or was moved from elsewhere")]
+    Damaged,
+    /// The machine has no randomness.
+    #[error("this machine gives no random numbers")]
+    NoRandomness,
+}
+
+/// What is sealed, and where it belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// A secret of a tenant.
+    Secret {
+        /// The tenant.
+        tenant: &'a str,
+        /// The secret's name.
+        name: &'a str,
+    },
+    /// The environment of a sandbox.
+    Environment {
+        /// The tenant.
+        tenant: &'a str,
+        /// The sandbox.
+        sandbox: &'a str,
+    },
+    /// The root secret.
+    Root,
+}
+
+impl Place<'_> {
+    /// Bytes that no two places share: the parts hold no zero byte.
+    fn bytes(self) -> Vec<u8> {
+        let parts = match self {
+            Self::Secret { tenant, name } => ["secret", tenant, name],
+            Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
+            Self::Root => ["root", "", ""],
+        };
+        parts.join("\0").into_bytes()
+    }
+}
+
+/// The data key.
+pub struct DataKey {
+    key: LessSafeKey,
+    id: [u8; KEY_ID_BYTES],
+}
+
+impl fmt::Debug for DataKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("DataKey(…)")
+    }
+}
+
+impl DataKey {
+    /// The key with these bytes; `None` unless there are [`KEY_BYTES`].
+    #[must_use]
+    pub fn new(bytes: &Secret<Vec<u8>>) -> Option<Self> {
+        let unbound = UnboundKey::new(&AES_256_GCM, bytes.reveal()).ok()?;
+        let mut labelled = b"postern data key id v1\0".to_vec();
+        labelled.extend_from_slice(bytes.reveal());
+        let id = *digest(&SHA256, &labelled).as_ref().first_chunk()?;
+        labelled.fill(0);
+        Some(Self { key: LessSafeKey::new(unbound), id })
+    }
+
+    /// Seals `value` for its place.
+    ///
+    /// # Errors
+    /// [`SealError::NoRandomness`].
+    pub fn seal(&self, place: Place<'_>, value: &[u8]) -> Result<Vec<u8>, SealError> {
+        // Random nonces of 96 bits: 2^32 values under one key stay far from a likely collision.
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|_unspecified| SealError::NoRandomness)?;
+        let mut sealed = Vec::with_capacity(HEAD_BYTES + value.len() + AES_256_GCM.tag_len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&self.id);
+        sealed.extend_from_slice(&nonce);
+        let mut text = value.to_vec();
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key
+            .seal_in_place_append_tag(nonce, Aad::from(place.bytes()), &mut text)
+            .map_err(|_unspecified| SealError::NoRandomness)?;
+        sealed.append(&mut text);
+        Ok(sealed)
+    }
+
+    /// Opens what was sealed for this place.
+    ///
+    /// # Errors
+    /// [`SealError::OtherKey`] or [`SealError::Damaged`].
+    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SealError> {
+        let (version, rest) = sealed.split_first().ok_or(SealError::Damaged)?;
+        let (id, rest) = rest.split_first_chunk::<KEY_ID_BYTES>().ok_or(SealError::Damaged)?;
+        let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Damaged)?;
+        if *version != VERSION {
+            return Err(SealError::Damaged);
+        }
+        if *id != self.id {
+            return Err(SealError::OtherKey);
+        }
+        let mut text = text.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let opened = self
+            .key
+            .open_in_place(nonce, Aad::from(place.bytes()), &mut text)
+            .map_err(|_unspecified| SealError::Damaged)?
+            .len();
+        text.truncate(opened);
+        Ok(Secret::new(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> DataKey {
+        DataKey::new(&Secret::new(vec![byte; KEY_BYTES])).expect("a key")
+    }
+
+    const DESK: Place<'_> = Place::Secret { tenant: "acme", name: "desk" };
+
+    #[test]
+    fn what_was_sealed_opens_in_its_place() {
+        let sealed = key(1).seal(DESK, b"hunter2").expect("seals");
+        assert_eq!(key(1).open(DESK, &sealed).expect("opens").reveal(), b"hunter2");
+        assert!(!sealed.windows(7).any(|window| window == b"hunter2"));
+    }
+
+    #[test]
+    fn a_value_does_not_open_in_another_place() {
+        let sealed = key(1).seal(DESK, b"hunter2").expect("seals");
+        for place in [
+            Place::Secret { tenant: "evil", name: "desk" },
+            Place::Secret { tenant: "acme", name: "other" },
+            Place::Environment { tenant: "acme", sandbox: "desk" },
+            Place::Root,
+        ] {
+            assert_eq!(key(1).open(place, &sealed).expect_err("refused"), SealError::Damaged, "{place:?}");
+        }
+    }
+
+    #[test]
+    fn another_key_is_told_apart_from_damage() {
+        let mut sealed = key(1).seal(DESK, b"hunter2").expect("seals");
+        assert_eq!(key(2).open(DESK, &sealed).expect_err("refused"), SealError::OtherKey);
+        for length in 0..sealed.len() {
+            assert!(key(1).open(DESK, &sealed[..length]).is_err(), "cut to {length}");
+        }
+        *sealed.last_mut().expect("not empty") ^= 1;
+        assert_eq!(key(1).open(DESK, &sealed).expect_err("refused"), SealError::Damaged);
+    }
+
+    #[test]
+    fn sealing_twice_gives_two_texts() {
+        assert_ne!(key(1).seal(DESK, b"x").expect("seals"), key(1).seal(DESK, b"x").expect("seals"));
+        assert!(DataKey::new(&Secret::new(vec![0; 31])).is_none());
+    }
+}

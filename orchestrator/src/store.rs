@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The database: one set of queries for SQLite and Postgres.
+//!
+//! `sqlx` stays in here. Times are microseconds since 1970, structures are JSON text, and every
+//! change that the audit log describes is written in one transaction with its entry. Nothing here
+//! decides anything: states, versions and rights are judged by the callers.
+
+mod api_keys;
+mod audit;
+mod decisions;
+mod installation;
+mod migrations;
+mod resources;
+mod sandboxes;
+mod sessions;
+mod tenants;
+
+pub use api_keys::{ApiKeyRow, Role};
+pub use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
+pub use decisions::DecisionFilter;
+pub use migrations::MigrateError;
+pub use resources::{Kind, Resource, ResourceChange, SealedSecret};
+pub use sandboxes::{Asked, Listing, NewSandbox, SandboxFilter, SandboxRow, Transition};
+pub use sessions::SessionRow;
+pub use tenants::{Owner, TenantRow};
+
+use jiff::Timestamp;
+use postern_common::secret::Secret;
+use sqlx::any::{AnyPoolOptions, AnyRow};
+use sqlx::{Any, AnyPool, Row, Transaction};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
+
+/// Connections to SQLite: one writes at a time whatever their number, the rest read.
+const SQLITE_CONNECTIONS: u32 = 4;
+/// Connections to Postgres of one orchestrator; servers allow 100 by default, shared by replicas.
+const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long a call waits for a free connection.
+const ACQUIRE_TIME: Duration = Duration::from_secs(5);
+
+/// What SQLite is told on each connection. `FULL`: an acknowledged write survives a power cut.
+const SQLITE_SETTINGS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+     PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON";
+/// What Postgres is told on each connection: no query of ours takes long.
+const POSTGRES_SETTINGS: &str =
+    "SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '30s'";
+
+/// Which database this is, where the two differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+/// The database could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is neither.
+    #[error("`DATABASE_URL` must begin with `sqlite://` or `postgres://`")]
+    Scheme,
+    /// The folder or file of a SQLite database.
+    #[error("could not make `{}`; choose another `DATABASE_URL` or data folder", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not answer.
+    #[error("could not connect to the database; check `DATABASE_URL` and that the server runs")]
+    Connect(#[source] sqlx::Error),
+    /// Its tables are not what they should be.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+}
+
+/// A query failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database refused or is away.
+    #[error("the database did not answer as it should")]
+    Database(#[from] sqlx::Error),
+    /// A row holds what we never wrote.
+    #[error("the database holds a `{what}` that cannot be read; was it edited by hand?")]
+    Corrupt {
+        /// The column.
+        what: &'static str,
+    },
+}
+
+/// The database. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: AnyPool,
+    dialect: Dialect,
+}
+
+/// A transaction; dropped without [`Change::commit`] it never was.
+pub(crate) struct Change(Transaction<'static, Any>);
+
+impl Store {
+    /// Opens the database at `url` and brings its tables up to date.
+    ///
+    /// A SQLite file is made with mode 0600 if it is not there.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what to mend.
+    pub async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
+        static DRIVERS: Once = Once::new();
+        DRIVERS.call_once(sqlx::any::install_default_drivers);
+        let url = url.reveal().as_str();
+        let dialect = match url.split_once("://") {
+            Some(("sqlite", path)) => {
+                make_private(Path::new(path.split('?').next().unwrap_or(path)))?;
+                Dialect::Sqlite
+            }
+            Some(("postgres" | "postgresql", _)) => Dialect::Postgres,
+            _ => return Err(OpenError::Scheme),
+        };
+        let (connections, settings) = match dialect {
+            Dialect::Sqlite => (SQLITE_CONNECTIONS, SQLITE_SETTINGS),
+            Dialect::Postgres => (POSTGRES_CONNECTIONS, POSTGRES_SETTINGS),
+        };
+        let pool = AnyPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(ACQUIRE_TIME)
+            .after_connect(move |connection, _about| {
+                Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
+            })
+            .connect(url)
+            .await
+            .map_err(OpenError::Connect)?;
+        let store = Self { pool, dialect };
+        migrations::bring_up(&store).await?;
+        Ok(store)
+    }
+
+    /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have
+    /// read before either writes.
+    pub(crate) async fn change(&self) -> Result<Change, sqlx::Error> {
+        let begin = match self.dialect {
+            Dialect::Sqlite => "BEGIN IMMEDIATE",
+            Dialect::Postgres => "BEGIN",
+        };
+        self.pool.begin_with(begin).await.map(Change)
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes every connection, after what is under way.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+impl Change {
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.0.commit().await?)
+    }
+}
+
+/// Makes a SQLite file, and its folder, so that nobody else can read them.
+fn make_private(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::File { path: path.to_owned(), source };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    }
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop).map_err(failed)
+}
+
+/// A time as the tables spell it.
+pub(crate) fn micros(at: Timestamp) -> i64 {
+    at.as_microsecond()
+}
+
+fn timestamp(micros: i64, what: &'static str) -> Result<Timestamp, StoreError> {
+    Timestamp::from_microsecond(micros).map_err(|_out_of_range| StoreError::Corrupt { what })
+}
+
+/// A duration as the tables spell it.
+pub(crate) fn duration_micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Reads columns by name, with an error that names the column.
+trait Columns {
+    fn text(&self, name: &'static str) -> Result<String, StoreError>;
+    fn maybe_text(&self, name: &'static str) -> Result<Option<String>, StoreError>;
+    fn number(&self, name: &'static str) -> Result<i64, StoreError>;
+    fn maybe_number(&self, name: &'static str) -> Result<Option<i64>, StoreError>;
+    fn bytes(&self, name: &'static str) -> Result<Vec<u8>, StoreError>;
+    fn maybe_bytes(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    fn time(&self, name: &'static str) -> Result<Timestamp, StoreError> {
+        timestamp(self.number(name)?, name)
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, name: &'static str) -> Result<T, StoreError> {
+        self.text(name)?.parse().map_err(|_malformed| StoreError::Corrupt { what: name })
+    }
+
+    fn maybe_parsed<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, StoreError> {
+        let parse = |text: String| text.parse().map_err(|_malformed| StoreError::Corrupt { what: name });
+        self.maybe_text(name)?.map(parse).transpose()
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, name: &'static str) -> Result<T, StoreError> {
+        serde_json::from_str(&self.text(name)?).map_err(|_malformed| StoreError::Corrupt { what: name })
+    }
+}
+
+impl Columns for AnyRow {
+    fn text(&self, name: &'static str) -> Result<String, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+    fn maybe_text(&self, name: &'static str) -> Result<Option<String>, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+    fn number(&self, name: &'static str) -> Result<i64, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+    fn maybe_number(&self, name: &'static str) -> Result<Option<i64>, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+    fn bytes(&self, name: &'static str) -> Result<Vec<u8>, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+    fn maybe_bytes(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+}
+
+/// JSON text of a value of ours.
+fn json_text(value: &impl serde::Serialize, what: &'static str) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|_unserializable| StoreError::Corrupt { what })
+}
+
+/// A page's bound: at most `wanted`, at least one, never more than a page may hold.
+pub(crate) fn page_size(wanted: Option<u32>) -> u32 {
+    /// What a page holds unless the caller says otherwise.
+    const USUAL: u32 = 100;
+    /// What a page holds at most: some 500 KiB of decisions.
+    const MOST: u32 = 1000;
+    wanted.unwrap_or(USUAL).clamp(1, MOST)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! API keys: what is known of each, and the keyed hash that stands for its secret.
+
+use super::{Action, AuditEntry, Columns, Store, StoreError, json_text, micros};
+use jiff::Timestamp;
+use postern_common::id::{ApiKeyId, TenantId};
+use postern_common::session::Grant;
+use serde::{Deserialize, Serialize};
+
+/// What a key may do, each more than the one before.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Reads sandboxes, configuration, events and decisions.
+    Auditor,
+    /// Also makes, uses and destroys sandboxes.
+    Developer,
+    /// Also changes what the tenant owns, and who may.
+    Admin,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auditor, Self::Developer, Self::Admin];
+
+    /// The name in the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auditor => "auditor",
+            Self::Developer => "developer",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or(())
+    }
+}
+
+/// A key, without its secret.
+#[derive(Debug, Clone)]
+pub struct ApiKeyRow {
+    /// Its public part.
+    pub id: ApiKeyId,
+    /// The tenant that it belongs to; `None`: every tenant.
+    pub tenant: Option<TenantId>,
+    /// What it may do.
+    pub role: Role,
+    /// What people call it.
+    pub label: String,
+    /// The operations that sandboxes which it makes may have at most; `None`: any that a template
+    /// names, but not `*`.
+    pub operations: Option<Vec<Grant>>,
+    /// Who made it.
+    pub created_by: String,
+    /// When.
+    pub created_at: Timestamp,
+    /// The keyed hash of its secret.
+    pub hash: Vec<u8>,
+}
+
+fn row(row: &impl Columns) -> Result<ApiKeyRow, StoreError> {
+    let operations = row.maybe_text("operations")?;
+    let operations = operations.map(|text| serde_json::from_str(&text)).transpose();
+    Ok(ApiKeyRow {
+        id: row.parsed("id")?,
+        tenant: row.maybe_parsed("tenant")?,
+        role: row.parsed("role")?,
+        label: row.text("label")?,
+        operations: operations.map_err(|_malformed| StoreError::Corrupt { what: "operations" })?,
+        created_by: row.text("created_by")?,
+        created_at: row.time("created_at_micros")?,
+        hash: row.bytes("hash")?,
+    })
+}
+
+impl Store {
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn add_key(&self, key: &ApiKeyRow, audit: &AuditEntry) -> Result<(), StoreError> {
+        let mut change = self.change().await?;
+        let insert = "INSERT INTO api_keys (id, tenant, role, label, operations, hash, created_by, created_at_micros) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        let operations = key.operations.as_ref().map(|list| json_text(list, "operations")).transpose()?;
+        sqlx::query(insert)
+            .bind(key.id.as_str().to_owned())
+            .bind(key.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()))
+            .bind(key.role.as_str())
+            .bind(key.label.clone())
+            .bind(operations)
+            .bind(key.hash.clone())
+            .bind(key.created_by.clone())
+            .bind(micros(key.created_at))
+            .execute(&mut *change.0)
+            .await?;
+        change.record(audit).await?;
+        change.commit().await
+    }
+
+    /// The key with this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn key(&self, id: &ApiKeyId) -> Result<Option<ApiKeyRow>, StoreError> {
+        let select = "SELECT * FROM api_keys WHERE id = $1";
+        let found = sqlx::query(select).bind(id.as_str().to_owned()).fetch_optional(&self.pool).await?;
+        found.as_ref().map(row).transpose()
+    }
+
+    /// A tenant's keys, or everyone's.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn keys(&self, tenant: Option<&TenantId>) -> Result<Vec<ApiKeyRow>, StoreError> {
+        let select =
+            "SELECT * FROM api_keys WHERE ($1 = '' OR tenant = $1) ORDER BY created_at_micros, id LIMIT 1000";
+        let rows = sqlx::query(select)
+            .bind(tenant.map_or("", TenantId::as_str).to_owned())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(row).collect()
+    }
+
+    /// Removes a key; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove_key(&self, id: &ApiKeyId, audit: &AuditEntry) -> Result<bool, StoreError> {
+        debug_assert!(matches!(audit.action, Action::KeyRemoved));
+        let mut change = self.change().await?;
+        let delete = sqlx::query("DELETE FROM api_keys WHERE id = $1").bind(id.as_str().to_owned());
+        if delete.execute(&mut *change.0).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+}

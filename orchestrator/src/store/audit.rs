@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The audit log of sandboxes and of what tenants own; also what `/events` shows.
+
+use super::{Change, Columns, Store, StoreError, micros};
+use jiff::Timestamp;
+use postern_common::id::{ApiKeyId, ConversationId, EventId, RequestId, SandboxId, TenantId, UserId};
+use serde::Serialize;
+use std::fmt;
+
+/// Who did something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// A caller of the API.
+    Key(ApiKeyId),
+    /// The orchestrator itself: a deadline, a sweep, a sandbox that ended.
+    Orchestrator,
+    /// The watched folder.
+    Folder,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => write!(formatter, "key:{id}"),
+            Self::Orchestrator => formatter.write_str("orchestrator"),
+            Self::Folder => formatter.write_str("folder"),
+        }
+    }
+}
+
+macro_rules! actions {
+    ($($(#[$doc:meta])* $name:ident $text:literal;)*) => {
+        /// What was done.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Action { $($(#[$doc])* $name,)* }
+
+        impl Action {
+            /// The name in the log and in `/events`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+actions! {
+    /// A sandbox was asked for.
+    SandboxCreated "sandbox.created";
+    /// A sandbox changed its state.
+    SandboxChanged "sandbox.changed";
+    /// A sandbox's token was replaced.
+    TokenRefreshed "token.refreshed";
+    /// Files that could not be kept, or how many were.
+    FilesKept "files.kept";
+    /// A tenant was made.
+    TenantCreated "tenant.created";
+    /// A tenant and all that it owned is gone.
+    TenantRemoved "tenant.removed";
+    /// A part of a tenant's configuration was put.
+    ResourcePut "resource.put";
+    /// A part of a tenant's configuration was removed.
+    ResourceRemoved "resource.removed";
+    /// A tenant's configuration was applied whole.
+    ConfigurationApplied "configuration.applied";
+    /// A secret was set.
+    SecretSet "secret.set";
+    /// A secret was removed.
+    SecretRemoved "secret.removed";
+    /// An API key was made.
+    KeyCreated "key.created";
+    /// An API key was removed.
+    KeyRemoved "key.removed";
+}
+
+/// A line of the log, before it has its place in it.
+#[derive(Debug, Clone)]
+pub struct AuditEntry {
+    /// When.
+    pub at: Timestamp,
+    /// Whose; `None` for what concerns the whole installation.
+    pub tenant: Option<TenantId>,
+    /// What.
+    pub action: Action,
+    /// Who.
+    pub actor: Actor,
+    /// The sandbox, with its user and conversation.
+    pub sandbox: Option<(SandboxId, UserId, ConversationId)>,
+    /// The thing, where it is no sandbox: `backend/desk`.
+    pub subject: Option<String>,
+    /// The states before and after.
+    pub change: Option<(&'static str, &'static str)>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The request that asked for it.
+    pub request_id: Option<RequestId>,
+}
+
+impl AuditEntry {
+    /// An entry that says no more than this.
+    #[must_use]
+    pub const fn new(at: Timestamp, tenant: Option<TenantId>, action: Action, actor: Actor) -> Self {
+        Self {
+            at,
+            tenant,
+            action,
+            actor,
+            sandbox: None,
+            subject: None,
+            change: None,
+            reason: None,
+            request_id: None,
+        }
+    }
+
+    /// Names the thing.
+    #[must_use]
+    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// Says why.
+    #[must_use]
+    pub fn reason(mut self, reason: Option<String>) -> Self {
+        self.reason = reason;
+        self
+    }
+
+    /// Names the request.
+    #[must_use]
+    pub fn request(mut self, request: Option<RequestId>) -> Self {
+        self.request_id = request;
+        self
+    }
+}
+
+/// A line of the log as `/events` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct Event {
+    /// Its place in the log; pages go on after it.
+    pub sequence: i64,
+    /// Its id.
+    pub id: String,
+    /// When.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    /// Whose; empty for what concerns the whole installation.
+    pub tenant: String,
+    /// What was done.
+    pub action: String,
+    /// Who did it: `key:ID`, `orchestrator` or `folder`.
+    pub actor: String,
+    /// The sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
+    /// Its user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// Its conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversation_id: Option<String>,
+    /// The thing, where it is no sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// The state before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_status: Option<String>,
+    /// The state after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_status: Option<String>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The request that asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// Which events to show.
+#[derive(Debug, Clone, Default)]
+pub struct AuditFilter {
+    /// Of this tenant; of all if absent.
+    pub tenant: Option<TenantId>,
+    /// Of this sandbox.
+    pub sandbox: Option<SandboxId>,
+    /// After this place in the log.
+    pub after: i64,
+    /// How many at most.
+    pub limit: Option<u32>,
+}
+
+impl Change {
+    /// Writes a line of the audit log as part of this change.
+    pub(crate) async fn record(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let insert = "INSERT INTO sandbox_audit_log (id, at_micros, tenant, action, actor, sandbox_id, user_id, \
+             conversation_id, subject, from_status, to_status, reason, request_id) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+        let sandbox = entry.sandbox.as_ref();
+        sqlx::query(insert)
+            .bind(EventId::generate().as_str().to_owned())
+            .bind(micros(entry.at))
+            .bind(entry.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
+            .bind(entry.action.as_str())
+            .bind(entry.actor.to_string())
+            .bind(sandbox.map(|(id, _, _)| id.as_str().to_owned()))
+            .bind(sandbox.map(|(_, user, _)| user.as_str().to_owned()))
+            .bind(sandbox.map(|(_, _, conversation)| conversation.as_str().to_owned()))
+            .bind(entry.subject.clone())
+            .bind(entry.change.map(|(from, _)| from))
+            .bind(entry.change.map(|(_, to)| to))
+            .bind(entry.reason.clone())
+            .bind(entry.request_id.as_ref().map(|id| id.as_str().to_owned()))
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Writes a line of the audit log that goes with no other change.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn record(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let mut change = self.change().await?;
+        change.record(entry).await?;
+        change.commit().await
+    }
+
+    /// A page of the audit log, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn events(&self, filter: &AuditFilter) -> Result<Vec<Event>, StoreError> {
+        let select = "SELECT * FROM sandbox_audit_log WHERE sequence > $1 \
+             AND ($2 = '' OR tenant = $2) AND ($3 = '' OR sandbox_id = $3) ORDER BY sequence LIMIT $4";
+        let rows = sqlx::query(select)
+            .bind(filter.after)
+            .bind(filter.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
+            .bind(filter.sandbox.as_ref().map_or("", SandboxId::as_str).to_owned())
+            .bind(i64::from(super::page_size(filter.limit)))
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(event).collect()
+    }
+}
+
+fn event(row: &impl Columns) -> Result<Event, StoreError> {
+    Ok(Event {
+        sequence: row.number("sequence")?,
+        id: row.text("id")?,
+        at: row.time("at_micros")?,
+        tenant: row.text("tenant")?,
+        action: row.text("action")?,
+        actor: row.text("actor")?,
+        sandbox_id: row.maybe_text("sandbox_id")?,
+        user_id: row.maybe_text("user_id")?,
+        conversation_id: row.maybe_text("conversation_id")?,
+        subject: row.maybe_text("subject")?,
+        from_status: row.maybe_text("from_status")?,
+        to_status: row.maybe_text("to_status")?,
+        reason: row.maybe_text("reason")?,
+        request_id: row.maybe_text("request_id")?,
+    })
+}

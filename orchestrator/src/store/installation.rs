@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Facts about this installation, by name.
+
+use super::{Columns, Store, StoreError};
+
+impl Store {
+    /// The fact `name`; if there is none, `fresh` becomes it. Two orchestrators that ask at once
+    /// get the same answer.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn fact(&self, name: &'static str, fresh: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        sqlx::query("INSERT INTO installation (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+            .bind(name)
+            .bind(fresh)
+            .execute(&self.pool)
+            .await?;
+        let select = "SELECT value FROM installation WHERE name = $1";
+        sqlx::query(select).bind(name).fetch_one(&self.pool).await?.bytes("value")
+    }
+
+    /// Counts the fact `name` up by one and returns it; the first is 1.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn next_number(&self, name: &'static str) -> Result<u64, StoreError> {
+        let mut change = self.change().await?;
+        let select = "SELECT value FROM installation WHERE name = $1";
+        let row = sqlx::query(select).bind(name).fetch_optional(&mut *change.0).await?;
+        let before = match row {
+            Some(row) => {
+                let bytes = row.bytes("value")?;
+                let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u64>().ok());
+                text.ok_or(StoreError::Corrupt { what: name })?
+            }
+            None => 0,
+        };
+        let next = before.saturating_add(1);
+        let upsert = "INSERT INTO installation (name, value) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        sqlx::query(upsert).bind(name).bind(next.to_string().into_bytes()).execute(&mut *change.0).await?;
+        change.commit().await?;
+        Ok(next)
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a tenant owns: the parts of its configuration, and its sealed secrets.
+
+use super::{AuditEntry, Change, Columns, Store, StoreError, micros};
+use jiff::Timestamp;
+use postern_common::id::{SecretName, TenantId};
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident $text:literal;)*) => {
+        /// A kind of part.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind { $($(#[$doc])* $name,)* }
+
+        impl Kind {
+            const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name in tables and messages.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A backend with its document.
+    Backend "backend";
+    /// A file of policies.
+    Policy "policy";
+    /// A file of policy tests.
+    PolicyTest "policy-test";
+    /// A filter; its component is apart from the body.
+    Filter "filter";
+    /// A template.
+    Template "template";
+    /// The limits; the only one of its kind.
+    Limits "limits";
+}
+
+impl std::str::FromStr for Kind {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or(())
+    }
+}
+
+/// One part of a tenant's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name among its kind.
+    pub name: String,
+    /// JSON, as the API shows it.
+    pub body: String,
+    /// A filter's component.
+    pub component: Option<Vec<u8>>,
+    /// A digest of body and component, in hex.
+    pub digest: String,
+}
+
+/// A change of one part.
+#[derive(Debug, Clone)]
+pub enum ResourceChange {
+    /// It is this from now on.
+    Put(Resource),
+    /// It is no more.
+    Remove(Kind, String),
+}
+
+/// A secret as it is stored.
+#[derive(Debug, Clone)]
+pub struct SealedSecret {
+    /// Its name.
+    pub name: SecretName,
+    /// Its value, sealed with the data key.
+    pub sealed: Vec<u8>,
+    /// Rises with each value.
+    pub version: i64,
+    /// When it got this value.
+    pub updated_at: Timestamp,
+}
+
+impl Store {
+    /// All parts of a tenant's configuration.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn resources(&self, tenant: &TenantId) -> Result<Vec<Resource>, StoreError> {
+        let select =
+            "SELECT kind, name, body, component, digest FROM resources WHERE tenant = $1 ORDER BY kind, name";
+        let rows = sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&self.pool).await?;
+        let resource = |row: &sqlx::any::AnyRow| {
+            Ok(Resource {
+                kind: row.parsed("kind")?,
+                name: row.text("name")?,
+                body: row.text("body")?,
+                component: row.maybe_bytes("component")?,
+                digest: row.text("digest")?,
+            })
+        };
+        rows.iter().map(resource).collect()
+    }
+
+    /// Changes parts of a tenant's configuration, all or nothing, if its version still is
+    /// `expected`; `false` if somebody was faster.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn change_resources(
+        &self,
+        tenant: &TenantId,
+        expected: i64,
+        has_policies: bool,
+        changes: &[ResourceChange],
+        audit: &[AuditEntry],
+    ) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        if !change.next_version(tenant, expected, has_policies).await? {
+            return Ok(false);
+        }
+        for each in changes {
+            change.apply(tenant, each).await?;
+        }
+        for entry in audit {
+            change.record(entry).await?;
+        }
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// A tenant's secrets.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn secrets(&self, tenant: &TenantId) -> Result<Vec<SealedSecret>, StoreError> {
+        let select = "SELECT * FROM secrets WHERE tenant = $1 ORDER BY name";
+        let rows = sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&self.pool).await?;
+        let secret = |row: &sqlx::any::AnyRow| {
+            Ok(SealedSecret {
+                name: row.parsed("name")?,
+                sealed: row.bytes("sealed")?,
+                version: row.number("version")?,
+                updated_at: row.time("updated_at_micros")?,
+            })
+        };
+        rows.iter().map(secret).collect()
+    }
+
+    /// Gives a secret a value.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn set_secret(
+        &self,
+        tenant: &TenantId,
+        name: &SecretName,
+        sealed: Vec<u8>,
+        audit: &AuditEntry,
+    ) -> Result<(), StoreError> {
+        let mut change = self.change().await?;
+        let upsert = "INSERT INTO secrets (tenant, name, sealed, version, updated_at_micros) VALUES ($1, $2, $3, 1, $4) \
+             ON CONFLICT (tenant, name) DO UPDATE SET sealed = excluded.sealed, \
+             version = secrets.version + 1, updated_at_micros = excluded.updated_at_micros";
+        sqlx::query(upsert)
+            .bind(tenant.as_str().to_owned())
+            .bind(name.as_str().to_owned())
+            .bind(sealed)
+            .bind(micros(audit.at))
+            .execute(&mut *change.0)
+            .await?;
+        change.record(audit).await?;
+        change.commit().await
+    }
+
+    /// Removes a secret; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove_secret(
+        &self,
+        tenant: &TenantId,
+        name: &SecretName,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        let delete = sqlx::query("DELETE FROM secrets WHERE tenant = $1 AND name = $2")
+            .bind(tenant.as_str().to_owned())
+            .bind(name.as_str().to_owned());
+        if delete.execute(&mut *change.0).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+}
+
+impl Change {
+    async fn apply(&mut self, tenant: &TenantId, change: &ResourceChange) -> Result<(), StoreError> {
+        let upsert = "INSERT INTO resources (tenant, kind, name, body, component, digest, updated_at_micros) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant, kind, name) DO UPDATE SET \
+             body = excluded.body, component = excluded.component, digest = excluded.digest, \
+             updated_at_micros = excluded.updated_at_micros";
+        let query = match change {
+            ResourceChange::Put(resource) => sqlx::query(upsert)
+                .bind(tenant.as_str().to_owned())
+                .bind(resource.kind.as_str())
+                .bind(resource.name.clone())
+                .bind(resource.body.clone())
+                .bind(resource.component.clone())
+                .bind(resource.digest.clone())
+                .bind(micros(postern_common::clock::now())),
+            ResourceChange::Remove(kind, name) => {
+                sqlx::query("DELETE FROM resources WHERE tenant = $1 AND kind = $2 AND name = $3")
+                    .bind(tenant.as_str().to_owned())
+                    .bind(kind.as_str())
+                    .bind(name.clone())
+            }
+        };
+        query.execute(&mut *self.0).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes: what was asked for, what became of it, and its deadlines.
+
+use super::{AuditEntry, Columns, Store, StoreError, duration_micros, json_text, micros};
+use crate::lifecycle::{Outcome, State};
+use crate::runtime::{Limits, Running, Wanted};
+use jiff::Timestamp;
+use postern_common::id::{ConversationId, SandboxId, TemplateName, TenantId, UserId};
+use postern_common::session::Grant;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What is asked of the runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// How well it must be kept apart.
+    pub isolation: Wanted,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// A sandbox that is to be.
+#[derive(Debug, Clone)]
+pub struct NewSandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its user.
+    pub user_id: UserId,
+    /// Its conversation.
+    pub conversation_id: ConversationId,
+    /// What it is made from.
+    pub template: TemplateName,
+    /// What it may call.
+    pub operations: Vec<Grant>,
+    /// What the application says of the user.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+    /// The application's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The environment of the create call and the template, sealed.
+    pub env_sealed: Option<Vec<u8>>,
+    /// A keyed digest of the create call's environment, to compare repeats by.
+    pub env_digest: String,
+    /// What is asked of the runtime.
+    pub asked: Asked,
+    /// Who asked.
+    pub created_by: String,
+    /// Its end, unless it is extended.
+    pub expires_at: Timestamp,
+    /// How long it may be unused.
+    pub idle: Duration,
+}
+
+/// A sandbox that is or was.
+#[derive(Debug, Clone)]
+pub struct SandboxRow {
+    /// What was asked for.
+    pub new: NewSandbox,
+    /// What it is now.
+    pub state: State,
+    /// Why it ended, once it does.
+    pub reason: Option<String>,
+    /// What the runtime made of it.
+    pub running: Option<Running>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it will have been unused for too long.
+    pub idle_at: Timestamp,
+}
+
+/// Which sandboxes to list.
+#[derive(Debug, Clone, Default)]
+pub struct SandboxFilter {
+    /// Of this tenant; of all if absent.
+    pub tenant: Option<TenantId>,
+    /// Of this user.
+    pub user: Option<UserId>,
+    /// Of this conversation.
+    pub conversation: Option<ConversationId>,
+    /// With this status.
+    pub status: Option<String>,
+    /// After this one, in the order of the list (newest first).
+    pub after: Option<SandboxId>,
+    /// How many at most.
+    pub limit: Option<u32>,
+}
+
+/// A page of sandboxes.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The sandboxes, newest first.
+    pub sandboxes: Vec<SandboxRow>,
+    /// Whether there are more.
+    pub has_more: bool,
+}
+
+/// A change of state that is to be written.
+#[derive(Debug, Clone)]
+pub struct Transition {
+    /// The state that it must be in.
+    pub from: State,
+    /// The state that it will be in.
+    pub to: State,
+    /// Why, where it ends.
+    pub reason: Option<String>,
+    /// What the runtime made of it, once it did.
+    pub running: Option<Running>,
+}
+
+fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
+    let state = State::parse(&row.text("status")?, row.maybe_text("outcome")?.as_deref())
+        .ok_or(StoreError::Corrupt { what: "status" })?;
+    let running = row.maybe_text("running")?.map(|text| RunningRecord::read(&text)).transpose()?;
+    let id: SandboxId = row.parsed("id")?;
+    let new = NewSandbox {
+        id: id.clone(),
+        tenant: row.parsed("tenant")?,
+        user_id: row.parsed("user_id")?,
+        conversation_id: row.parsed("conversation_id")?,
+        template: row.parsed("template")?,
+        operations: row.json("operations")?,
+        claims: row.json("claims")?,
+        labels: row.json("labels")?,
+        env_sealed: row.maybe_bytes("env_sealed")?,
+        env_digest: row.text("env_digest")?,
+        asked: row.json("wanted")?,
+        created_by: row.text("created_by")?,
+        expires_at: row.time("expires_at_micros")?,
+        idle: Duration::from_micros(u64::try_from(row.number("idle_micros")?).unwrap_or(0)),
+    };
+    Ok(SandboxRow {
+        new,
+        state,
+        reason: row.maybe_text("reason")?,
+        running: running.map(|record| record.of(id)),
+        created_at: row.time("created_at_micros")?,
+        idle_at: row.time("idle_at_micros")?,
+    })
+}
+
+/// [`Running`] as the table keeps it: without the id, which is the row's.
+#[derive(Serialize, Deserialize)]
+struct RunningRecord {
+    isolation: crate::runtime::Level,
+    limits: Limits,
+    enforced: crate::runtime::Enforced,
+}
+
+impl RunningRecord {
+    fn read(text: &str) -> Result<Self, StoreError> {
+        serde_json::from_str(text).map_err(|_malformed| StoreError::Corrupt { what: "running" })
+    }
+
+    fn write(running: &Running) -> Result<String, StoreError> {
+        let Running { isolation, limits, enforced, .. } = running;
+        json_text(&Self { isolation: *isolation, limits: *limits, enforced: *enforced }, "running")
+    }
+
+    fn of(self, sandbox: SandboxId) -> Running {
+        Running { sandbox, isolation: self.isolation, limits: self.limits, enforced: self.enforced }
+    }
+}
+
+impl Store {
+    /// Writes down that a sandbox is to be made. `false` if its conversation has a live one: the
+    /// database decides that, whoever asks at the same time.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn add_sandbox(&self, new: &NewSandbox, audit: &AuditEntry) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
+             labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
+             idle_at_micros) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+             ON CONFLICT DO NOTHING";
+        let idle = duration_micros(new.idle);
+        let inserted = sqlx::query(insert)
+            .bind(new.id.as_str().to_owned())
+            .bind(new.tenant.as_str().to_owned())
+            .bind(new.user_id.as_str().to_owned())
+            .bind(new.conversation_id.as_str().to_owned())
+            .bind(State::Creating.as_str())
+            .bind(new.template.as_str().to_owned())
+            .bind(json_text(&new.operations, "operations")?)
+            .bind(json_text(&new.claims, "claims")?)
+            .bind(json_text(&new.labels, "labels")?)
+            .bind(new.env_sealed.clone())
+            .bind(new.env_digest.clone())
+            .bind(json_text(&new.asked, "wanted")?)
+            .bind(new.created_by.clone())
+            .bind(micros(audit.at))
+            .bind(micros(new.expires_at))
+            .bind(idle)
+            .bind(micros(audit.at).saturating_add(idle))
+            .execute(&mut *change.0)
+            .await?;
+        if inserted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// Moves a sandbox from one state to another; `false` if it is not in the first any more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn move_sandbox(
+        &self,
+        id: &SandboxId,
+        transition: &Transition,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        let (status, outcome) = (transition.to.as_str(), transition.to.outcome().map(Outcome::as_str));
+        let is_over = transition.to.is_over();
+        let update = "UPDATE sandboxes SET status = $3, outcome = $4, reason = COALESCE(reason, $5), \
+             running = COALESCE($6, running), \
+             env_sealed = CASE WHEN $7 = 1 THEN NULL ELSE env_sealed END, \
+             ended_at_micros = CASE WHEN $7 = 1 THEN $8 ELSE ended_at_micros END \
+             WHERE id = $1 AND status = $2";
+        let updated = sqlx::query(update)
+            .bind(id.as_str().to_owned())
+            .bind(transition.from.as_str())
+            .bind(status)
+            .bind(outcome)
+            .bind(transition.reason.clone())
+            .bind(transition.running.as_ref().map(RunningRecord::write).transpose()?)
+            .bind(i64::from(is_over))
+            .bind(micros(audit.at))
+            .execute(&mut *change.0)
+            .await?;
+        if updated.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// The sandbox with this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
+        let select = "SELECT * FROM sandboxes WHERE id = $1";
+        let found = sqlx::query(select).bind(id.as_str().to_owned()).fetch_optional(&self.pool).await?;
+        found.as_ref().map(row).transpose()
+    }
+
+    /// The live sandbox of a conversation.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn live_sandbox(
+        &self,
+        tenant: &TenantId,
+        conversation: &ConversationId,
+    ) -> Result<Option<SandboxRow>, StoreError> {
+        let select = "SELECT * FROM sandboxes WHERE tenant = $1 AND conversation_id = $2 \
+             AND status NOT IN ('destroyed', 'failed')";
+        let found = sqlx::query(select)
+            .bind(tenant.as_str().to_owned())
+            .bind(conversation.as_str().to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        found.as_ref().map(row).transpose()
+    }
+
+    /// Every sandbox that is not over.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn live_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+        let select =
+            "SELECT * FROM sandboxes WHERE status NOT IN ('destroyed', 'failed') ORDER BY created_at_micros";
+        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+        rows.iter().map(row).collect()
+    }
+
+    /// A page of sandboxes, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_sandboxes(&self, filter: &SandboxFilter) -> Result<Listing, StoreError> {
+        let limit = super::page_size(filter.limit);
+        let select = "SELECT * FROM sandboxes WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR user_id = $2) \
+             AND ($3 = '' OR conversation_id = $3) AND ($4 = '' OR status = $4) \
+             AND ($5 = '' OR (created_at_micros, id) < (SELECT created_at_micros, id FROM sandboxes WHERE id = $5)) \
+             ORDER BY created_at_micros DESC, id DESC LIMIT $6";
+        let rows = sqlx::query(select)
+            .bind(filter.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
+            .bind(filter.user.as_ref().map_or("", UserId::as_str).to_owned())
+            .bind(filter.conversation.as_ref().map_or("", ConversationId::as_str).to_owned())
+            .bind(filter.status.clone().unwrap_or_default())
+            .bind(filter.after.as_ref().map_or("", SandboxId::as_str).to_owned())
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&self.pool)
+            .await?;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let has_more = rows.len() > limit;
+        let sandboxes = rows.iter().take(limit).map(row).collect::<Result<_, _>>()?;
+        Ok(Listing { sandboxes, has_more })
+    }
+
+    /// How many live sandboxes a tenant has, and how many it asked for since `since`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sandbox_counts(
+        &self,
+        tenant: &TenantId,
+        since: Timestamp,
+    ) -> Result<(i64, i64), StoreError> {
+        let select = "SELECT CAST(COALESCE(SUM(CASE WHEN status NOT IN ('destroyed', 'failed') THEN 1 ELSE 0 END), 0) AS BIGINT) AS live, \
+             CAST(COALESCE(SUM(CASE WHEN created_at_micros >= $2 THEN 1 ELSE 0 END), 0) AS BIGINT) AS recent \
+             FROM sandboxes WHERE tenant = $1";
+        let row = sqlx::query(select)
+            .bind(tenant.as_str().to_owned())
+            .bind(micros(since))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok((row.number("live")?, row.number("recent")?))
+    }
+
+    /// Notes that a running sandbox is in use.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn touch_sandbox(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
+        let update = "UPDATE sandboxes SET idle_at_micros = $2 + idle_micros WHERE id = $1 AND status = 'running' \
+             AND idle_at_micros < $2 + idle_micros";
+        sqlx::query(update).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Live sandboxes whose deadline has come: `true` with those that were unused for too long.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, bool)>, StoreError> {
+        let select = "SELECT id, expires_at_micros FROM sandboxes WHERE status IN ('running', 'paused', 'stopped') \
+             AND (expires_at_micros <= $1 OR (status = 'running' AND idle_at_micros <= $1)) LIMIT 1000";
+        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+        let due =
+            |row: &sqlx::any::AnyRow| Ok((row.parsed("id")?, row.number("expires_at_micros")? > micros(now)));
+        rows.iter().map(due).collect()
+    }
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sessions: which tokens gateways accept, until when. Tokens themselves are never stored.
+
+use super::{Columns, Store, StoreError, json_text, micros};
+use jiff::Timestamp;
+use postern_common::control::EndedSession;
+use postern_common::id::SandboxId;
+use postern_common::session::{AcceptedToken, Peer};
+
+/// What is known of a session besides its sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    /// Whose it is.
+    pub sandbox_id: SandboxId,
+    /// Where its requests must come from.
+    pub peer: Peer,
+    /// The tokens that are accepted.
+    pub tokens: Vec<AcceptedToken>,
+    /// The session's end.
+    pub expires_at: Timestamp,
+    /// When the token is to be replaced.
+    pub rotate_at: Timestamp,
+}
+
+fn row(row: &impl Columns) -> Result<SessionRow, StoreError> {
+    Ok(SessionRow {
+        sandbox_id: row.parsed("sandbox_id")?,
+        peer: row.json("peer")?,
+        tokens: row.json("tokens")?,
+        expires_at: row.time("expires_at_micros")?,
+        rotate_at: row.time("rotate_at_micros")?,
+    })
+}
+
+impl Store {
+    /// Writes a session; `false` if it has ended already, which stays so.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
+        let upsert = "INSERT INTO sessions (sandbox_id, peer, tokens, expires_at_micros, rotate_at_micros, \
+             last_token_until_micros) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (sandbox_id) DO UPDATE SET \
+             peer = excluded.peer, tokens = excluded.tokens, expires_at_micros = excluded.expires_at_micros, \
+             rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = excluded.last_token_until_micros \
+             WHERE sessions.ended_at_micros IS NULL";
+        let last = session.tokens.iter().map(|token| token.until).max().unwrap_or(session.expires_at);
+        let written = sqlx::query(upsert)
+            .bind(session.sandbox_id.as_str().to_owned())
+            .bind(json_text(&session.peer, "peer")?)
+            .bind(json_text(&session.tokens, "tokens")?)
+            .bind(micros(session.expires_at))
+            .bind(micros(session.rotate_at))
+            .bind(micros(last))
+            .execute(&self.pool)
+            .await?;
+        Ok(written.rows_affected() == 1)
+    }
+
+    /// The session of a sandbox, unless it has ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn session(&self, sandbox: &SandboxId) -> Result<Option<SessionRow>, StoreError> {
+        let select = "SELECT * FROM sessions WHERE sandbox_id = $1 AND ended_at_micros IS NULL";
+        let found = sqlx::query(select).bind(sandbox.as_str().to_owned()).fetch_optional(&self.pool).await?;
+        found.as_ref().map(row).transpose()
+    }
+
+    /// Sessions whose token is to be replaced.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
+        let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
+             AND expires_at_micros > $1 ORDER BY rotate_at_micros LIMIT 1000";
+        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| row.parsed("sandbox_id")).collect()
+    }
+
+    /// Ends a session for good and tells until when its tokens would have been good; `None` if
+    /// there never was one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn end_session(
+        &self,
+        sandbox: &SandboxId,
+        now: Timestamp,
+    ) -> Result<Option<EndedSession>, StoreError> {
+        let mut change = self.change().await?;
+        sqlx::query(
+            "UPDATE sessions SET ended_at_micros = $2 WHERE sandbox_id = $1 AND ended_at_micros IS NULL",
+        )
+        .bind(sandbox.as_str().to_owned())
+        .bind(micros(now))
+        .execute(&mut *change.0)
+        .await?;
+        let select = "SELECT last_token_until_micros FROM sessions WHERE sandbox_id = $1";
+        let found =
+            sqlx::query(select).bind(sandbox.as_str().to_owned()).fetch_optional(&mut *change.0).await?;
+        let until = found.map(|row| row.time("last_token_until_micros")).transpose()?;
+        change.commit().await?;
+        Ok(until.map(|until| EndedSession { sandbox_id: sandbox.clone(), until }))
+    }
+
+    /// Ended sessions whose tokens have not all expired.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ended_sessions(&self, now: Timestamp) -> Result<Vec<EndedSession>, StoreError> {
+        let select = "SELECT sandbox_id, last_token_until_micros FROM sessions \
+             WHERE ended_at_micros IS NOT NULL AND last_token_until_micros > $1";
+        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+        let ended = |row: &sqlx::any::AnyRow| {
+            Ok(EndedSession {
+                sandbox_id: row.parsed("sandbox_id")?,
+                until: row.time("last_token_until_micros")?,
+            })
+        };
+        rows.iter().map(ended).collect()
+    }
+
+    /// Forgets ended sessions whose tokens have all expired.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn forget_sessions(&self, now: Timestamp) -> Result<(), StoreError> {
+        sqlx::query(
+            "DELETE FROM sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1",
+        )
+        .bind(micros(now))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tenants: who they are and who owns their configuration.
+
+use super::{AuditEntry, Change, Columns, Store, StoreError, micros};
+use jiff::Timestamp;
+use postern_common::id::TenantId;
+use std::fmt;
+
+/// Who may change a tenant's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// Callers of the API.
+    Api,
+    /// A watched folder, whose path this is.
+    Folder(String),
+}
+
+impl Owner {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Folder(_) => "folder",
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Api => formatter.write_str("the API"),
+            Self::Folder(path) => write!(formatter, "the watched folder `{path}`"),
+        }
+    }
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantRow {
+    /// Its name.
+    pub name: TenantId,
+    /// Who may change its configuration.
+    pub owner: Owner,
+    /// Whether it ever put a policy set; an empty one counts.
+    pub has_policies: bool,
+    /// Rises with each change of its configuration.
+    pub version: i64,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
+    let place = row.text("owner_place")?;
+    let owner = match row.text("owner")?.as_str() {
+        "api" => Owner::Api,
+        "folder" => Owner::Folder(place),
+        _ => return Err(StoreError::Corrupt { what: "owner" }),
+    };
+    Ok(TenantRow {
+        name: row.parsed("name")?,
+        owner,
+        has_policies: row.number("has_policies")? != 0,
+        version: row.number("version")?,
+        created_at: row.time("created_at_micros")?,
+    })
+}
+
+impl Store {
+    /// Makes a tenant; `false` if there is one of this name, which stays as it is.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn add_tenant(
+        &self,
+        name: &TenantId,
+        owner: &Owner,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        let insert = "INSERT INTO tenants (name, owner, owner_place, has_policies, version, created_at_micros) \
+             VALUES ($1, $2, $3, 0, 1, $4) ON CONFLICT (name) DO NOTHING";
+        let place = if let Owner::Folder(path) = owner { path.clone() } else { String::new() };
+        let inserted = sqlx::query(insert)
+            .bind(name.as_str().to_owned())
+            .bind(owner.as_str())
+            .bind(place)
+            .bind(micros(audit.at))
+            .execute(&mut *change.0)
+            .await?;
+        if inserted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// Hands a tenant's configuration to another owner.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn give_tenant(&self, name: &TenantId, owner: &Owner) -> Result<(), StoreError> {
+        let place = if let Owner::Folder(path) = owner { path.clone() } else { String::new() };
+        sqlx::query("UPDATE tenants SET owner = $2, owner_place = $3 WHERE name = $1")
+            .bind(name.as_str().to_owned())
+            .bind(owner.as_str())
+            .bind(place)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The tenant of this name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tenant(&self, name: &TenantId) -> Result<Option<TenantRow>, StoreError> {
+        let select = "SELECT * FROM tenants WHERE name = $1";
+        let found = sqlx::query(select).bind(name.as_str().to_owned()).fetch_optional(&self.pool).await?;
+        found.as_ref().map(row).transpose()
+    }
+
+    /// Every tenant, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tenants(&self) -> Result<Vec<TenantRow>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM tenants ORDER BY name").fetch_all(&self.pool).await?;
+        rows.iter().map(row).collect()
+    }
+
+    /// Removes a tenant with all that it owns but the log; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove_tenant(&self, name: &TenantId, audit: &AuditEntry) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        let delete = sqlx::query("DELETE FROM tenants WHERE name = $1").bind(name.as_str().to_owned());
+        if delete.execute(&mut *change.0).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+}
+
+impl Change {
+    /// Counts a tenant's version up, if it still is `expected`; `false` if somebody was faster.
+    pub(crate) async fn next_version(
+        &mut self,
+        name: &TenantId,
+        expected: i64,
+        has_policies: bool,
+    ) -> Result<bool, StoreError> {
+        let update =
+            "UPDATE tenants SET version = version + 1, has_policies = $3 WHERE name = $1 AND version = $2";
+        let updated = sqlx::query(update)
+            .bind(name.as_str().to_owned())
+            .bind(expected)
+            .bind(i64::from(has_policies))
+            .execute(&mut *self.0)
+            .await?;
+        Ok(updated.rows_affected() == 1)
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A tenant as the orchestrator uses it: its checked configuration, and the parts it is stored as.
+
+use crate::operations::{Allowed, Catalogue};
+use crate::store::{Kind, Resource, StoreError, TenantRow};
+use aws_lc_rs::digest::{Context, SHA256};
+use postern_common::folder::{BackendFiles, FilterFiles, LimitsFile, TemplateFile, TenantFiles};
+use postern_common::id::{BackendName, TemplateName};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// The name of the only resource of kind [`Kind::Limits`].
+pub const LIMITS: &str = "limits";
+/// The template that is used when the create call names none; built in unless the tenant has one.
+pub const DEFAULT_TEMPLATE: &str = "default";
+
+/// A tenant's configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    /// Its row.
+    pub row: TenantRow,
+    /// All that it put.
+    pub files: TenantFiles,
+    /// What its backends offer.
+    pub catalogue: Catalogue,
+    /// The backend that paths without a backend's name go to, where `BACKEND_URL` made it.
+    pub default_backend: Option<BackendName>,
+    /// The digest of each part.
+    pub digests: BTreeMap<(Kind, String), String>,
+}
+
+impl Tenant {
+    /// A template of this tenant. `default` is there always.
+    #[must_use]
+    pub fn template(&self, name: &TemplateName) -> Option<TemplateFile> {
+        let own = self.files.templates.get(name).cloned();
+        own.or_else(|| (name.as_str() == DEFAULT_TEMPLATE).then(TemplateFile::default))
+    }
+
+    /// What a template's sandboxes may call. The built-in one gives what only reads, and on demand
+    /// the rest.
+    #[must_use]
+    pub fn allowed(&self, name: &TemplateName) -> Allowed {
+        let template = name.to_string();
+        match self.files.templates.get(name) {
+            Some(own) => Allowed { template, at_most: own.operations.clone(), usual: own.operations.clone() },
+            None => Allowed { template, at_most: self.catalogue.all(), usual: self.catalogue.reading() },
+        }
+    }
+}
+
+/// The parts that a configuration is stored as, in order.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] if a part cannot be written as JSON, which no value of the types can
+/// cause.
+pub fn parts_of(files: &TenantFiles) -> Result<Vec<Resource>, StoreError> {
+    let mut parts = Vec::new();
+    for (name, backend) in &files.backends {
+        parts.push(part(Kind::Backend, name.as_str(), backend, None)?);
+    }
+    for (name, text) in files.policies.iter().flatten() {
+        parts.push(part(Kind::Policy, name.as_str(), text, None)?);
+    }
+    for (name, text) in &files.policy_tests {
+        parts.push(part(Kind::PolicyTest, name.as_str(), text, None)?);
+    }
+    for (name, filter) in &files.filters {
+        parts.push(part(Kind::Filter, name.as_str(), &filter.manifest, Some(filter.component.clone()))?);
+    }
+    for (name, template) in &files.templates {
+        parts.push(part(Kind::Template, name.as_str(), template, None)?);
+    }
+    if files.limits != LimitsFile::default() {
+        parts.push(part(Kind::Limits, LIMITS, &files.limits, None)?);
+    }
+    Ok(parts)
+}
+
+fn part(
+    kind: Kind,
+    name: &str,
+    value: &impl serde::Serialize,
+    component: Option<Vec<u8>>,
+) -> Result<Resource, StoreError> {
+    let body =
+        serde_json::to_string(value).map_err(|_unserializable| StoreError::Corrupt { what: "body" })?;
+    let mut digest = Context::new(&SHA256);
+    digest.update(body.as_bytes());
+    digest.update(&[0]);
+    digest.update(component.as_deref().unwrap_or_default());
+    let digest = crate::keys::hex(digest.finish().as_ref());
+    Ok(Resource { kind, name: name.to_owned(), body, component, digest })
+}
+
+/// The configuration that these parts are.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] if a part cannot be read.
+pub fn files_of(parts: &[Resource], has_policies: bool) -> Result<TenantFiles, StoreError> {
+    let mut files = TenantFiles { policies: has_policies.then(BTreeMap::new), ..TenantFiles::default() };
+    for part in parts {
+        match part.kind {
+            Kind::Backend => {
+                let backend: BackendFiles = body(part)?;
+                files.backends.insert(name(part)?, backend);
+            }
+            Kind::Policy => {
+                files.policies.get_or_insert_default().insert(name(part)?, body(part)?);
+            }
+            Kind::PolicyTest => {
+                files.policy_tests.insert(name(part)?, body(part)?);
+            }
+            Kind::Filter => {
+                let component = part.component.clone().ok_or(StoreError::Corrupt { what: "component" })?;
+                files.filters.insert(name(part)?, FilterFiles { manifest: body(part)?, component });
+            }
+            Kind::Template => {
+                files.templates.insert(name(part)?, body(part)?);
+            }
+            Kind::Limits => files.limits = body(part)?,
+        }
+    }
+    Ok(files)
+}
+
+fn name<Name: FromStr>(part: &Resource) -> Result<Name, StoreError> {
+    part.name.parse().map_err(|_malformed| StoreError::Corrupt { what: "name" })
+}
+
+fn body<Body: DeserializeOwned>(part: &Resource) -> Result<Body, StoreError> {
+    serde_json::from_str(&part.body).map_err(|_malformed| StoreError::Corrupt { what: "body" })
+}
