@@ -25,6 +25,7 @@ use postern_common::id::SandboxId;
 use postern_common::tasks::Tasks;
 use postern_shim::cgroup::{Cgroups, Parents};
 use postern_shim::control::Status;
+use postern_shim::disk;
 use postern_shim::folder::RunFolder;
 use postern_shim::rootfs::{SkeletonError, make_skeleton};
 use postern_shim::spec::{Installation, Isolation, Spec, guest_uid};
@@ -129,14 +130,12 @@ impl LocalRuntime {
         let folder = self.folder(sandbox);
         let failed =
             |source| RuntimeError::Machine { sandbox: sandbox.clone(), what: "make the folder", source };
-        let private = fs::Permissions::from_mode(0o700);
-        for path in [folder.path().to_owned(), folder.gateway()] {
-            fs::create_dir_all(&path)
-                .and_then(|()| fs::set_permissions(&path, private.clone()))
-                .map_err(failed)?;
-            if self.is_root {
-                postern_shim::disk::open_to(&path, guest_uid(sandbox)).map_err(failed)?;
-            }
+        fs::create_dir_all(folder.gateway()).map_err(failed)?;
+        if self.is_root {
+            disk::open_to(folder.path(), guest_uid(sandbox)).map_err(failed)?;
+            disk::open_below(&folder.gateway()).map_err(failed)?;
+        } else {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).map_err(failed)?;
         }
         Ok(folder.gateway_socket())
     }

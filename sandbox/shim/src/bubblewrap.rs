@@ -3,7 +3,7 @@
 
 use crate::disk::Disk;
 use crate::folder::RunFolder;
-use crate::rootfs::{MASKED, TMP_BYTES, inside};
+use crate::rootfs::{MASKED, inside};
 use crate::spec::{INSIDE_UID, Spec};
 use std::ffi::OsString;
 use std::path::Path;
@@ -41,8 +41,8 @@ pub fn arguments(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<OsString> 
     }
     line.words("--proc /proc --dev /dev");
     proc(&mut line);
-    line.words(&format!("--size {TMP_BYTES} --perms 1777 --tmpfs /tmp"));
-    line.words(&format!("--size {TMP_BYTES} --perms 1777 --tmpfs /dev/shm"));
+    line.words(&format!("--size {} --perms 1777 --tmpfs /tmp", spec.tmp_bytes()));
+    line.words(&format!("--size {} --perms 1777 --tmpfs /dev/shm", spec.shared_memory_bytes()));
     line.bind("--ro-bind", &folder.gateway(), inside::GATEWAY);
     line.bind("--ro-bind", &spec.sandboxd, inside::SANDBOXD);
     line.bind("--bind", &disk.data, inside::DATA);

@@ -141,3 +141,12 @@ pub fn open_to(folder: &Path, guest: u32) -> io::Result<()> {
     rustix::fs::chown(folder, Some(Uid::ROOT), Some(Gid::from_raw(guest)))?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o710))
 }
+
+/// Lets everybody who may pass through the folder above reach what is in this one by name:
+/// the sandbox's user, and the other user that gVisor opens files as.
+///
+/// # Errors
+/// If the folder is gone, or not ours.
+pub fn open_below(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o711))
+}

@@ -3,7 +3,8 @@
 
 use crate::disk::Disk;
 use crate::folder::RunFolder;
-use crate::rootfs::{MASKED, TMP_BYTES, inside};
+use crate::rootfs::{MASKED, inside};
+use crate::seccomp;
 use crate::spec::{INSIDE_UID, Spec};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -27,13 +28,21 @@ pub fn write_bundle(spec: &Spec, folder: &RunFolder, disk: &Disk) -> io::Result<
 /// The arguments, without the program.
 ///
 /// `--network=none` leaves only loopback; `--host-uds=open` lets the gateway's socket be opened,
-/// which lies alone in the one bound folder that has any.
+/// which lies alone in the one bound folder that has any; `--oci-seccomp` makes gVisor's kernel
+/// apply the bundle's filter.
 #[must_use]
 pub fn arguments(spec: &Spec, folder: &RunFolder) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["--root".into(), folder.runsc_state().into()];
     line.extend(
-        ["--platform=systrap", "--network=none", "--host-uds=open", "--ignore-cgroups", "--overlay2=none"]
-            .map(OsString::from),
+        [
+            "--platform=systrap",
+            "--network=none",
+            "--host-uds=open",
+            "--ignore-cgroups",
+            "--oci-seccomp",
+            "--overlay2=none",
+        ]
+        .map(OsString::from),
     );
     if spec.guest.is_none() {
         line.push("--rootless".into());
@@ -72,8 +81,8 @@ fn mounts(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<Value> {
     mounts.push(json!({ "destination": "/proc", "type": "proc", "source": "proc" }));
     mounts.push(json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs" }));
     mounts.push(json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts" }));
-    mounts.push(tmpfs("/dev/shm", "mode=1777", TMP_BYTES));
-    mounts.push(tmpfs("/tmp", "mode=1777", TMP_BYTES));
+    mounts.push(tmpfs("/dev/shm", "mode=1777", spec.shared_memory_bytes()));
+    mounts.push(tmpfs("/tmp", "mode=1777", spec.tmp_bytes()));
     mounts.push(bind(&folder.gateway(), inside::GATEWAY, "ro"));
     mounts.push(bind(&spec.sandboxd, inside::SANDBOXD, "ro"));
     mounts.push(bind(&disk.data, inside::DATA, "rw"));
@@ -111,5 +120,6 @@ fn linux(spec: &Spec) -> Value {
         .iter()
         .map(|kind| json!({ "type": kind }))
         .collect();
-    json!({ "namespaces": namespaces, "uidMappings": map, "gidMappings": group_map })
+    json!({ "namespaces": namespaces, "uidMappings": map, "gidMappings": group_map,
+            "seccomp": seccomp::oci() })
 }

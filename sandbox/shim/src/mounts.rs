@@ -8,6 +8,11 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a mount may be held by processes that were killed.
+const BUSY_TIME: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(1);
 
 /// Every mount at `folder` or below it that `keep` does not name, the last made first.
 #[must_use]
@@ -25,21 +30,30 @@ pub fn is_mounted(at: &Path) -> bool {
     below(at, None).iter().any(|mounted| mounted == at)
 }
 
-/// Unmounts all of [`below`]. What is still in use goes as soon as it no longer is.
+/// Unmounts all of [`below`]. Processes that are just ending may hold one for a moment; what is
+/// still in use after [`BUSY_TIME`] is detached and goes, with its loop device, when they do.
 ///
 /// # Errors
 /// If the kernel refuses even that.
 pub fn unmount_below(folder: &Path, keep: Option<&Path>) -> io::Result<usize> {
     let mounts = below(folder, keep);
     for at in &mounts {
-        match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW) {
-            Err(Errno::BUSY) => rustix::mount::unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?,
-            // Somebody else was faster.
-            Err(Errno::INVAL) => {}
-            done => done?,
-        }
+        unmount(at)?;
     }
     Ok(mounts.len())
+}
+
+fn unmount(at: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + BUSY_TIME;
+    loop {
+        let detach = if Instant::now() < deadline { UnmountFlags::empty() } else { UnmountFlags::DETACH };
+        match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW | detach) {
+            Err(Errno::BUSY) if detach.is_empty() => std::thread::sleep(POLL),
+            // Somebody else was faster.
+            Err(Errno::INVAL) => return Ok(()),
+            done => return Ok(done?),
+        }
+    }
 }
 
 /// The fifth field of a mountinfo line (proc(5)).

@@ -25,8 +25,6 @@ pub mod inside {
 
 /// Folders of `/usr` that hold what the machine's owner put there, and kernel sources.
 pub const MASKED: [&str; 2] = ["/usr/local", "/usr/src"];
-/// `/tmp` and `/dev/shm` count as memory; this is the bound of each.
-pub const TMP_BYTES: u64 = 256 << 20;
 
 const FOLDERS: [&str; 11] =
     ["usr", "etc", "proc", "dev", "tmp", "run/postern", "data", "home/user", "opt/postern", "sys", "var/tmp"];

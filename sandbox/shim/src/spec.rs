@@ -149,6 +149,19 @@ impl Spec {
         }
     }
 
+    /// The bound of `/tmp`. What is in it counts as memory, and nothing frees it when memory runs
+    /// out: if it could take all, a full `/tmp` would end the sandbox.
+    #[must_use]
+    pub const fn tmp_bytes(&self) -> u64 {
+        self.limits.memory_bytes / 2
+    }
+
+    /// The bound of `/dev/shm`, likewise.
+    #[must_use]
+    pub const fn shared_memory_bytes(&self) -> u64 {
+        self.limits.memory_bytes / 4
+    }
+
     /// The tasks of this machine to allow. gVisor counts the agent's processes itself
     /// (`RLIMIT_NPROC`); outside, each may have several and the runtime has its own.
     #[must_use]

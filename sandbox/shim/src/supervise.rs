@@ -163,7 +163,7 @@ fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, StartError> {
     fs::create_dir_all(&gateway).map_err(failed)?;
     if let Some(guest) = spec.guest {
         disk::open_to(folder.path(), guest).map_err(failed)?;
-        disk::open_to(&gateway, guest).map_err(failed)?;
+        disk::open_below(&gateway).map_err(failed)?;
     }
     Ok(disk::prepare(spec, folder)?)
 }

@@ -96,9 +96,23 @@ impl Bench {
     }
 
     /// Removes all, and checks that nothing bears the installation's id any more.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(&self) {
         self.runtime.sweep(&[]).await;
         assert_eq!(traces(self.folder.path(), &self.settings.installation), Vec::<String>::new());
+    }
+}
+
+/// A test that fails must not leave sandboxes on the machine.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let settings = self.settings.clone();
+        let sweep = move || {
+            let one = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            one.block_on(async {
+                LocalRuntime::open(settings, Tasks::new()).expect("opens").sweep(&[]).await
+            });
+        };
+        drop(std::thread::spawn(sweep).join());
     }
 }
 

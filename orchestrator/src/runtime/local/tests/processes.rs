@@ -194,7 +194,7 @@ async fn the_door_replaces_authorization_with_the_session_token(bench: &Bench) {
     let gateway = echo_gateway(&socket);
     let script = "curl -sS -H 'Authorization: Bearer forged' -H 'X-Other: kept' $GATEWAY_URL/shop/orders?a=1";
     let output = sandbox.shell(script).await;
-    gateway.await.expect("served");
+    tokio::time::timeout(PATIENCE, gateway).await.unwrap_or_else(|_| panic!("{output:?}")).expect("served");
     let head = output.stdout.to_lowercase();
     assert!(head.starts_with("get /shop/orders?a=1 http/1.1\r\n"), "{output:?}");
     assert!(head.contains(&format!("authorization: bearer {TOKEN}\r\n")), "{output:?}");
