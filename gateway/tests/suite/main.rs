@@ -3,6 +3,13 @@
 //! real control link, policies and documents. Every refusal is shown to reach no backend, and
 //! every attack has a control that does.
 
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test stops at what it did not expect, also in its helping functions"
+)]
+
 mod bodies;
 mod identity;
 mod refusals;

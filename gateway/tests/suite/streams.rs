@@ -1,25 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Answers that stream: not buffered, counted until their end, and ended with their session.
 
-use crate::world::{PATIENCE, World, eventually};
+use crate::world::{PATIENCE, World, eventually, read_until};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
 use postern_common::control::Applied;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-
-async fn read_until(stream: &mut UnixStream, wanted: &str) -> String {
-    let mut text = String::new();
-    let mut buffer = [0; 4096];
-    let reading = async {
-        while !text.contains(wanted) {
-            let count = stream.read(&mut buffer).await.expect("reads");
-            assert_ne!(count, 0, "the stream ended: {text}");
-            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
-    };
-    tokio::time::timeout(PATIENCE, reading).await.expect("in time");
-    text
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_arrive_one_by_one_and_stop_when_the_session_ends() {
@@ -112,4 +99,60 @@ async fn redirects_are_passed_back_and_never_followed() {
     let answer = sandbox.get("/redirect").await;
     assert_eq!(answer.status, 302);
     assert_eq!(world.recorded.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_is_served_by_prior_knowledge_with_the_same_rules() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(sandbox.connect().await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
+    world.tasks.spawn(|_stop| async { drop(connection.await) });
+    for (target, status) in [("/orders", 200), ("/orders/%2e%2e/refunds", 400), ("/refunds", 405)] {
+        let request = http::Request::get(format!("http://gateway{target}"))
+            .header("authorization", format!("Bearer {}", sandbox.token))
+            .body(Full::new(Bytes::new()))
+            .expect("a request");
+        let response = sender.send_request(request).await.expect("an answer");
+        assert_eq!(response.status(), status, "{target}");
+        drop(response.into_body().collect().await.expect("a body"));
+    }
+    let bare = http::Request::get("http://gateway/orders").body(Full::new(Bytes::new())).expect("a request");
+    assert_eq!(sender.send_request(bare).await.expect("an answer").status(), 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_what_is_in_flight_finish_and_nothing_new_begin() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let rest =
+        "content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n";
+    let mut stream = sandbox.connect().await;
+    stream.write_all(sandbox.head("PUT", "/uploads", rest).as_bytes()).await.expect("writes");
+    stream.write_all(b"5\r\nfirst\r\n").await.expect("writes");
+    eventually("the request is in flight", || world.recorded.text().contains("first")).await;
+    world.gateway_tasks.stop();
+    eventually("the door is closed", || !sandbox.path.exists()).await;
+    stream.write_all(b"4\r\nlast\r\n0\r\n\r\n").await.expect("writes");
+    let mut read = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("in time").expect("reads");
+    assert_eq!(crate::world::parse(&read).status, 200);
+    world.gateway_tasks.shut_down(PATIENCE).await.expect("nothing is left running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_lost_its_orchestrator_refuses_when_its_state_is_too_old() {
+    let mut world = World::with_staleness(std::time::Duration::ZERO).await;
+    let config = world.config("acme", &[("desk", world.described())], None);
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    assert_eq!(sandbox.get("/orders").await.status, 200);
+    let before = world.recorded.text().len();
+    world.disconnect();
+    let stale = async { while sandbox.get("/orders").await.code() != "state-stale" {} };
+    tokio::time::timeout(PATIENCE, stale).await.expect("it notices");
+    let seen = world.recorded.text().len();
+    assert_eq!(sandbox.get("/orders").await.status, 503);
+    assert!(seen >= before && world.recorded.text().len() == seen, "nothing reaches the backend any more");
 }

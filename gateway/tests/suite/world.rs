@@ -200,12 +200,14 @@ pub(crate) const DOCUMENT: &str = include_str!("desk.yaml");
 /// A gateway, its orchestrator and a backend, on this machine alone.
 pub(crate) struct World {
     pub(crate) tasks: Tasks,
+    /// The gateway's own, to stop it alone.
+    pub(crate) gateway_tasks: Tasks,
     pub(crate) running: Running,
     pub(crate) rules: UpstreamRules,
     pub(crate) port: u16,
     pub(crate) recorded: Arc<Recorded>,
-    publisher: Mutex<Publisher>,
-    sender: DeliverySender,
+    publisher: Mutex<Option<Publisher>>,
+    sender: Option<DeliverySender>,
     version: AtomicU64,
     folder: tempfile::TempDir,
 }
@@ -213,35 +215,43 @@ pub(crate) struct World {
 impl Drop for World {
     fn drop(&mut self) {
         self.tasks.stop();
+        self.gateway_tasks.stop();
     }
 }
 
 impl World {
     /// A gateway that has an empty snapshot.
     pub(crate) async fn empty() -> Self {
+        Self::with_staleness(postern_gateway::STALENESS).await
+    }
+
+    pub(crate) async fn with_staleness(staleness: Duration) -> Self {
         let tasks = Tasks::new();
         let (port, recorded) = start_backend(&tasks).await;
         let rules = UpstreamRules::new(&[format!("127.0.0.1:{port}")], &[]).expect("rules");
         let mut settings = Settings::new(vec![key()], rules.clone());
         settings.tcp = Some(([127, 0, 0, 1], 0).into());
+        settings.staleness = staleness;
         settings.admin = Some(([127, 0, 0, 1], 0).into());
         let config = Config::check(settings).expect("good settings");
         let (publisher, follower) = link();
-        let running = Gateway::start(config, follower, &tasks).await.expect("starts");
+        let gateway_tasks = Tasks::new();
+        let running = Gateway::start(config, follower, &gateway_tasks).await.expect("starts");
         let sender = publisher.sender();
         let folder = tempfile::tempdir().expect("a folder");
         let world = Self {
             tasks,
+            gateway_tasks,
             running,
             rules,
             port,
             recorded,
-            publisher: Mutex::new(publisher),
-            sender,
+            publisher: Mutex::new(Some(publisher)),
+            sender: Some(sender),
             version: AtomicU64::new(0),
             folder,
         };
-        assert_eq!(world.send(Change::Snapshot(Box::new(State::default()))).await, Applied::InForce);
+        assert_eq!(world.send(Change::Snapshot(Box::<State>::default())).await, Applied::InForce);
         world
     }
 
@@ -301,7 +311,8 @@ impl World {
     }
 
     pub(crate) async fn send_as(&self, message: Message) -> Applied {
-        let answer = self.sender.send(message).await.expect("a gateway");
+        let sender = self.sender.as_ref().expect("connected");
+        let answer = sender.send(message).await.expect("a gateway");
         tokio::time::timeout(PATIENCE, answer).await.expect("answers in time").expect("an answer")
     }
 
@@ -330,9 +341,16 @@ impl World {
         assert_eq!(self.send(Change::SessionEnded(ended)).await, Applied::InForce);
     }
 
+    /// Closes the orchestrator's end.
+    pub(crate) fn disconnect(&mut self) {
+        self.sender = None;
+        *self.publisher.lock().expect("no panic") = None;
+    }
+
     /// The records that have come home.
     pub(crate) fn decisions(&self) -> Vec<DecisionRecord> {
         let mut publisher = self.publisher.lock().expect("no panic");
+        let publisher = publisher.as_mut().expect("connected");
         std::iter::from_fn(|| publisher.decisions.try_recv().ok()).collect()
     }
 }
@@ -517,4 +535,19 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// A moment that has passed.
 pub(crate) fn past(seconds: i64) -> Timestamp {
     now() - jiff::SignedDuration::from_secs(seconds)
+}
+
+/// Reads until `wanted` has come; gives all that came.
+pub(crate) async fn read_until(stream: &mut UnixStream, wanted: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    let reading = async {
+        while !text.contains(wanted) {
+            let count = stream.read(&mut buffer).await.expect("reads");
+            assert_ne!(count, 0, "the stream ended: {text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("in time");
+    text
 }
