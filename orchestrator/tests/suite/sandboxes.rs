@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of a sandbox, over HTTP.
+
+use crate::bench::{Bench, claims, id, until};
+use http::{Method, StatusCode};
+use postern_common::clock;
+use postern_common::decision::{DecisionRecord, Verdict, Versions};
+use postern_common::id::{DecisionId, RequestId, TenantId};
+use postern_common::session::Peer;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_is_made_used_and_destroyed() {
+    let bench = Bench::real().await;
+    let body = json!({ "user_id": "alice", "conversation_id": "c1", "env": { "GREETING": "hello" }, "labels": { "team": "desk" } });
+    let made = bench.post("/sandbox?wait=running", body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let sandbox = made.field("sandbox_id");
+    assert_eq!((made.field("status"), made.field("isolation")), ("running".to_owned(), "namespaces".to_owned()));
+    assert!(made.json().get("env").is_none(), "env is never returned");
+
+    let session = bench.told().last_session(&sandbox);
+    let token = claims(&bench.orchestrator, &made.field("token"));
+    assert_eq!((token.sandbox_id.as_str(), token.user_id.as_str()), (sandbox.as_str(), "alice"));
+    assert!(session.tokens.iter().any(|accepted| accepted.jti == token.jti), "gateways know the token");
+    assert!(matches!(session.peer, Peer::Socket(_)));
+
+    let shown = bench.get(&format!("/sandbox/{sandbox}")).await;
+    assert!(shown.json().get("token").is_none(), "a token is shown by create and refresh only");
+    assert_eq!(bench.shell(&sandbox, "echo $GREETING $SANDBOX_ID $CONVERSATION_ID; id -u").await, format!("hello {sandbox} c1\n1000\n"));
+
+    let gone = bench.delete(&format!("/sandbox/{sandbox}")).await;
+    assert_eq!((gone.status, gone.field("status")), (StatusCode::OK, "destroyed".to_owned()));
+    assert!(bench.told().has_ended(&sandbox));
+    let again = bench.delete(&format!("/sandbox/{sandbox}")).await;
+    assert_eq!(again.status, StatusCode::OK, "destroying may be repeated");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_streams_what_it_writes_and_how_it_ended() {
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    let path = format!("/sandbox/{sandbox}/exec");
+    let ran = bench.post(&path, json!({ "command": "echo out; echo err >&2; exit 7" })).await;
+    assert_eq!(ran.headers["content-type"], "text/event-stream");
+    let events = ran.events();
+    let kinds: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!((kinds.first(), kinds.last()), (Some(&"start"), Some(&"exit")), "{}", ran.text);
+    let data = |kind: &str| events.iter().find(|(of, _)| of == kind).map(|(_, data)| data["data"].clone());
+    assert_eq!((data("stdout"), data("stderr")), (Some(json!("b3V0Cg==")), Some(json!("ZXJyCg=="))));
+    assert_eq!(events.last().expect("an end").1, json!({ "code": 7 }));
+
+    let fed = bench.post(&path, json!({ "command": ["cat"], "stdin": "fed in", "collect": true })).await;
+    assert_eq!(fed.field("stdout"), "fed in");
+    let killed = bench.post(&path, json!({ "command": "kill -9 $$", "collect": true })).await;
+    assert_eq!(killed.json()["signal"], 9, "{}", killed.text);
+    let late = bench.post(&path, json!({ "command": "sleep 60", "collect": true, "timeout": "100ms" })).await;
+    assert_eq!(late.json()["timed_out"], true, "{}", late.text);
+    let binary = bench.post(&path, json!({ "command": "printf '\\377\\000'", "collect": true })).await;
+    assert_eq!(binary.field("stdout_base64"), "/wA=");
+    let much = bench.post(&path, json!({ "command": "head -c 11000000 /dev/zero | tr '\\0' a", "collect": true })).await;
+    assert_eq!((much.json()["truncated"].clone(), much.field("stdout").len()), (json!(true), 10 << 20));
+    let none = bench.post(&path, json!({ "command": ["/no/such/program"], "collect": true })).await;
+    assert_eq!(none.code(), "invalid-input", "{}", none.text);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_files_are_there_in_the_next_conversation_and_not_for_others() {
+    let bench = Bench::real().await;
+    let first = bench.sandbox("c1").await;
+    bench.shell(&first, "mkdir -p /data/user/notes && echo kept > /data/user/notes/a && echo gone > /data/user/b; ln -s /etc/passwd /data/user/link").await;
+    bench.delete(&format!("/sandbox/{first}")).await;
+
+    let second = bench.sandbox("c2").await;
+    assert_eq!(bench.shell(&second, "cat /data/user/notes/a; ls /data/user; rm /data/user/b").await, "kept\nb\nnotes\n");
+    bench.delete(&format!("/sandbox/{second}")).await;
+    let third = bench.sandbox("c3").await;
+    assert_eq!(bench.shell(&third, "ls /data/user").await, "notes\n", "a deletion is kept too");
+
+    let body = json!({ "user_id": "mallory", "conversation_id": "c4" });
+    let other = bench.post("/sandbox?wait=running", body).await.field("sandbox_id");
+    assert_eq!(bench.shell(&other, "ls -A /data/user").await, "");
+    let events = bench.get(&format!("/events?sandbox_id={first}")).await;
+    assert!(events.text.contains("files.kept") && events.text.contains("it is a link"), "{}", events.text);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refreshed_token_replaces_the_one_before_which_stays_good_for_a_minute() {
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    let before = bench.told().last_session(&sandbox).tokens;
+    let fresh = bench.post(&format!("/tokens/{sandbox}/refresh"), json!({})).await;
+    let token = claims(&bench.orchestrator, &fresh.field("token"));
+    let after = bench.told().last_session(&sandbox).tokens;
+    assert_eq!(after[0].jti, token.jti);
+    assert_eq!(after[1].jti, before[0].jti);
+    let left = after[1].until.duration_since(clock::now());
+    assert!(left.as_secs() <= 60 && left.as_secs() > 50, "{left}");
+    bench.delete(&format!("/sandbox/{sandbox}")).await;
+    let late = bench.post(&format!("/tokens/{sandbox}/refresh"), json!({})).await;
+    assert_eq!(late.code(), "state-conflict");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_ends_at_its_deadline_and_says_why() {
+    let bench = Bench::real().await;
+    let body = json!({ "user_id": "alice", "conversation_id": "c1", "ttl": "1s" });
+    let sandbox = bench.post("/sandbox?wait=running", body).await.field("sandbox_id");
+    let path = format!("/sandbox/{sandbox}");
+    until("it is destroyed", async || bench.get(&path).await.field("status") == "destroyed").await;
+    assert_eq!(bench.get(&path).await.field("reason"), "its time was over");
+    let body = json!({ "user_id": "alice", "conversation_id": "c2", "idle": "1s" });
+    let sandbox = bench.post("/sandbox?wait=running", body).await.field("sandbox_id");
+    let path = format!("/sandbox/{sandbox}");
+    until("it is destroyed", async || bench.get(&path).await.field("status") == "destroyed").await;
+    assert_eq!(bench.get(&path).await.field("reason"), "it was unused for too long");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_come_in_pages_and_with_filters() {
+    let bench = Bench::real().await;
+    let (first, second) = (bench.sandbox("c1").await, bench.sandbox("c2").await);
+    let page = bench.get("/sandbox?limit=1").await.json();
+    assert_eq!(page["sandboxes"][0]["sandbox_id"], second, "newest first");
+    let next = page["next"].as_str().expect("there is more");
+    let page = bench.get(&format!("/sandbox?limit=1&after={next}")).await.json();
+    assert_eq!((page["sandboxes"][0]["sandbox_id"].clone(), page["next"].clone()), (json!(first), json!(null)));
+    let found = bench.get("/sandbox?conversation_id=c1&user_id=alice&status=running").await.json();
+    assert_eq!(found["sandboxes"].as_array().map(Vec::len), Some(1));
+    assert_eq!(bench.get("/sandbox?user_id=nobody").await.json()["sandboxes"], json!([]));
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_of_gateways_are_kept_and_shown() {
+    let bench = Bench::without_sandboxes().await;
+    let record = |tenant: &str, verdict| DecisionRecord {
+        id: DecisionId::generate(),
+        at: clock::now(),
+        request_id: RequestId::generate(),
+        trace_id: None,
+        tenant: Some(TenantId::parse(tenant).expect("a name")),
+        sandbox_id: Some(id("sandbox-aaaaaaaaaaaa")),
+        user_id: None,
+        conversation_id: None,
+        backend: None,
+        operation: None,
+        method: "GET".to_owned(),
+        path_template: None,
+        verdict,
+        code: None,
+        policies: Vec::new(),
+        filters: Vec::new(),
+        overridden: Vec::new(),
+        versions: Versions::default(),
+        upstream: None,
+        microseconds: BTreeMap::new(),
+    };
+    bench.decisions.send(record("default", Verdict::Allow)).await.expect("is taken");
+    bench.decisions.send(record("default", Verdict::Deny)).await.expect("is taken");
+    bench.decisions.send(record("other", Verdict::Deny)).await.expect("is taken");
+    let count = async |path: &str| bench.get(path).await.json()["decisions"].as_array().map_or(0, Vec::len);
+    until("all are kept", async || count("/decisions").await == 3).await;
+    assert_eq!(count("/decisions?verdict=deny&tenant=default").await, 1);
+    let auditor = bench.key("auditor", "default").await;
+    let seen = bench.call_as(&auditor, Method::GET, "/decisions", json!(null)).await.json();
+    assert_eq!(seen["decisions"].as_array().map(Vec::len), Some(2), "a tenant sees its own only");
+    bench.close().await;
+}
