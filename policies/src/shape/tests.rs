@@ -6,6 +6,7 @@ use crate::fixture::{Asked, decide, load, schema};
 use postern_common::problem::Code;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use std::sync::LazyLock;
 
 /// A permit for everything, and a forbid on two fields of the body that a caller wants to avoid.
 const FORBID: &str = r#"
@@ -14,8 +15,10 @@ const FORBID: &str = r#"
 when { context.body.amount.greaterThan(decimal("100.0")) || context.body.count > 10 };
 "#;
 
-fn policies() -> TenantPolicies {
-    load(&schema(), FORBID)
+/// Loaded once: thousands of bodies are held against it.
+fn policies() -> &'static TenantPolicies {
+    static LOADED: LazyLock<TenantPolicies> = LazyLock::new(|| load(&schema(), FORBID));
+    &LOADED
 }
 
 fn body(text: &str) -> Value {
@@ -61,11 +64,11 @@ fn bodies_that_try_to_slip_past_a_forbid_are_denied() {
         r#"{"amount": 1, "count": 1, "customer": {"id": "7", "ID": "8"}}"#,
     ];
     for text in denied {
-        let decision = decide(&policies, &["*"], &Asked::refund(body(text)));
+        let decision = decide(policies, &["*"], &Asked::refund(body(text)));
         assert!(!decision.is_allowed(), "{text}");
     }
     let nothing = Asked { body: None, ..Asked::refund(json!({})) };
-    assert_eq!(decide(&policies, &["*"], &nothing).code(), Some(Code::PolicyError));
+    assert_eq!(decide(policies, &["*"], &nothing).code(), Some(Code::PolicyError));
 }
 
 #[test]
@@ -82,7 +85,7 @@ fn bodies_within_the_limit_fit_however_their_numbers_are_spelt() {
         r#"{"amount": 1, "count": 1, "anything": [1, null, {"a": "b"}]}"#,
     ];
     for text in allowed {
-        let decision = decide(&policies, &["*"], &Asked::refund(body(text)));
+        let decision = decide(policies, &["*"], &Asked::refund(body(text)));
         assert!(decision.is_allowed(), "{text}: {:?}", decision.refusal());
     }
 }
@@ -91,7 +94,7 @@ fn bodies_within_the_limit_fit_however_their_numbers_are_spelt() {
 fn parameters_are_typed_too() {
     let policies = policies();
     let asked = |query: Value| Asked { query, ..Asked::new("listOrders") };
-    assert!(decide(&policies, &["*"], &asked(json!({"user_id": "a", "limit": 3}))).is_allowed());
+    assert!(decide(policies, &["*"], &asked(json!({"user_id": "a", "limit": 3}))).is_allowed());
     for query in [
         json!({}),
         json!({"user_id": 1}),
@@ -99,7 +102,7 @@ fn parameters_are_typed_too() {
         json!({"user_id": "a", "User-Id": "b"}),
     ] {
         assert_eq!(
-            decide(&policies, &["*"], &asked(query.clone())).code(),
+            decide(policies, &["*"], &asked(query.clone())).code(),
             Some(Code::PolicyError),
             "{query}"
         );
@@ -109,7 +112,7 @@ fn parameters_are_typed_too() {
 #[test]
 fn the_refusal_names_the_place_and_never_the_value() {
     let decision = decide(
-        &policies(),
+        policies(),
         &["*"],
         &Asked::refund(json!({"amount": 1, "count": 1, "tags": ["ok", {"secret-a/b": 1}]})),
     );
@@ -125,13 +128,13 @@ proptest! {
             if ten_thousandths < 0 { "-" } else { "" },
             ten_thousandths.abs() / 10_000,
             ten_thousandths.abs() % 10_000);
-        let decision = decide(&policies(), &["*"], &Asked::refund(body(&text)));
+        let decision = decide(policies(), &["*"], &Asked::refund(body(&text)));
         prop_assert_eq!(decision.is_allowed(), ten_thousandths <= 1_000_000, "{}", text);
     }
 
     #[test]
     fn no_body_whatever_is_allowed_with_a_large_amount(amount in any::<f64>(), count in any::<i64>()) {
-        let decision = decide(&policies(), &["*"], &Asked::refund(json!({"amount": amount, "count": count})));
+        let decision = decide(policies(), &["*"], &Asked::refund(json!({"amount": amount, "count": count})));
         prop_assert!(!decision.is_allowed() || (amount <= 100.0 && count <= 10), "{amount} {count}");
     }
 }
