@@ -22,12 +22,12 @@ import tokens  # noqa: E402
 import world  # noqa: E402
 from api import Api, ApiError  # noqa: E402
 from bait import Bait  # noqa: E402
+from processor_time import Meter  # noqa: E402
 from report import Report  # noqa: E402
 
 for module in inside.ORDER:
     __import__(module)
 
-TOKEN_CHECKS = 5
 # Proves that a sandbox which may be broken was not the only thing that still works.
 UNHARMED = """
 import ctypes, os
@@ -42,6 +42,10 @@ print("unharmed")
 LIMIT_OF = {"fork-bomb": "pids", "nested-fork-bomb": "pids", "threads": "pids", "memory": "memory", "hidden-memory": "memory",
             "fill-tmp": "memory", "fill-shm": "memory", "fill-disk": "disk", "reserve-disk": "disk", "inodes": "disk",
             "processors": "cpu"}
+
+
+# For a server that tells none: bytes, thousandths of a processor, processes, bytes.
+USUAL_LIMITS = {"memory": 512 << 20, "cpu": 1000, "pids": 128, "disk": 1 << 30}
 
 
 class Suite:
@@ -132,15 +136,22 @@ class Suite:
             try:
                 result.update(inside.outcomes(self.api, spare, self.modules, [entry.name], self.target)[entry.name])
             except ApiError as error:
-                result.update({"outcome": "undecided", "how": str(error)})
+                result.update({"outcome": "undecided", "how": str(error), "is_killed": self._has_ended(spare)})
         attacking = threading.Thread(target=attack)
         attacking.start()
-        harm = None
+        harm, meter = None, Meter(spare)
         while attacking.is_alive() and not harm:
+            meter.sample()
             harm = self._harm()
+        meter.sample()
         attacking.join()
-        if result["outcome"] == "undecided" and self._has_ended(spare):
-            result = {"outcome": "stopped", "how": "its own sandbox was ended"}
+        if result["outcome"] == "undecided" and result.get("is_killed"):
+            ended = self._has_ended(spare)
+            result = {"outcome": "stopped", "how": "its sandbox was ended" if ended else "it was killed with its parents"}
+        if entry.name == "exhaustion/processors" and result["outcome"] != "undecided":
+            most, allowed = meter.most(), self.limits["cpu"] / 1000
+            kind = "reached" if most > allowed * 1.3 else "stopped"
+            result = {"outcome": kind, "how": f"{most:.2f} processors of {allowed:.2f}, measured from outside"}
         harm = harm or self._harm()
         if self._exists(spare):
             self.api.destroy(spare)
@@ -178,6 +189,8 @@ class Suite:
             return True
 
     def _planted(self, report):
+        names = [trap.name for trap in planted.TRAPS if f"slot/planted-{trap.name}" in self.names]
+        are_kept = bool(names) and planted.are_kept(self.api, self.shown)
         for trap in planted.TRAPS:
             name = f"slot/planted-{trap.name}"
             if name not in self.names:
@@ -189,9 +202,11 @@ class Suite:
                 kind, how = "undecided", str(error)
             control, said = planted.control(trap, self.bait)
             said = f"on this machine: {control}: {said}"
-            if kind == "stopped" and control == "reached":
+            if kind == "stopped" and not are_kept:
+                report.not_counted(name, trap.tried, "no files are kept here, so nobody walked into it", said)
+            elif kind == "stopped" and control == "reached":
                 report.held(name, trap.tried, f"stopped by whoever saves files, who opens nothing by path: {how}", said)
-            elif kind in ("stopped", "unsaved"):
+            elif kind == "stopped":
                 report.not_counted(name, trap.tried, how, said)
             else:
                 report.hole(name, trap.tried, f"{kind}: {how}", said)
@@ -202,33 +217,29 @@ class Suite:
             return
         own = self.api.create(self.shown)
         try:
-            rows = {f"neighbours/token-{row[0]}": row[1:] for row in tokens.checks(self.api, own, self.neighbour)}
+            is_taken, found = tokens.outcomes(self.api, own, self.neighbour)
         except (ApiError, OSError, KeyError, ValueError) as error:
-            rows = dict.fromkeys(names, ("a session token elsewhere", 0, f"could not be tried: {error!r}", False))
+            is_taken, found = False, dict.fromkeys(tokens.TRIED, (0, f"could not be tried: {error!r}"))
+        said = f"one's own token at one's own socket: {'reached: taken' if is_taken else 'stopped: refused too'}"
         for name in names:
-            if name not in rows:
-                report.excused(name, "one's own token over TCP", "this gateway has no door over TCP")
+            kind = name.partition("token-")[2]
+            if kind not in found:
+                report.excused(name, tokens.TRIED[kind], "this gateway has no door over TCP")
                 continue
-            tried, status, code, is_taken = rows[name]
-            said = f"one's own token at one's own socket: {'taken' if is_taken else 'refused too'}"
+            status, code = found[kind]
             if not is_taken:
-                report.not_counted(name, tried, f"{status} {code}", said)
+                report.not_counted(name, tokens.TRIED[kind], f"{status} {code}", said)
             elif tokens.is_refused(status, code):
-                report.held(name, tried, f"stopped by the gateway: {status} {code}", said)
+                report.held(name, tokens.TRIED[kind], f"stopped by the gateway: {status} {code}", said)
             else:
-                report.hole(name, tried, f"REACHED: {status} {code}", said)
+                report.hole(name, tokens.TRIED[kind], f"REACHED: {status} {code}", said)
 
 
 def limits_of(shown):
-    """Limits by short names, and whether each is enforced."""
-    limits, enforced = {}, {}
-    for name, default in (("memory", 512 << 20), ("cpu", 1000), ("pids", 128), ("disk", 1 << 30)):
-        given = next((value for key, value in shown.get("limits", {}).items() if key.startswith(name)), {})
-        if isinstance(given, dict):
-            enforced[name] = bool(given.get("enforced"))
-            given = next((value for key, value in given.items() if key != "enforced"), None)
-        limits[name] = given or default
-    return limits, enforced
+    """What a sandbox may use, by name, and whether each is enforced."""
+    limits = shown.get("limits", {})
+    values = {name: limits.get(name, {}).get("value", default) for name, default in USUAL_LIMITS.items()}
+    return values, {name: bool(limits.get(name, {}).get("enforced")) for name in USUAL_LIMITS}
 
 
 def api_address(url):
@@ -255,27 +266,39 @@ def traces_of(sandbox):
 
 def all_names():
     traps = [f"slot/planted-{trap.name}" for trap in planted.TRAPS]
-    of_tokens = [f"neighbours/token-{kind}" for kind in ("none", "neighbours", "altered", "unsigned", "from-elsewhere")]
-    return [*core.TABLE, *traps, *of_tokens]
+    return [*core.TABLE, *traps, *(f"neighbours/token-{kind}" for kind in tokens.TRIED)]
+
+
+def tried(name):
+    if name in core.TABLE:
+        return core.TABLE[name].tried
+    short = name.partition("/")[2].partition("-")[2]
+    return tokens.TRIED.get(short) or next(trap.tried for trap in planted.TRAPS if trap.name == short)
 
 
 def main():
     parser = argparse.ArgumentParser(prog="validate_isolation.sh", description="tries to break out of a sandbox")
     parser.add_argument("--local", metavar="SANDBOX_ID", help="a running sandbox of this machine")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="checks whose name matches, such as 'network/*'")
+    parser.add_argument("--only", metavar="PATTERN", action="append", help="checks whose name matches, such as 'network/*'")
     parser.add_argument("--list", action="store_true", help="print the names of the checks and what each tries")
     wanted = parser.parse_args()
-    names = [name for name in all_names() if fnmatch.fnmatch(name, wanted.only)]
+    patterns = wanted.only or ["*"]
+    names = [name for name in all_names() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if wanted.list:
         for name in names:
-            print(f"{name}: {core.TABLE[name].tried}" if name in core.TABLE else name)
+            print(f"{name}: {tried(name)}")
         return 0
     if not wanted.local or not names:
-        parser.error("--local SANDBOX_ID is missing" if not wanted.local else f"no check matches {wanted.only}")
+        parser.error("--local SANDBOX_ID is missing" if not wanted.local else f"no check matches {patterns}")
     api = Api(os.environ)
+    return run(api, wanted.local, names)
+
+
+def run(api, sandbox, names):
+    """Runs these checks and prints the report; the answer is the exit code."""
     try:
         with Bait() as bait:
-            suite = Suite(api, wanted.local, bait, names)
+            suite = Suite(api, sandbox, bait, names)
             report = Report(len(names))
             suite.run(report)
     except ApiError as error:

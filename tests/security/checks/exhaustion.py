@@ -16,6 +16,7 @@ import threading
 import time
 
 from core import Stopped, check
+from files import NEEDS_ROOT
 
 MIB = 1 << 20
 
@@ -161,21 +162,28 @@ def inodes(target):
     return f"made {made + 1} files"
 
 
-@check("open files beyond the bound of a process", "RLIMIT_NOFILE", excused={errno.EPERM: "the control needs root"},
+def raise_to(limit, value):
+    try:
+        resource.setrlimit(limit, (value, value))
+    except ValueError:  # How Python says that it was not permitted.
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+
+
+@check("open files beyond the bound of a process", "RLIMIT_NOFILE", excused=NEEDS_ROOT,
        breaks=True, also={errno.EINVAL})
 def open_files(target):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if not 0 < hard <= MIB:
         return f"a process may open {hard} files"
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard + 1, hard + 1))
+    raise_to(resource.RLIMIT_NOFILE, hard + 1)
     return f"raised {hard} to {hard + 1}"
 
 
-@check("raising other limits of one's own (setrlimit)", "no capability", excused={errno.EPERM: "the control needs root"},
+@check("raising other limits of one's own (setrlimit)", "no capability", excused=NEEDS_ROOT,
        breaks=True)
 def raise_limits(target):
     resource.setrlimit(resource.RLIMIT_NPROC, (7, 7))
-    resource.setrlimit(resource.RLIMIT_NPROC, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    raise_to(resource.RLIMIT_NPROC, resource.RLIM_INFINITY)
     return "raised RLIMIT_NPROC"
 
 

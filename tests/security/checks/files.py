@@ -53,7 +53,7 @@ def etc(target):
     return is_secret(target["etc_file"], target["etc_digest"])
 
 
-@check("/etc/shadow", OWN_ROOT, excused=NEEDS_ROOT)
+@check("this machine's passwords, /etc/shadow", OWN_ROOT, excused=NEEDS_ROOT)
 def shadow(target):
     with open("/etc/shadow", "rb") as file:
         return f"read {len(file.read())} bytes"
@@ -69,7 +69,7 @@ def host_file_by_dots(target):
     return is_secret("/tmp" + "/.." * 64 + target["secret"], target["secret_digest"])
 
 
-@check("/root", OWN_ROOT, excused=NEEDS_ROOT)
+@check("the home of root, /root", OWN_ROOT, excused=NEEDS_ROOT)
 def root_home(target):
     return f"there are {len(os.listdir('/root'))} entries"
 

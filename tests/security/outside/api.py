@@ -2,6 +2,7 @@
 """The REST API, as far as the suite uses it."""
 
 import base64
+import http.client
 import json
 import os
 import secrets
@@ -41,21 +42,24 @@ class Api:
         self.made = []
 
     def call(self, method, path, body=None, seconds=60):
+        with self._open(method, path, body, seconds, "application/json") as response:
+            answer = response.read()
+        return json.loads(answer) if answer else {}
+
+    def _open(self, method, path, body, seconds, accept):
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {self.key}", "Accept": accept}
         if data is not None:
             headers["Content-Type"] = "application/json"
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         # No proxy of the environment comes between: a key must not leave this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=seconds) as response:
-                text = response.read()
+            return opener.open(request, timeout=seconds)
         except urllib.error.HTTPError as error:
             raise ApiError(error.code, error.read().decode(errors="replace")) from None
         except OSError as error:
             raise ApiError(0, f"{method} {path}: {error}") from None
-        return json.loads(text) if text else {}
 
     def sandbox(self, sandbox):
         return self.call("GET", f"/sandbox/{urllib.parse.quote(sandbox, safe='')}")
@@ -82,17 +86,36 @@ class Api:
                 pass  # It may have ended by itself, which is what some attempts are for.
 
     def run(self, sandbox, command, seconds=60):
-        """Runs a command inside; returns its exit code (None if it was killed), output and errors."""
-        body = {"command": command, "collect": True, "timeout": f"{seconds}s"}
-        answer = self.call("POST", f"/sandbox/{sandbox}/exec", body, seconds + 30)
-        return answer.get("exit_code"), text(answer, "stdout"), text(answer, "stderr")
+        """Runs a command inside; returns its exit code (None if a signal ended it), output and errors."""
+        body = {"command": command, "timeout": f"{seconds}s"}
+        streams, code = {"stdout": b"", "stderr": b""}, None
+        try:
+            with self._open("POST", f"/sandbox/{sandbox}/exec", body, seconds + 30, "text/event-stream") as response:
+                for kind, event in events(response):
+                    if kind in streams:
+                        streams[kind] += base64.b64decode(event.get("data", ""))
+                    elif kind == "exit":
+                        code = event.get("code")
+                    elif kind == "error":
+                        raise ApiError(event.get("status", 0), json.dumps(event))
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(0, f"exec in {sandbox}: {error!r}") from None
+        return code, *(said.decode(errors="replace") for said in streams.values())
 
     def python(self, sandbox, program, *arguments, seconds=60):
         return self.run(sandbox, ["/usr/bin/python3", "-I", "-c", program, *arguments], seconds)
 
 
-def text(answer, stream):
-    """Output is text, or base64 where it is none."""
-    if f"{stream}_base64" in answer:
-        return base64.b64decode(answer[f"{stream}_base64"]).decode(errors="replace")
-    return answer.get(stream) or ""
+def events(response):
+    """The server-sent events of an answer: pairs of kind and JSON."""
+    kind, lines = "message", []
+    for line in response:
+        text = line.decode().rstrip("\r\n")
+        field, _, value = text.partition(": ")
+        if field == "event":
+            kind = value
+        elif field == "data":
+            lines.append(value)
+        elif not text and lines:
+            yield kind, json.loads("\n".join(lines))
+            kind, lines = "message", []

@@ -42,5 +42,6 @@ def outcomes(api, sandbox, modules, names, target, seconds=240):
         if line.startswith("{"):
             said = json.loads(line)
             found[said.pop("name")] = said
-    missing = {"outcome": "undecided", "how": f"the sandbox did not report it (exit {code}): {errors[-200:].strip()}"}
+    missing = {"outcome": "undecided", "how": f"the sandbox did not report it (exit {code}): {errors[-200:].strip()}",
+               "is_killed": code is None}
     return {name: found.get(name, missing) for name in names}

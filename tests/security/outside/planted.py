@@ -51,12 +51,12 @@ TRAPS = [
     Trap("folder-replaced", "the user's folder itself replaced by a link",
          'mv "$USER" "$USER.old" && ln -s "$(dirname "$SECRET")" "$USER"'),
     Trap("race", "a folder that turns into a link and back while it is saved",
-         'mkdir -p "$USER/a"; echo x >"$USER/a/secret"; ln -sfn "$(dirname "$SECRET")" "$USER/b"; '
-         'printf %s "$RACE" >"$USER/../scratch/race.py" 2>/dev/null; true'),
+         'mkdir "$USER/a"; echo x >"$USER/a/secret"; ln -s "$(dirname "$SECRET")" "$USER/b"'),
     Trap("fifo", "a named pipe, which a careless reader waits for without end", 'mkfifo "$USER/pipe"', False),
     Trap("sparse", "a file of 64 GiB that takes no room", 'truncate -s 64G "$USER/sparse"', False),
     Trap("deep", "folders 3,000 deep, longer than any path",
-         'cd "$USER"; i=0; while [ $i -lt 3000 ]; do mkdir -p ddd && cd -P ddd || exit 1; i=$((i+1)); done', False),
+         'python3 -I -c "import os\nos.chdir(os.environ[\'USER\'])\nfor _ in range(3000): os.mkdir(\'ddd\'); os.chdir(\'ddd\')"',
+         False),
 ]
 # Swaps names without a pause; it lives until its sandbox ends.
 RACE = ("import ctypes, os\nif os.fork(): os._exit(0)\nos.setsid()\nnull = os.open('/dev/null', 2)\n"
@@ -64,11 +64,23 @@ RACE = ("import ctypes, os\nif os.fork(): os._exit(0)\nos.setsid()\nnull = os.op
         "while True: libc.renameat2(-100, b'/data/user/a', -100, b'/data/user/b', 2)\n")
 
 
+def are_kept(api, like):
+    """Whether a user's next conversation has the files of the last: without that, no trap is walked into."""
+    user = f"escape-{secrets.token_hex(4)}"
+    first = api.create(like, user)["sandbox_id"]
+    api.run(first, ["/bin/sh", "-c", "echo kept >/data/user/kept"])
+    api.destroy(first)
+    second = api.create(like, user)["sandbox_id"]
+    _, found, _ = api.python(second, HARVEST)
+    api.destroy(second)
+    return "/kept'" in found
+
+
 def spring(api, like, trap, bait):
     """Plants a trap, ends the sandbox and looks at the user's next; returns (outcome, how)."""
     user = f"escape-{secrets.token_hex(4)}"
     first = api.create(like, user)["sandbox_id"]
-    script = f"export USER=/data/user SECRET='{bait.secret}' RACE=''; echo kept >$USER/kept; {trap.plant}"
+    script = f"export USER=/data/user SECRET='{bait.secret}'; {trap.plant}"
     code, _, errors = api.run(first, ["/bin/sh", "-c", script])
     if code != 0:
         return "undecided", f"it could not be planted: {errors.strip()[-200:]}"
@@ -85,8 +97,6 @@ def spring(api, like, trap, bait):
         api.destroy(second)
     if bait.target["secret_digest"] in found:
         return "reached", "the user's next conversation has this machine's secret"
-    if trap.name != "folder-replaced" and "/kept'" not in found:
-        return "unsaved", "the user's files were not kept, so nobody walked into it"
     return "stopped", "it was saved as what it is, or left out"
 
 
@@ -95,10 +105,9 @@ def control(trap, bait):
     folder = tempfile.mkdtemp(dir="/var/tmp", prefix="postern-trap-")
     user = os.path.join(folder, "user")
     os.makedirs(user)
-    os.makedirs(os.path.join(folder, "scratch"))
     try:
         subprocess.run(["/bin/sh", "-c", trap.plant], check=True, capture_output=True,
-                       env={"USER": user, "SECRET": bait.secret, "RACE": "", "PATH": "/usr/bin:/bin"})
+                       env={"USER": user, "SECRET": bait.secret, "PATH": "/usr/bin:/bin"})
         return _stepped_into(trap, user, bait)
     finally:
         subprocess.run(["/bin/rm", "-rf", folder], check=True)

@@ -53,5 +53,5 @@ class Report:
         print(line)
         for text in (how, f"control, {control}" if control else ""):
             if text:
-                print("# " + " ".join(text.split()))
+                print("# " + "".join(c if c.isprintable() else "?" for c in " ".join(text.split())))
         sys.stdout.flush()

@@ -24,6 +24,13 @@ while chunk := asked.recv(65536):
     answer += chunk
 print(answer.decode(errors="replace"))
 """
+TRIED = {
+    "none": "the gateway's socket without the door and without a token",
+    "neighbours": "a neighbour's token at one's own gateway socket",
+    "altered": "one's own token with its signature changed",
+    "unsigned": "one's own claims in a token of algorithm none",
+    "from-elsewhere": "one's own token at the gateway's door over TCP, from this machine",
+}
 SESSION_CODES = ("token-", "session-unknown")
 
 
@@ -63,25 +70,20 @@ def is_taken(status, code):
     return status != 0 and not code.startswith(SESSION_CODES) and status != 401
 
 
-def checks(api, own, neighbour):
-    """Rows of (name, what was tried, status, code, whether the control was taken)."""
-    taken = is_taken(*ask_inside(api, own["sandbox_id"], own["token"]))
-    rows = [
-        ("none", "the gateway's socket without the door and without a token", *ask_inside(api, own["sandbox_id"], "")),
-        ("neighbours", "a neighbour's token at one's own gateway socket",
-         *ask_inside(api, own["sandbox_id"], neighbour["token"])),
-        ("altered", "one's own token with its claims changed", *ask_inside(api, own["sandbox_id"], altered(own["token"]))),
-        ("unsigned", "a token of algorithm none", *ask_inside(api, own["sandbox_id"], unsigned(own["token"]))),
-    ]
+def outcomes(api, own, neighbour):
+    """Whether the control was taken, and status and code of each kind that could be tried."""
+    def ask(token):
+        return ask_inside(api, own["sandbox_id"], token)
+    found = {"none": ask(""), "neighbours": ask(neighbour["token"]), "altered": ask(altered(own["token"])),
+             "unsigned": ask(unsigned(own["token"]))}
     if api.gateway:
-        rows.append(("from-elsewhere", "one's own token at the gateway's door over TCP, from this machine",
-                     *ask_outside(api.gateway, own["token"])))
-    return [(*row, taken) for row in rows]
+        found["from-elsewhere"] = ask_outside(api.gateway, own["token"])
+    return is_taken(*ask(own["token"])), found
 
 
 def altered(token):
     head, claims, signature = token.split(".")
-    return ".".join((head, claims[:-2] + ("AA" if claims[-2:] != "AA" else "BB"), signature))
+    return ".".join((head, claims, ("A" if signature[0] != "A" else "B") + signature[1:]))
 
 
 def unsigned(token):

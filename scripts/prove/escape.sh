@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Proves that nothing gets out of a sandbox: starts `postern up` with data of its own at each
+# isolation level, makes two sandboxes, and lets the escape suite loose in both.
+# Usage: scripts/prove/escape.sh      ROUNDS= sandboxes per level [2]   LEVELS= [gvisor namespaces]
+#                                     ONLY= patterns of checks [*], such as 'network/* files/*'
+# Ends with `N passed, N failed`. Run it as root: see tests/security/validate_isolation.sh.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+programs=${POSTERN_PROGRAMS:-${CARGO_TARGET_DIR:-$HOME/.cache/postern/target}/programs}
+postern=$programs/postern
+[[ -x $postern ]] || { echo "prove: there is no $postern; build it (make build)" >&2; exit 2; }
+
+folder=$(mktemp -d /var/tmp/postern-prove-XXXXXX)
+chmod 711 "$folder"
+up= passed=0 failed=0
+stop() {
+  [[ -n $up ]] || return 0
+  kill -INT "$up" 2>/dev/null
+  for ((tries = 0; tries < 300; tries++)); do
+    kill -0 "$up" 2>/dev/null || { up=; return 0; }
+    sleep 0.1
+  done
+  echo "prove: postern up (process $up) did not end within 30 s" >&2
+  kill -KILL "$up"
+  up= failed=$((failed + 1))
+}
+finish() {
+  stop
+  rm -rf "$folder"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+start() { # LEVEL
+  "$postern" up --isolation "$1" --data-dir "$folder/$1" >"$folder/$1.log" 2>&1 &
+  up=$!
+  for ((tries = 0; tries < 600; tries++)); do
+    [[ -s $folder/$1/connection.json ]] && "$postern" --data-dir "$folder/$1" sandbox ls >/dev/null 2>&1 && return 0
+    kill -0 "$up" 2>/dev/null || break
+    sleep 0.1
+  done
+  echo "prove: postern up --isolation $1 did not start:" >&2
+  tail -n 20 "$folder/$1.log" >&2
+  return 1
+}
+
+prove() { # LEVEL ROUND
+  local sandbox output=$folder/$1-$2.tap patterns=() pattern
+  sandbox=$("$postern" --data-dir "$folder/$1" sandbox create --user "prove-$2" --conversation "prove-$2") ||
+    { echo "prove: no sandbox could be made"; failed=$((failed + 1)); return; }
+  set -f
+  for pattern in ${ONLY:-*}; do patterns+=(--only "$pattern"); done
+  set +f
+  POSTERN_DATA_DIR=$folder/$1 tests/security/validate_isolation.sh --local "${sandbox##*[$'\n ']}" "${patterns[@]}" | tee "$output"
+  # A suite that broke off has no last line of this form; that is a failure too.
+  if [[ $(tail -n 1 "$output") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+    passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+  else
+    failed=$((failed + 1))
+  fi
+}
+
+for level in ${LEVELS:-gvisor namespaces}; do
+  if [[ $level == gvisor && ! -x $HOME/.cache/postern/gvisor/runsc ]] && ! command -v runsc >/dev/null; then
+    echo "# gvisor is left out: there is no runsc; \`make gvisor\` builds it"
+    continue
+  fi
+  if start "$level"; then
+    for ((round = 1; round <= ${ROUNDS:-2}; round++)); do prove "$level" "$round"; done
+  else
+    failed=$((failed + 1))
+  fi
+  stop
+done
+echo "$passed passed, $failed failed"
+((failed == 0 && passed > 0))

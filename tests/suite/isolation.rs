@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes keep what is inside inside: the escape suite (tests/security), and that it can see.
+//!
+//! The suite's long form is `make prove-escape`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The fewest checks of each kind that the suite must have.
+const AT_LEAST: [(&str, usize); 6] =
+    [("network", 14), ("files", 12), ("kernel", 10), ("slot", 8), ("exhaustion", 8), ("neighbours", 8)];
+const AT_LEAST_TOGETHER: usize = 60;
+/// Everything but what takes minutes.
+const SHORT: &str = "network/* files/* kernel/* slot/* neighbours/* exhaustion/fork-bomb exhaustion/memory";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+fn python(script: &str, arguments: &[&str]) -> Output {
+    let script = root().join("tests/security").join(script);
+    Command::new("/usr/bin/python3").arg("-I").arg(script).args(arguments).output().expect("python3 runs")
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_suite_has_checks_of_every_kind_and_each_says_what_it_tries() {
+    let output = python("validate.py", &["--list"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut kinds: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in lines(&output) {
+        let (name, tried) = line.split_once(": ").expect("a name and what it tries");
+        let (kind, rest) = name.split_once('/').expect("a kind and a name");
+        assert!(tried.len() > 5, "{line}");
+        assert!(kinds.entry(kind.to_owned()).or_default().insert(rest.to_owned()), "twice: {name}");
+    }
+    for (kind, wanted) in AT_LEAST {
+        let there = kinds.get(kind).map_or(0, BTreeSet::len);
+        assert!(there >= wanted, "{kind}: {there} checks of {wanted}");
+    }
+    assert!(kinds.values().map(BTreeSet::len).sum::<usize>() >= AT_LEAST_TOGETHER);
+}
+
+#[test]
+fn without_walls_the_suite_lets_no_attempt_pass() {
+    let output = python("without_walls.py", &[]);
+    let said = lines(&output);
+    assert_eq!(output.status.code(), Some(1), "{said:?}");
+    let passed: Vec<_> =
+        said.iter().filter(|line| line.starts_with("ok ") && !line.contains("# SKIP ")).collect();
+    assert_eq!(passed, Vec::<&String>::new());
+    let reached = said.iter().filter(|line| line.starts_with("# REACHED")).count();
+    // Some attempts need root also where there is no wall.
+    assert!(reached >= 20, "only {reached} attempts got through: {said:?}");
+}
+
+#[test]
+fn nothing_gets_out_of_a_sandbox_of_either_level() {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
+    let output = Command::new(root().join("scripts/prove/escape.sh"))
+        .env("POSTERN_PROGRAMS", target.join("programs"))
+        .env("ROUNDS", "1")
+        .env("ONLY", SHORT)
+        .output()
+        .expect("bash runs");
+    let said = lines(&output);
+    let holes: Vec<_> =
+        said.iter().filter(|line| line.starts_with("# HOLE") || line.starts_with("# NOT COUNTED")).collect();
+    assert!(output.status.success(), "{holes:#?}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.last().is_some_and(|line| line.ends_with(" passed, 0 failed")), "{:?}", said.last());
+}
