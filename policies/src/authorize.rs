@@ -10,7 +10,7 @@ use crate::entities::World;
 use crate::party::Party;
 use crate::schema::TenantSchema;
 use crate::set::TenantPolicies;
-use cedar_policy_core::ast::{Context, EntityUID, PolicyID, PolicySet, RequestSchema as _};
+use cedar_policy_core::ast::{Context, Eid, EntityType, EntityUID, PolicyID, PolicySet, RequestSchema as _};
 use cedar_policy_core::entities::{
     ContextJsonParser, Entities, EntityJsonParser, TCComputation, json::NullContextSchema,
 };
@@ -140,8 +140,8 @@ impl Known {
         let schema = self.policies.schema.cedar();
         let actions = self.entities.with_actions(&self.policies.schema.actions);
         let party = |entity: &CaseEntity| {
-            let uid =
-                EntityUID::with_eid_and_type(&entity.of_type, &entity.id).map_err(unreadable("a request"))?;
+            let of_type: EntityType = entity.of_type.parse().map_err(unreadable("a request"))?;
+            let uid = EntityUID::from_components(of_type, Eid::new(entity.id.as_str()), None);
             Ok::<_, CaseError>(Party::new(Arc::new(uid), actions))
         };
         let (principal, action, resource) =

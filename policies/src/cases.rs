@@ -120,7 +120,7 @@ struct RequestText {
 pub struct TestReport {
     /// Every case, in order.
     pub cases: Vec<TestResult>,
-    /// The tenant's policies, by id.
+    /// The tenant's policies, by id; the baseline's, if the tenant has none.
     pub coverage: Vec<PolicyCoverage>,
 }
 
@@ -212,8 +212,12 @@ pub fn run_tests(policies: &TenantPolicies, files: &[PolicySource]) -> Result<Te
 }
 
 fn coverage_of(policies: &TenantPolicies) -> BTreeMap<String, PolicyCoverage> {
-    let own = policies.ids().into_iter().filter(|id| !id.starts_with(OWN_PREFIX));
-    own.filter_map(|id| policies.policy(id))
+    let (baseline, own): (Vec<_>, Vec<_>) =
+        policies.ids().into_iter().partition(|id| id.starts_with(OWN_PREFIX));
+    let covered = if own.is_empty() { baseline } else { own };
+    covered
+        .into_iter()
+        .filter_map(|id| policies.policy(id))
         .map(|policy| {
             let clause = |part| ClauseCoverage { text: text_of(part), held: 0, failed: 0 };
             let clauses = policy.conditions.iter().flat_map(conjuncts).map(clause).collect();

@@ -28,6 +28,8 @@ mod schema;
 mod schema_from_openapi;
 mod set;
 mod shape;
+#[cfg(test)]
+mod shipped;
 mod source;
 
 pub use authorize::{Case, CaseAnswer, CaseEntity, CaseError, CaseRequest, CaseResult, authorize};
