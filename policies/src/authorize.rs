@@ -8,6 +8,7 @@ use crate::compile::{Compiled, CompiledPolicy, identity};
 use crate::decide::Question;
 use crate::entities::World;
 use crate::party::Party;
+use crate::request::RequestContext;
 use crate::schema::TenantSchema;
 use crate::set::TenantPolicies;
 use cedar_policy_core::ast::{Context, Eid, EntityType, EntityUID, PolicyID, PolicySet, RequestSchema as _};
@@ -151,12 +152,12 @@ impl Known {
             principal: &principal,
             action: &action,
             resource: &resource,
-            context: &context,
+            context: &RequestContext::timeless(context.clone()),
             world: &self.entities,
         };
         let conforms = fits
             && CoreSchema::new(schema)
-                .validate_request(&question.request(), Extensions::all_available())
+                .validate_request(&question.request(&context), Extensions::all_available())
                 .is_ok();
         let decision = self.policies.answer(&question);
         let cedar = decision.cedar().ok_or_else(|| unreadable("a request")("no policy was asked"))?;

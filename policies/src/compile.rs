@@ -5,6 +5,7 @@
 //! scope matches is the index's business, so what is evaluated is the conditions alone.
 
 use crate::party::{Key, Scope};
+use crate::request::NOW;
 use crate::schema::TenantSchema;
 use crate::source::Piece;
 use cedar_policy_core::ast::{
@@ -38,6 +39,8 @@ pub(crate) struct CompiledPolicy {
     pub(crate) conditions: Option<Expr>,
     /// Whether the conditions look at an action, so that actions must be among the entities.
     pub(crate) reads_actions: bool,
+    /// Whether the conditions look at the time, so that it must be in the context.
+    pub(crate) reads_now: bool,
     pub(crate) policy: Policy,
     /// What the author should know though it is no mistake.
     pub(crate) warnings: Vec<Finding>,
@@ -119,6 +122,7 @@ impl CompiledPolicy {
     pub(crate) fn new(policy: Policy) -> Self {
         let conditions = policy.non_scope_constraints().cloned();
         let reads_actions = conditions.as_ref().is_some_and(reads_actions);
+        let reads_now = conditions.as_ref().is_some_and(reads_now);
         let annotation = |name: &AnyId| policy.annotation(name).map(|text| Arc::from(text.as_ref()));
         let mode = match annotation(&names::MODE) {
             Some(mode) if &*mode == "shadow" => Mode::Shadow,
@@ -135,6 +139,7 @@ impl CompiledPolicy {
             filing: Filing::of(&policy),
             conditions,
             reads_actions,
+            reads_now,
             policy,
             warnings: Vec::new(),
         }
@@ -157,6 +162,26 @@ fn reads_actions(conditions: &Expr) -> bool {
         ExprKind::Lit(Literal::EntityUID(uid)) => uid.is_action(),
         _ => false,
     })
+}
+
+/// Whether the conditions may read `context.now`: unless each mention of the context asks for
+/// another of its fields.
+fn reads_now(conditions: &Expr) -> bool {
+    let is_context = |part: &Expr| matches!(part.expr_kind(), ExprKind::Var(Var::Context));
+    let (mut mentions, mut elsewhere) = (0_usize, 0_usize);
+    for part in conditions.subexpressions() {
+        let (of, field) = match part.expr_kind() {
+            ExprKind::Var(Var::Context) => {
+                mentions += 1;
+                continue;
+            }
+            ExprKind::GetAttr { expr, attr } | ExprKind::HasAttr { expr, attr } => (expr, attr),
+            ExprKind::ExtHasAttr { expr, attrs } => (expr, attrs.first()),
+            _ => continue,
+        };
+        elsewhere += usize::from(is_context(of) && field != NOW);
+    }
+    mentions > elsewhere
 }
 
 /// Annotations that mean something here.
@@ -228,49 +253,50 @@ pub(crate) fn compile(schema: &TenantSchema, author: Author, text: &str) -> Resu
     }
     let template = parser::parse_policy_or_template(None, text)
         .map_err(|errors| errors.iter().map(|error| Finding::diagnosed(text, error)).collect::<Vec<_>>())?;
-    finish(schema, author, text, &template)
+    let id = identify(author, text, &template)?;
+    check_mode(text, &template)?;
+    let template = Arc::new(template.new_id(PolicyID::from_string(id)));
+    let warnings = validate(schema, author, text, &template)?;
+    ready(text, template, warnings)
 }
 
-/// The policies of a file, parsed in one go: Cedar's parser prepares itself anew for each call, at
-/// many times the cost of one policy. `None` if anything is wrong, so that `compile` finds out what.
-pub(crate) fn parse_whole(text: &str, pieces: &[Piece<'_>]) -> Option<Vec<Arc<Template>>> {
+/// The policies of a file of which there is nothing to say but their names, parsed and checked
+/// against the schema in one go: Cedar prepares itself anew for each call, at many times the cost
+/// of one policy. `None` if anything is wrong or odd, so that [`compile`] finds out what and where.
+pub(crate) fn check_whole(
+    schema: &TenantSchema,
+    text: &str,
+    pieces: &[Piece<'_>],
+) -> Option<Vec<Arc<Template>>> {
+    if pieces.iter().any(|piece| piece.text.len() > POLICY_BYTES) {
+        return None;
+    }
     let set = parser::parse_policyset(text).ok()?;
     let parsed = pieces.iter().enumerate().map(|(number, piece)| {
         let template = set.get_template_arc(&PolicyID::from_string(format!("policy{number}")))?;
-        let is_piece = template.loc().is_some_and(|place| place.start() == piece.offset);
-        (is_piece && piece.text.len() <= POLICY_BYTES).then_some(template)
+        template.loc().is_some_and(|place| place.start() == piece.offset).then_some(template)
     });
     let parsed = parsed.collect::<Option<Vec<_>>>()?;
-    (parsed.len() == set.all_templates().count()).then_some(parsed)
+    let result = schema.validator().validate(&set, ValidationMode::Strict);
+    let is_clean =
+        result.validation_errors().next().is_none() && result.validation_warnings().next().is_none();
+    (is_clean && parsed.len() == set.all_templates().count()).then_some(parsed)
 }
 
-/// Checks a policy that was parsed with its file; `None` if there is anything to say of it, whose
-/// place in the text `compile` knows.
-pub(crate) fn compile_parsed(
-    schema: &TenantSchema,
-    author: Author,
-    text: &str,
-    template: &Template,
-) -> Option<Compiled> {
-    finish(schema, author, text, template).ok().filter(|compiled| compiled.warnings().is_empty())
+/// Names a policy that [`check_whole`] found right; `None` if its name or mode is not, so that
+/// [`compile`] says so.
+pub(crate) fn compile_checked(author: Author, text: &str, template: &Template) -> Option<Compiled> {
+    let id = identify(author, text, template).ok()?;
+    check_mode(text, template).ok()?;
+    ready(text, Arc::new(template.new_id(PolicyID::from_string(id))), Vec::new()).ok()
 }
 
-fn finish(
-    schema: &TenantSchema,
-    author: Author,
-    text: &str,
-    template: &Template,
-) -> Result<Compiled, Vec<Finding>> {
-    let refuse = |message: &str, help: &str| vec![Finding::new(0..text.len(), message, help)];
-    let id = identify(author, text, template)?;
-    check_mode(text, template)?;
-    let template = Arc::new(template.new_id(PolicyID::from_string(id)));
-    let warnings = validate(schema, author, text, &template)?;
+fn ready(text: &str, template: Arc<Template>, warnings: Vec<Finding>) -> Result<Compiled, Vec<Finding>> {
     if !template.is_static() {
         return Ok(Compiled::Template(template, warnings));
     }
-    let policy =
-        Template::try_as_policy(template).map_err(|error| refuse(&error.to_string(), "fill its slots"))?;
+    let policy = Template::try_as_policy(template)
+        .map_err(|error| vec![Finding::new(0..text.len(), error.to_string(), "fill its slots")])?;
     let mut compiled = CompiledPolicy::new(policy);
     compiled.warnings = warnings;
     Ok(Compiled::Policy(Arc::new(compiled)))

@@ -13,7 +13,7 @@
 use crate::compile::CompiledPolicy;
 use crate::entities::{SessionEntities, World};
 use crate::party::Party;
-use crate::request::TypedRequest;
+use crate::request::{RequestContext, TypedRequest};
 use crate::set::TenantPolicies;
 use crate::shape::Unfit;
 use cedar_policy_core::ast::{Context, EntityUIDEntry, Expr, Literal, Request, SlotEnv, ValueKind};
@@ -29,7 +29,7 @@ pub(crate) struct Question<'a> {
     pub(crate) principal: &'a Party,
     pub(crate) action: &'a Party,
     pub(crate) resource: &'a Party,
-    pub(crate) context: &'a Context,
+    pub(crate) context: &'a RequestContext,
     pub(crate) world: &'a World,
 }
 
@@ -111,17 +111,26 @@ impl TenantPolicies {
         self.index.candidates(question.principal, question.action, question.resource, |policy| {
             candidates.push(policy);
         });
-        Decision::from_outcomes(self.outcomes(question, &candidates))
+        match self.outcomes(question, &candidates) {
+            Ok(outcomes) => Decision::from_outcomes(outcomes),
+            Err(unfit) => Decision::refused(Refused::Unfit(unfit)),
+        }
     }
 
-    fn outcomes(&self, question: &Question<'_>, candidates: &[&Arc<CompiledPolicy>]) -> Vec<Outcome> {
+    fn outcomes(
+        &self,
+        question: &Question<'_>,
+        candidates: &[&Arc<CompiledPolicy>],
+    ) -> Result<Vec<Outcome>, Unfit> {
+        let needs_now = candidates.iter().any(|policy| policy.reads_now);
+        let context = if needs_now { question.context.with_now()? } else { question.context.without_now() };
         let needs_actions = candidates.iter().any(|policy| policy.reads_actions);
         let entities = if needs_actions {
             question.world.with_actions(&self.schema.actions)
         } else {
             question.world.without_actions()
         };
-        let evaluator = Evaluator::new(question.request(), entities, Extensions::all_available());
+        let evaluator = Evaluator::new(question.request(context), entities, Extensions::all_available());
         let evaluated = candidates.iter().filter_map(|policy| {
             let error = match satisfied(&evaluator, policy) {
                 Ok(true) => None,
@@ -130,18 +139,18 @@ impl TenantPolicies {
             };
             Some(Outcome { policy: Arc::clone(policy), error })
         });
-        evaluated.collect()
+        Ok(evaluated.collect())
     }
 }
 
 impl Question<'_> {
-    pub(crate) fn request(&self) -> Request {
+    pub(crate) fn request(&self, context: &Context) -> Request {
         let known = |party: &Party| EntityUIDEntry::Known { euid: Arc::clone(party.uid()), loc: None };
         Request::new_unchecked(
             known(self.principal),
             known(self.action),
             known(self.resource),
-            Some(self.context.clone()),
+            Some(context.clone()),
         )
     }
 }

@@ -8,6 +8,7 @@ use crate::TenantPolicies;
 use crate::decide::{Decision, Question};
 use crate::entities::World;
 use crate::party::Party;
+use crate::request::RequestContext;
 use crate::schema::TenantSchema;
 use cedar_policy::{
     Authorizer, Context, Decision as CedarDecision, Entities, EntityUid, PolicyId, PolicySet, Request,
@@ -304,7 +305,7 @@ impl Case {
             principal: &party(&self.principal, &entities),
             action: &party(&self.action, &ACTIONS),
             resource: &party(&self.resource, &entities),
-            context: core.context().expect("a context"),
+            context: &RequestContext::timeless(core.context().expect("a context").clone()),
             world: &World::new(entities.as_ref().clone()),
         });
         (response, decision)

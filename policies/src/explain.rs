@@ -79,9 +79,11 @@ impl TenantPolicies {
         let decision = self.decide(session, request);
         let mut considered = Vec::new();
         if let (None, Ok(context)) = (decision.refusal(), request.context()) {
+            // A time that does not fit was refused, unless no policy here asks for it.
+            let whole = context.with_now().unwrap_or(context.without_now());
             let question = request.question(session, context);
             let entities = session.world().with_actions(&self.schema.actions);
-            let evaluator = Evaluator::new(question.request(), entities, Extensions::all_available());
+            let evaluator = Evaluator::new(question.request(whole), entities, Extensions::all_available());
             self.index.candidates(question.principal, question.action, question.resource, |policy| {
                 considered.push(self.consider(&evaluator, policy));
             });

@@ -65,11 +65,19 @@ pub(crate) struct Asked {
     pub(crate) query: Value,
     pub(crate) header: Value,
     pub(crate) body: Option<Value>,
+    pub(crate) now: &'static str,
 }
 
 impl Asked {
     pub(crate) fn new(operation: &'static str) -> Self {
-        Self { operation, path: json!({}), query: json!({}), header: json!({}), body: None }
+        Self {
+            operation,
+            path: json!({}),
+            query: json!({}),
+            header: json!({}),
+            body: None,
+            now: "2026-03-04T05:06:07Z",
+        }
     }
 
     pub(crate) fn refund(body: Value) -> Self {
@@ -89,7 +97,7 @@ impl Asked {
             header: &header,
             body: self.body.as_ref(),
             peer: PeerFacts::Socket,
-            now: "2026-03-04T05:06:07Z".parse().expect("a time"),
+            now: self.now.parse().expect("a time"),
         };
         let operation = OperationId::parse(self.operation).expect("an id");
         let action = schema.action(&backend("support-desk"), &operation).expect("an operation");

@@ -17,6 +17,7 @@ mod decide;
 mod differential;
 mod entities;
 mod explain;
+mod file;
 #[cfg(test)]
 mod fixture;
 mod index;

@@ -2,7 +2,8 @@
 //! A routed request as its operation's typed context, ready to be decided.
 //!
 //! Values go from JSON straight to Cedar's, by the operation's shape. A request that does not fit
-//! becomes one that every set denies; it is not an error of the caller's code.
+//! becomes one that every set denies; it is not an error of the caller's code. The time is put in
+//! Cedar's terms only where a policy looks at it: that costs as much as all the rest.
 
 use crate::decide::Question;
 use crate::entities::SessionEntities;
@@ -13,7 +14,10 @@ use jiff::Timestamp;
 use serde_json::Map;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+/// The field of the context that holds the time.
+pub(crate) const NOW: &str = "now";
 
 /// What a request said, already typed as its operation declares.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +52,7 @@ pub enum PeerFacts {
 pub struct TypedRequest {
     action: Arc<Action>,
     principal: Arc<EntityUID>,
-    context: Result<Context, Unfit>,
+    context: Result<RequestContext, Unfit>,
 }
 
 impl TypedRequest {
@@ -73,7 +77,11 @@ impl TypedRequest {
     }
 
     /// What is asked of `session`'s policies, with the `context` that this request has.
-    pub(crate) fn question<'a>(&'a self, session: &'a SessionEntities, context: &'a Context) -> Question<'a> {
+    pub(crate) fn question<'a>(
+        &'a self,
+        session: &'a SessionEntities,
+        context: &'a RequestContext,
+    ) -> Question<'a> {
         Question {
             principal: &session.principal,
             action: &self.action.party,
@@ -83,13 +91,52 @@ impl TypedRequest {
         }
     }
 
-    pub(crate) fn context(&self) -> &Result<Context, Unfit> {
+    pub(crate) fn context(&self) -> &Result<RequestContext, Unfit> {
         &self.context
     }
 }
 
-fn context(session: &SessionEntities, shape: &Shape, facts: &RequestFacts<'_>) -> Result<Context, Unfit> {
+/// A context, with the time where it is needed.
+#[derive(Debug)]
+pub(crate) struct RequestContext {
+    said: Context,
+    now: Option<Timestamp>,
+    with_now: OnceLock<Result<Context, Unfit>>,
+}
+
+impl RequestContext {
+    /// A context to which no time belongs.
+    pub(crate) fn timeless(said: Context) -> Self {
+        Self { said, now: None, with_now: OnceLock::new() }
+    }
+
+    /// For policies of which none reads `now`.
+    pub(crate) fn without_now(&self) -> &Context {
+        &self.said
+    }
+
+    /// All of it, put together once.
+    ///
+    /// # Errors
+    /// [`Unfit`] if Cedar cannot hold the time.
+    pub(crate) fn with_now(&self) -> Result<&Context, Unfit> {
+        let (Some(time), Context::Value(said)) = (self.now, &self.said) else { return Ok(&self.said) };
+        let whole = self.with_now.get_or_init(|| {
+            let mut values = said.as_ref().clone();
+            values.insert(NOW.into(), now(time).map_err(|unfit| unfit.within(NOW))?);
+            Ok(Context::Value(Arc::new(values)))
+        });
+        whole.as_ref().map_err(Clone::clone)
+    }
+}
+
+fn context(
+    session: &SessionEntities,
+    shape: &Shape,
+    facts: &RequestFacts<'_>,
+) -> Result<RequestContext, Unfit> {
     let mut values = BTreeMap::new();
+    let mut time = None;
     for field in shape.fields() {
         let name = field.name.as_str();
         let value = match name {
@@ -99,7 +146,10 @@ fn context(session: &SessionEntities, shape: &Shape, facts: &RequestFacts<'_>) -
             "body" => body(field, facts.body),
             "claims" => Some(Ok(session.claims.clone())),
             "peer" => Some(peer(facts.peer)),
-            "now" => Some(now(facts.now)),
+            NOW => {
+                time = Some(facts.now);
+                continue;
+            }
             _ => None,
         };
         match value {
@@ -110,7 +160,7 @@ fn context(session: &SessionEntities, shape: &Shape, facts: &RequestFacts<'_>) -
             None => {}
         }
     }
-    Ok(Context::Value(Arc::new(values)))
+    Ok(RequestContext { now: time, ..RequestContext::timeless(Context::Value(Arc::new(values))) })
 }
 
 fn body(field: &Field, body: Option<&serde_json::Value>) -> Option<Result<Value, Unfit>> {

@@ -5,11 +5,12 @@
 //! whose text is the same; so a change costs what it changes, not what is there.
 
 use crate::baseline;
-use crate::compile::{Author, Compiled, CompiledPolicy, Finding, compile, compile_parsed, link, parse_whole};
+use crate::compile::{Author, Compiled, CompiledPolicy, Finding, link};
+use crate::file::{File, MISTAKES, Member, read};
 use crate::index::Index;
 use crate::mistake::{Mistake, Place};
 use crate::schema::TenantSchema;
-use crate::source::{PolicySource, pieces};
+use crate::source::PolicySource;
 use cedar_policy_core::ast::{EntityUID, SlotId, Template};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -20,8 +21,6 @@ pub const POLICIES: usize = 110_000;
 pub const SET_BYTES: usize = 64 * 1024 * 1024;
 /// Policies of a tenant that every request must consider: 64 cost a request some 50 µs.
 pub const UNSCOPED: usize = 64;
-/// Mistakes that are reported at once.
-const MISTAKES: usize = 100;
 
 /// Fills a template's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,22 +54,6 @@ pub enum LinkError {
         /// What is wrong.
         reason: String,
     },
-}
-
-/// A file whose policies are compiled.
-#[derive(Debug)]
-struct File {
-    author: Author,
-    text: String,
-    members: Vec<Member>,
-}
-
-/// A policy of a file: the bytes of its text and what they are.
-#[derive(Debug, Clone)]
-struct Member {
-    offset: usize,
-    length: usize,
-    compiled: Arc<Compiled>,
 }
 
 /// A tenant's policies, checked and filed.
@@ -163,20 +146,26 @@ impl TenantPolicies {
         let is_kept = |name: &String, file: &Arc<File>, kept: &BTreeMap<String, Arc<File>>| {
             kept.get(name).is_some_and(|other| Arc::ptr_eq(other, file))
         };
-        let gone: Vec<_> = next.files.iter().filter(|(name, file)| !is_kept(name, file, &files)).collect();
-        let come: Vec<_> = files.iter().filter(|(name, file)| !is_kept(name, file, &next.files)).collect();
-        let identity = |member: &Member| Arc::as_ptr(&member.compiled);
-        let members = |files: &[(&String, &Arc<File>)]| {
-            files.iter().flat_map(|(_, file)| file.members.iter().map(identity)).collect::<HashSet<_>>()
-        };
-        let (before, after) = (members(&gone), members(&come));
-        let gone: Vec<Arc<Compiled>> =
-            each(&gone).filter(|member| !after.contains(&identity(member))).map(compiled).collect();
+        let gone = next.files.iter().filter(|(name, file)| !is_kept(name, file, &files));
+        let come = files.iter().filter(|(name, file)| !is_kept(name, file, &next.files));
+        let gone: Vec<&Member> =
+            gone.flat_map(|(name, file)| file.beside(files.get(name).map(Arc::as_ref))).collect();
         let come: Vec<(&String, &File, &Member)> = come
-            .iter()
-            .flat_map(|(name, file)| file.members.iter().map(move |member| (*name, file.as_ref(), member)))
-            .filter(|(_, _, member)| !before.contains(&identity(member)))
+            .flat_map(|(name, file)| {
+                let beside = file.beside(next.files.get(name).map(Arc::as_ref));
+                beside.iter().map(move |member| (name, file.as_ref(), member))
+            })
             .collect();
+        // A policy may have moved within a file or from one to another.
+        let before: HashSet<_> = gone.iter().map(|member| identity(member)).collect();
+        let after: HashSet<_> = come.iter().map(|(_, _, member)| identity(member)).collect();
+        let gone: Vec<Arc<Compiled>> = gone
+            .into_iter()
+            .filter(|member| !after.contains(&identity(member)))
+            .map(|member| Arc::clone(&member.compiled))
+            .collect();
+        let come = come.into_iter().filter(|(_, _, member)| !before.contains(&identity(member)));
+        let come: Vec<_> = come.collect();
         gone.iter().for_each(|compiled| next.take_out(compiled));
         let mut mistakes = Vec::new();
         for (name, file, member) in come {
@@ -303,74 +292,16 @@ impl TenantPolicies {
     }
 }
 
-fn each<'a>(files: &'a [(&String, &'a Arc<File>)]) -> impl Iterator<Item = &'a Member> {
-    files.iter().flat_map(|(_, file)| &file.members)
-}
-
-fn compiled(member: &Member) -> Arc<Compiled> {
-    Arc::clone(&member.compiled)
+fn identity(member: &Member) -> *const Compiled {
+    Arc::as_ptr(&member.compiled)
 }
 
 fn place<'a>(name: &'a str, file: &'a File) -> Place<'a> {
     Place { file: name, text: &file.text }
 }
 
-impl Place<'_> {
-    fn told(&self, member: &Member, finding: &Finding) -> Mistake {
-        let range = member.offset + finding.range.start..member.offset + finding.range.end;
-        self.mistake(range, finding.message.clone(), finding.help.clone())
-    }
-}
-
 fn at_start(file: &str, message: String) -> Mistake {
     Place { file, text: "" }.mistake(0..0, message, None)
-}
-
-/// Compiles a file, taking over what `previous` had word for word.
-fn read(
-    schema: &TenantSchema,
-    author: Author,
-    source: &PolicySource,
-    previous: Option<&File>,
-    mistakes: &mut Vec<Mistake>,
-) -> File {
-    let known: HashMap<&str, &Arc<Compiled>> = previous
-        .into_iter()
-        .flat_map(|file| file.members.iter().map(move |member| (file, member)))
-        .filter_map(|(file, member)| {
-            Some((file.text.get(member.offset..member.offset + member.length)?, &member.compiled))
-        })
-        .collect();
-    let mut taken = HashSet::new();
-    let mut members = Vec::new();
-    let pieces = pieces(&source.text);
-    let whole = if known.is_empty() { parse_whole(&source.text, &pieces) } else { None };
-    for (number, piece) in pieces.into_iter().enumerate() {
-        // The same text twice is two policies with one id: only one takes over, so that the other
-        // is found out.
-        let known = known.get(piece.text).filter(|_| taken.insert(piece.text));
-        let compiled = match known {
-            Some(compiled) => Ok(Arc::clone(compiled)),
-            None => {
-                let parsed = whole.as_ref().and_then(|parsed| parsed.get(number));
-                let checked =
-                    parsed.and_then(|template| compile_parsed(schema, author, piece.text, template));
-                checked.map_or_else(|| compile(schema, author, piece.text), Ok).map(Arc::new)
-            }
-        };
-        let place = Place { file: &source.name, text: &source.text };
-        match compiled {
-            Ok(compiled) => members.push(Member { offset: piece.offset, length: piece.text.len(), compiled }),
-            Err(findings) if mistakes.len() < MISTAKES => {
-                mistakes.extend(findings.into_iter().map(|finding| {
-                    let range = piece.offset + finding.range.start..piece.offset + finding.range.end;
-                    place.mistake(range, finding.message, finding.help)
-                }));
-            }
-            Err(_beyond_what_is_reported) => break,
-        }
-    }
-    File { author, text: source.text.clone(), members }
 }
 
 /// Whether the whole is within its bounds.

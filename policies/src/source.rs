@@ -24,40 +24,55 @@ pub(crate) struct Piece<'a> {
 }
 
 /// The policies of a file. What follows the last semicolon is a piece too, unless it is empty.
-pub(crate) fn pieces(text: &str) -> Vec<Piece<'_>> {
-    let mut found = Vec::new();
-    let mut start = None;
-    let mut bytes = text.bytes().enumerate().peekable();
-    while let Some((at, byte)) = bytes.next() {
-        match byte {
-            b'/' if bytes.peek().is_some_and(|(_, next)| *next == b'/') => {
-                while bytes.next_if(|(_, byte)| *byte != b'\n').is_some() {}
-            }
-            b' ' | b'\t' | b'\r' | b'\n' => {}
-            b'"' => {
-                start.get_or_insert(at);
-                while let Some((_, byte)) = bytes.next_if(|(_, byte)| *byte != b'"') {
-                    if byte == b'\\' {
-                        bytes.next();
-                    }
-                }
-                bytes.next();
-            }
-            b';' => found.extend(piece(text, start.take().unwrap_or(at), at + 1)),
-            _ => {
-                start.get_or_insert(at);
-            }
-        }
-    }
-    if let Some(start) = start {
-        found.extend(piece(text, start, text.len()));
-    }
-    found
+pub(crate) fn pieces(text: &str) -> Pieces<'_> {
+    Pieces { text, at: 0 }
 }
 
-fn piece(text: &str, from: usize, to: usize) -> Option<Piece<'_>> {
-    // INVARIANT: both ends are at ASCII characters or the end of the text.
-    text.get(from..to).map(|text| Piece { text, offset: from })
+/// Takes a file apart, a policy at a time. Between two policies nothing of what came before
+/// matters any more: the rest of a file has the pieces that it has by itself.
+#[derive(Debug)]
+pub(crate) struct Pieces<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Piece<'a>;
+
+    fn next(&mut self) -> Option<Piece<'a>> {
+        let mut start = None;
+        let mut bytes = self.text.bytes().enumerate().skip(self.at).peekable();
+        while let Some((at, byte)) = bytes.next() {
+            match byte {
+                b'/' if bytes.peek().is_some_and(|(_, next)| *next == b'/') => {
+                    while bytes.next_if(|(_, byte)| *byte != b'\n').is_some() {}
+                }
+                b' ' | b'\t' | b'\r' | b'\n' => {}
+                b'"' => {
+                    start.get_or_insert(at);
+                    while let Some((_, byte)) = bytes.next_if(|(_, byte)| *byte != b'"') {
+                        if byte == b'\\' {
+                            bytes.next();
+                        }
+                    }
+                    bytes.next();
+                }
+                b';' => return self.piece(start.unwrap_or(at), at + 1),
+                _ => {
+                    start.get_or_insert(at);
+                }
+            }
+        }
+        self.piece(start?, self.text.len())
+    }
+}
+
+impl<'a> Pieces<'a> {
+    fn piece(&mut self, from: usize, to: usize) -> Option<Piece<'a>> {
+        self.at = to;
+        // INVARIANT: both ends are at ASCII characters or the end of the text.
+        self.text.get(from..to).map(|text| Piece { text, offset: from })
+    }
 }
 
 #[cfg(test)]
@@ -66,7 +81,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn texts(text: &str) -> Vec<&str> {
-        pieces(text).into_iter().map(|piece| piece.text).collect()
+        pieces(text).map(|piece| piece.text).collect()
     }
 
     #[test]

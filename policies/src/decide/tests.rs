@@ -154,3 +154,33 @@ fn a_reload_takes_over_what_did_not_change_and_drops_what_is_gone() {
     assert!(first.reload(&schema, Some(&[source("permit;")])).is_err());
     assert_eq!(ids(&decide(&first, &["*"], &Asked::list()).determining()), ["reads"]);
 }
+
+#[test]
+fn the_time_is_there_however_a_policy_reaches_for_it() {
+    for condition in [
+        r#"context.now == datetime("2026-03-04T05:06:07Z")"#,
+        r#"context["now"].toDate() == datetime("2026-03-04")"#,
+        r#"context.peer.kind == "socket" && context.now > datetime("2026-03-04")"#,
+        r#"(if context.peer.kind == "socket" then context else context).now > datetime("2026-03-04")"#,
+        r#"{ said: context }.said.now > datetime("2026-03-04")"#,
+        "context has now",
+    ] {
+        let set = format!(
+            "@id(\"timed\") permit (principal, action == support_desk::Action::\"ping\", resource) when {{ {condition} }};"
+        );
+        let decision = decide(&load(&schema(), &set), &["*"], &Asked::new("ping"));
+        assert!(decision.is_allowed(), "{condition}: {:?}", decision.faults());
+    }
+}
+
+#[test]
+fn a_time_that_cedar_cannot_hold_denies_where_a_policy_looks_at_it() {
+    let asked = Asked { now: "-000300-01-01T00:00:00Z", ..Asked::new("ping") };
+    let set = "@id(\"all\") permit (principal, action, resource);\n@id(\"late\") forbid (principal, action == support_desk::Action::\"ping\", resource) when { context.now > datetime(\"2026-03-04\") };";
+    let decision = decide(&load(&schema(), set), &["*"], &asked);
+    assert_eq!(decision.code(), Some(Code::PolicyError));
+    assert_eq!(
+        decision.refusal().map(ToString::to_string).as_deref(),
+        Some("`/now` does not fit the typed context: a time that Cedar can hold")
+    );
+}

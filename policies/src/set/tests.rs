@@ -2,8 +2,12 @@
 //! What authors are told, and what a set takes over from the one before.
 
 use crate::fixture::{Asked, decide, load, schema, session, source, told};
-use crate::{LinkError, Mistake, PolicySource, SessionEntities, TemplateLink, TenantPolicies, UNSCOPED};
+use crate::{
+    LinkError, Mistake, PolicySource, SessionEntities, TemplateLink, TenantPolicies, TenantSchema, UNSCOPED,
+};
 use postern_common::problem::Code;
+use proptest::prelude::*;
+use std::sync::{Arc, LazyLock};
 
 fn mistakes(text: &str) -> String {
     told(&refused(text))
@@ -152,4 +156,74 @@ fn a_set_of_many_policies_answers_as_its_few_candidates_do() {
     let explanation = set.explain(&session, &Asked::list().typed(set.schema(), &session));
     assert_eq!(explanation.determining, ["mine"]);
     assert_eq!(explanation.considered.len(), 3, "the policy once, and two of the baseline");
+}
+
+/// Pieces of files: right, wrong, and full of what could mislead whoever looks for their ends.
+const PIECES: [&str; 8] = [
+    "@id(\"a\") permit (principal, action, resource == Postern::Backend::\"acme/a\");",
+    "@id(\"b\") permit (principal, action, resource == Postern::Backend::\"acme/b;\\\"\");",
+    "@id(\"c\")\n// not the end; \"nor this\npermit (principal, action, resource == Postern::Backend::\"acme/ä\");",
+    "@id(\"d\") forbid (principal in Postern::User::\"acme/d\", action, resource);",
+    "@id(\"d\") forbid (principal in Postern::User::\"acme/e\", action, resource);",
+    "@id(\"t\") permit (principal in ?principal, action, resource);",
+    "@id(\"f\") permit (principal, action, resource == ;",
+    "\"",
+];
+const BETWEEN: [&str; 5] = ["", "\n", " // a; \"b\n", "\n// ä\n\n", " "];
+
+fn file() -> impl Strategy<Value = String> {
+    let right = prop::sample::select(&PIECES[..6]);
+    let piece = prop_oneof![24 => right, 1 => prop::sample::select(&PIECES[6..])];
+    prop::collection::vec((piece, prop::sample::select(&BETWEEN)), 0..5)
+        .prop_map(|parts| parts.into_iter().map(|(piece, between)| format!("{piece}{between}")).collect())
+}
+
+/// All that can be seen of a set from outside: ids and their places, or what is wrong. Which of
+/// two policies with one id is in the way depends on which was there first.
+fn seen(loaded: Result<TenantPolicies, Vec<Mistake>>) -> Result<Vec<(String, String)>, Vec<String>> {
+    let set =
+        loaded.map_err(|mistakes| mistakes.into_iter().map(|mistake| mistake.message).collect::<Vec<_>>())?;
+    let place = |id: &str| format!("{:?}", set.policy(id).and_then(|policy| set.place_of(policy)));
+    Ok(set.ids().into_iter().map(|id| (id.to_owned(), place(id))).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_set_that_took_over_is_the_set_that_was_loaded_anew(before in file(), now in file(), moved in any::<bool>()) {
+        static SCHEMA: LazyLock<Arc<TenantSchema>> = LazyLock::new(schema);
+        let files = |one: &str, two: &str| {
+            let file = |name: &str, text: &str| PolicySource { name: name.to_owned(), text: text.to_owned() };
+            [file("one", one), file("two", two)]
+        };
+        let half = |text: &str| text.find(';').map_or(0, |at| at + 1);
+        let (first, second) = if moved { now.split_at(half(&now)) } else { (now.as_str(), "") };
+        let anew = TenantPolicies::load(&SCHEMA, Some(&files(first, second)));
+        if let Ok(before) = TenantPolicies::load(&SCHEMA, Some(&files(&before, ""))) {
+            prop_assert_eq!(seen(before.reload(&SCHEMA, Some(&files(first, second)))), seen(anew));
+        }
+    }
+}
+
+#[test]
+fn a_change_in_the_middle_leaves_everything_else_as_it_was() {
+    let schema = schema();
+    let policy =
+        |id: &str| format!("@id(\"{id}\") permit (principal, action, resource is Postern::Backend);");
+    let file = |ids: &[&str]| ids.iter().map(|id| policy(id)).collect::<Vec<_>>().join("\n");
+    let before = load(&schema, &file(&["a", "b", "c", "d", "e"]));
+    for now in [
+        &["a", "b", "x", "d", "e"][..],
+        &["a", "b", "d", "e"],
+        &["a", "b", "c", "x", "d", "e"],
+        &["d", "e", "a", "b"],
+    ] {
+        let after = before.reload(&schema, Some(&[source(&file(now))])).expect("right");
+        for id in ["a", "b", "d", "e"] {
+            let (one, other) = (before.policy(id).expect("there"), after.policy(id).expect("still there"));
+            assert!(Arc::ptr_eq(one, other), "`{id}` of {now:?} was compiled again");
+        }
+        assert_eq!(after.len(), now.len() + before.len() - 5);
+    }
 }
