@@ -93,6 +93,28 @@ fn document() -> Value {
     json!({"openapi": "3.1.0", "info": {"title": "desk", "version": "1"}, "paths": paths})
 }
 
+/// What the gateway holds of a request when it asks: parameters and body, parsed.
+#[derive(Debug)]
+pub(crate) struct Routed {
+    path: Map<String, Value>,
+    query: Map<String, Value>,
+    header: Map<String, Value>,
+    body: Value,
+}
+
+impl Routed {
+    /// Each turn's query says something that no other says.
+    pub(crate) fn new(turn: usize) -> Outcome<Self> {
+        let object = |value: Value| value.as_object().cloned().ok_or("no object");
+        Ok(Self {
+            path: object(json!({"id": "a"}))?,
+            query: object(json!({"q": format!("value {turn}")}))?,
+            header: Map::new(),
+            body: json!({"amount": 12.5, "count": 3}),
+        })
+    }
+}
+
 /// What both sides share.
 #[derive(Debug)]
 pub(crate) struct Desk {
@@ -124,14 +146,15 @@ impl Desk {
     }
 
     fn request(&self, turn: usize) -> Outcome<TypedRequest> {
-        let (path, query, body) =
-            (json!({"id": "a"}), json!({"q": format!("value {turn}")}), json!({"amount": 12.5, "count": 3}));
-        let empty = Map::new();
+        self.typed(&Routed::new(turn)?, turn)
+    }
+
+    fn typed(&self, routed: &Routed, turn: usize) -> Outcome<TypedRequest> {
         let facts = RequestFacts {
-            path: path.as_object().ok_or("no object")?,
-            query: query.as_object().ok_or("no object")?,
-            header: &empty,
-            body: Some(&body),
+            path: &routed.path,
+            query: &routed.query,
+            header: &routed.header,
+            body: Some(&routed.body),
             peer: PeerFacts::Socket,
             now: Timestamp::UNIX_EPOCH,
         };
@@ -200,9 +223,10 @@ impl OurSide {
         }
     }
 
-    /// Builds the context too, from facts that are ready as the gateway has them.
-    pub(crate) fn build_and_decide(&self, desk: &Desk, turn: usize) {
-        if let (Ok(session), Ok(request)) = (desk.session(turn), desk.request(turn)) {
+    /// Builds the request too, from what the gateway holds of it.
+    pub(crate) fn build_and_decide(&self, desk: &Desk, routed: &[Routed], turn: usize) {
+        let Some(routed) = routed.get(turn % routed.len()) else { return };
+        if let (Ok(session), Ok(request)) = (desk.session(turn), desk.typed(routed, turn)) {
             black_box(self.policies.decide(session, &request));
         }
     }
