@@ -34,6 +34,10 @@ lint: ## formatting, lints, licences, duplicates, unused dependencies
 gvisor: ## builds the pinned runsc into the cache (needs Go, or brings it)
 	@scripts/gvisor.sh
 
+bench-policies: ## the policy engine beside the cedar-policy crate alone
+	@scripts/setup.sh build
+	@scripts/bench/policies.sh
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 fuzz docker-build docker-push helm-template test-k8s: ## (not there yet)
 	@echo "make $@: not there yet" >&2; exit 1
