@@ -184,6 +184,10 @@ impl Decision {
         Self { verdict, code, outcomes, refused: None }
     }
 
+    pub(crate) fn outcomes(&self) -> &[Outcome] {
+        &self.outcomes
+    }
+
     /// Allow or deny.
     #[must_use]
     pub fn verdict(&self) -> Verdict {

@@ -37,7 +37,8 @@ pub struct RequestFacts<'a> {
 }
 
 /// Where a request came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PeerFacts {
     /// The sandbox's own socket.
     Socket,
