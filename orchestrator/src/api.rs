@@ -5,6 +5,11 @@
 //! handler gets a [`Call`] whose caller is proven, and returns an answer or a [`Problem`]. The
 //! table is also the source of `/openapi.json`.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "a problem ends a request: it is made at most once for each, and moved a few times"
+)]
+
 mod body;
 mod configuration;
 mod etag;
@@ -21,7 +26,7 @@ mod server;
 mod sse;
 mod tenants;
 
-pub use server::serve;
+pub(crate) use server::serve;
 
 use crate::configuration::{Configuration, Edition};
 use crate::driver::{Cause, Driver};
@@ -48,21 +53,21 @@ use std::sync::Arc;
 
 /// What handlers work with.
 #[derive(Debug)]
-pub struct Api {
+pub(crate) struct Api {
     /// The database.
-    pub store: Store,
+    pub(crate) store: Store,
     /// This installation's keys.
-    pub keys: Arc<InstallationKeys>,
+    pub(crate) keys: Arc<InstallationKeys>,
     /// Tenants' configurations.
-    pub configuration: Configuration,
+    pub(crate) configuration: Configuration,
     /// Sandboxes.
-    pub driver: Driver,
+    pub(crate) driver: Driver,
     /// Where they run.
-    pub host: Arc<dyn Host>,
+    pub(crate) host: Arc<dyn Host>,
     /// The isolation that the operator wants exactly, if any.
-    pub isolation: Option<Level>,
+    pub(crate) isolation: Option<Level>,
     /// Owns streams that outlive a request's handler.
-    pub tasks: Tasks,
+    pub(crate) tasks: Tasks,
 }
 
 /// Who may call a route.
@@ -275,6 +280,3 @@ pub(crate) fn empty(status: StatusCode) -> Response {
     *response.status_mut() = status;
     response
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,38 +1,152 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Compiled filters: made in a bounded child, signed, kept by digest.
+//! Compiled filters: made in a bounded child, kept by digest, signed when they are handed out.
+//!
+//! Nothing is compiled in this process, and nothing that is kept here is trusted by a gateway: it
+//! loads only what carries our signature for this tenant, filter and version.
 
+use crate::keys::{InstallationKeys, KeysError};
 use crate::store::TenantRow;
 use postern_common::control::FilterArtefact;
-use postern_common::folder::TenantFiles;
-use postern_common::id::{FilterName, TenantId};
+use postern_common::folder::{FilterFiles, TenantFiles};
+use postern_common::id::FilterName;
 use postern_common::problem::FieldError;
+use postern_filter_engine::Digest;
+use postern_filter_engine::artefact::{Compiled, SigningKey};
+use postern_filter_engine::child::{Bounds, CompileInChildError, compile_in_child};
+use postern_filter_engine::manifest::Manifest;
+use postern_filter_engine::settings::fingerprint;
 use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
-/// Compiles filters.
-#[derive(Debug, Clone, Default)]
-pub struct Artefacts {}
+/// Compilers at the same time: each may take 2 GiB and a core.
+const COMPILERS: usize = 2;
+
+/// Compiles, keeps and signs filters. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Artefacts {
+    compiler: Option<PathBuf>,
+    folder: PathBuf,
+    key: Arc<SigningKey>,
+    free: Arc<Semaphore>,
+}
 
 impl Artefacts {
-    /// Compiles with this program.
-    pub fn new(
-        _compiler: Option<std::path::PathBuf>,
-        _folder: std::path::PathBuf,
-        _keys: std::sync::Arc<crate::keys::InstallationKeys>,
-    ) -> Self {
-        Self {}
+    /// Compiles with the program `compiler` and keeps what it makes in `folder`.
+    ///
+    /// # Errors
+    /// [`KeysError`] if there is no key to sign with.
+    pub(crate) fn new(
+        compiler: Option<PathBuf>,
+        folder: PathBuf,
+        keys: &InstallationKeys,
+    ) -> Result<Self, KeysError> {
+        let seed = keys.artefact_seed()?;
+        let malformed = || KeysError::Malformed { path: folder.clone() };
+        let seed = seed.reveal().first_chunk::<32>().ok_or_else(malformed)?;
+        let key = SigningKey::from_seed(seed).map_err(|_invalid| malformed())?;
+        Ok(Self { compiler, folder, key: Arc::new(key), free: Arc::new(Semaphore::new(COMPILERS)) })
     }
 
-    /// Whether every filter of a configuration can be compiled.
-    pub async fn check(&self, _tenant: &TenantId, _files: &TenantFiles) -> Result<(), Vec<FieldError>> {
-        Ok(())
+    /// Whether every filter of a configuration can be used: its manifest is right and its
+    /// component compiles. What was compiled is kept, so asking again costs nothing.
+    ///
+    /// # Errors
+    /// Every mistake, with its place in the configuration.
+    pub(crate) async fn check(&self, files: &TenantFiles) -> Result<(), Vec<FieldError>> {
+        let mut mistakes = Vec::new();
+        for (name, filter) in &files.filters {
+            if let Err(wrong) = Manifest::parse(&filter.manifest) {
+                mistakes.extend(wrong.0.iter().map(|mistake| FieldError {
+                    pointer: format!("/filters/{name}/manifest"),
+                    message: mistake.to_string(),
+                }));
+            }
+            if let Err(message) = self.compiled(filter).await {
+                mistakes.push(FieldError { pointer: format!("/filters/{name}/component"), message });
+            }
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
     }
 
-    /// The compiled filters.
-    pub async fn of(
+    /// The filters of a configuration, compiled and signed as of the tenant's version.
+    ///
+    /// # Errors
+    /// As [`Artefacts::check`].
+    pub(crate) async fn signed(
         &self,
-        _row: &TenantRow,
-        _files: &TenantFiles,
+        tenant: &TenantRow,
+        files: &TenantFiles,
     ) -> Result<BTreeMap<FilterName, FilterArtefact>, Vec<FieldError>> {
-        Ok(BTreeMap::new())
+        let mut signed = BTreeMap::new();
+        for (name, filter) in &files.filters {
+            let wrong = |message| vec![FieldError { pointer: format!("/filters/{name}/component"), message }];
+            let bytes = self.compiled(filter).await.map_err(wrong)?;
+            let compiled =
+                Compiled::parse(&bytes, &filter.component).map_err(|error| wrong(error.to_string()))?;
+            let version = u64::try_from(tenant.version).unwrap_or(0);
+            let artefact = self.key.sign(&compiled, (&tenant.name, name), version, &filter.manifest);
+            let artefact = FilterArtefact {
+                manifest: Arc::from(filter.manifest.as_str()),
+                artefact: Arc::from(artefact),
+                version,
+            };
+            signed.insert(name.clone(), artefact);
+        }
+        Ok(signed)
     }
+
+    /// What the compiler makes of a component, made now or before.
+    async fn compiled(&self, filter: &FilterFiles) -> Result<Vec<u8>, String> {
+        let component = &filter.component;
+        let kept = self.folder.join(format!("{}-{}", Digest::of(component), fingerprint()));
+        if let Ok(bytes) = tokio::fs::read(&kept).await
+            && Compiled::parse(&bytes, component).is_ok()
+        {
+            return Ok(bytes);
+        }
+        let Some(compiler) = &self.compiler else {
+            return Err(
+                "filters cannot be compiled here: `postern-compile` is missing; `make build` makes it"
+                    .to_owned(),
+            );
+        };
+        // The semaphore is never closed.
+        let _room = self.free.acquire().await.map_err(|closed| closed.to_string())?;
+        let bytes =
+            compile_in_child(compiler, component, &Bounds::default()).await.map_err(|error| told(&error))?;
+        let (folder, written) = (self.folder.clone(), bytes.clone());
+        let wrote = tokio::task::spawn_blocking(move || keep(&folder, &kept, &written)).await;
+        if let Ok(Err(error)) = wrote {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a compiled filter was not kept");
+        }
+        Ok(bytes)
+    }
+}
+
+/// What the author of a filter is told; what is our own fault goes to the log as well.
+fn told(error: &CompileInChildError) -> String {
+    let is_ours = matches!(
+        error,
+        CompileInChildError::Start { .. } | CompileInChildError::Answer(_) | CompileInChildError::Pipe(_)
+    );
+    if is_ours {
+        let cause: &dyn std::error::Error = error;
+        tracing::error!(error = cause, cause = cause.source(), "the compiler failed");
+        return "the compiler could not be run; the orchestrator's log says why".to_owned();
+    }
+    error.to_string()
+}
+
+/// Writes a file whole or not at all.
+fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let draft = path.with_extension(format!("draft-{}", postern_common::id::RequestId::generate()));
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(draft, path)
 }

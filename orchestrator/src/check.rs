@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A sandbox lives no longer (contracts: Sandbox).
-pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Mistakes that are reported at once.
 const MISTAKES: usize = 200;
 /// Backends, filters, templates or policy files of one tenant.
@@ -24,14 +24,14 @@ const MAX_NAMED: usize = 1000;
 /// Environment that a sandbox is given must not say who it is or where its door is.
 const OWN_VARIABLES: [&str; 3] = ["SANDBOX_ID", "CONVERSATION_ID", "GATEWAY_URL"];
 /// Names and values of a sandbox's environment together; the kernel takes 2 MiB with arguments.
-pub const MAX_ENV_BYTES: usize = 128 * 1024;
+pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 
 /// Judges a configuration and returns what its backends offer. Blocking: a document may take a
 /// second.
 ///
 /// # Errors
 /// Every mistake, each with a JSON pointer into the configuration.
-pub fn check(tenant: &TenantId, files: &TenantFiles) -> Result<Catalogue, Vec<FieldError>> {
+pub(crate) fn check(tenant: &TenantId, files: &TenantFiles) -> Result<Catalogue, Vec<FieldError>> {
     let mut mistakes = Mistakes::default();
     let documents: Vec<(BackendName, Document)> = files
         .backends
@@ -220,7 +220,9 @@ fn check_template(
 
 /// What is wrong with an environment, with pointers into it.
 #[must_use]
-pub fn environment_mistakes(env: &std::collections::BTreeMap<String, String>) -> Vec<(String, String)> {
+pub(crate) fn environment_mistakes(
+    env: &std::collections::BTreeMap<String, String>,
+) -> Vec<(String, String)> {
     let mut wrong = Vec::new();
     for (name, value) in env {
         let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
@@ -285,6 +287,3 @@ fn check_counts(files: &TenantFiles, mistakes: &mut Mistakes) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

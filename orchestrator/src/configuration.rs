@@ -28,7 +28,7 @@ use std::time::Duration;
 use url::Url;
 
 /// The tenant that is always there.
-pub const DEFAULT_TENANT: &str = "default";
+pub(crate) const DEFAULT_TENANT: &str = "default";
 /// The backend that `BACKEND_URL` makes.
 const DEFAULT_BACKEND: &str = "default";
 /// How long a change waits for gateways to put it in force before it is answered as pending.
@@ -87,7 +87,7 @@ pub enum ConfigurationError {
 
 /// What the caller expects to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expected {
+pub(crate) enum Expected {
     /// Anything, or nothing.
     Anything,
     /// Nothing (`If-None-Match: *`).
@@ -109,7 +109,7 @@ impl Expected {
 }
 
 /// A change of a tenant's configuration.
-pub enum Edit {
+pub(crate) enum Edit {
     /// All of it: with `prune`, what is not in the files goes.
     Whole {
         /// The files.
@@ -132,15 +132,15 @@ pub enum Edit {
 
 /// Who edits, and how.
 #[derive(Debug, Clone)]
-pub struct Edition {
+pub(crate) struct Edition {
     /// As whom: the tenant's owner must be the same.
-    pub owner: Owner,
+    pub(crate) owner: Owner,
     /// Who, for the log.
-    pub actor: Actor,
+    pub(crate) actor: Actor,
     /// The request, for the log.
-    pub request: Option<RequestId>,
+    pub(crate) request: Option<RequestId>,
     /// Only check and compare.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 /// What a change does to one part.
@@ -186,7 +186,7 @@ pub struct Edited {
 
 /// All tenants' configurations. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct Configuration(Arc<Inner>);
+pub(crate) struct Configuration(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -208,7 +208,7 @@ struct Judged {
 impl Configuration {
     /// Nothing is loaded yet; see [`Configuration::publish_all`].
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         store: Store,
         keys: Arc<InstallationKeys>,
         gateways: Gateways,
@@ -222,7 +222,7 @@ impl Configuration {
     ///
     /// # Errors
     /// [`StoreError`]. A tenant whose configuration does not pass any more is logged and left out.
-    pub async fn publish_all(&self) -> Result<(), StoreError> {
+    pub(crate) async fn publish_all(&self) -> Result<(), StoreError> {
         if let Ok(name) = TenantId::parse(DEFAULT_TENANT) {
             self.make(&name, &Owner::Api, Actor::Orchestrator, None).await?;
         }
@@ -241,7 +241,7 @@ impl Configuration {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn make(
+    pub(crate) async fn make(
         &self,
         name: &TenantId,
         owner: &Owner,
@@ -254,7 +254,7 @@ impl Configuration {
     }
 
     /// Forgets a tenant that was removed and tells the gateways.
-    pub async fn forget(&self, name: &TenantId) {
+    pub(crate) async fn forget(&self, name: &TenantId) {
         self.0.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.0.gateways.publish(Change::TenantRemoved(name.clone()), PUBLISH_TIME).await;
     }
@@ -263,7 +263,7 @@ impl Configuration {
     ///
     /// # Errors
     /// [`ConfigurationError::UnknownTenant`].
-    pub async fn tenant(&self, name: &TenantId) -> Result<Arc<Tenant>, ConfigurationError> {
+    pub(crate) async fn tenant(&self, name: &TenantId) -> Result<Arc<Tenant>, ConfigurationError> {
         let row = self.0.store.tenant(name).await?;
         let row = row.ok_or_else(|| ConfigurationError::UnknownTenant(name.clone()))?;
         let loaded = self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
@@ -305,7 +305,7 @@ impl Configuration {
     ///
     /// # Errors
     /// [`ConfigurationError`]; then nothing has changed.
-    pub async fn edit(
+    pub(crate) async fn edit(
         &self,
         tenant: &TenantId,
         edit: &Edit,
@@ -364,7 +364,7 @@ impl Configuration {
         // Judged as it will be used, stored as it was put.
         let (used, _) = self.with_backend_url(&row.name, files.clone());
         let (used, _) = checked(row.name.clone(), used).await?;
-        self.0.artefacts.check(&row.name, &used).await.map_err(ConfigurationError::Mistakes)?;
+        self.0.artefacts.check(&used).await.map_err(ConfigurationError::Mistakes)?;
         let after = parts_of(&files)?;
         let (changes, lines) = difference(&before, after);
         Ok(Judged { files, changes, lines })
@@ -383,8 +383,12 @@ impl Configuration {
             let document = files.document.as_deref().map(Arc::from);
             (name.clone(), BackendConfig { file: files.backend.clone(), document })
         };
-        let filters =
-            self.0.artefacts.of(&tenant.row, &tenant.files).await.map_err(ConfigurationError::Mistakes)?;
+        let filters = self
+            .0
+            .artefacts
+            .signed(&tenant.row, &tenant.files)
+            .await
+            .map_err(ConfigurationError::Mistakes)?;
         Ok(TenantConfig {
             tenant: name.clone(),
             versions: Versions {
@@ -433,7 +437,7 @@ impl Configuration {
     ///
     /// # Errors
     /// [`ConfigurationError`].
-    pub async fn set_secret(
+    pub(crate) async fn set_secret(
         &self,
         tenant: &TenantId,
         name: &SecretName,
@@ -455,7 +459,7 @@ impl Configuration {
     ///
     /// # Errors
     /// [`ConfigurationError`].
-    pub async fn remove_secret(
+    pub(crate) async fn remove_secret(
         &self,
         tenant: &TenantId,
         name: &SecretName,

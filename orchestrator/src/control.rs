@@ -14,7 +14,7 @@ use postern_common::decision::DecisionRecord;
 use postern_common::id::{SandboxId, TenantId};
 use postern_common::session::Session;
 use postern_common::tasks::{Stop, Tasks};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,7 +29,7 @@ const DECISION_BATCH: usize = 512;
 /// The bound on kept decisions is looked at after so many batches.
 const BATCHES_BETWEEN_TRIMS: u32 = 20;
 /// How long an answer may wait for gateways to put a session in force (contracts: POST /sandbox).
-pub const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(200);
+pub(crate) const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(200);
 
 enum Command {
     Connect(DeliverySender),
@@ -38,18 +38,18 @@ enum Command {
 
 /// What became of a change that was published.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Acknowledged {
+pub(crate) struct Acknowledged {
     /// Gateways that put it in force.
-    pub in_force: usize,
+    pub(crate) in_force: usize,
     /// Gateways that did not answer in time; they will.
-    pub pending: usize,
+    pub(crate) pending: usize,
     /// What gateways said that refused it.
-    pub refused: Vec<String>,
+    pub(crate) refused: Vec<String>,
 }
 
 /// All connected gateways. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct Gateways {
+pub(crate) struct Gateways {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<usize>,
     uses: mpsc::Sender<SandboxId>,
@@ -71,7 +71,12 @@ impl Gateways {
     ///
     /// The receiver tells which sandboxes used their session.
     #[must_use]
-    pub fn start(epoch: u64, state: State, store: Store, tasks: &Tasks) -> (Self, mpsc::Receiver<SandboxId>) {
+    pub(crate) fn start(
+        epoch: u64,
+        state: State,
+        store: Store,
+        tasks: &Tasks,
+    ) -> (Self, mpsc::Receiver<SandboxId>) {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (count, connected) = watch::channel(0);
         let (uses, used) = mpsc::channel(DECISION_BATCH * 2);
@@ -83,7 +88,7 @@ impl Gateways {
     }
 
     /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on.
-    pub async fn connect(&self, publisher: Publisher) {
+    pub(crate) async fn connect(&self, publisher: Publisher) {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
         let (store, uses) = (self.store.clone(), self.uses.clone());
@@ -94,12 +99,12 @@ impl Gateways {
 
     /// How many gateways are connected.
     #[must_use]
-    pub fn connected(&self) -> usize {
+    pub(crate) fn connected(&self) -> usize {
         *self.connected.borrow()
     }
 
     /// Tells every gateway and waits until all have answered, at most `patience`.
-    pub async fn publish(&self, change: Change, patience: Duration) -> Acknowledged {
+    pub(crate) async fn publish(&self, change: Change, patience: Duration) -> Acknowledged {
         let (sender, answers) = oneshot::channel();
         let mut acknowledged = Acknowledged::default();
         if self.commands.send(Command::Publish(change, sender)).await.is_err() {
@@ -134,25 +139,29 @@ async fn keep(mut decisions: mpsc::Receiver<DecisionRecord>, store: Store, uses:
             return;
         }
         if let Err(error) = store.keep_decisions(&batch).await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                lost = batch.len(),
-                "decisions were not kept"
-            );
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, lost = batch.len(), "decisions were not kept");
         }
-        let mut used: Vec<SandboxId> = batch.into_iter().filter_map(|record| record.sandbox_id).collect();
-        used.sort_unstable();
-        used.dedup();
-        for sandbox in used {
-            // Full: the sandbox is noted with a later batch.
-            let _ = uses.try_send(sandbox).is_ok();
-        }
+        tell_uses(batch, &uses);
         batches += 1;
-        if batches.is_multiple_of(BATCHES_BETWEEN_TRIMS)
-            && let Err(error) = store.trim_decisions().await
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "old decisions were not dropped");
+        if batches.is_multiple_of(BATCHES_BETWEEN_TRIMS) {
+            trim(&store).await;
         }
+    }
+}
+
+/// Tells which sandboxes a batch is of.
+fn tell_uses(batch: Vec<DecisionRecord>, uses: &mpsc::Sender<SandboxId>) {
+    let used: BTreeSet<SandboxId> = batch.into_iter().filter_map(|record| record.sandbox_id).collect();
+    for sandbox in used {
+        // Full: the sandbox is noted with a later batch.
+        let _ = uses.try_send(sandbox).is_ok();
+    }
+}
+
+async fn trim(store: &Store) {
+    if let Err(error) = store.trim_decisions().await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "old decisions were not dropped");
     }
 }
 
@@ -256,13 +265,14 @@ impl Stream {
         let outcomes = join_all(sends).await;
         let (mut answers, mut kept) = (Vec::new(), Vec::new());
         for (sender, outcome) in self.senders.drain(..).zip(outcomes) {
-            match outcome {
-                Ok(Ok(answer)) => {
-                    answers.push(answer);
-                    kept.push(sender);
-                }
-                Ok(Err(_gone)) => tracing::info!("a gateway left"),
-                Err(_late) => tracing::warn!("a gateway took no message for two seconds and was dropped"),
+            if let Ok(Ok(answer)) = outcome {
+                answers.push(answer);
+                kept.push(sender);
+            } else {
+                tracing::info!(
+                    was_late = outcome.is_err(),
+                    "a gateway left, or took no message for two seconds"
+                );
             }
         }
         self.senders = kept;

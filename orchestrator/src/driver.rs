@@ -30,12 +30,14 @@ use tokio::sync::broadcast;
 
 /// State changes that a slow waiter may miss before it looks at the database instead.
 const CHANGES: usize = 1024;
+/// When a token that a sandbox did not take is replaced again; the one before is good for 60 s.
+const HAND_OVER_AGAIN: Duration = Duration::from_secs(15);
 /// How long a call into a sandbox may take.
 const AGENT_TIME: Duration = Duration::from_secs(10);
 
 /// Something could not be done to a sandbox.
 #[derive(Debug, thiserror::Error)]
-pub enum DriveError {
+pub(crate) enum DriveError {
     /// There is none, or it is another tenant's.
     #[error("there is no sandbox `{0}`")]
     Unknown(SandboxId),
@@ -61,43 +63,43 @@ pub enum DriveError {
 
 /// Why something is done, and who wants it: what the audit log says of it.
 #[derive(Debug, Clone)]
-pub struct Cause {
+pub(crate) struct Cause {
     /// Who.
-    pub actor: Actor,
+    pub(crate) actor: Actor,
     /// Why, where it ends a sandbox.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// The request.
-    pub request: Option<RequestId>,
+    pub(crate) request: Option<RequestId>,
 }
 
 impl Cause {
     /// The orchestrator's own doing.
     #[must_use]
-    pub fn own(reason: impl Into<String>) -> Self {
+    pub(crate) fn own(reason: impl Into<String>) -> Self {
         Self { actor: Actor::Orchestrator, reason: Some(reason.into()), request: None }
     }
 }
 
 /// Everything that driving sandboxes takes.
 #[derive(Debug)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// The database.
-    pub store: Store,
+    pub(crate) store: Store,
     /// Where they run.
-    pub host: Arc<dyn Host>,
+    pub(crate) host: Arc<dyn Host>,
     /// Their sessions.
-    pub sessions: Sessions,
+    pub(crate) sessions: Sessions,
     /// Their users' files.
-    pub files: UserFiles,
+    pub(crate) files: UserFiles,
     /// Opens what is sealed.
-    pub keys: Arc<InstallationKeys>,
+    pub(crate) keys: Arc<InstallationKeys>,
     /// Owns what goes on when a caller has left.
-    pub tasks: Tasks,
+    pub(crate) tasks: Tasks,
 }
 
 /// Drives sandboxes. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct Driver(Arc<Inner>);
+pub(crate) struct Driver(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -109,7 +111,7 @@ struct Inner {
 impl Driver {
     /// A driver; nothing happens yet.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
         Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes }))
     }
@@ -124,7 +126,7 @@ impl Driver {
     /// # Errors
     /// [`DriveError::Taken`] if the conversation has a live one; else what went wrong, and then
     /// the sandbox is recorded as failed.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         new: NewSandbox,
         level: Level,
@@ -148,7 +150,7 @@ impl Driver {
                 Ok((row, token))
             }
             Err(error) => {
-                tracing::error!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "no session");
+                log(&row.new.id, &error, "open the session");
                 self.happen(
                     &row.new.id,
                     Event::StartFailed,
@@ -166,7 +168,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`DriveError::Refused`] if it is not possible now.
-    pub async fn happen(
+    pub(crate) async fn happen(
         &self,
         id: &SandboxId,
         event: Event,
@@ -281,7 +283,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`DriveError::Unknown`].
-    pub async fn sandbox(&self, id: &SandboxId) -> Result<SandboxRow, DriveError> {
+    pub(crate) async fn sandbox(&self, id: &SandboxId) -> Result<SandboxRow, DriveError> {
         self.parts().store.sandbox(id).await?.ok_or_else(|| DriveError::Unknown(id.clone()))
     }
 
@@ -289,7 +291,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`DriveError::Unknown`].
-    pub async fn wait(
+    pub(crate) async fn wait(
         &self,
         id: &SandboxId,
         is_it: impl Fn(State) -> bool,
@@ -321,7 +323,7 @@ impl Driver {
     /// # Errors
     /// [`DriveError`]; [`DriveError::Silent`] if the sandbox did not take it, which leaves the
     /// token before it good for a minute.
-    pub async fn refresh(
+    pub(crate) async fn refresh(
         &self,
         id: &SandboxId,
         cause: Cause,
@@ -329,20 +331,31 @@ impl Driver {
         let _turn = self.0.lanes.turn(id).await;
         let row = self.sandbox(id).await?;
         if row.state != State::Running {
+            if row.state.is_over() {
+                self.0.lanes.remove(id);
+            }
             return Err(SessionError::Ended(id.clone()).into());
         }
         let level = row.running.as_ref().map_or(Level::Namespaces, |running| running.isolation);
         let token = self.parts().sessions.refresh(&row, level, clock::now()).await?;
-        let handed = async {
-            let agent = self.parts().host.connect(id).await?;
-            agent.rotate(&token).await.map_err(|source| RuntimeError::Agent { sandbox: id.clone(), source })
-        };
-        match tokio::time::timeout(AGENT_TIME, handed).await {
-            Ok(handed) => handed?,
-            Err(_late) => return Err(DriveError::Silent(id.clone())),
+        if let Err(error) = self.hand_over(id, &token).await {
+            // The sandbox still holds a token that is good for a minute only: try again before.
+            let soon = clock::now().saturating_add(signed(HAND_OVER_AGAIN)).unwrap_or(row.new.expires_at);
+            self.parts().store.rotate_session_at(id, soon).await?;
+            return Err(error);
         }
         self.parts().store.record(&entry(&row.new, Action::TokenRefreshed, &cause)).await?;
         Ok((row, token))
+    }
+
+    /// Gives a sandbox the token that its door is to use.
+    async fn hand_over(&self, id: &SandboxId, token: &Secret<String>) -> Result<(), DriveError> {
+        let handed = async {
+            let agent = self.parts().host.connect(id).await?;
+            agent.rotate(token).await.map_err(|source| RuntimeError::Agent { sandbox: id.clone(), source })
+        };
+        let handed = tokio::time::timeout(AGENT_TIME, handed).await;
+        Ok(handed.map_err(|_late| DriveError::Silent(id.clone()))??)
     }
 
     /// Destroys every sandbox and waits until all are gone, at most `patience`; returns how many
@@ -350,24 +363,35 @@ impl Driver {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn destroy_all(&self, reason: &str, patience: Duration) -> Result<usize, StoreError> {
+    pub(crate) async fn destroy_all(&self, reason: &str, patience: Duration) -> Result<usize, StoreError> {
         let deadline = tokio::time::Instant::now() + patience;
         let live = self.parts().store.live_sandboxes().await?;
         for row in &live {
             if let Err(error) = self.happen(&row.new.id, Event::Destroy, None, Cause::own(reason)).await {
-                tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not destroyed");
+                log(&row.new.id, &error, "destroy");
             }
         }
+        Ok(self.count_left(&live, deadline).await)
+    }
+
+    /// Waits until each of these is over or the deadline has come; how many are not over then.
+    async fn count_left(&self, rows: &[SandboxRow], deadline: tokio::time::Instant) -> usize {
         let mut left = 0;
-        for row in live {
+        for row in rows {
             let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
             match self.wait(&row.new.id, State::is_over, rest).await {
                 Ok(row) if row.state.is_over() => {}
                 _ => left += 1,
             }
         }
-        Ok(left)
+        left
     }
+}
+
+/// Logs what could not be done to a sandbox.
+fn log(id: &SandboxId, error: &DriveError, what: &'static str) {
+    let error: &dyn std::error::Error = error;
+    tracing::error!(sandbox = %id, error, cause = error.source(), what, "not done to a sandbox");
 }
 
 /// An audit entry about a sandbox.
@@ -381,6 +405,3 @@ fn entry(new: &NewSandbox, action: Action, cause: &Cause) -> AuditEntry {
 pub(crate) fn signed(duration: Duration) -> jiff::SignedDuration {
     jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX)
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

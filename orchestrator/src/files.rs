@@ -11,7 +11,7 @@
 
 mod carry;
 
-pub use carry::{Bounds, Report};
+pub(crate) use carry::{Bounds, Report};
 
 use crate::host::UserFolder;
 use carry::{Carried, Manifest};
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 /// Files could not be carried.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {what} the files of sandbox `{sandbox}`")]
-pub struct FilesError {
+pub(crate) struct FilesError {
     what: &'static str,
     sandbox: SandboxId,
     source: io::Error,
@@ -33,7 +33,7 @@ pub struct FilesError {
 
 /// Where users' files are kept.
 #[derive(Debug, Clone)]
-pub struct UserFiles {
+pub(crate) struct UserFiles {
     root: PathBuf,
     bounds: Bounds,
 }
@@ -41,7 +41,7 @@ pub struct UserFiles {
 impl UserFiles {
     /// Files under `root`, which is made when it is needed.
     #[must_use]
-    pub const fn new(root: PathBuf, bounds: Bounds) -> Self {
+    pub(crate) const fn new(root: PathBuf, bounds: Bounds) -> Self {
         Self { root, bounds }
     }
 
@@ -60,7 +60,7 @@ impl UserFiles {
     ///
     /// # Errors
     /// [`FilesError`]; the slot may then hold a part of them.
-    pub async fn hydrate(
+    pub(crate) async fn hydrate(
         &self,
         sandbox: &SandboxId,
         tenant: &TenantId,
@@ -71,7 +71,7 @@ impl UserFiles {
         let carry = move || {
             private_folder(&from)?;
             let mut carried = Carried::new(bounds, slot.owner);
-            carried.into_slot(&open_folder(&from)?, &open_folder(&slot.path)?)?;
+            carried.fill_slot(&open_folder(&from)?, &open_folder(&slot.path)?)?;
             let (report, given) = carried.finish();
             given.write(&manifest)?;
             Ok(report)
@@ -84,7 +84,7 @@ impl UserFiles {
     ///
     /// # Errors
     /// [`FilesError`]; what was carried until then is in the store, whole.
-    pub async fn keep(
+    pub(crate) async fn keep(
         &self,
         sandbox: &SandboxId,
         tenant: &TenantId,
@@ -102,14 +102,14 @@ impl UserFiles {
                 opened => opened?,
             };
             let mut carried = Carried::new(bounds, None);
-            carried.into_store(&slot, &open_folder(&to)?, &given)?;
+            carried.fill_store(&slot, &open_folder(&to)?, &given)?;
             Ok(carried.finish().0)
         };
         blocking(sandbox, "keep", carry).await
     }
 
     /// Forgets what had been carried into a sandbox that is gone.
-    pub async fn forget(&self, sandbox: &SandboxId) {
+    pub(crate) async fn forget(&self, sandbox: &SandboxId) {
         // Nothing there is what is wanted.
         let _ = tokio::fs::remove_file(self.manifest(sandbox)).await.is_ok();
     }

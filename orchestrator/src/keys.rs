@@ -5,7 +5,7 @@
 //! repeats are compared by) comes by HKDF, one label each, from a root secret that the database
 //! keeps sealed with the data key. API keys themselves are in [`api`].
 
-pub mod api;
+pub(crate) mod api;
 
 use crate::seal::{DataKey, KEY_BYTES, Place, SealError};
 use crate::store::{Store, StoreError};
@@ -74,10 +74,10 @@ pub enum KeysError {
 /// This installation's keys.
 pub struct InstallationKeys {
     /// Signs session tokens.
-    pub token: SigningKey,
+    pub(crate) token: SigningKey,
     old_tokens: Vec<SigningKey>,
     /// Seals what the database keeps secret.
-    pub data: DataKey,
+    pub(crate) data: DataKey,
     artefact: Ed25519KeyPair,
     api_keys: hmac::Key,
     digests: hmac::Key,
@@ -95,7 +95,7 @@ impl InstallationKeys {
     ///
     /// # Errors
     /// [`KeysError`] says which key is wrong and what to do.
-    pub async fn open(given: GivenKeys, folder: &Path, store: &Store) -> Result<Self, KeysError> {
+    pub(crate) async fn open(given: GivenKeys, folder: &Path, store: &Store) -> Result<Self, KeysError> {
         let made = |source| KeysError::File { path: folder.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(made)?;
         let token = match given.token {
@@ -136,12 +136,6 @@ impl InstallationKeys {
     #[must_use]
     pub fn artefact_public_key(&self) -> Vec<u8> {
         self.artefact.public_key().as_ref().to_vec()
-    }
-
-    /// Signs a compiled filter.
-    #[must_use]
-    pub fn sign_artefact(&self, message: &[u8]) -> Vec<u8> {
-        self.artefact.sign(message).as_ref().to_vec()
     }
 
     /// The seed of the key that signs compiled filters, for code that signs with its own types.

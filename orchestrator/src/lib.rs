@@ -29,10 +29,12 @@ mod orchestrator;
 pub mod runtime;
 mod seal;
 mod sessions;
-pub mod store;
+mod store;
 mod tenant;
 
 pub use config::Config;
 pub use driver::Reconciled;
 pub use host::{Host, UserFolder};
 pub use orchestrator::{Orchestrator, Prepared, StartError};
+pub use seal::SealError;
+pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};

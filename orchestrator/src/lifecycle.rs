@@ -18,7 +18,7 @@ use std::fmt;
 
 /// Where a sandbox that is being destroyed will end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It ran, and its time is over.
     Destroyed,
     /// It never ran as it should.
@@ -28,7 +28,7 @@ pub enum Outcome {
 impl Outcome {
     /// The name in the database.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Destroyed => "destroyed",
             Self::Failed => "failed",
@@ -38,7 +38,7 @@ impl Outcome {
 
 /// What a sandbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub(crate) enum State {
     /// Asked for, not yet usable.
     Creating,
     /// Usable: its files are there and it has its identity.
@@ -57,7 +57,7 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Creating,
         Self::Running,
         Self::Paused,
@@ -70,7 +70,7 @@ impl State {
 
     /// The status that the API shows.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Creating => "creating",
             Self::Running => "running",
@@ -84,7 +84,7 @@ impl State {
 
     /// Where it will end, while it is being destroyed.
     #[must_use]
-    pub const fn outcome(self) -> Option<Outcome> {
+    pub(crate) const fn outcome(self) -> Option<Outcome> {
         match self {
             Self::Destroying(outcome) => Some(outcome),
             _ => None,
@@ -93,7 +93,7 @@ impl State {
 
     /// Reads what [`State::as_str`] and [`State::outcome`] wrote.
     #[must_use]
-    pub fn parse(status: &str, outcome: Option<&str>) -> Option<Self> {
+    pub(crate) fn parse(status: &str, outcome: Option<&str>) -> Option<Self> {
         let wanted =
             |state: &Self| state.as_str() == status && state.outcome().map(Outcome::as_str) == outcome;
         Self::ALL.into_iter().find(wanted)
@@ -101,7 +101,7 @@ impl State {
 
     /// Whether nothing will happen to it any more.
     #[must_use]
-    pub const fn is_over(self) -> bool {
+    pub(crate) const fn is_over(self) -> bool {
         matches!(self, Self::Destroyed | Self::Failed)
     }
 
@@ -109,7 +109,7 @@ impl State {
     ///
     /// A sandbox that was being made is not made again: nobody holds its token any more.
     #[must_use]
-    pub fn unfinished(self) -> Unfinished {
+    pub(crate) fn unfinished(self) -> Unfinished {
         match self {
             Self::Creating => Unfinished::Happened(Event::StartFailed),
             Self::Destroying(outcome) => Unfinished::Effects(ending(outcome)),
@@ -128,7 +128,7 @@ impl fmt::Display for State {
 
 /// What an interrupted state needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unfinished {
+pub(crate) enum Unfinished {
     /// These effects, in this order.
     Effects(&'static [Effect]),
     /// This counts as having happened.
@@ -137,14 +137,19 @@ pub enum Unfinished {
 
 /// What happens to a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Event {
+pub(crate) enum Event {
     /// It is usable now.
     Started,
     /// It could not be made.
     StartFailed,
     /// Somebody wants it frozen.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "asked for by the API's pause and resume, which come later")
+    )]
     Pause,
     /// Somebody wants it to go on.
+    #[cfg_attr(not(test), expect(dead_code, reason = "as for `Pause`"))]
     Resume,
     /// Somebody, or a deadline, wants it gone.
     Destroy,
@@ -154,9 +159,10 @@ pub enum Event {
     TornDown,
 }
 
+#[cfg(test)]
 impl Event {
     /// Every event.
-    pub const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Started,
         Self::StartFailed,
         Self::Pause,
@@ -169,7 +175,7 @@ impl Event {
 
 /// What has to be done. Each may be repeated without harm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// Stop its processors' work.
     Freeze,
     /// Undo that.
@@ -187,11 +193,11 @@ pub enum Effect {
 /// The event is not possible in this state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a sandbox that is `{state}` cannot {}", what(.event))]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The state.
-    pub state: State,
+    pub(crate) state: State,
     /// The event.
-    pub event: Event,
+    pub(crate) event: Event,
 }
 
 const fn what(event: &Event) -> &'static str {
@@ -222,7 +228,7 @@ const fn ending(outcome: Outcome) -> &'static [Effect] {
 ///
 /// # Errors
 /// [`Refusal`] if the event is not possible in this state.
-pub const fn next(state: State, event: Event) -> Result<(State, &'static [Effect]), Refusal> {
+pub(crate) const fn next(state: State, event: Event) -> Result<(State, &'static [Effect]), Refusal> {
     use Outcome::{Destroyed, Failed};
     match (state, event) {
         (State::Creating, Event::Started) => Ok((State::Running, &[])),

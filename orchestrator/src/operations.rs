@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 /// What a tenant's backends offer.
 #[derive(Debug, Clone, Default)]
-pub struct Catalogue(BTreeMap<BackendName, Document>);
+pub(crate) struct Catalogue(BTreeMap<BackendName, Document>);
 
 /// A grant that cannot be given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Ungrantable {
+pub(crate) enum Ungrantable {
     /// No backend offers it.
     #[error("no backend offers `{0}`: name `BACKEND/OPERATION` or `BACKEND/GROUP`")]
     Unknown(String),
@@ -33,25 +33,19 @@ pub enum Ungrantable {
 impl Catalogue {
     /// A catalogue of these backends.
     #[must_use]
-    pub fn new(backends: impl IntoIterator<Item = (BackendName, Document)>) -> Self {
+    pub(crate) fn new(backends: impl IntoIterator<Item = (BackendName, Document)>) -> Self {
         Self(backends.into_iter().collect())
-    }
-
-    /// The document of a backend.
-    #[must_use]
-    pub fn document(&self, backend: &BackendName) -> Option<&Document> {
-        self.0.get(backend)
     }
 
     /// Each backend's operations in its groups `read` and `write`: all that there is today.
     #[must_use]
-    pub fn all(&self) -> Vec<Grant> {
+    pub(crate) fn all(&self) -> Vec<Grant> {
         self.groups(&["read", "write"])
     }
 
     /// Each backend's operations that only read.
     #[must_use]
-    pub fn reading(&self) -> Vec<Grant> {
+    pub(crate) fn reading(&self) -> Vec<Grant> {
         self.groups(&["read"])
     }
 
@@ -67,7 +61,7 @@ impl Catalogue {
 
     /// Whether some backend offers what this grant names.
     #[must_use]
-    pub fn offers(&self, grant: &Grant) -> bool {
+    pub(crate) fn offers(&self, grant: &Grant) -> bool {
         match grant {
             Grant::Everything => true,
             Grant::FilesSync => false,
@@ -92,7 +86,7 @@ impl Catalogue {
     /// Whether `have` covers every operation that `wanted` names. A group is also covered by the
     /// same group, so that it stays granted when the document grows.
     #[must_use]
-    pub fn covers(&self, have: &[Grant], wanted: &Grant) -> bool {
+    pub(crate) fn covers(&self, have: &[Grant], wanted: &Grant) -> bool {
         if have.contains(&Grant::Everything) {
             return *wanted != Grant::FilesSync;
         }
@@ -133,13 +127,13 @@ impl Catalogue {
 
 /// What a template allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Allowed {
+pub(crate) struct Allowed {
     /// The template's name, for messages.
-    pub template: String,
+    pub(crate) template: String,
     /// What its sandboxes may have at most.
-    pub at_most: Vec<Grant>,
+    pub(crate) at_most: Vec<Grant>,
     /// What they have unless the create call says otherwise.
-    pub usual: Vec<Grant>,
+    pub(crate) usual: Vec<Grant>,
 }
 
 /// The operations of a new sandbox.
@@ -149,7 +143,7 @@ pub struct Allowed {
 ///
 /// # Errors
 /// Every grant that was asked for and cannot be given, with its place in the list.
-pub fn resolve(
+pub(crate) fn resolve(
     asked: Option<&[Grant]>,
     allowed: &Allowed,
     key: Option<&[Grant]>,

@@ -114,8 +114,7 @@ impl Prepared {
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let files = UserFiles::new(config.data_dir.join("files"), Bounds::default());
-        let artefacts =
-            Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), Arc::clone(&keys));
+        let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
         let backend_url = config.backend_url.clone();
         let configuration =
             Configuration::new(store.clone(), Arc::clone(&keys), gateways.clone(), artefacts, backend_url);

@@ -11,7 +11,7 @@ use postern_common::secret::Secret;
 use std::fmt;
 
 /// Bytes of the data key.
-pub const KEY_BYTES: usize = 32;
+pub(crate) const KEY_BYTES: usize = 32;
 const VERSION: u8 = 1;
 const KEY_ID_BYTES: usize = 8;
 const HEAD_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_LEN;
@@ -32,7 +32,7 @@ pub enum SealError {
 
 /// What is sealed, and where it belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place<'a> {
+pub(crate) enum Place<'a> {
     /// A secret of a tenant.
     Secret {
         /// The tenant.
@@ -64,7 +64,7 @@ impl Place<'_> {
 }
 
 /// The data key.
-pub struct DataKey {
+pub(crate) struct DataKey {
     key: LessSafeKey,
     id: [u8; KEY_ID_BYTES],
 }
@@ -78,7 +78,7 @@ impl fmt::Debug for DataKey {
 impl DataKey {
     /// The key with these bytes; `None` unless there are [`KEY_BYTES`].
     #[must_use]
-    pub fn new(bytes: &Secret<Vec<u8>>) -> Option<Self> {
+    pub(crate) fn new(bytes: &Secret<Vec<u8>>) -> Option<Self> {
         let unbound = UnboundKey::new(&AES_256_GCM, bytes.reveal()).ok()?;
         let mut labelled = b"postern data key id v1\0".to_vec();
         labelled.extend_from_slice(bytes.reveal());
@@ -91,7 +91,7 @@ impl DataKey {
     ///
     /// # Errors
     /// [`SealError::NoRandomness`].
-    pub fn seal(&self, place: Place<'_>, value: &[u8]) -> Result<Vec<u8>, SealError> {
+    pub(crate) fn seal(&self, place: Place<'_>, value: &[u8]) -> Result<Vec<u8>, SealError> {
         // Random nonces of 96 bits: 2^32 values under one key stay far from a likely collision.
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_unspecified| SealError::NoRandomness)?;
@@ -112,7 +112,7 @@ impl DataKey {
     ///
     /// # Errors
     /// [`SealError::OtherKey`] or [`SealError::Damaged`].
-    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SealError> {
+    pub(crate) fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SealError> {
         let (version, rest) = sealed.split_first().ok_or(SealError::Damaged)?;
         let (id, rest) = rest.split_first_chunk::<KEY_ID_BYTES>().ok_or(SealError::Damaged)?;
         let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Damaged)?;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a replaced token stays good: requests under way, and the sandbox's own hand-over.
-pub const OVERLAP: Duration = Duration::from_secs(60);
+pub(crate) const OVERLAP: Duration = Duration::from_secs(60);
 /// Bytes of a token's id: 128 bits, so that it cannot be guessed.
 const JTI_BYTES: usize = 16;
 /// Tokens of one session that are accepted at the same time: a caller that refreshes in a loop
@@ -30,7 +30,7 @@ const ACCEPTED_TOKENS: usize = 4;
 
 /// A session could not be changed.
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub(crate) enum SessionError {
     /// It has ended, or there never was one.
     #[error("the session of sandbox `{0}` has ended; create a new sandbox for the conversation")]
     Ended(SandboxId),
@@ -47,7 +47,7 @@ pub enum SessionError {
 
 /// Everything that sessions need.
 #[derive(Debug, Clone)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     store: Store,
     keys: Arc<InstallationKeys>,
     gateways: Gateways,
@@ -57,7 +57,7 @@ pub struct Sessions {
 impl Sessions {
     /// Sessions whose tokens live for `ttl`, at most [`MAX_TTL`].
     #[must_use]
-    pub fn new(store: Store, keys: Arc<InstallationKeys>, gateways: Gateways, ttl: Duration) -> Self {
+    pub(crate) fn new(store: Store, keys: Arc<InstallationKeys>, gateways: Gateways, ttl: Duration) -> Self {
         Self { store, keys, gateways, ttl: ttl.min(MAX_TTL) }
     }
 
@@ -66,7 +66,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn open(
+    pub(crate) async fn open(
         &self,
         sandbox: &SandboxRow,
         peer: Peer,
@@ -80,7 +80,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn refresh(
+    pub(crate) async fn refresh(
         &self,
         sandbox: &SandboxRow,
         level: Level,
@@ -116,7 +116,7 @@ impl Sessions {
     }
 
     /// Tells the gateways of a session.
-    pub async fn publish(&self, sandbox: &SandboxRow, row: SessionRow, level: Level) {
+    pub(crate) async fn publish(&self, sandbox: &SandboxRow, row: SessionRow, level: Level) {
         let session = session(sandbox, row, level);
         let told = self.gateways.publish(Change::Session(Box::new(session)), ACKNOWLEDGE_TIME).await;
         if !told.refused.is_empty() {
@@ -129,7 +129,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`StoreError`]; then it has not ended.
-    pub async fn end(&self, sandbox: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) async fn end(&self, sandbox: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
         if let Some(ended) = self.store.end_session(sandbox, now).await? {
             self.gateways.publish(Change::SessionEnded(ended), ACKNOWLEDGE_TIME).await;
         }
@@ -180,7 +180,7 @@ fn rotation(now: Timestamp, until: Timestamp) -> Timestamp {
 
 /// A session as gateways know it.
 #[must_use]
-pub fn session(sandbox: &SandboxRow, row: SessionRow, level: Level) -> Session {
+pub(crate) fn session(sandbox: &SandboxRow, row: SessionRow, level: Level) -> Session {
     let new = &sandbox.new;
     Session {
         sandbox_id: new.id.clone(),

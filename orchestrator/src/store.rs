@@ -15,14 +15,16 @@ mod sandboxes;
 mod sessions;
 mod tenants;
 
-pub use api_keys::{ApiKeyRow, Role};
-pub use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
-pub use decisions::DecisionFilter;
+pub(crate) use api_keys::{ApiKeyRow, Role};
+pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
+pub(crate) use decisions::DecisionFilter;
 pub use migrations::MigrateError;
-pub use resources::{Kind, Resource, ResourceChange, SealedSecret};
-pub use sandboxes::{Asked, Listing, NewSandbox, SandboxFilter, SandboxRow, Transition};
-pub use sessions::SessionRow;
-pub use tenants::{Owner, TenantRow};
+pub use resources::Kind;
+pub(crate) use resources::{Resource, ResourceChange};
+pub(crate) use sandboxes::{Asked, NewSandbox, SandboxFilter, SandboxRow, Transition};
+pub(crate) use sessions::SessionRow;
+pub use tenants::Owner;
+pub(crate) use tenants::TenantRow;
 
 use jiff::Timestamp;
 use postern_common::secret::Secret;
@@ -94,7 +96,7 @@ pub enum StoreError {
 
 /// The database. Clones share its connections.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(crate) struct Store {
     pool: AnyPool,
     dialect: Dialect,
 }
@@ -109,7 +111,7 @@ impl Store {
     ///
     /// # Errors
     /// [`OpenError`] says what to mend.
-    pub async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
+    pub(crate) async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let url = url.reveal().as_str();
@@ -153,13 +155,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`] if not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
+    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;
         Ok(())
     }
 
     /// Closes every connection, after what is under way.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.pool.close().await;
     }
 }
@@ -198,7 +200,6 @@ trait Columns {
     fn text(&self, name: &'static str) -> Result<String, StoreError>;
     fn maybe_text(&self, name: &'static str) -> Result<Option<String>, StoreError>;
     fn number(&self, name: &'static str) -> Result<i64, StoreError>;
-    fn maybe_number(&self, name: &'static str) -> Result<Option<i64>, StoreError>;
     fn bytes(&self, name: &'static str) -> Result<Vec<u8>, StoreError>;
     fn maybe_bytes(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError>;
 
@@ -228,9 +229,6 @@ impl Columns for AnyRow {
         Ok(self.try_get(name)?)
     }
     fn number(&self, name: &'static str) -> Result<i64, StoreError> {
-        Ok(self.try_get(name)?)
-    }
-    fn maybe_number(&self, name: &'static str) -> Result<Option<i64>, StoreError> {
         Ok(self.try_get(name)?)
     }
     fn bytes(&self, name: &'static str) -> Result<Vec<u8>, StoreError> {

@@ -11,29 +11,29 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 /// The name of the only resource of kind [`Kind::Limits`].
-pub const LIMITS: &str = "limits";
+pub(crate) const LIMITS: &str = "limits";
 /// The template that is used when the create call names none; built in unless the tenant has one.
-pub const DEFAULT_TEMPLATE: &str = "default";
+pub(crate) const DEFAULT_TEMPLATE: &str = "default";
 
 /// A tenant's configuration, checked.
 #[derive(Debug, Clone)]
-pub struct Tenant {
+pub(crate) struct Tenant {
     /// Its row.
-    pub row: TenantRow,
+    pub(crate) row: TenantRow,
     /// All that it put.
-    pub files: TenantFiles,
+    pub(crate) files: TenantFiles,
     /// What its backends offer.
-    pub catalogue: Catalogue,
+    pub(crate) catalogue: Catalogue,
     /// The backend that paths without a backend's name go to, where `BACKEND_URL` made it.
-    pub default_backend: Option<BackendName>,
+    pub(crate) default_backend: Option<BackendName>,
     /// The digest of each part.
-    pub digests: BTreeMap<(Kind, String), String>,
+    pub(crate) digests: BTreeMap<(Kind, String), String>,
 }
 
 impl Tenant {
     /// A template of this tenant. `default` is there always.
     #[must_use]
-    pub fn template(&self, name: &TemplateName) -> Option<TemplateFile> {
+    pub(crate) fn template(&self, name: &TemplateName) -> Option<TemplateFile> {
         let own = self.files.templates.get(name).cloned();
         own.or_else(|| (name.as_str() == DEFAULT_TEMPLATE).then(TemplateFile::default))
     }
@@ -41,7 +41,7 @@ impl Tenant {
     /// What a template's sandboxes may call. The built-in one gives what only reads, and on demand
     /// the rest.
     #[must_use]
-    pub fn allowed(&self, name: &TemplateName) -> Allowed {
+    pub(crate) fn allowed(&self, name: &TemplateName) -> Allowed {
         let template = name.to_string();
         match self.files.templates.get(name) {
             Some(own) => Allowed { template, at_most: own.operations.clone(), usual: own.operations.clone() },
@@ -55,7 +55,7 @@ impl Tenant {
 /// # Errors
 /// [`StoreError::Corrupt`] if a part cannot be written as JSON, which no value of the types can
 /// cause.
-pub fn parts_of(files: &TenantFiles) -> Result<Vec<Resource>, StoreError> {
+pub(crate) fn parts_of(files: &TenantFiles) -> Result<Vec<Resource>, StoreError> {
     let mut parts = Vec::new();
     for (name, backend) in &files.backends {
         parts.push(part(Kind::Backend, name.as_str(), backend, None)?);
@@ -98,7 +98,7 @@ fn part(
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] if a part cannot be read.
-pub fn files_of(parts: &[Resource], has_policies: bool) -> Result<TenantFiles, StoreError> {
+pub(crate) fn files_of(parts: &[Resource], has_policies: bool) -> Result<TenantFiles, StoreError> {
     let mut files = TenantFiles { policies: has_policies.then(BTreeMap::new), ..TenantFiles::default() };
     for part in parts {
         match part.kind {

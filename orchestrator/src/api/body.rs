@@ -24,15 +24,13 @@ pub(crate) enum Kind {
     None,
     /// JSON of at most so many bytes.
     Json(usize),
-    /// Text of at most so many bytes.
-    Text(usize),
 }
 
 /// Reads a body as its route wants it.
 pub(crate) async fn read(kind: Kind, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
     let bound = match kind {
         Kind::None => 0,
-        Kind::Json(bound) | Kind::Text(bound) => bound,
+        Kind::Json(bound) => bound,
     };
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Problem::new(Code::ContentTypeRefused, "the body is compressed")

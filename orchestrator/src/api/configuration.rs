@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a tenant owns, over HTTP: backends, policies, filters and templates one by one with ETags,
+//! What a tenant owns, over HTTP: backends, policies, filters and templates one by one with `ETags`,
 //! or a whole configuration at once.
 
 use super::input::{mistaken, parse};
@@ -36,7 +36,7 @@ async fn tenant(api: &Api, call: &Call) -> Result<Arc<Tenant>, Problem> {
     Ok(api.configuration.tenant(&call.tenant()?).await.map_err(Refused::from)?)
 }
 
-/// A part with its ETag; 304 if the reader has it.
+/// A part with its `ETag`; 304 if the reader has it.
 fn shown(call: &Call, tenant: &Tenant, kind: Kind, name: &str, body: &Value) -> Answer {
     let digest = tenant.digests.get(&(kind, name.to_owned())).map_or("built-in", String::as_str);
     let mut response = if etag::is_known(&call.headers, digest)? {
@@ -66,7 +66,7 @@ async fn edit(
     Ok(api.configuration.edit(&call.tenant()?, &edit, &call.edition()?).await.map_err(Refused::from)?)
 }
 
-/// Puts a part and answers with what changed and the new ETag.
+/// Puts a part and answers with what changed and the new `ETag`.
 async fn put(
     api: &Api,
     call: &Call,

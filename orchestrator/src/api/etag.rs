@@ -6,7 +6,7 @@ use crate::configuration::Expected;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use postern_common::problem::{Code, Problem};
 
-/// A digest as an ETag.
+/// A digest as an `ETag`.
 pub(crate) fn of(digest: &str) -> HeaderValue {
     // A digest is hex: always a header value.
     HeaderValue::try_from(format!("\"{digest}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"\""))

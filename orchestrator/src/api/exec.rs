@@ -5,7 +5,7 @@
 //! data, never interpreted. A command outlives the caller who started it, unless `timeout` ends it.
 
 use super::input::Fields;
-use super::problems::{self, Refused};
+use super::problems::Refused;
 use super::sandboxes::named;
 use super::{Answer, Api, Call, json, sse};
 use crate::lifecycle::State;
@@ -93,7 +93,7 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let stream = Stream { api: Arc::clone(&api), id, request_id: call.request_id.clone(), sender, number: 0 };
     api.tasks.spawn(async move |stop| {
         // At shutdown the reader sees the stream end without `exit`.
-        drop(stop.run_until_cancelled(stream.carry(pid, events)).await);
+        let _ = stop.run_until_cancelled(stream.carry(pid, events)).await;
     });
     Ok(sse::response(receiver))
 }
@@ -307,7 +307,7 @@ impl Stream {
 }
 
 fn silent(id: &SandboxId) -> Problem {
-    problems::Refused::from(crate::driver::DriveError::Silent(id.clone())).into()
+    Refused::from(crate::driver::DriveError::Silent(id.clone())).into()
 }
 
 /// The sandbox's own words, which are the agent's: bounded and escaped.

@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::{HeaderName, HeaderValue};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use postern_common::id::RequestId;
 use postern_common::problem::{Code, Problem};
@@ -32,7 +32,7 @@ const HEADER_BYTES: usize = 32 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the API on `listener` until the tasks are stopped, then ends what is in flight.
-pub fn serve(api: Arc<Api>, listener: TcpListener, tasks: &Tasks) {
+pub(crate) fn serve(api: Arc<Api>, listener: TcpListener, tasks: &Tasks) {
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     let front = Front { router: router(api), is_local };
     let group = tasks.clone();
@@ -48,22 +48,23 @@ pub fn serve(api: Arc<Api>, listener: TcpListener, tasks: &Tasks) {
                 continue;
             };
             let front = front.clone();
+            let streams = group.clone();
             group.spawn(async move |stop: Stop| {
-                converse(stream, front, stop).await;
+                converse(stream, front, streams, stop).await;
                 drop(room);
             });
         }
     });
 }
 
-async fn converse(stream: TcpStream, front: Front, stop: Stop) {
+async fn converse(stream: TcpStream, front: Front, streams: Tasks, stop: Stop) {
     // Small answers should not wait for more.
     let _ = stream.set_nodelay(true).is_ok();
     let service = service_fn(move |request: http::Request<Incoming>| {
         let front = front.clone();
         async move { Ok::<_, Infallible>(front.answer(request.map(Body::new)).await) }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(Owned(streams));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEADER_BYTES);
     builder
         .http2()
@@ -79,6 +80,19 @@ async fn converse(stream: TcpStream, front: Front, stop: Stop) {
             connection.as_mut().graceful_shutdown();
             drop(connection.await);
         }
+    }
+}
+
+/// Lets hyper start its tasks within ours.
+#[derive(Debug, Clone)]
+struct Owned(Tasks);
+
+impl<Task> hyper::rt::Executor<Task> for Owned
+where
+    Task: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: Task) {
+        self.0.spawn(|_stop| task);
     }
 }
 

@@ -1,1 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
+use super::*;
+use crate::store::tests::Database;
+use jiff::Timestamp;
+use postern_common::control::{Delivery, Follower, link};
+
+fn ended(number: u8) -> Change {
+    let sandbox_id = SandboxId::from_random([number; 12]);
+    Change::SessionEnded(EndedSession { sandbox_id, until: Timestamp::MAX })
+}
+
+async fn next(follower: &mut Follower) -> Delivery {
+    let received = timeout(Duration::from_secs(10), follower.deliveries.recv());
+    received.await.expect("in time").expect("connected")
+}
+
+#[tokio::test]
+async fn a_gateway_gets_a_snapshot_then_each_change_in_order() {
+    let (database, tasks) = (Database::sqlite().await, Tasks::new());
+    let (gateways, _uses) = Gateways::start(7, State::default(), database.store.clone(), &tasks);
+    let before = gateways.publish(ended(1), ACKNOWLEDGE_TIME).await;
+    assert_eq!(before, Acknowledged::default(), "nobody is connected");
+    let (publisher, mut follower) = link();
+    gateways.connect(publisher).await;
+    let first = next(&mut follower).await;
+    let Change::Snapshot(state) = &first.message.change else { panic!("{:?}", first.message) };
+    assert_eq!(state.ended.len(), 1, "what was before is in the snapshot");
+    let (told, second) = tokio::join!(gateways.publish(ended(2), Duration::from_secs(10)), async {
+        let delivery = next(&mut follower).await;
+        delivery.applied.send(Applied::InForce).expect("waits");
+        delivery.message
+    });
+    assert_eq!((told.in_force, told.pending), (1, 0));
+    assert_eq!((first.message.epoch, second.epoch), (7, 7));
+    assert!(second.version > first.message.version);
+    tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_does_not_answer_holds_an_answer_up_for_a_bounded_time() {
+    let (database, tasks) = (Database::sqlite().await, Tasks::new());
+    let (gateways, _uses) = Gateways::start(1, State::default(), database.store.clone(), &tasks);
+    let (publisher, mut follower) = link();
+    gateways.connect(publisher).await;
+    let snapshot = next(&mut follower).await;
+    let started = tokio::time::Instant::now();
+    let told = gateways.publish(ended(1), ACKNOWLEDGE_TIME).await;
+    assert_eq!((told.in_force, told.pending), (0, 1));
+    assert_eq!(started.elapsed().as_millis(), ACKNOWLEDGE_TIME.as_millis(), "by the paused clock");
+    drop((snapshot, follower));
+    let told = gateways.publish(ended(2), ACKNOWLEDGE_TIME).await;
+    assert_eq!((told.pending, gateways.connected()), (0, 0), "who left is not waited for");
+}
+
+#[tokio::test]
+async fn what_a_gateway_refuses_is_told() {
+    let (database, tasks) = (Database::sqlite().await, Tasks::new());
+    let (gateways, _uses) = Gateways::start(1, State::default(), database.store.clone(), &tasks);
+    let (publisher, mut follower) = link();
+    gateways.connect(publisher).await;
+    drop(next(&mut follower).await);
+    let (told, ()) = tokio::join!(gateways.publish(ended(1), Duration::from_secs(10)), async {
+        let delivery = next(&mut follower).await;
+        delivery.applied.send(Applied::Refused(vec!["no such filter".to_owned()])).expect("waits");
+    });
+    assert_eq!(told.refused, ["no such filter"]);
+}

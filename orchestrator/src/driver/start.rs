@@ -49,20 +49,12 @@ impl Driver {
         let create =
             Create { sandbox: new.id.clone(), isolation: new.asked.isolation, limits: new.asked.limits };
         let running = parts.host.create(create).await?;
-        let machine = |what, source| RuntimeError::Machine { sandbox: new.id.clone(), what, source };
-        if let Some(slot) = parts.host.user_folder(&new.id) {
-            let hydrated = parts.files.hydrate(&new.id, &new.tenant, &new.user_id, slot).await;
-            let report =
-                hydrated.map_err(|source| machine("bring in the files", std::io::Error::other(source)))?;
-            if report.left_count > 0 {
-                tracing::warn!(sandbox = %new.id, left = ?report.left, "not every file was brought in");
-            }
-        }
+        self.bring_files(row).await?;
         let identity = Identity {
             sandbox_id: new.id.clone(),
             conversation_id: new.conversation_id.clone(),
             token,
-            env: self.environment(row).map_err(|source| machine("read the environment", source))?,
+            env: self.environment(row).map_err(machine(row, "read the environment"))?,
         };
         let identified = async {
             let agent = parts.host.connect(&new.id).await?;
@@ -80,6 +72,17 @@ impl Driver {
         Ok(running)
     }
 
+    async fn bring_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
+        let (parts, new) = (self.parts(), &row.new);
+        let Some(slot) = parts.host.user_folder(&new.id) else { return Ok(()) };
+        let hydrated = parts.files.hydrate(&new.id, &new.tenant, &new.user_id, slot).await;
+        let report = hydrated.map_err(std::io::Error::other).map_err(machine(row, "bring in the files"))?;
+        if report.left_count > 0 {
+            tracing::warn!(sandbox = %new.id, left = ?report.left, "not every file was brought in");
+        }
+        Ok(())
+    }
+
     /// The environment that was sealed when the sandbox was asked for.
     fn environment(&self, row: &SandboxRow) -> std::io::Result<BTreeMap<String, String>> {
         let new = &row.new;
@@ -88,6 +91,11 @@ impl Driver {
         let opened = self.parts().keys.data.open(place, sealed).map_err(std::io::Error::other)?;
         serde_json::from_slice(opened.reveal()).map_err(std::io::Error::other)
     }
+}
+
+fn machine(row: &SandboxRow, what: &'static str) -> impl FnOnce(std::io::Error) -> RuntimeError {
+    let sandbox = row.new.id.clone();
+    move |source| RuntimeError::Machine { sandbox, what, source }
 }
 
 /// Logs why a sandbox was not made and returns what its tenant is told: what concerns this machine

@@ -2,10 +2,11 @@
 //! Makes reality match what is written: once at start, then at intervals. Deadlines and the
 //! rotation of tokens are looked at here too.
 
-use super::{Cause, DriveError, Driver};
+use super::{Cause, DriveError, Driver, log};
 use crate::lifecycle::{Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
 use crate::store::{SandboxRow, StoreError};
+use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::SandboxId;
 use postern_common::tasks::Stop;
@@ -40,16 +41,14 @@ impl Driver {
     ///
     /// # Errors
     /// [`StoreError`]; what could not be done to a single sandbox is tried again by the sweep.
-    pub async fn reconcile(&self) -> Result<Reconciled, StoreError> {
+    pub(crate) async fn reconcile(&self) -> Result<Reconciled, StoreError> {
         let host = &self.parts().host;
         let found: BTreeMap<SandboxId, Found> =
             host.list().await.into_iter().map(|found| (found.sandbox().clone(), found)).collect();
         let live = self.parts().store.live_sandboxes().await?;
         let known: Vec<SandboxId> = live.iter().map(|row| row.new.id.clone()).collect();
         let orphans = host.sweep(&known).await;
-        for orphan in &orphans {
-            tracing::warn!(sandbox = %orphan.sandbox, kind = ?orphan.kind, "removed what nobody knows");
-        }
+        tracing::info!(?orphans, "removed what nobody knows");
         let mut reconciled = Reconciled { orphans: orphans.len(), ..Reconciled::default() };
         for row in live {
             let id = row.new.id.clone();
@@ -57,7 +56,7 @@ impl Driver {
                 Ok(true) => reconciled.adopted.push(id),
                 Ok(false) => reconciled.ended.push(id),
                 Err(error) => {
-                    tracing::error!(sandbox = %id, error = &error as &dyn std::error::Error, "will be tried again");
+                    log(&id, &error, "will be tried again");
                 }
             }
         }
@@ -94,7 +93,7 @@ impl Driver {
     }
 
     /// Looks at deadlines, rotations and the machine until `stop`; notes the uses that it is told.
-    pub async fn watch(self, stop: Stop, mut uses: mpsc::Receiver<SandboxId>) {
+    pub(crate) async fn watch(self, stop: Stop, mut uses: mpsc::Receiver<SandboxId>) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut noted = BTreeMap::new();
@@ -105,9 +104,7 @@ impl Driver {
                 Some(sandbox) = uses.recv() => self.note(&mut noted, sandbox).await,
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
-                    if let Err(error) = self.look(ticks.is_multiple_of(TICKS_BETWEEN_SWEEPS)).await {
-                        tracing::error!(error = &error as &dyn std::error::Error, "the sweep goes on later");
-                    }
+                    self.look(ticks.is_multiple_of(TICKS_BETWEEN_SWEEPS)).await;
                 }
             }
         }
@@ -126,20 +123,21 @@ impl Driver {
     }
 
     /// Notes that a sandbox is in use.
-    pub async fn touch(&self, sandbox: &SandboxId) {
+    pub(crate) async fn touch(&self, sandbox: &SandboxId) {
         if let Err(error) = self.parts().store.touch_sandbox(sandbox, clock::now()).await {
             tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "its use was not noted");
         }
     }
 
-    async fn look(&self, is_sweep: bool) -> Result<(), StoreError> {
-        let now = clock::now();
-        for (id, was_unused) in self.parts().store.due_sandboxes(now).await? {
-            let reason = if was_unused { "it was unused for too long" } else { "its time was over" };
-            if let Err(error) = self.happen(&id, Event::Destroy, None, Cause::own(reason)).await {
-                tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "not ended in time");
-            }
+    async fn look(&self, is_sweep: bool) {
+        if let Err(error) = self.look_at_all(is_sweep).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the sweep goes on later");
         }
+    }
+
+    async fn look_at_all(&self, is_sweep: bool) -> Result<(), StoreError> {
+        let now = clock::now();
+        self.end_due(now).await?;
         for id in self.parts().store.sessions_to_rotate(now).await? {
             self.rotate(id);
         }
@@ -150,13 +148,26 @@ impl Driver {
         Ok(())
     }
 
+    async fn end_due(&self, now: Timestamp) -> Result<(), StoreError> {
+        for (id, was_unused) in self.parts().store.due_sandboxes(now).await? {
+            let reason = if was_unused { "it was unused for too long" } else { "its time was over" };
+            if let Err(error) = self.happen(&id, Event::Destroy, None, Cause::own(reason)).await {
+                log(&id, &error, "end it in time");
+            }
+        }
+        Ok(())
+    }
+
     /// In a task of its own: one sandbox that does not answer holds up nobody else's token.
     fn rotate(&self, id: SandboxId) {
+        if self.0.lanes.is_busy(&id) {
+            return;
+        }
         let driver = self.clone();
         self.parts().tasks.spawn(async move |stop: Stop| {
             let cause = Cause { reason: None, ..Cause::own("") };
             if let Some(Err(error)) = stop.run_until_cancelled(driver.refresh(&id, cause)).await {
-                tracing::warn!(sandbox = %id, error = &error as &dyn std::error::Error, "its token was not replaced");
+                log(&id, &error, "its token was not replaced");
             }
         });
     }
@@ -169,31 +180,38 @@ impl Driver {
         let live = self.parts().store.live_sandboxes().await?;
         let known: BTreeSet<&SandboxId> = live.iter().map(|row| &row.new.id).collect();
         for orphan in found.iter().filter(|found| !known.contains(found.sandbox())) {
-            let sandbox = orphan.sandbox();
-            tracing::warn!(%sandbox, "removing what nobody knows");
-            if let Err(error) = self.parts().host.destroy(sandbox).await {
-                tracing::error!(%sandbox, error = &error as &dyn std::error::Error, "not removed");
-            }
+            self.remove_orphan(orphan.sandbox()).await;
         }
         for row in &live {
             let here = found.iter().find(|found| found.sandbox() == &row.new.id);
-            let outcome = match (row.state, here) {
-                // It may have come into being after the machine was read: only what is there counts.
-                (State::Running | State::Paused, Some(Found::Ended { exit, .. })) => {
-                    self.ended(&row.new.id, exit.as_ref()).await
-                }
-                (State::Destroying(_), _) if !self.0.lanes.is_busy(&row.new.id) => {
-                    if let Unfinished::Effects(effects) = row.state.unfinished() {
-                        self.perform(row.clone(), effects);
-                    }
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            if let Err(error) = outcome {
-                tracing::error!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "will be tried again");
+            if let Err(error) = self.compare(row, here).await {
+                log(&row.new.id, &error, "compare it with the machine");
             }
         }
         Ok(())
+    }
+
+    async fn remove_orphan(&self, sandbox: &SandboxId) {
+        tracing::warn!(%sandbox, "removing what nobody knows");
+        if let Err(error) = self.parts().host.destroy(sandbox).await {
+            log(sandbox, &error.into(), "remove what nobody knows");
+        }
+    }
+
+    /// Compares one sandbox with what there is of it. It may have come into being after the
+    /// machine was read: only what is there counts.
+    async fn compare(&self, row: &SandboxRow, here: Option<&Found>) -> Result<(), DriveError> {
+        match (row.state, here) {
+            (State::Running | State::Paused, Some(Found::Ended { exit, .. })) => {
+                self.ended(&row.new.id, exit.as_ref()).await
+            }
+            (State::Destroying(_), _) if !self.0.lanes.is_busy(&row.new.id) => {
+                if let Unfinished::Effects(effects) = row.state.unfinished() {
+                    self.perform(row.clone(), effects);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 }

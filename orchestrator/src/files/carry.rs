@@ -15,13 +15,13 @@ use std::path::Path;
 
 /// How much is carried at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// Files and folders.
-    pub entries: u64,
+    pub(crate) entries: u64,
     /// Bytes of all files.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Folders within folders.
-    pub depth: usize,
+    pub(crate) depth: usize,
 }
 
 impl Default for Bounds {
@@ -41,26 +41,26 @@ const DRAFT: &str = ".postern-draft-";
 
 /// Something that was not carried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Left {
+pub(crate) struct Left {
     /// Its path, escaped.
-    pub path: String,
+    pub(crate) path: String,
     /// Why.
-    pub why: &'static str,
+    pub(crate) why: &'static str,
 }
 
 /// What was carried and what not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Files that were written.
-    pub files: u64,
+    pub(crate) files: u64,
     /// Their bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Files that went from the store because they were deleted inside.
-    pub deleted: u64,
+    pub(crate) deleted: u64,
     /// What was left, the first hundred by name.
-    pub left: Vec<Left>,
+    pub(crate) left: Vec<Left>,
     /// How much was left.
-    pub left_count: u64,
+    pub(crate) left_count: u64,
 }
 
 /// What a file was when it was carried in: enough to see that it changed.
@@ -124,12 +124,12 @@ impl Carried {
     }
 
     /// Copies the store's tree into a slot.
-    pub(super) fn into_slot(&mut self, store: &OwnedFd, slot: &OwnedFd) -> io::Result<()> {
+    pub(super) fn fill_slot(&mut self, store: &OwnedFd, slot: &OwnedFd) -> io::Result<()> {
         self.folder(&Folder { from: store, to: slot, path: "", depth: 0 }, None)
     }
 
     /// Copies what changed in a slot back, and takes deletions over.
-    pub(super) fn into_store(&mut self, slot: &OwnedFd, store: &OwnedFd, given: &Manifest) -> io::Result<()> {
+    pub(super) fn fill_store(&mut self, slot: &OwnedFd, store: &OwnedFd, given: &Manifest) -> io::Result<()> {
         self.folder(&Folder { from: slot, to: store, path: "", depth: 0 }, Some(given))?;
         for (path, stamp) in &given.files {
             if is_gone(slot, path)? && delete(store, path, stamp)? {
@@ -147,7 +147,7 @@ impl Carried {
                 continue;
             }
             let Ok(name) = name.to_str() else {
-                self.leave(folder.path, &name.to_string_lossy(), "its name is not UTF-8");
+                self.leave(folder.path, &name.to_string_lossy(), "its name is not UTF-8")?;
                 continue;
             };
             if name.starts_with(DRAFT) {
@@ -155,7 +155,7 @@ impl Carried {
             }
             self.entries += 1;
             if self.entries > self.bounds.entries {
-                self.leave(folder.path, name, "there are too many files");
+                self.leave(folder.path, name, "there are too many files")?;
                 continue;
             }
             self.entry(folder, name, given)?;
@@ -168,13 +168,13 @@ impl Carried {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = match rustix::fs::openat(folder.from, name, flags, Mode::empty()) {
             Ok(opened) => opened,
-            Err(Errno::LOOP | Errno::MLINK) => return Ok(self.leave(folder.path, name, "it is a link")),
+            Err(Errno::LOOP | Errno::MLINK) => return self.leave(folder.path, name, "it is a link"),
             Err(Errno::NXIO | Errno::NODEV) => {
-                return Ok(self.leave(folder.path, name, "it is a socket or a device"));
+                return self.leave(folder.path, name, "it is a socket or a device");
             }
             Err(Errno::NOENT) => return Ok(()),
             Err(Errno::ACCESS | Errno::PERM) => {
-                return Ok(self.leave(folder.path, name, "it is not readable"));
+                return self.leave(folder.path, name, "it is not readable");
             }
             Err(error) => return Err(error.into()),
         };
@@ -182,7 +182,7 @@ impl Carried {
         match FileType::from_raw_mode(about.st_mode) {
             FileType::Directory => self.subfolder(folder, name, &opened, given),
             FileType::RegularFile => self.file(folder, name, opened, &about, given),
-            _ => Ok(self.leave(folder.path, name, "it is a FIFO, a socket or a device")),
+            _ => self.leave(folder.path, name, "it is a FIFO, a socket or a device"),
         }
     }
 
@@ -194,10 +194,10 @@ impl Carried {
         given: Option<&Manifest>,
     ) -> io::Result<()> {
         if folder.depth >= self.bounds.depth {
-            return Ok(self.leave(folder.path, name, "it lies too deep"));
+            return self.leave(folder.path, name, "it lies too deep");
         }
         if name.len() > 255 {
-            return Ok(self.leave(folder.path, name, "its name is too long"));
+            return self.leave(folder.path, name, "its name is too long");
         }
         match rustix::fs::mkdirat(folder.to, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => self.own(folder.to, name)?,
@@ -236,11 +236,11 @@ impl Carried {
             return Ok(());
         }
         if self.report.bytes.saturating_add(size) > self.bounds.bytes {
-            return Ok(self.leave(folder.path, name, "there are too many bytes"));
+            return self.leave(folder.path, name, "there are too many bytes");
         }
         let mode = Mode::from_raw_mode(0o600 | (about.st_mode & 0o111));
         let Some(written) = self.write(folder.to, name, from, size, mode)? else {
-            return Ok(self.leave(folder.path, name, "a folder stands in its place"));
+            return self.leave(folder.path, name, "a folder stands in its place");
         };
         self.report.files += 1;
         self.report.bytes += size;
@@ -290,12 +290,18 @@ impl Carried {
         Ok(rustix::fs::chownat(folder, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    fn leave(&mut self, folder: &str, name: &str, why: &'static str) {
+    /// Notes that something was not carried, which ends nothing.
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "it stands where carrying the entry would, and that may fail"
+    )]
+    fn leave(&mut self, folder: &str, name: &str, why: &'static str) -> io::Result<()> {
         self.report.left_count += 1;
         if self.report.left.len() < NAMED {
             let path = joined(folder, name).escape_debug().to_string();
             self.report.left.push(Left { path, why });
         }
+        Ok(())
     }
 }
 

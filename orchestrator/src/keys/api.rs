@@ -19,20 +19,20 @@ const KEY_LENGTH: usize = 256;
 
 /// Who calls, proven by a key.
 #[derive(Debug, Clone)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The key.
-    pub key: ApiKeyId,
+    pub(crate) key: ApiKeyId,
     /// Its tenant; `None`: every tenant.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// What it may do.
-    pub role: Role,
+    pub(crate) role: Role,
     /// What sandboxes that it makes may call at most; see [`ApiKeyRow::operations`].
-    pub operations: Option<Vec<Grant>>,
+    pub(crate) operations: Option<Vec<Grant>>,
 }
 
 /// Why a caller was not believed.
 #[derive(Debug, thiserror::Error)]
-pub enum Unauthenticated {
+pub(crate) enum Unauthenticated {
     /// No key was sent.
     #[error("no API key was sent")]
     Missing,
@@ -46,33 +46,33 @@ pub enum Unauthenticated {
 
 /// A key that was just made: its row, and the only copy of the key itself.
 #[derive(Debug)]
-pub struct MintedKey {
+pub(crate) struct MintedKey {
     /// What the database keeps.
-    pub row: ApiKeyRow,
+    pub(crate) row: ApiKeyRow,
     /// What the caller gets.
-    pub key: Secret<String>,
+    pub(crate) key: Secret<String>,
 }
 
 /// What a new key is to be.
 #[derive(Debug, Clone)]
-pub struct WantedKey {
+pub(crate) struct WantedKey {
     /// Its tenant; `None`: every tenant.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// What it may do.
-    pub role: Role,
+    pub(crate) role: Role,
     /// What people call it.
-    pub label: String,
+    pub(crate) label: String,
     /// See [`ApiKeyRow::operations`].
-    pub operations: Option<Vec<Grant>>,
+    pub(crate) operations: Option<Vec<Grant>>,
     /// Who makes it.
-    pub created_by: String,
+    pub(crate) created_by: String,
 }
 
 /// Makes a key.
 ///
 /// # Errors
 /// [`SealError::NoRandomness`].
-pub fn mint(
+pub(crate) fn mint(
     keys: &InstallationKeys,
     wanted: WantedKey,
     now: jiff::Timestamp,
@@ -99,7 +99,7 @@ pub fn mint(
 ///
 /// # Errors
 /// [`Unauthenticated`].
-pub async fn authenticate(
+pub(crate) async fn authenticate(
     keys: &InstallationKeys,
     store: &Store,
     headers: &HeaderMap,
@@ -128,7 +128,7 @@ fn presented(headers: &HeaderMap) -> Result<Secret<String>, Unauthenticated> {
 ///
 /// # Errors
 /// [`Unauthenticated`].
-pub async fn verify(
+pub(crate) async fn verify(
     keys: &InstallationKeys,
     store: &Store,
     key: &Secret<String>,

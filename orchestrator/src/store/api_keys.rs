@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub(crate) enum Role {
     /// Reads sandboxes, configuration, events and decisions.
     Auditor,
     /// Also makes, uses and destroys sandboxes.
@@ -23,11 +23,11 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Auditor, Self::Developer, Self::Admin];
+    pub(crate) const ALL: [Self; 3] = [Self::Auditor, Self::Developer, Self::Admin];
 
     /// The name in the API.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Auditor => "auditor",
             Self::Developer => "developer",
@@ -45,24 +45,24 @@ impl std::str::FromStr for Role {
 
 /// A key, without its secret.
 #[derive(Debug, Clone)]
-pub struct ApiKeyRow {
+pub(crate) struct ApiKeyRow {
     /// Its public part.
-    pub id: ApiKeyId,
+    pub(crate) id: ApiKeyId,
     /// The tenant that it belongs to; `None`: every tenant.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// What it may do.
-    pub role: Role,
+    pub(crate) role: Role,
     /// What people call it.
-    pub label: String,
+    pub(crate) label: String,
     /// The operations that sandboxes which it makes may have at most; `None`: any that a template
     /// names, but not `*`.
-    pub operations: Option<Vec<Grant>>,
+    pub(crate) operations: Option<Vec<Grant>>,
     /// Who made it.
-    pub created_by: String,
+    pub(crate) created_by: String,
     /// When.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// The keyed hash of its secret.
-    pub hash: Vec<u8>,
+    pub(crate) hash: Vec<u8>,
 }
 
 fn row(row: &impl Columns) -> Result<ApiKeyRow, StoreError> {
@@ -85,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn add_key(&self, key: &ApiKeyRow, audit: &AuditEntry) -> Result<(), StoreError> {
+    pub(crate) async fn add_key(&self, key: &ApiKeyRow, audit: &AuditEntry) -> Result<(), StoreError> {
         let mut change = self.change().await?;
         let insert = "INSERT INTO api_keys (id, tenant, role, label, operations, hash, created_by, created_at_micros) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
@@ -109,7 +109,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn key(&self, id: &ApiKeyId) -> Result<Option<ApiKeyRow>, StoreError> {
+    pub(crate) async fn key(&self, id: &ApiKeyId) -> Result<Option<ApiKeyRow>, StoreError> {
         let select = "SELECT * FROM api_keys WHERE id = $1";
         let found = sqlx::query(select).bind(id.as_str().to_owned()).fetch_optional(&self.pool).await?;
         found.as_ref().map(row).transpose()
@@ -119,7 +119,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn keys(&self, tenant: Option<&TenantId>) -> Result<Vec<ApiKeyRow>, StoreError> {
+    pub(crate) async fn keys(&self, tenant: Option<&TenantId>) -> Result<Vec<ApiKeyRow>, StoreError> {
         let select =
             "SELECT * FROM api_keys WHERE ($1 = '' OR tenant = $1) ORDER BY created_at_micros, id LIMIT 1000";
         let rows = sqlx::query(select)
@@ -133,7 +133,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn remove_key(&self, id: &ApiKeyId, audit: &AuditEntry) -> Result<bool, StoreError> {
+    pub(crate) async fn remove_key(&self, id: &ApiKeyId, audit: &AuditEntry) -> Result<bool, StoreError> {
         debug_assert!(matches!(audit.action, Action::KeyRemoved));
         let mut change = self.change().await?;
         let delete = sqlx::query("DELETE FROM api_keys WHERE id = $1").bind(id.as_str().to_owned());

@@ -9,7 +9,7 @@ use std::fmt;
 
 /// Who did something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Actor {
+pub(crate) enum Actor {
     /// A caller of the API.
     Key(ApiKeyId),
     /// The orchestrator itself: a deadline, a sweep, a sandbox that ended.
@@ -32,12 +32,12 @@ macro_rules! actions {
     ($($(#[$doc:meta])* $name:ident $text:literal;)*) => {
         /// What was done.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Action { $($(#[$doc])* $name,)* }
+        pub(crate) enum Action { $($(#[$doc])* $name,)* }
 
         impl Action {
             /// The name in the log and in `/events`.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
         }
@@ -75,31 +75,31 @@ actions! {
 
 /// A line of the log, before it has its place in it.
 #[derive(Debug, Clone)]
-pub struct AuditEntry {
+pub(crate) struct AuditEntry {
     /// When.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// Whose; `None` for what concerns the whole installation.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// What.
-    pub action: Action,
+    pub(crate) action: Action,
     /// Who.
-    pub actor: Actor,
+    pub(crate) actor: Actor,
     /// The sandbox, with its user and conversation.
-    pub sandbox: Option<(SandboxId, UserId, ConversationId)>,
+    pub(crate) sandbox: Option<(SandboxId, UserId, ConversationId)>,
     /// The thing, where it is no sandbox: `backend/desk`.
-    pub subject: Option<String>,
+    pub(crate) subject: Option<String>,
     /// The states before and after.
-    pub change: Option<(&'static str, &'static str)>,
+    pub(crate) change: Option<(&'static str, &'static str)>,
     /// Why.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// The request that asked for it.
-    pub request_id: Option<RequestId>,
+    pub(crate) request_id: Option<RequestId>,
 }
 
 impl AuditEntry {
     /// An entry that says no more than this.
     #[must_use]
-    pub const fn new(at: Timestamp, tenant: Option<TenantId>, action: Action, actor: Actor) -> Self {
+    pub(crate) const fn new(at: Timestamp, tenant: Option<TenantId>, action: Action, actor: Actor) -> Self {
         Self {
             at,
             tenant,
@@ -115,21 +115,21 @@ impl AuditEntry {
 
     /// Names the thing.
     #[must_use]
-    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+    pub(crate) fn subject(mut self, subject: impl Into<String>) -> Self {
         self.subject = Some(subject.into());
         self
     }
 
     /// Says why.
     #[must_use]
-    pub fn reason(mut self, reason: Option<String>) -> Self {
+    pub(crate) fn reason(mut self, reason: Option<String>) -> Self {
         self.reason = reason;
         self
     }
 
     /// Names the request.
     #[must_use]
-    pub fn request(mut self, request: Option<RequestId>) -> Self {
+    pub(crate) fn request(mut self, request: Option<RequestId>) -> Self {
         self.request_id = request;
         self
     }
@@ -137,57 +137,57 @@ impl AuditEntry {
 
 /// A line of the log as `/events` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
-pub struct Event {
+pub(crate) struct Event {
     /// Its place in the log; pages go on after it.
-    pub sequence: i64,
+    pub(crate) sequence: i64,
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// When.
     #[schemars(with = "String")]
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// Whose; empty for what concerns the whole installation.
-    pub tenant: String,
+    pub(crate) tenant: String,
     /// What was done.
-    pub action: String,
+    pub(crate) action: String,
     /// Who did it: `key:ID`, `orchestrator` or `folder`.
-    pub actor: String,
+    pub(crate) actor: String,
     /// The sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sandbox_id: Option<String>,
+    pub(crate) sandbox_id: Option<String>,
     /// Its user.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_id: Option<String>,
+    pub(crate) user_id: Option<String>,
     /// Its conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub conversation_id: Option<String>,
+    pub(crate) conversation_id: Option<String>,
     /// The thing, where it is no sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
+    pub(crate) subject: Option<String>,
     /// The state before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub from_status: Option<String>,
+    pub(crate) from_status: Option<String>,
     /// The state after.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to_status: Option<String>,
+    pub(crate) to_status: Option<String>,
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// The request that asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
+    pub(crate) request_id: Option<String>,
 }
 
 /// Which events to show.
 #[derive(Debug, Clone, Default)]
-pub struct AuditFilter {
+pub(crate) struct AuditFilter {
     /// Of this tenant; of all if absent.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// Of this sandbox.
-    pub sandbox: Option<SandboxId>,
+    pub(crate) sandbox: Option<SandboxId>,
     /// After this place in the log.
-    pub after: i64,
+    pub(crate) after: i64,
     /// How many at most.
-    pub limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
 }
 
 impl Change {
@@ -222,7 +222,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn record(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+    pub(crate) async fn record(&self, entry: &AuditEntry) -> Result<(), StoreError> {
         let mut change = self.change().await?;
         change.record(entry).await?;
         change.commit().await
@@ -232,7 +232,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn events(&self, filter: &AuditFilter) -> Result<Vec<Event>, StoreError> {
+    pub(crate) async fn events(&self, filter: &AuditFilter) -> Result<Vec<Event>, StoreError> {
         let select = "SELECT * FROM sandbox_audit_log WHERE sequence > $1 \
              AND ($2 = '' OR tenant = $2) AND ($3 = '' OR sandbox_id = $3) ORDER BY sequence LIMIT $4";
         let rows = sqlx::query(select)

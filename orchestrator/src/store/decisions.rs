@@ -10,17 +10,17 @@ const KEPT: i64 = 100_000;
 
 /// Which decisions to show.
 #[derive(Debug, Clone, Default)]
-pub struct DecisionFilter {
+pub(crate) struct DecisionFilter {
     /// Of this tenant; of all if absent.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// Of this sandbox.
-    pub sandbox: Option<SandboxId>,
+    pub(crate) sandbox: Option<SandboxId>,
     /// With this verdict.
-    pub verdict: Option<Verdict>,
+    pub(crate) verdict: Option<Verdict>,
     /// Older than this id.
-    pub before: Option<String>,
+    pub(crate) before: Option<String>,
     /// How many at most.
-    pub limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
 }
 
 pub(crate) const fn verdict_name(verdict: Verdict) -> &'static str {
@@ -36,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then none of the batch was kept.
-    pub async fn keep_decisions(&self, batch: &[DecisionRecord]) -> Result<(), StoreError> {
+    pub(crate) async fn keep_decisions(&self, batch: &[DecisionRecord]) -> Result<(), StoreError> {
         let mut change = self.change().await?;
         let insert = "INSERT INTO decisions (id, at_micros, tenant, sandbox_id, verdict, code, record) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING";
@@ -59,7 +59,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn trim_decisions(&self) -> Result<(), StoreError> {
+    pub(crate) async fn trim_decisions(&self) -> Result<(), StoreError> {
         let delete =
             "DELETE FROM decisions WHERE id <= (SELECT id FROM decisions ORDER BY id DESC LIMIT 1 OFFSET $1)";
         sqlx::query(delete).bind(KEPT).execute(&self.pool).await?;
@@ -70,7 +70,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn decisions(&self, filter: &DecisionFilter) -> Result<Vec<serde_json::Value>, StoreError> {
+    pub(crate) async fn decisions(
+        &self,
+        filter: &DecisionFilter,
+    ) -> Result<Vec<serde_json::Value>, StoreError> {
         let select = "SELECT record FROM decisions WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR sandbox_id = $2) \
              AND ($3 = '' OR verdict = $3) AND ($4 = '' OR id < $4) ORDER BY id DESC LIMIT $5";
         let rows = sqlx::query(select)

@@ -9,7 +9,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn fact(&self, name: &'static str, fresh: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    pub(crate) async fn fact(&self, name: &'static str, fresh: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         sqlx::query("INSERT INTO installation (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
             .bind(name)
             .bind(fresh)
@@ -23,7 +23,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn next_number(&self, name: &'static str) -> Result<u64, StoreError> {
+    pub(crate) async fn next_number(&self, name: &'static str) -> Result<u64, StoreError> {
         let mut change = self.change().await?;
         let select = "SELECT value FROM installation WHERE name = $1";
         let row = sqlx::query(select).bind(name).fetch_optional(&mut *change.0).await?;

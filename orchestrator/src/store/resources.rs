@@ -47,22 +47,22 @@ impl std::str::FromStr for Kind {
 
 /// One part of a tenant's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resource {
+pub(crate) struct Resource {
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Its name among its kind.
-    pub name: String,
+    pub(crate) name: String,
     /// JSON, as the API shows it.
-    pub body: String,
+    pub(crate) body: String,
     /// A filter's component.
-    pub component: Option<Vec<u8>>,
+    pub(crate) component: Option<Vec<u8>>,
     /// A digest of body and component, in hex.
-    pub digest: String,
+    pub(crate) digest: String,
 }
 
 /// A change of one part.
 #[derive(Debug, Clone)]
-pub enum ResourceChange {
+pub(crate) enum ResourceChange {
     /// It is this from now on.
     Put(Resource),
     /// It is no more.
@@ -71,15 +71,15 @@ pub enum ResourceChange {
 
 /// A secret as it is stored.
 #[derive(Debug, Clone)]
-pub struct SealedSecret {
+pub(crate) struct SealedSecret {
     /// Its name.
-    pub name: SecretName,
+    pub(crate) name: SecretName,
     /// Its value, sealed with the data key.
-    pub sealed: Vec<u8>,
+    pub(crate) sealed: Vec<u8>,
     /// Rises with each value.
-    pub version: i64,
+    pub(crate) version: i64,
     /// When it got this value.
-    pub updated_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
 }
 
 impl Store {
@@ -87,7 +87,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn resources(&self, tenant: &TenantId) -> Result<Vec<Resource>, StoreError> {
+    pub(crate) async fn resources(&self, tenant: &TenantId) -> Result<Vec<Resource>, StoreError> {
         let select =
             "SELECT kind, name, body, component, digest FROM resources WHERE tenant = $1 ORDER BY kind, name";
         let rows = sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&self.pool).await?;
@@ -108,7 +108,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn change_resources(
+    pub(crate) async fn change_resources(
         &self,
         tenant: &TenantId,
         expected: i64,
@@ -134,7 +134,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn secrets(&self, tenant: &TenantId) -> Result<Vec<SealedSecret>, StoreError> {
+    pub(crate) async fn secrets(&self, tenant: &TenantId) -> Result<Vec<SealedSecret>, StoreError> {
         let select = "SELECT * FROM secrets WHERE tenant = $1 ORDER BY name";
         let rows = sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&self.pool).await?;
         let secret = |row: &sqlx::any::AnyRow| {
@@ -152,7 +152,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn set_secret(
+    pub(crate) async fn set_secret(
         &self,
         tenant: &TenantId,
         name: &SecretName,
@@ -178,7 +178,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn remove_secret(
+    pub(crate) async fn remove_secret(
         &self,
         tenant: &TenantId,
         name: &SecretName,

@@ -13,100 +13,100 @@ use std::time::Duration;
 
 /// What is asked of the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// How well it must be kept apart.
-    pub isolation: Wanted,
+    pub(crate) isolation: Wanted,
     /// What it may use.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// A sandbox that is to be.
 #[derive(Debug, Clone)]
-pub struct NewSandbox {
+pub(crate) struct NewSandbox {
     /// Its id.
-    pub id: SandboxId,
+    pub(crate) id: SandboxId,
     /// Its tenant.
-    pub tenant: TenantId,
+    pub(crate) tenant: TenantId,
     /// Its user.
-    pub user_id: UserId,
+    pub(crate) user_id: UserId,
     /// Its conversation.
-    pub conversation_id: ConversationId,
+    pub(crate) conversation_id: ConversationId,
     /// What it is made from.
-    pub template: TemplateName,
+    pub(crate) template: TemplateName,
     /// What it may call.
-    pub operations: Vec<Grant>,
+    pub(crate) operations: Vec<Grant>,
     /// What the application says of the user.
-    pub claims: serde_json::Map<String, serde_json::Value>,
+    pub(crate) claims: serde_json::Map<String, serde_json::Value>,
     /// The application's labels.
-    pub labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// The environment of the create call and the template, sealed.
-    pub env_sealed: Option<Vec<u8>>,
+    pub(crate) env_sealed: Option<Vec<u8>>,
     /// A keyed digest of the create call's environment, to compare repeats by.
-    pub env_digest: String,
+    pub(crate) env_digest: String,
     /// What is asked of the runtime.
-    pub asked: Asked,
+    pub(crate) asked: Asked,
     /// Who asked.
-    pub created_by: String,
+    pub(crate) created_by: String,
     /// Its end, unless it is extended.
-    pub expires_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
     /// How long it may be unused.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
 }
 
 /// A sandbox that is or was.
 #[derive(Debug, Clone)]
-pub struct SandboxRow {
+pub(crate) struct SandboxRow {
     /// What was asked for.
-    pub new: NewSandbox,
+    pub(crate) new: NewSandbox,
     /// What it is now.
-    pub state: State,
+    pub(crate) state: State,
     /// Why it ended, once it does.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// What the runtime made of it.
-    pub running: Option<Running>,
+    pub(crate) running: Option<Running>,
     /// When it was asked for.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// When it will have been unused for too long.
-    pub idle_at: Timestamp,
+    pub(crate) idle_at: Timestamp,
 }
 
 /// Which sandboxes to list.
 #[derive(Debug, Clone, Default)]
-pub struct SandboxFilter {
+pub(crate) struct SandboxFilter {
     /// Of this tenant; of all if absent.
-    pub tenant: Option<TenantId>,
+    pub(crate) tenant: Option<TenantId>,
     /// Of this user.
-    pub user: Option<UserId>,
+    pub(crate) user: Option<UserId>,
     /// Of this conversation.
-    pub conversation: Option<ConversationId>,
+    pub(crate) conversation: Option<ConversationId>,
     /// With this status.
-    pub status: Option<String>,
+    pub(crate) status: Option<String>,
     /// After this one, in the order of the list (newest first).
-    pub after: Option<SandboxId>,
+    pub(crate) after: Option<SandboxId>,
     /// How many at most.
-    pub limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
 }
 
 /// A page of sandboxes.
 #[derive(Debug, Clone)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// The sandboxes, newest first.
-    pub sandboxes: Vec<SandboxRow>,
+    pub(crate) sandboxes: Vec<SandboxRow>,
     /// Whether there are more.
-    pub has_more: bool,
+    pub(crate) has_more: bool,
 }
 
 /// A change of state that is to be written.
 #[derive(Debug, Clone)]
-pub struct Transition {
+pub(crate) struct Transition {
     /// The state that it must be in.
-    pub from: State,
+    pub(crate) from: State,
     /// The state that it will be in.
-    pub to: State,
+    pub(crate) to: State,
     /// Why, where it ends.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// What the runtime made of it, once it did.
-    pub running: Option<Running>,
+    pub(crate) running: Option<Running>,
 }
 
 fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
@@ -169,7 +169,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn add_sandbox(&self, new: &NewSandbox, audit: &AuditEntry) -> Result<bool, StoreError> {
+    pub(crate) async fn add_sandbox(&self, new: &NewSandbox, audit: &AuditEntry) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
         let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
              labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
@@ -208,7 +208,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn move_sandbox(
+    pub(crate) async fn move_sandbox(
         &self,
         id: &SandboxId,
         transition: &Transition,
@@ -245,7 +245,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
+    pub(crate) async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
         let select = "SELECT * FROM sandboxes WHERE id = $1";
         let found = sqlx::query(select).bind(id.as_str().to_owned()).fetch_optional(&self.pool).await?;
         found.as_ref().map(row).transpose()
@@ -255,7 +255,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn live_sandbox(
+    pub(crate) async fn live_sandbox(
         &self,
         tenant: &TenantId,
         conversation: &ConversationId,
@@ -274,7 +274,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn live_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+    pub(crate) async fn live_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
         let select =
             "SELECT * FROM sandboxes WHERE status NOT IN ('destroyed', 'failed') ORDER BY created_at_micros";
         let rows = sqlx::query(select).fetch_all(&self.pool).await?;
@@ -285,7 +285,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn list_sandboxes(&self, filter: &SandboxFilter) -> Result<Listing, StoreError> {
+    pub(crate) async fn list_sandboxes(&self, filter: &SandboxFilter) -> Result<Listing, StoreError> {
         let limit = super::page_size(filter.limit);
         let select = "SELECT * FROM sandboxes WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR user_id = $2) \
              AND ($3 = '' OR conversation_id = $3) AND ($4 = '' OR status = $4) \
@@ -310,7 +310,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn sandbox_counts(
+    pub(crate) async fn sandbox_counts(
         &self,
         tenant: &TenantId,
         since: Timestamp,
@@ -330,7 +330,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn touch_sandbox(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) async fn touch_sandbox(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
         let update = "UPDATE sandboxes SET idle_at_micros = $2 + idle_micros WHERE id = $1 AND status = 'running' \
              AND idle_at_micros < $2 + idle_micros";
         sqlx::query(update).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
@@ -341,7 +341,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, bool)>, StoreError> {
+    pub(crate) async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, bool)>, StoreError> {
         let select = "SELECT id, expires_at_micros FROM sandboxes WHERE status IN ('running', 'paused', 'stopped') \
              AND (expires_at_micros <= $1 OR (status = 'running' AND idle_at_micros <= $1)) LIMIT 1000";
         let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;

@@ -9,17 +9,17 @@ use postern_common::session::{AcceptedToken, Peer};
 
 /// What is known of a session besides its sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionRow {
+pub(crate) struct SessionRow {
     /// Whose it is.
-    pub sandbox_id: SandboxId,
+    pub(crate) sandbox_id: SandboxId,
     /// Where its requests must come from.
-    pub peer: Peer,
+    pub(crate) peer: Peer,
     /// The tokens that are accepted.
-    pub tokens: Vec<AcceptedToken>,
+    pub(crate) tokens: Vec<AcceptedToken>,
     /// The session's end.
-    pub expires_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
     /// When the token is to be replaced.
-    pub rotate_at: Timestamp,
+    pub(crate) rotate_at: Timestamp,
 }
 
 fn row(row: &impl Columns) -> Result<SessionRow, StoreError> {
@@ -37,7 +37,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
+    pub(crate) async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
         let upsert = "INSERT INTO sessions (sandbox_id, peer, tokens, expires_at_micros, rotate_at_micros, \
              last_token_until_micros) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (sandbox_id) DO UPDATE SET \
              peer = excluded.peer, tokens = excluded.tokens, expires_at_micros = excluded.expires_at_micros, \
@@ -60,7 +60,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn session(&self, sandbox: &SandboxId) -> Result<Option<SessionRow>, StoreError> {
+    pub(crate) async fn session(&self, sandbox: &SandboxId) -> Result<Option<SessionRow>, StoreError> {
         let select = "SELECT * FROM sessions WHERE sandbox_id = $1 AND ended_at_micros IS NULL";
         let found = sqlx::query(select).bind(sandbox.as_str().to_owned()).fetch_optional(&self.pool).await?;
         found.as_ref().map(row).transpose()
@@ -70,11 +70,30 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
+    pub(crate) async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
         let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
              AND expires_at_micros > $1 ORDER BY rotate_at_micros LIMIT 1000";
         let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
         rows.iter().map(|row| row.parsed("sandbox_id")).collect()
+    }
+
+    /// Has a live session's token replaced at `at`, sooner or later than was planned.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn rotate_session_at(
+        &self,
+        sandbox: &SandboxId,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE sessions SET rotate_at_micros = $2 WHERE sandbox_id = $1 AND ended_at_micros IS NULL",
+        )
+        .bind(sandbox.as_str().to_owned())
+        .bind(micros(at))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Ends a session for good and tells until when its tokens would have been good; `None` if
@@ -82,7 +101,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn end_session(
+    pub(crate) async fn end_session(
         &self,
         sandbox: &SandboxId,
         now: Timestamp,
@@ -107,7 +126,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn ended_sessions(&self, now: Timestamp) -> Result<Vec<EndedSession>, StoreError> {
+    pub(crate) async fn ended_sessions(&self, now: Timestamp) -> Result<Vec<EndedSession>, StoreError> {
         let select = "SELECT sandbox_id, last_token_until_micros FROM sessions \
              WHERE ended_at_micros IS NOT NULL AND last_token_until_micros > $1";
         let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
@@ -124,7 +143,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn forget_sessions(&self, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) async fn forget_sessions(&self, now: Timestamp) -> Result<(), StoreError> {
         sqlx::query(
             "DELETE FROM sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1",
         )

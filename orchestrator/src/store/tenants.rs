@@ -35,17 +35,17 @@ impl fmt::Display for Owner {
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TenantRow {
+pub(crate) struct TenantRow {
     /// Its name.
-    pub name: TenantId,
+    pub(crate) name: TenantId,
     /// Who may change its configuration.
-    pub owner: Owner,
+    pub(crate) owner: Owner,
     /// Whether it ever put a policy set; an empty one counts.
-    pub has_policies: bool,
+    pub(crate) has_policies: bool,
     /// Rises with each change of its configuration.
-    pub version: i64,
+    pub(crate) version: i64,
     /// When it was made.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
 }
 
 fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
@@ -69,7 +69,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn add_tenant(
+    pub(crate) async fn add_tenant(
         &self,
         name: &TenantId,
         owner: &Owner,
@@ -98,7 +98,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn give_tenant(&self, name: &TenantId, owner: &Owner) -> Result<(), StoreError> {
+    pub(crate) async fn give_tenant(&self, name: &TenantId, owner: &Owner) -> Result<(), StoreError> {
         let place = if let Owner::Folder(path) = owner { path.clone() } else { String::new() };
         sqlx::query("UPDATE tenants SET owner = $2, owner_place = $3 WHERE name = $1")
             .bind(name.as_str().to_owned())
@@ -113,7 +113,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn tenant(&self, name: &TenantId) -> Result<Option<TenantRow>, StoreError> {
+    pub(crate) async fn tenant(&self, name: &TenantId) -> Result<Option<TenantRow>, StoreError> {
         let select = "SELECT * FROM tenants WHERE name = $1";
         let found = sqlx::query(select).bind(name.as_str().to_owned()).fetch_optional(&self.pool).await?;
         found.as_ref().map(row).transpose()
@@ -123,7 +123,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn tenants(&self) -> Result<Vec<TenantRow>, StoreError> {
+    pub(crate) async fn tenants(&self) -> Result<Vec<TenantRow>, StoreError> {
         let rows = sqlx::query("SELECT * FROM tenants ORDER BY name").fetch_all(&self.pool).await?;
         rows.iter().map(row).collect()
     }
@@ -132,7 +132,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn remove_tenant(&self, name: &TenantId, audit: &AuditEntry) -> Result<bool, StoreError> {
+    pub(crate) async fn remove_tenant(
+        &self,
+        name: &TenantId,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
         let delete = sqlx::query("DELETE FROM tenants WHERE name = $1").bind(name.as_str().to_owned());
         if delete.execute(&mut *change.0).await?.rows_affected() == 0 {

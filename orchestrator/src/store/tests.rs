@@ -1,1 +1,367 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The store's suite: the same tests over SQLite and, where `initdb` is installed, a real Postgres.
+
+#![expect(clippy::cognitive_complexity, reason = "each assertion counts; a test is still one straight line")]
+
+use super::*;
+use crate::lifecycle::{Outcome, State};
+use crate::runtime::{Level, Limits, Wanted};
+use postern_common::clock::now;
+use postern_common::control::EndedSession;
+use postern_common::id::{ApiKeyId, ConversationId, SandboxId, SecretName, TemplateName, TenantId, UserId};
+use postern_common::session::{AcceptedToken, Peer};
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// A database of its own, gone with the test.
+pub(crate) struct Database {
+    pub(crate) store: Store,
+    _folder: TempDir,
+    _server: Option<Server>,
+}
+
+/// A Postgres server that ends with its test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Its data goes with the folder: it need not end well.
+        let _ = self.0.kill().is_ok() && self.0.wait().is_ok();
+    }
+}
+
+impl Database {
+    pub(crate) async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = Secret::new(format!("sqlite://{}/test.db", folder.path().display()));
+        Self { store: Store::open(&url).await.expect("opens"), _folder: folder, _server: None }
+    }
+
+    /// `None` where Postgres is not installed.
+    async fn postgres() -> Option<Self> {
+        let bin = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"]
+            .map(Path::new)
+            .into_iter()
+            .find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())?;
+        let folder = tempfile::tempdir().expect("a folder");
+        let user = postgres_user(folder.path());
+        let (data, socket) = (folder.path().join("data"), folder.path().display().to_string());
+        let mut init = user.command(&bin.join("initdb"));
+        init.args(["-A", "trust", "-U", "postgres", "--no-sync", "-D"]).arg(&data);
+        assert!(init.stdout(Stdio::null()).status().expect("initdb runs").success());
+        let mut server = user.command(&bin.join("postgres"));
+        server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k", &socket, "-D"]).arg(&data);
+        let server =
+            Server(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("postgres runs"));
+        let url = Secret::new(format!(
+            "postgres://postgres@localhost/postgres?host={}",
+            socket.replace('/', "%2F")
+        ));
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let store = loop {
+            match Store::open(&url).await {
+                Ok(store) => break store,
+                Err(error) => assert!(std::time::Instant::now() < deadline, "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        Some(Self { store, _folder: folder, _server: Some(server) })
+    }
+}
+
+/// Postgres refuses to run as root: then it runs as `nobody`.
+enum PostgresUser {
+    Own,
+    Nobody,
+}
+
+fn postgres_user(folder: &Path) -> PostgresUser {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return PostgresUser::Own;
+    }
+    std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY)).expect("root may");
+    PostgresUser::Nobody
+}
+
+impl PostgresUser {
+    fn command(&self, program: &Path) -> Command {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new(program);
+        command.current_dir("/");
+        if matches!(self, Self::Nobody) {
+            command.uid(65534).gid(65534);
+        }
+        command
+    }
+}
+
+/// Makes one test for each database out of each function.
+macro_rules! on_each_database {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {$(
+            #[tokio::test]
+            async fn $name() {
+                super::$name(&super::Database::sqlite().await.store).await;
+            }
+        )*}
+        mod postgres {$(
+            #[tokio::test]
+            async fn $name() {
+                match super::Database::postgres().await {
+                    Some(database) => super::$name(&database.store).await,
+                    None => println!("left out: Postgres is not installed"),
+                }
+            }
+        )*}
+    };
+}
+
+on_each_database!(
+    a_conversation_has_one_live_sandbox,
+    a_sandbox_moves_only_from_the_state_it_is_in,
+    a_sandbox_reads_back_as_it_was_written,
+    an_ended_session_never_lives_again,
+    deadlines_are_found_when_they_have_come,
+    keys_tenants_and_secrets_are_kept_and_go_with_their_tenant,
+    changes_of_a_configuration_rest_on_a_version,
+    opening_again_changes_nothing,
+);
+
+fn tenant() -> TenantId {
+    TenantId::parse("acme").expect("a name")
+}
+
+fn audit(action: Action) -> AuditEntry {
+    AuditEntry::new(now(), Some(tenant()), action, Actor::Orchestrator)
+}
+
+fn sandbox(number: u8, conversation: &str) -> NewSandbox {
+    let limits = Limits { memory_bytes: 1 << 30, cpu_millis: 500, pids: 64, disk_bytes: 1 << 30 };
+    NewSandbox {
+        id: SandboxId::from_random([number; 12]),
+        tenant: tenant(),
+        user_id: UserId::parse("älice'; DROP TABLE sandboxes --").expect("an id"),
+        conversation_id: ConversationId::parse(conversation).expect("an id"),
+        template: TemplateName::parse("default").expect("a name"),
+        operations: vec!["desk/read".parse().expect("a grant")],
+        claims: serde_json::Map::from_iter([("plan".to_owned(), "gold".into())]),
+        labels: BTreeMap::from([("team".to_owned(), "désk".to_owned())]),
+        env_sealed: Some(vec![0, 1, 255]),
+        env_digest: "digest".to_owned(),
+        asked: Asked { isolation: Wanted::AtLeast(Level::Namespaces), limits },
+        created_by: "key:x".to_owned(),
+        expires_at: now().saturating_add(jiff::SignedDuration::from_hours(1)).expect("in range"),
+        idle: Duration::from_secs(60),
+    }
+}
+
+async fn add(store: &Store, new: &NewSandbox) -> bool {
+    store.add_sandbox(new, &audit(Action::SandboxCreated)).await.expect("answers")
+}
+
+async fn go(store: &Store, id: &SandboxId, from: State, to: State) -> bool {
+    let transition = Transition { from, to, reason: Some("a reason".to_owned()), running: None };
+    store.move_sandbox(id, &transition, &audit(Action::SandboxChanged)).await.expect("answers")
+}
+
+async fn a_conversation_has_one_live_sandbox(store: &Store) {
+    let (first, second) = (sandbox(1, "c1"), sandbox(2, "c1"));
+    assert!(add(store, &first).await);
+    assert!(!add(store, &second).await, "the conversation is taken");
+    assert!(add(store, &sandbox(3, "c2")).await, "another conversation is not");
+    let mut other = sandbox(4, "c1");
+    other.tenant = TenantId::parse("other").expect("a name");
+    assert!(add(store, &other).await, "another tenant's is another conversation");
+    assert!(go(store, &first.id, State::Creating, State::Destroying(Outcome::Failed)).await);
+    assert!(!add(store, &second).await, "what is being destroyed still counts");
+    assert!(go(store, &first.id, State::Destroying(Outcome::Failed), State::Failed).await);
+    assert!(add(store, &second).await);
+    let live = store.live_sandbox(&tenant(), &second.conversation_id).await.expect("answers").expect("one");
+    assert_eq!(live.new.id, second.id);
+}
+
+async fn a_sandbox_moves_only_from_the_state_it_is_in(store: &Store) {
+    let new = sandbox(1, "c1");
+    add(store, &new).await;
+    assert!(!go(store, &new.id, State::Running, State::Paused).await);
+    assert!(go(store, &new.id, State::Creating, State::Running).await);
+    assert!(!go(store, &new.id, State::Creating, State::Running).await, "somebody was faster");
+    let events = store.events(&AuditFilter::default()).await.expect("answers");
+    let actions: Vec<&str> = events.iter().map(|event| event.action.as_str()).collect();
+    assert_eq!(actions, ["sandbox.created", "sandbox.changed"], "what did not happen is not in the log");
+}
+
+async fn a_sandbox_reads_back_as_it_was_written(store: &Store) {
+    let new = sandbox(1, "c1");
+    add(store, &new).await;
+    let row = store.sandbox(&new.id).await.expect("answers").expect("is there");
+    assert_eq!(format!("{:?}", row.new.asked), format!("{:?}", new.asked));
+    assert_eq!(
+        (&row.new.user_id, &row.new.labels, &row.new.claims),
+        (&new.user_id, &new.labels, &new.claims)
+    );
+    assert_eq!((row.new.env_sealed.as_ref(), row.state), (new.env_sealed.as_ref(), State::Creating));
+    for (from, to) in [
+        (State::Creating, State::Destroying(Outcome::Destroyed)),
+        (State::Destroying(Outcome::Destroyed), State::Destroyed),
+    ] {
+        assert!(go(store, &new.id, from, to).await);
+        assert_eq!(store.sandbox(&new.id).await.expect("answers").expect("is there").state, to);
+    }
+    let row = store.sandbox(&new.id).await.expect("answers").expect("is there");
+    assert_eq!(
+        (row.new.env_sealed, row.reason.as_deref()),
+        (None, Some("a reason")),
+        "its environment is wiped"
+    );
+}
+
+async fn an_ended_session_never_lives_again(store: &Store) {
+    let new = sandbox(1, "c1");
+    add(store, &new).await;
+    let until = now().saturating_add(jiff::SignedDuration::from_mins(5)).expect("in range");
+    let until = Timestamp::from_microsecond(until.as_microsecond()).expect("in range");
+    let row = SessionRow {
+        sandbox_id: new.id.clone(),
+        peer: Peer::Socket("/run/x".into()),
+        tokens: vec![AcceptedToken { jti: "a".to_owned(), until }],
+        expires_at: until,
+        rotate_at: until,
+    };
+    assert!(store.put_session(&row).await.expect("answers"));
+    assert_eq!(store.session(&new.id).await.expect("answers").as_ref(), Some(&row));
+    let ended = EndedSession { sandbox_id: new.id.clone(), until };
+    assert_eq!(store.end_session(&new.id, now()).await.expect("answers"), Some(ended.clone()));
+    assert!(!store.put_session(&row).await.expect("answers"), "it has ended");
+    assert_eq!(store.session(&new.id).await.expect("answers"), None);
+    assert_eq!(store.ended_sessions(now()).await.expect("answers"), [ended]);
+    store.forget_sessions(now()).await.expect("answers");
+    assert_eq!(store.ended_sessions(now()).await.expect("answers").len(), 1, "its tokens have not expired");
+    store.forget_sessions(until).await.expect("answers");
+    assert_eq!(store.ended_sessions(now()).await.expect("answers"), []);
+}
+
+async fn deadlines_are_found_when_they_have_come(store: &Store) {
+    let new = sandbox(1, "c1");
+    add(store, &new).await;
+    let after = |seconds| now().saturating_add(jiff::SignedDuration::from_secs(seconds)).expect("in range");
+    assert_eq!(store.due_sandboxes(after(7200)).await.expect("answers"), [], "it does not run yet");
+    go(store, &new.id, State::Creating, State::Running).await;
+    assert_eq!(store.due_sandboxes(after(30)).await.expect("answers"), []);
+    assert_eq!(store.due_sandboxes(after(61)).await.expect("answers"), [(new.id.clone(), true)]);
+    store.touch_sandbox(&new.id, after(30)).await.expect("answers");
+    assert_eq!(store.due_sandboxes(after(61)).await.expect("answers"), [], "it was in use");
+    assert_eq!(store.due_sandboxes(after(3601)).await.expect("answers"), [(new.id, false)]);
+}
+
+async fn keys_tenants_and_secrets_are_kept_and_go_with_their_tenant(store: &Store) {
+    assert!(store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers"));
+    assert!(!store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers"));
+    let key = ApiKeyRow {
+        id: ApiKeyId::from_random([7; 16]),
+        tenant: Some(tenant()),
+        role: Role::Developer,
+        label: "ci".to_owned(),
+        operations: Some(vec!["*".parse().expect("a grant")]),
+        created_by: "x".to_owned(),
+        created_at: now(),
+        hash: vec![1, 2, 3],
+    };
+    store.add_key(&key, &audit(Action::KeyCreated)).await.expect("answers");
+    let found = store.key(&key.id).await.expect("answers").expect("is there");
+    assert_eq!(
+        (found.role, found.operations, found.hash),
+        (key.role, key.operations.clone(), key.hash.clone())
+    );
+    let secret = SecretName::parse("desk").expect("a name");
+    for version in 1..=2 {
+        store.set_secret(&tenant(), &secret, vec![9], &audit(Action::SecretSet)).await.expect("answers");
+        assert_eq!(store.secrets(&tenant()).await.expect("answers")[0].version, version);
+    }
+    assert!(store.remove_tenant(&tenant(), &audit(Action::TenantRemoved)).await.expect("answers"));
+    assert!(store.key(&key.id).await.expect("answers").is_none());
+    assert!(store.secrets(&tenant()).await.expect("answers").is_empty());
+}
+
+async fn changes_of_a_configuration_rest_on_a_version(store: &Store) {
+    store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers");
+    let part = |name: &str| Resource {
+        kind: Kind::Template,
+        name: name.to_owned(),
+        body: "{}".to_owned(),
+        component: Some(vec![0, 255]),
+        digest: "d".to_owned(),
+    };
+    let put = |name: &str| [ResourceChange::Put(part(name))];
+    assert!(store.change_resources(&tenant(), 1, true, &put("a"), &[]).await.expect("answers"));
+    assert!(
+        !store.change_resources(&tenant(), 1, true, &put("b"), &[]).await.expect("answers"),
+        "version 1 is past"
+    );
+    assert!(store.change_resources(&tenant(), 2, true, &put("b"), &[]).await.expect("answers"));
+    let remove = [ResourceChange::Remove(Kind::Template, "a".to_owned())];
+    assert!(store.change_resources(&tenant(), 3, false, &remove, &[]).await.expect("answers"));
+    assert_eq!(store.resources(&tenant()).await.expect("answers"), [part("b")]);
+    let row = store.tenant(&tenant()).await.expect("answers").expect("is there");
+    assert_eq!((row.version, row.has_policies), (4, false));
+}
+
+async fn opening_again_changes_nothing(store: &Store) {
+    assert_eq!(store.fact("a", vec![1]).await.expect("answers"), [1]);
+    assert_eq!(store.fact("a", vec![2]).await.expect("answers"), [1], "the first stays");
+    assert_eq!(store.next_number("n").await.expect("answers"), 1);
+    assert_eq!(store.next_number("n").await.expect("answers"), 2);
+    migrations::bring_up(store).await.expect("is up to date");
+    assert_eq!(store.fact("a", vec![3]).await.expect("answers"), [1]);
+}
+
+#[tokio::test]
+async fn an_interrupted_migration_of_another_tool_is_refused_with_the_repair() {
+    let store = Database::sqlite().await.store;
+    sqlx::raw_sql("UPDATE schema_migrations SET version = 5, dirty = 1")
+        .execute(&store.pool)
+        .await
+        .expect("writes");
+    let refused = migrations::bring_up(&store).await.expect_err("refused").to_string();
+    assert!(refused.contains("migration 5") && refused.contains("force 4"), "{refused}");
+    sqlx::raw_sql("UPDATE schema_migrations SET version = 99, dirty = 0")
+        .execute(&store.pool)
+        .await
+        .expect("writes");
+    let refused = migrations::bring_up(&store).await.expect_err("refused").to_string();
+    assert!(refused.contains("99"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_database_begun_by_another_tool_is_gone_on_with() {
+    let store = Database::sqlite().await.store;
+    let undo = ["000007_create_decisions", "000006_create_sandboxes"].map(|name| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/sqlite");
+        std::fs::read_to_string(folder.join(format!("{name}.down.sql"))).expect("is there")
+    });
+    for script in undo {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&store.pool).await.expect("goes down");
+    }
+    sqlx::raw_sql("UPDATE schema_migrations SET version = 5").execute(&store.pool).await.expect("writes");
+    migrations::bring_up(&store).await.expect("goes on from 5");
+    assert!(add(&store, &sandbox(1, "c1")).await);
+}
+
+#[test]
+fn both_databases_have_the_same_migrations() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
+    let names = |folder: &Path| -> std::collections::BTreeSet<String> {
+        let entries = std::fs::read_dir(folder).expect("is there").flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.ends_with(".sql"))
+            .collect()
+    };
+    assert_eq!(names(&folder), names(&folder.join("sqlite")));
+    for name in names(&folder) {
+        let other = name.replace(".up.", ".down.");
+        assert!(folder.join(&other).is_file(), "{other} is missing");
+    }
+}

@@ -81,7 +81,7 @@ impl Told {
     pub(crate) fn last_session(&self, sandbox: &str) -> Session {
         let of = |session: &&Session| session.sandbox_id.as_str() == sandbox;
         let in_snapshots = self.snapshots.iter().flat_map(|state| &state.sessions);
-        in_snapshots.chain(&self.sessions).filter(of).last().expect("was told of it").clone()
+        in_snapshots.chain(&self.sessions).rfind(of).expect("was told of it").clone()
     }
 
     pub(crate) fn has_ended(&self, sandbox: &str) -> bool {
@@ -189,7 +189,13 @@ impl Bench {
     }
 
     /// A request with exactly these headers, and `Host` and `Content-Type` unless they are there.
-    pub(crate) async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         let has = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
         if !has("host") {
@@ -305,7 +311,15 @@ fn programs() -> &'static Path {
     BUILT.get_or_init(|| {
         let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
         let built = std::process::Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--message-format=json", "-p", "postern-shim", "-p", "postern-sandboxd"])
+            .args([
+                "build",
+                "--quiet",
+                "--message-format=json",
+                "-p",
+                "postern-shim",
+                "-p",
+                "postern-sandboxd",
+            ])
             .args(["--target", &target])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()

@@ -1,1 +1,255 @@
 // SPDX-License-Identifier: Apache-2.0
+//! What a tenant owns: checked whole, changed all or nothing, one owner, `ETag`s, secrets.
+
+use crate::bench::{Bench, new_folder};
+use http::{Method, StatusCode};
+use postern_common::folder::TenantFiles;
+use postern_common::id::TenantId;
+use postern_orchestrator::configuration::ConfigurationError;
+use serde_json::{Value, json};
+
+const DOCUMENT: &str = r#"{"openapi": "3.1.0", "info": {"title": "desk", "version": "1"}, "paths": {
+    "/orders": {"get": {"operationId": "listOrders", "responses": {}}},
+    "/refunds": {"post": {"operationId": "createRefund", "responses": {}}}}}"#;
+
+fn desk() -> Value {
+    json!({ "backend": { "url": "http://desk.internal:8080/api", "openapi": "openapi.yaml", "credential": "desk-token" }, "document": DOCUMENT })
+}
+
+fn whole() -> Value {
+    json!({
+        "backends": { "desk": desk() },
+        "policies": { "desk": "@id(\"reads\") permit (principal, action in desk::Action::\"read\", resource);" },
+        "templates": { "default": { "operations": ["desk/read"], "ttl": "30m" } },
+    })
+}
+
+fn name(text: &str) -> TenantId {
+    TenantId::parse(text).expect("a name")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_is_applied_whole_and_told_to_gateways() {
+    let bench = Bench::without_sandboxes().await;
+    let tried = bench.post("/apply?dry_run", whole()).await.json();
+    assert_eq!((tried["dry_run"].clone(), tried["changes"].as_array().map(Vec::len)), (json!(true), Some(3)));
+    assert_eq!(bench.get("/backends").await.json()["backends"], json!([]), "only tried");
+
+    let applied = bench.post("/apply", whole()).await;
+    assert_eq!(applied.status, StatusCode::OK, "{}", applied.text);
+    assert_eq!(applied.json()["gateways_in_force"], 1);
+    let told = bench.told().tenants.last().expect("was told").clone();
+    assert_eq!(told.backends.len(), 1);
+    assert!(told.policies.as_ref().is_some_and(|policies| policies.len() == 1));
+
+    let again = bench.post("/apply", whole()).await.json();
+    assert_eq!(again["changes"], json!([]), "nothing differs");
+    let added = json!({ "templates": { "small": { "operations": [], "memory": "64MiB" } } });
+    let changes = bench.post("/apply", added.clone()).await.json()["changes"].clone();
+    assert_eq!(
+        changes,
+        json!([{ "kind": "template", "name": "small", "change": "added" }]),
+        "without prune nothing goes"
+    );
+    let mut pruned = whole();
+    pruned["policies"] = Value::Null;
+    let changes = bench.post("/apply?prune=true", pruned).await.json()["changes"].clone();
+    assert_eq!(
+        changes,
+        json!([{ "kind": "policy", "name": "desk", "change": "removed" }, { "kind": "template", "name": "small", "change": "removed" }])
+    );
+    assert!(bench.told().tenants.last().expect("was told").policies.is_none(), "the baseline's permit again");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_mistake_is_told_at_once_and_nothing_is_activated() {
+    let bench = Bench::without_sandboxes().await;
+    bench.post("/apply", whole()).await;
+    let before = bench.told().tenants.len();
+    let wrong = json!({
+        "backends": {
+            "desk": { "backend": { "url": "ftp://user@desk", "openapi": "openapi.yaml", "filters": ["nothing"],
+                "operations": { "listOrder": { "per_second": 0.0 } } }, "document": DOCUMENT },
+        },
+        "policies": { "desk": "@id(\"a\") permit (principal, action == desk::Action::\"listOrder\", resource);" },
+        "templates": { "default": { "operations": ["desk/unheard"], "cpu": -1.0, "ttl": "48h", "env": { "SANDBOX_ID": "x", "1A": "y" } } },
+        "limits": { "session": { "per_second": -1.0 } },
+    });
+    let refused = bench.post("/apply", wrong).await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::UNPROCESSABLE_ENTITY, "invalid-input")
+    );
+    let errors = refused.json()["errors"].clone();
+    let pointers: Vec<&str> =
+        errors.as_array().expect("a list").iter().filter_map(|error| error["pointer"].as_str()).collect();
+    for place in [
+        "/backends/desk/backend/url",
+        "/backends/desk/backend/filters",
+        "/backends/desk/backend/operations/listOrder",
+        "/policies/desk",
+        "/templates/default/operations/0",
+        "/templates/default/cpu",
+        "/templates/default/ttl",
+        "/templates/default/env/SANDBOX_ID",
+        "/templates/default/env/1A",
+        "/limits/session/per_second",
+    ] {
+        assert!(pointers.contains(&place), "{place} is not in {pointers:?}");
+    }
+    assert_eq!(bench.told().tenants.len(), before, "gateways heard nothing");
+    assert_eq!(bench.get("/templates/default").await.json()["ttl"], "30m", "what was in force still is");
+    let unknown = bench.post("/apply", json!({ "backend": {} })).await;
+    assert_eq!(unknown.code(), "invalid-input", "an unknown field is a mistake");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_rests_on_what_its_author_saw() {
+    let bench = Bench::without_sandboxes().await;
+    let put = async |headers: &[(&str, &str)], ttl: &str| {
+        let bearer = format!("Bearer {}", bench.key);
+        let all: Vec<(&str, &str)> =
+            headers.iter().copied().chain([("authorization", bearer.as_str())]).collect();
+        bench
+            .send(Method::PUT, "/templates/small", &all, &json!({ "ttl": ttl, "operations": [] }).to_string())
+            .await
+    };
+    assert_eq!(put(&[("if-match", "*")], "1m").await.code(), "precondition-failed", "it is not there yet");
+    let made = put(&[("if-none-match", "*")], "1m").await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    assert_eq!(put(&[("if-none-match", "*")], "2m").await.code(), "precondition-failed", "it is there");
+    let tag = made.etag();
+    let shown = bench.get("/templates/small").await;
+    assert_eq!((shown.etag(), shown.json()["ttl"].clone()), (tag.clone(), json!("1m")));
+    let bearer = format!("Bearer {}", bench.key);
+    let known = bench
+        .send(Method::GET, "/templates/small", &[("authorization", &bearer), ("if-none-match", &tag)], "")
+        .await;
+    assert_eq!((known.status, known.text.as_str()), (StatusCode::NOT_MODIFIED, ""));
+
+    let changed = put(&[("if-match", &tag)], "2m").await;
+    assert_eq!(changed.status, StatusCode::OK);
+    assert_ne!(changed.etag(), tag);
+    assert_eq!(
+        put(&[("if-match", &tag)], "3m").await.code(),
+        "precondition-failed",
+        "somebody changed it since"
+    );
+    let stale = bench
+        .send(Method::DELETE, "/templates/small", &[("authorization", &bearer), ("if-match", &tag)], "")
+        .await;
+    assert_eq!(stale.code(), "precondition-failed");
+    assert_eq!(bench.delete("/templates/small").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(bench.delete("/templates/small").await.code(), "not-found");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watched_folder_and_the_api_never_both_own_a_tenant() {
+    let bench = Bench::without_sandboxes().await;
+    let folder = bench.folder.path().join("config");
+    let files: TenantFiles = serde_json::from_value(whole()).expect("files");
+    let applied =
+        bench.orchestrator.apply_folder(&name("default"), &folder, files.clone()).await.expect("applies");
+    assert_eq!(applied.changes.len(), 3);
+    for (method, path, body) in [
+        (Method::POST, "/apply", whole()),
+        (Method::PUT, "/templates/small", json!({})),
+        (Method::PUT, "/policies/other", json!({ "text": "" })),
+        (Method::DELETE, "/backends/desk", Value::Null),
+    ] {
+        let refused = bench.call(method, path, body).await;
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (StatusCode::CONFLICT, "owned-elsewhere"),
+            "{path}"
+        );
+        assert!(refused.field("detail").contains("watched folder"), "it says who: {}", refused.text);
+    }
+    let secret = bench.put("/secrets/desk-token", json!({ "value": "s3cret" })).await;
+    assert_eq!(secret.status, StatusCode::NO_CONTENT, "secrets never lie in a folder");
+    let other = bench.folder.path().join("elsewhere");
+    let refused = bench.orchestrator.apply_folder(&name("default"), &other, files.clone()).await;
+    assert!(matches!(refused, Err(ConfigurationError::OwnedElsewhere { .. })), "{refused:?}");
+
+    bench.post("/tenants", json!({ "name": "acme" })).await;
+    let refused = bench.orchestrator.apply_folder(&name("acme"), &folder, files).await;
+    assert!(
+        matches!(refused, Err(ConfigurationError::OwnedElsewhere { .. })),
+        "the API owns it: {refused:?}"
+    );
+    bench.orchestrator.release_folder(&name("default")).await.expect("lets go");
+    assert_eq!(bench.put("/templates/small", json!({})).await.status, StatusCode::CREATED);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_reaches_the_gateways_that_need_it_and_nobody_else() {
+    let bench = Bench::without_sandboxes().await;
+    bench.post("/apply", whole()).await;
+    for (name, value) in [("desk-token", "hunter2-of-the-desk"), ("unused", "hunter3-of-nobody")] {
+        let set = bench.put(&format!("/secrets/{name}"), json!({ "value": value })).await;
+        assert_eq!((set.status, set.text.as_str()), (StatusCode::NO_CONTENT, ""));
+    }
+    let told = bench.told().tenants.last().expect("was told").clone();
+    let names: Vec<&str> = told.secrets.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["desk-token"], "only what a credential names");
+    assert_eq!(told.secrets.values().next().expect("one").reveal(), "hunter2-of-the-desk");
+    assert!(!format!("{told:?}").contains("hunter2"), "debug output shows none");
+
+    for path in ["/secrets", "/events", "/backends/desk", "/keys"] {
+        assert!(!bench.get(path).await.text.contains("hunter"), "{path}");
+    }
+    assert_eq!(
+        bench.get("/secrets/desk-token").await.code(),
+        "method-not-allowed",
+        "there is no way to read one"
+    );
+    for file in walk(&bench.data()) {
+        let bytes = std::fs::read(&file).expect("readable");
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"), "in {}", file.display());
+    }
+    assert_eq!(bench.delete("/secrets/desk-token").await.status, StatusCode::NO_CONTENT);
+    assert!(bench.told().tenants.last().expect("was told").secrets.is_empty());
+    bench.close().await;
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("readable").flatten();
+    entries
+        .flat_map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { vec![entry.path()] })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_an_installation_are_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::without_sandboxes().await;
+    bench.put("/secrets/a", json!({ "value": "b" })).await;
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).expect("is there").permissions().mode() & 0o777;
+    assert_eq!(mode(&bench.data()), 0o700);
+    for file in walk(&bench.data()).iter().chain(&[bench.folder.path().join("key")]) {
+        assert_eq!(mode(file), 0o600, "{}", file.display());
+    }
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backend_url_makes_the_default_backend() {
+    let bench = Bench::open(new_folder(), false, |config| {
+        config.backend_url = Some("http://127.0.0.1:9999".parse().expect("a URL"));
+    })
+    .await;
+    let told = bench.told().snapshots[0].tenants.clone();
+    let tenant = told.iter().find(|tenant| tenant.tenant.as_str() == "default").expect("is there");
+    assert_eq!(tenant.default_backend.as_ref().map(ToString::to_string).as_deref(), Some("default"));
+    assert_eq!(bench.get("/backends").await.json()["backends"][0]["name"], "default");
+    let body =
+        json!({ "user_id": "a", "conversation_id": "c", "operations": ["default/write", "default/unheard"] });
+    let refused = bench.post("/sandbox", body).await;
+    assert_eq!(refused.json()["errors"][0]["pointer"], "/operations/1", "{}", refused.text);
+    bench.close().await;
+}

@@ -4,10 +4,17 @@
 //! Sandboxes are real ones (namespaces). Where a test needs none, the runtime has nothing to run
 //! them with, which is real too.
 
+#[cfg(test)]
 mod bench;
+#[cfg(test)]
 mod configuration;
+#[cfg(test)]
 mod problems;
+#[cfg(test)]
 mod repeats;
+#[cfg(test)]
 mod restart;
+#[cfg(test)]
 mod roles;
+#[cfg(test)]
 mod sandboxes;

@@ -1,1 +1,104 @@
 // SPDX-License-Identifier: Apache-2.0
+//! One conversation, one live sandbox: what a repeat of the create call gets.
+
+use crate::bench::Bench;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+fn first() -> Value {
+    json!({
+        "user_id": "alice", "conversation_id": "c1", "env": { "A": "secret-of-alice" },
+        "claims": { "plan": "gold" }, "labels": { "team": "alices-team" }, "operations": [],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_gets_the_same_sandbox_or_is_told_what_differs() {
+    let bench = Bench::real().await;
+    let made = bench.post("/sandbox?wait=running", first()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let (sandbox, token) = (made.field("sandbox_id"), made.field("token"));
+
+    // The table: what the repeat says besides user and conversation, and the field that differs.
+    let table = [
+        (json!({}), None),
+        (json!({ "env": { "A": "secret-of-alice" } }), None),
+        (json!({ "claims": { "plan": "gold" }, "operations": [] }), None),
+        (json!({ "template": "default" }), None),
+        (json!({ "ttl": "2h", "idle": "5m", "labels": { "other": "label" } }), None),
+        (json!({ "env": { "A": "other" } }), Some("/env")),
+        (json!({ "env": {} }), Some("/env")),
+        (json!({ "claims": {} }), Some("/claims")),
+        (json!({ "claims": { "plan": "gold", "more": true } }), Some("/claims")),
+    ];
+    for (fields, differs) in table {
+        let mut body = json!({ "user_id": "alice", "conversation_id": "c1" });
+        body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        let again = bench.post("/sandbox", body).await;
+        match differs {
+            None => {
+                assert_eq!(again.status, StatusCode::OK, "{fields}: {}", again.text);
+                assert_eq!(again.field("sandbox_id"), sandbox);
+                assert_ne!(again.field("token"), token, "the token is a fresh one");
+            }
+            Some(pointer) => {
+                assert_eq!(again.code(), "sandbox-differs", "{fields}");
+                assert_eq!(again.json()["errors"][0]["pointer"], pointer);
+                assert!(!again.text.contains("secret-of-alice"), "{}", again.text);
+            }
+        }
+    }
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_user_learns_nothing_of_the_first() {
+    let bench = Bench::real().await;
+    let made = bench.post("/sandbox?wait=running", first()).await.json();
+    let body = json!({ "user_id": "bob", "conversation_id": "c1", "env": { "A": "b" } });
+    let refused = bench.post("/sandbox", body).await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::CONFLICT, "conversation-of-another-user")
+    );
+    let ours = ["alice", "alices-team", "secret-of-alice", "gold"].map(str::to_owned);
+    let shown = ["sandbox_id", "token", "created_at", "expires_at"]
+        .map(|field| made[field].as_str().expect("text").to_owned());
+    for of_alice in ours.iter().chain(&shown) {
+        assert!(!refused.text.contains(of_alice.as_str()), "`{of_alice}` in {}", refused.text);
+        let in_headers = refused
+            .headers
+            .values()
+            .any(|value| value.to_str().is_ok_and(|text| text.contains(of_alice.as_str())));
+        assert!(!in_headers);
+    }
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_that_ask_at_once_one_makes_it_and_the_rest_find_it() {
+    let bench = Bench::real().await;
+    let body = || json!({ "user_id": "alice", "conversation_id": "c1" });
+    let answers =
+        futures_util::future::join_all((0..8).map(|_| bench.post("/sandbox?wait=running", body()))).await;
+    let made = answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count();
+    let found = answers.iter().filter(|answer| answer.status == StatusCode::OK).count();
+    assert_eq!((made, found), (1, 7), "{answers:?}");
+    let ids: std::collections::BTreeSet<String> =
+        answers.iter().map(|answer| answer.field("sandbox_id")).collect();
+    assert_eq!(ids.len(), 1);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_may_have_a_new_sandbox_once_the_last_is_gone() {
+    let bench = Bench::real().await;
+    let first = bench.sandbox("c1").await;
+    let going = bench.delete(&format!("/sandbox/{first}?wait=no")).await;
+    assert!(going.status.is_success(), "{}", going.text);
+    let body = json!({ "user_id": "bob", "conversation_id": "c1" });
+    let second = bench.post("/sandbox?wait=running", body).await;
+    assert_eq!(second.status, StatusCode::CREATED, "{}", second.text);
+    assert_ne!(second.field("sandbox_id"), first);
+    bench.close().await;
+}

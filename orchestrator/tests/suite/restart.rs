@@ -1,1 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
+//! An orchestrator ends, and the next one goes on: nothing is lost, nothing is left over.
+
+use crate::bench::{Bench, id, until};
+use postern_orchestrator::runtime::Level;
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_sandbox_is_adopted_with_its_session() {
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    bench.shell(&sandbox, "echo still > /data/scratch/here").await;
+    let (session, key) = (bench.told().last_session(&sandbox), bench.key.clone());
+    let epoch = bench.told().versions.last().expect("was told").0;
+    let folder = bench.stop().await;
+
+    let bench = Bench::open(folder, true, |config| config.isolation = Some(Level::Namespaces)).await;
+    assert_eq!(bench.orchestrator.reconciled().adopted, [id(&sandbox)]);
+    assert_eq!(bench.key, key, "the first admin key is still good");
+    let told = bench.told().last_session(&sandbox);
+    assert_eq!(told, session, "gateways are told of the same session");
+    assert!(bench.told().versions.iter().all(|(now, _)| *now > epoch), "a new epoch");
+    assert_eq!(bench.shell(&sandbox, "cat /data/scratch/here").await, "still\n");
+    let repeat = bench.post("/sandbox", json!({ "user_id": "alice", "conversation_id": "c1" })).await;
+    assert_eq!(repeat.field("sandbox_id"), sandbox);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_that_was_killed_meanwhile_is_reported_with_its_end() {
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    bench.shell(&sandbox, "echo kept > /data/user/note").await;
+    let folder = bench.stop().await;
+    let pids = postern_shim::processes::that_name(&folder.path().join("run").join(&sandbox));
+    assert!(!pids.is_empty(), "the shim names its folder");
+    for pid in pids {
+        let pid = rustix::process::Pid::from_raw(pid).expect("an id");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("ours");
+    }
+
+    let bench = Bench::open(folder, true, |_| {}).await;
+    assert_eq!(bench.orchestrator.reconciled().ended, [id(&sandbox)]);
+    let path = format!("/sandbox/{sandbox}");
+    until("it is destroyed", async || bench.get(&path).await.field("status") == "destroyed").await;
+    assert!(!bench.get(&path).await.field("reason").is_empty());
+    assert!(bench.told().snapshots[0].sessions.is_empty() || bench.told().has_ended(&sandbox));
+    let next = bench.sandbox("c1").await;
+    assert_eq!(bench.shell(&next, "cat /data/user/note").await, "kept\n", "its files were kept");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_knows_is_removed_at_the_start() {
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    let folder = bench.stop().await;
+    // A database that never heard of it, over the same installation: the id stays, the rows go.
+    let database = folder.path().join("data/postern.db");
+    let forget = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('delete from sessions'); c.execute('delete from sandboxes'); c.commit()"])
+        .arg(&database)
+        .status()
+        .expect("python runs");
+    assert!(forget.success());
+
+    let bench = Bench::open(folder, true, |_| {}).await;
+    assert!(bench.orchestrator.reconciled().orphans > 0);
+    assert!(!bench.folder.path().join("run").join(&sandbox).exists());
+    assert!(!bench.folder.path().join("slots").join(&sandbox).exists());
+    bench.close().await;
+}

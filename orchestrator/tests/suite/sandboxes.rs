@@ -17,7 +17,10 @@ async fn a_sandbox_is_made_used_and_destroyed() {
     let made = bench.post("/sandbox?wait=running", body).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
     let sandbox = made.field("sandbox_id");
-    assert_eq!((made.field("status"), made.field("isolation")), ("running".to_owned(), "namespaces".to_owned()));
+    assert_eq!(
+        (made.field("status"), made.field("isolation")),
+        ("running".to_owned(), "namespaces".to_owned())
+    );
     assert!(made.json().get("env").is_none(), "env is never returned");
 
     let session = bench.told().last_session(&sandbox);
@@ -28,7 +31,10 @@ async fn a_sandbox_is_made_used_and_destroyed() {
 
     let shown = bench.get(&format!("/sandbox/{sandbox}")).await;
     assert!(shown.json().get("token").is_none(), "a token is shown by create and refresh only");
-    assert_eq!(bench.shell(&sandbox, "echo $GREETING $SANDBOX_ID $CONVERSATION_ID; id -u").await, format!("hello {sandbox} c1\n1000\n"));
+    assert_eq!(
+        bench.shell(&sandbox, "echo $GREETING $SANDBOX_ID $CONVERSATION_ID; id -u").await,
+        format!("hello {sandbox} c1\n1000\n")
+    );
 
     let gone = bench.delete(&format!("/sandbox/{sandbox}")).await;
     assert_eq!((gone.status, gone.field("status")), (StatusCode::OK, "destroyed".to_owned()));
@@ -60,7 +66,9 @@ async fn a_command_streams_what_it_writes_and_how_it_ended() {
     assert_eq!(late.json()["timed_out"], true, "{}", late.text);
     let binary = bench.post(&path, json!({ "command": "printf '\\377\\000'", "collect": true })).await;
     assert_eq!(binary.field("stdout_base64"), "/wA=");
-    let much = bench.post(&path, json!({ "command": "head -c 11000000 /dev/zero | tr '\\0' a", "collect": true })).await;
+    let much = bench
+        .post(&path, json!({ "command": "head -c 11000000 /dev/zero | tr '\\0' a", "collect": true }))
+        .await;
     assert_eq!((much.json()["truncated"].clone(), much.field("stdout").len()), (json!(true), 10 << 20));
     let none = bench.post(&path, json!({ "command": ["/no/such/program"], "collect": true })).await;
     assert_eq!(none.code(), "invalid-input", "{}", none.text);
@@ -75,7 +83,10 @@ async fn a_users_files_are_there_in_the_next_conversation_and_not_for_others() {
     bench.delete(&format!("/sandbox/{first}")).await;
 
     let second = bench.sandbox("c2").await;
-    assert_eq!(bench.shell(&second, "cat /data/user/notes/a; ls /data/user; rm /data/user/b").await, "kept\nb\nnotes\n");
+    assert_eq!(
+        bench.shell(&second, "cat /data/user/notes/a; ls /data/user; rm /data/user/b").await,
+        "kept\nb\nnotes\n"
+    );
     bench.delete(&format!("/sandbox/{second}")).await;
     let third = bench.sandbox("c3").await;
     assert_eq!(bench.shell(&third, "ls /data/user").await, "notes\n", "a deletion is kept too");
@@ -130,7 +141,10 @@ async fn lists_come_in_pages_and_with_filters() {
     assert_eq!(page["sandboxes"][0]["sandbox_id"], second, "newest first");
     let next = page["next"].as_str().expect("there is more");
     let page = bench.get(&format!("/sandbox?limit=1&after={next}")).await.json();
-    assert_eq!((page["sandboxes"][0]["sandbox_id"].clone(), page["next"].clone()), (json!(first), json!(null)));
+    assert_eq!(
+        (page["sandboxes"][0]["sandbox_id"].clone(), page["next"].clone()),
+        (json!(first), json!(null))
+    );
     let found = bench.get("/sandbox?conversation_id=c1&user_id=alice&status=running").await.json();
     assert_eq!(found["sandboxes"].as_array().map(Vec::len), Some(1));
     assert_eq!(bench.get("/sandbox?user_id=nobody").await.json()["sandboxes"], json!([]));
