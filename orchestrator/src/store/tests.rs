@@ -319,24 +319,26 @@ async fn opening_again_changes_nothing(store: &Store) {
 
 #[tokio::test]
 async fn an_interrupted_migration_of_another_tool_is_refused_with_the_repair() {
-    let store = Database::sqlite().await.store;
+    let database = Database::sqlite().await;
+    let store = &database.store;
     sqlx::raw_sql("UPDATE schema_migrations SET version = 5, dirty = 1")
         .execute(&store.pool)
         .await
         .expect("writes");
-    let refused = migrations::bring_up(&store).await.expect_err("refused").to_string();
+    let refused = migrations::bring_up(store).await.expect_err("refused").to_string();
     assert!(refused.contains("migration 5") && refused.contains("force 4"), "{refused}");
     sqlx::raw_sql("UPDATE schema_migrations SET version = 99, dirty = 0")
         .execute(&store.pool)
         .await
         .expect("writes");
-    let refused = migrations::bring_up(&store).await.expect_err("refused").to_string();
+    let refused = migrations::bring_up(store).await.expect_err("refused").to_string();
     assert!(refused.contains("99"), "{refused}");
 }
 
 #[tokio::test]
 async fn a_database_begun_by_another_tool_is_gone_on_with() {
-    let store = Database::sqlite().await.store;
+    let database = Database::sqlite().await;
+    let store = &database.store;
     let undo = ["000007_create_decisions", "000006_create_sandboxes"].map(|name| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/sqlite");
         std::fs::read_to_string(folder.join(format!("{name}.down.sql"))).expect("is there")
@@ -345,8 +347,8 @@ async fn a_database_begun_by_another_tool_is_gone_on_with() {
         sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&store.pool).await.expect("goes down");
     }
     sqlx::raw_sql("UPDATE schema_migrations SET version = 5").execute(&store.pool).await.expect("writes");
-    migrations::bring_up(&store).await.expect("goes on from 5");
-    assert!(add(&store, &sandbox(1, "c1")).await);
+    migrations::bring_up(store).await.expect("goes on from 5");
+    assert!(add(store, &sandbox(1, "c1")).await);
 }
 
 #[test]

@@ -182,7 +182,10 @@ impl Wanted {
             env_digest: self.env_digest.clone().unwrap_or_else(|| env_digest(api, &BTreeMap::new())),
             asked: Asked { isolation: self.isolation, limits: limits(&self.made_of) },
             created_by: call.actor()?.to_string(),
-            expires_at: now.saturating_add(crate::driver::signed(ttl)).unwrap_or(Timestamp::MAX),
+            // As the database keeps it, so that what is told now and after a restart is the same.
+            expires_at: crate::store::whole_micros(
+                now.saturating_add(crate::driver::signed(ttl)).unwrap_or(Timestamp::MAX),
+            ),
             idle: self.idle.or(self.made_of.idle).unwrap_or(IDLE),
         })
     }
