@@ -206,10 +206,11 @@ pub(crate) enum Policy {
         /// The folder.
         folder: PathBuf,
     },
-    /// Run `policies/tests` of a configuration folder.
-    Test {
-        /// The folder.
-        folder: PathBuf,
+    /// Judge cases, one JSON object a line, from standard input.
+    Authorize {
+        /// Many cases; the only way there is.
+        #[arg(long, required = true)]
+        batch: bool,
     },
 }
 

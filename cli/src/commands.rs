@@ -6,6 +6,7 @@ mod apply;
 mod config;
 mod filter;
 mod key;
+mod policy;
 mod sandbox;
 mod schema;
 mod secret;
@@ -16,13 +17,19 @@ use crate::client::Client;
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::up::Surroundings;
 use anyhow::Context as _;
 use http::Method;
 use postern_common::settings::{Settings, name};
 use serde_json::Value;
 
 /// Runs one command to its end.
-pub(crate) async fn run(command: Command, settings: Settings, output: Output) -> Result<(), Failure> {
+pub(crate) async fn run(
+    command: Command,
+    settings: Settings,
+    around: &Surroundings,
+    output: Output,
+) -> Result<(), Failure> {
     let server = || Server::find(&settings, output);
     match command {
         Command::Apply(wanted) => apply::run(&server()?, &wanted).await,
@@ -34,9 +41,11 @@ pub(crate) async fn run(command: Command, settings: Settings, output: Output) ->
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),
         Command::Schema { kind } => schema::run(kind, output),
         Command::Demo(wanted) => crate::demo::run(&wanted, output).await,
-        Command::Up(_) | Command::Doctor | Command::Policy(_) => {
-            Err(Failure::Usage("this command is not there yet".to_owned()))
+        Command::Policy(wanted) => {
+            policy::run(wanted, settings.tenant().map_err(Failure::Usage)?, output).await
         }
+        Command::Up(_) => crate::up::run(&settings, around, output).await,
+        Command::Doctor => Err(Failure::Usage("this command is not there yet".to_owned())),
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Written {
     pub gateway: Option<Url>,
     /// The file that holds the admin key.
     pub key_file: PathBuf,
+    /// Where its sandboxes' sockets are.
+    pub run: PathBuf,
     /// The process that wrote this.
     pub pid: u32,
 }
@@ -104,7 +106,7 @@ mod tests {
         let key_file = folder.path().join("api-key");
         std::fs::write(&key_file, "postern_a_b\n").expect("writes");
         let url = Url::parse("http://127.0.0.1:4242").expect("a URL");
-        let written = Written { url, gateway: None, key_file, pid: 1 };
+        let written = Written { url, gateway: None, key_file, run: "/run".into(), pid: 1 };
         let text = serde_json::to_string(&written).expect("serializes");
         std::fs::write(folder.path().join(CONNECTION_FILE), text).expect("writes");
         folder

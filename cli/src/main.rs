@@ -11,6 +11,7 @@ mod connection;
 mod demo;
 mod failure;
 mod output;
+mod up;
 
 use arguments::Arguments;
 use clap::Parser as _;
@@ -18,8 +19,10 @@ use failure::Failure;
 use output::Output;
 use postern_common::settings::{Settings, Sources};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use up::Surroundings;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -34,14 +37,16 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let environment = environment();
+    let around = surroundings(&environment);
     let sources = Sources {
         flags: arguments.setting_flags(),
-        environment: environment(),
+        environment,
         file: settings_file(arguments.settings.as_deref())?,
     };
     let settings = Settings::resolve(&sources).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(commands::run(arguments.command, settings, output));
+    let ended = runtime.block_on(commands::run(arguments.command, settings, &around, output));
     // A read of standard input cannot be cancelled; it must not keep a finished command alive.
     runtime.shutdown_background();
     ended
@@ -52,6 +57,16 @@ fn environment() -> BTreeMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
+}
+
+/// What is no setting of ours but tells where to look.
+fn surroundings(environment: &BTreeMap<String, String>) -> Surroundings {
+    let cache = environment.get("POSTERN_CACHE").map(PathBuf::from);
+    let own = environment.get("HOME").map(|home| Path::new(home).join(".cache/postern"));
+    Surroundings {
+        path: environment.get("PATH").map(OsString::from).unwrap_or_default(),
+        cache: cache.or(own),
+    }
 }
 
 /// `--settings FILE`, which must be there, else `./postern.toml`, which need not.

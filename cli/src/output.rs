@@ -39,6 +39,12 @@ impl Output {
         drop(writeln!(std::io::stdout().lock(), "{}", escaped_json(&text)));
     }
 
+    /// A value on a line of its own.
+    pub(crate) fn record(self, value: &impl Serialize) {
+        let text = serde_json::to_string(value).unwrap_or_default();
+        drop(writeln!(std::io::stdout().lock(), "{}", escaped_json(&text)));
+    }
+
     /// The answer as JSON if that is wanted, else as `text` says.
     pub(crate) fn answer(self, value: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json { self.value(value) } else { self.line(&text()) }

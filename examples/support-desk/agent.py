@@ -29,9 +29,14 @@ def request(method, path, body=None):
     asked = urllib.request.Request(url, body and body.encode(), headers, method=method)
     try:
         with urllib.request.urlopen(asked, timeout=30) as answer:
-            return answer.status, dict(answer.headers), answer.read().decode()
+            return answer.status, lower(answer.headers), answer.read().decode()
     except urllib.error.HTTPError as refused:
-        return refused.code, dict(refused.headers), refused.read().decode()
+        return refused.code, lower(refused.headers), refused.read().decode()
+
+
+def lower(headers):
+    """Names of headers have no case (RFC 9110 §5.1); dictionaries do."""
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def once(method, path, body=None):
@@ -40,7 +45,7 @@ def once(method, path, body=None):
         answer = json.loads(text)
     except ValueError:
         answer = text
-    return {"status": status, "headers": {name.lower(): value for name, value in headers.items()}, "body": answer}
+    return {"status": status, "headers": headers, "body": answer}
 
 
 def flood(count, path):
@@ -49,7 +54,7 @@ def flood(count, path):
     counts = {}
     for status, _, _ in answers:
         counts[str(status)] = counts.get(str(status), 0) + 1
-    waits = [headers.get("Retry-After") for status, headers, _ in answers if status == 429]
+    waits = [headers.get("retry-after") for status, headers, _ in answers if status == 429]
     return {"counts": counts, "retry_after": waits[0] if waits else None}
 
 

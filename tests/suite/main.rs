@@ -2,6 +2,20 @@
 //! Suites that cross crates, in one binary: a module for each subject.
 
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod edges;
 #[cfg(test)]
 mod isolation;
+#[cfg(test)]
+mod readme;
+#[cfg(test)]
+mod reload;
+#[cfg(test)]
+mod repeat;
+#[cfg(test)]
+mod running;
+#[cfg(test)]
+mod story;
+#[cfg(test)]
+mod tokens;

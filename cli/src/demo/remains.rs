@@ -2,7 +2,6 @@
 //! What is left of an installation on this machine: processes, mounts, sockets and cgroups that
 //! bear its data folder or one of its sandboxes in their name.
 
-use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
@@ -11,19 +10,27 @@ use std::path::Path;
 /// Folders within folders that are looked into.
 const MAX_DEPTH: usize = 12;
 
-/// Everything that is left, one line each.
-pub(super) fn of(data: &Path) -> anyhow::Result<Vec<String>> {
-    let data = data.to_str().context("the data folder's name is not UTF-8")?;
+/// Everything that is left of what lies in these folders, one line each.
+pub(super) fn of(folders: &[&Path]) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
-    processes(data, &mut found)?;
+    let names: Vec<&str> = folders.iter().filter_map(|folder| folder.to_str()).collect();
+    anyhow::ensure!(names.len() == folders.len(), "a folder's name is not UTF-8");
+    let is_ours = |text: &str| names.iter().any(|name| text.contains(name));
+    processes(&is_ours, &mut found)?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    found.extend(mounts.lines().filter(|line| line.contains(data)).map(|line| format!("mount {line}")));
-    below(Path::new(data), 0, &mut |path, kind| {
-        if kind.is_socket() {
-            found.push(format!("socket {}", path.display()));
-        }
-    });
-    let sandboxes = sandboxes(data);
+    found.extend(mounts.lines().filter(|line| is_ours(line)).map(|line| format!("mount {line}")));
+    let mut sandboxes = BTreeSet::new();
+    for folder in folders {
+        below(folder, 0, &mut |path, kind| {
+            if kind.is_socket() {
+                found.push(format!("socket {}", path.display()));
+            }
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("sandbox-") {
+                sandboxes.insert(name.to_owned());
+            }
+        });
+    }
     below(Path::new("/sys/fs/cgroup"), 0, &mut |path, kind| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if kind.is_dir() && sandboxes.iter().any(|sandbox| name.contains(sandbox.as_str())) {
@@ -33,8 +40,8 @@ pub(super) fn of(data: &Path) -> anyhow::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Processes whose command line names the folder.
-fn processes(data: &str, found: &mut Vec<String>) -> anyhow::Result<()> {
+/// Processes whose command line is ours.
+fn processes(is_ours: &impl Fn(&str) -> bool, found: &mut Vec<String>) -> anyhow::Result<()> {
     let own = std::process::id().to_string();
     for entry in fs::read_dir("/proc")?.flatten() {
         let name = entry.file_name();
@@ -44,23 +51,11 @@ fn processes(data: &str, found: &mut Vec<String>) -> anyhow::Result<()> {
         // It may have ended since it was listed.
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if pid != own && command.contains(data) {
+        if pid != own && is_ours(&command) {
             found.push(format!("process {pid} {command}"));
         }
     }
     Ok(())
-}
-
-/// Ids of the sandboxes that the folder has ever held something of.
-fn sandboxes(data: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    below(Path::new(data), 0, &mut |path, _| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("sandbox-") {
-            found.insert(name.to_owned());
-        }
-    });
-    found
 }
 
 fn below(folder: &Path, depth: usize, see: &mut impl FnMut(&Path, fs::FileType)) {
@@ -92,12 +87,12 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .expect("starts");
-        let found = of(folder.path()).expect("looks").join("\n");
+        let found = of(&[folder.path()]).expect("looks").join("\n");
         assert!(found.contains("socket") && found.contains(&format!("process {}", child.id())), "{found}");
         drop(child.stdin.take());
         child.wait().expect("ends");
         drop(listener);
         fs::remove_file(&socket).expect("removes");
-        assert_eq!(of(folder.path()).expect("looks"), Vec::<String>::new());
+        assert_eq!(of(&[folder.path()]).expect("looks"), Vec::<String>::new());
     }
 }

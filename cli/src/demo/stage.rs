@@ -129,7 +129,7 @@ impl Stage {
         };
         let status = status?;
         ensure!(status.success(), "`postern up` ended with {status}:\n  {}", self.up_log.last(10));
-        let remains = remains::of(&self.data())?;
+        let remains = remains::of(&[&self.data(), &self.written.run])?;
         ensure!(remains.is_empty(), "left behind: {}", remains.join(", "));
         Ok("no process, mount, socket or cgroup is left".to_owned())
     }

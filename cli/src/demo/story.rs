@@ -140,7 +140,8 @@ impl<'a> Story<'a> {
     pub(super) async fn neighbour(&self) -> anyhow::Result<String> {
         let made = create(self.stage, "bob", "conversation-of-bob").await?;
         let other = text(&made, "sandbox_id")?;
-        let of_other = belonging_to(&self.stage.data(), other);
+        let folders = [self.stage.data(), self.stage.written.run.clone()];
+        let of_other = belonging_to(&folders, other);
         ensure!(!of_other.is_empty(), "the control failed: nothing of {other} is found outside either");
         let attempts: Vec<_> = of_other.into_iter().take(20).collect();
         let seen = self.fails(&attempts).await;
@@ -282,8 +283,8 @@ fn orders_of_alice(answer: &Answer) -> anyhow::Result<usize> {
 }
 
 /// What a sandbox has on this machine, as attempts of the agent: its folders and sockets.
-fn belonging_to(data: &std::path::Path, sandbox: &str) -> Vec<String> {
-    let (mut folders, mut found) = (vec![data.to_owned()], Vec::new());
+fn belonging_to(folders: &[PathBuf], sandbox: &str) -> Vec<String> {
+    let (mut folders, mut found) = (folders.to_vec(), Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path: PathBuf = entry.path();

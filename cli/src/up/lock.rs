@@ -21,14 +21,14 @@ impl DataFolder {
     /// Makes the folder if need be (0700), and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("the data folder `{shown}` cannot be made; choose another with --data-dir"))?;
-        let path = path.canonicalize().with_context(|| format!("the data folder `{shown}` cannot be found"))?;
-        std::fs::set_permissions(&path, Permissions::from_mode(0o700))
-            .with_context(|| format!("the data folder `{shown}` is not ours; choose another with --data-dir"))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+            format!("the data folder `{shown}` cannot be made; choose another with --data-dir")
+        })?;
+        let path =
+            path.canonicalize().with_context(|| format!("the data folder `{shown}` cannot be found"))?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).with_context(|| {
+            format!("the data folder `{shown}` is not ours; choose another with --data-dir")
+        })?;
         let file = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -42,7 +42,9 @@ impl DataFolder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(taken(&path, &mut lock)),
             Err(TryLockError::Error(error)) => {
-                return Err(anyhow::Error::new(error).context(format!("`{}` cannot be locked", file.display())).into());
+                return Err(anyhow::Error::new(error)
+                    .context(format!("`{}` cannot be locked", file.display()))
+                    .into());
             }
         }
         lock.set_len(0)?;
@@ -68,6 +70,14 @@ impl DataFolder {
         };
         written().with_context(|| format!("`{}` cannot be written", path.display()))?;
         Ok(path)
+    }
+
+    /// Removes a file of the folder; one that is not there is fine.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
+        match std::fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -108,7 +118,10 @@ mod tests {
         std::fs::create_dir(&path).expect("makes it, open to all");
         let folder = DataFolder::open(&path).expect("opens");
         let key = folder.write("api-key", "secret").expect("writes");
-        assert_eq!((mode(folder.path()), mode(&key), mode(&folder.path().join("lock"))), (0o700, 0o600, 0o600));
+        assert_eq!(
+            (mode(folder.path()), mode(&key), mode(&folder.path().join("lock"))),
+            (0o700, 0o600, 0o600)
+        );
         folder.write("api-key", "other").expect("writes again");
         assert_eq!(std::fs::read_to_string(key).expect("reads"), "other");
     }

@@ -33,7 +33,8 @@ mod tests {
 
     fn settings(address: &str) -> Settings {
         let environment = [("POSTERN_API_LISTEN".to_owned(), address.to_owned())];
-        Settings::resolve(&Sources { environment: environment.into(), ..Sources::default() }).expect("resolves")
+        Settings::resolve(&Sources { environment: environment.into(), ..Sources::default() })
+            .expect("resolves")
     }
 
     #[test]
@@ -43,7 +44,10 @@ mod tests {
         let refused = choose(&settings(&address.to_string()), name::API_LISTEN).expect_err("is taken");
         assert!(refused.to_string().contains("POSTERN_API_LISTEN"), "{refused}");
         drop(held);
-        assert_eq!(choose(&settings(&address.to_string()), name::API_LISTEN).expect("is free"), Some(address));
+        assert_eq!(
+            choose(&settings(&address.to_string()), name::API_LISTEN).expect("is free"),
+            Some(address)
+        );
     }
 
     #[test]

@@ -7,7 +7,6 @@
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use aws_lc_rs::digest::{Context, SHA256};
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -91,11 +90,8 @@ fn digest(files: &[(&str, &[u8])]) -> String {
             digest.update(part);
         }
     }
-    let mut text = String::new();
-    for byte in digest.finish().as_ref().iter().take(12) {
-        drop(write!(text, "{byte:02x}").is_ok());
-    }
-    text
+    // 96 bits name a build; the content itself is compared as well.
+    digest.finish().as_ref().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -125,7 +121,10 @@ mod tests {
 
     #[test]
     fn another_build_has_another_folder() {
-        assert_ne!(digest(FILES), digest(&[("postern-sandboxd", b"sandboxd"), ("postern-shim", b"shimcompile")]));
+        assert_ne!(
+            digest(FILES),
+            digest(&[("postern-sandboxd", b"sandboxd"), ("postern-shim", b"shimcompile")])
+        );
     }
 
     #[test]

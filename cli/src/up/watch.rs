@@ -32,8 +32,8 @@ impl Watch {
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // A lost event (`Err`, `need_rescan`) is a reason to look, a mere read is none.
             let is_read = event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_)));
-            if !is_read {
-                drop(notice.try_send(()));
+            if !is_read && notice.try_send(()).is_err() {
+                // One is pending already, or nobody listens any more.
             }
         })
         .context("the system gives no notice of changes")?;

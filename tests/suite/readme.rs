@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The README's calls work as they stand there; only where `up` is comes from the test.
+
+use crate::running::{Backend, Up, project};
+use serde_json::Value;
+use std::fs;
+use std::process::Command;
+
+const MARK: &str = "<!-- tests/suite/readme.rs runs this block as it stands -->";
+
+fn block() -> String {
+    let readme = fs::read_to_string(project().join("README.md")).expect("reads");
+    let after = readme.split_once(MARK).expect("the README marks the block").1;
+    let block = after.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next());
+    block.expect("a block follows the mark").to_owned()
+}
+
+#[test]
+fn the_readmes_calls_work_as_written() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let folder = up.folder.path();
+    let script = block()
+        .replace("http://127.0.0.1:8080", up.written("url").trim_end_matches('/'))
+        .replace(".postern/api-key", "data/api-key");
+    let ran = Command::new("bash").args(["-euo", "pipefail", "-c", &script]).current_dir(folder).output();
+    let ran = ran.expect("bash runs");
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
+    for wanted in ["\"conversation-of-another-user\"", "ord-1001", "\"running\""] {
+        assert!(said.contains(wanted), "{wanted} is not in {said}");
+    }
+    assert!(!said.contains("ord-2001"), "nobody else's orders: {said}");
+    let made: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("sandbox.json")).expect("is there"))
+            .expect("is JSON");
+    let path = format!("/sandbox/{}", made["sandbox_id"].as_str().expect("an id"));
+    let status = up.call("GET", &path, None).json()["status"].clone();
+    assert!(status == "destroyed" || status == "destroying", "{status}");
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `postern up` and the support desk's backend as children of a test, and what a client needs to
+//! talk to them. Everything goes through the programs that `make build` made.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// For whatever a busy machine may be late with.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The project's folder.
+pub(crate) fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in it").to_owned()
+}
+
+/// Where `make build` puts programs: beside the folder that this test was built into.
+pub(crate) fn programs() -> PathBuf {
+    let own = std::env::current_exe().expect("knows where it is");
+    let found = own.ancestors().map(|folder| folder.join("programs")).find(|it| it.join("postern").is_file());
+    found.expect("`make build` has not been run for this target folder")
+}
+
+/// Waits until `found` finds something.
+pub(crate) fn wait_for<Found>(what: &str, mut found: impl FnMut() -> Option<Found>) -> Found {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come about in time");
+        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// The example's backend on a free port.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    child: Child,
+    lines: Arc<Mutex<Vec<Value>>>,
+    /// Where it listens.
+    pub port: u64,
+}
+
+impl Backend {
+    pub(crate) fn start() -> Self {
+        let mut child = Command::new("python3")
+            .arg(project().join("examples/support-desk/backend.py"))
+            .args(["--port", "0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let lines: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let kept = Arc::clone(&lines);
+        let output = BufReader::new(child.stdout.take().expect("is piped"));
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                kept.lock().expect("no panic").push(serde_json::from_str(&line).expect("is JSON"));
+            }
+        });
+        let port =
+            wait_for("the backend", || lines.lock().expect("no panic").first()?.get("listening")?.as_u64());
+        Self { child, lines, port }
+    }
+
+    /// Requests that have reached it.
+    pub(crate) fn reached(&self) -> usize {
+        self.lines.lock().expect("no panic").len() - 1
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.child.kill().expect("ends");
+        self.child.wait().expect("has ended");
+    }
+}
+
+/// A data folder, a configuration folder that points at the backend, and `up` on both.
+#[derive(Debug)]
+pub(crate) struct Up {
+    child: Child,
+    /// Holds `config/` and `data/`.
+    pub folder: Arc<tempfile::TempDir>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Up {
+    /// Starts with the example's configuration.
+    pub(crate) fn start(backend: &Backend) -> Self {
+        let folder = tempfile::Builder::new().prefix("postern-test-").tempdir().expect("a folder");
+        let config = folder.path().join("config");
+        copy_folder(&project().join("examples/support-desk/config"), &config);
+        let file = config.join("backends/support-desk/backend.toml");
+        let text = fs::read_to_string(&file).expect("reads");
+        fs::write(&file, text.replace("127.0.0.1:9000", &format!("127.0.0.1:{}", backend.port)))
+            .expect("writes");
+        Self::on(Arc::new(folder))
+    }
+
+    /// Starts on folders that are there already, and waits until it serves.
+    pub(crate) fn on(folder: Arc<tempfile::TempDir>) -> Self {
+        let mut child = postern(folder.path())
+            .args(["up", "--config"])
+            .arg(folder.path().join("config"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("postern starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        follow(child.stdout.take().expect("is piped"), &log);
+        follow(child.stderr.take().expect("is piped"), &log);
+        let mut up = Self { child, folder, log };
+        let pid = u64::from(up.child.id());
+        wait_for("`postern up`", || {
+            let ended = up.child.try_wait().expect("can be asked");
+            assert!(ended.is_none(), "`postern up` ended: {ended:?}\n{}", up.log());
+            let written: Value =
+                serde_json::from_str(&fs::read_to_string(up.data().join("connection.json")).ok()?).ok()?;
+            (written.get("pid")?.as_u64()? == pid).then_some(())
+        });
+        up
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path().join("config")
+    }
+
+    /// All that it has printed.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("no panic").clone()
+    }
+
+    /// A field of what it wrote for other commands.
+    pub(crate) fn written(&self, field: &str) -> String {
+        let text = fs::read_to_string(self.data().join("connection.json")).expect("is there");
+        let written: Value = serde_json::from_str(&text).expect("is JSON");
+        written.get(field).and_then(Value::as_str).expect(field).to_owned()
+    }
+
+    pub(crate) fn key(&self) -> String {
+        fs::read_to_string(self.written("key_file")).expect("is there").trim().to_owned()
+    }
+
+    /// Runs `postern` against it.
+    pub(crate) fn postern(&self, arguments: &[&str]) -> Output {
+        postern(self.folder.path()).arg("--json").args(arguments).output().expect("postern runs")
+    }
+
+    /// Runs `postern` against it; what it prints is JSON.
+    pub(crate) fn told(&self, arguments: &[&str]) -> Value {
+        let output = self.postern(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}\n{}", self.log());
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// A call of the REST API with the admin's key.
+    pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let authorization = format!("Bearer {}", self.key());
+        http(&self.written("url"), method, path, &[("Authorization", &authorization)], body)
+    }
+
+    /// A sandbox for this conversation.
+    pub(crate) fn sandbox(&self, user: &str, conversation: &str) -> Value {
+        self.told(&["sandbox", "create", "--user", user, "--conversation", conversation])
+    }
+
+    /// What the agent gets for a request to the backend from inside a sandbox.
+    pub(crate) fn agent(&self, sandbox: &str, arguments: &[&str]) -> Value {
+        let script = fs::read_to_string(project().join("examples/support-desk/agent.py")).expect("reads");
+        let mut all = vec!["sandbox", "exec", sandbox, "--", "python3", "-I", "-c", &script];
+        all.extend(arguments);
+        self.told(&all)
+    }
+
+    /// Kills it as a crash would: nothing of it gets to clean up.
+    pub(crate) fn crash(mut self) -> Arc<tempfile::TempDir> {
+        self.child.kill().expect("is killed");
+        self.child.wait().expect("has ended");
+        Arc::clone(&self.folder)
+    }
+
+    /// Presses Ctrl-C and waits; the end must be a good one.
+    pub(crate) fn stop(mut self) -> Arc<tempfile::TempDir> {
+        self.interrupt();
+        let status = wait_for("the end of `postern up`", || self.child.try_wait().expect("can be asked"));
+        assert!(status.success(), "{status}\n{}", self.log());
+        Arc::clone(&self.folder)
+    }
+
+    fn interrupt(&self) {
+        let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.interrupt();
+            let begun = Instant::now();
+            while matches!(self.child.try_wait(), Ok(None)) {
+                if begun.elapsed() > PATIENCE {
+                    drop(self.child.kill());
+                }
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// `postern` with nothing of this process's own settings, on this folder's data.
+pub(crate) fn postern(folder: &Path) -> Command {
+    let mut command = Command::new(programs().join("postern"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("POSTERN_") {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(folder).arg("--data-dir").arg(folder.join("data")).stdin(Stdio::null());
+    command
+}
+
+fn follow(output: impl std::io::Read + Send + 'static, log: &Arc<Mutex<String>>) {
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let mut log = log.lock().expect("no panic");
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("makes folders");
+    for entry in fs::read_dir(from).expect("reads") {
+        let entry = entry.expect("reads");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("has one").is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).expect("copies");
+        }
+    }
+}
+
+/// An answer over plain HTTP.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub status: u16,
+    pub headers: BTreeMap<String, String>,
+    pub text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// A problem's code.
+    pub(crate) fn code(&self) -> String {
+        self.json().get("code").and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+}
+
+/// One request on a connection of its own, with exactly these headers.
+pub(crate) fn http(
+    url: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> Answer {
+    let authority = url.trim_start_matches("http://").trim_end_matches('/');
+    let body = body.map(ToString::to_string).unwrap_or_default();
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() {
+        request.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    }
+    request.push_str(&format!("\r\n{body}"));
+    let mut stream = TcpStream::connect(authority).expect("is reached");
+    stream.set_read_timeout(Some(PATIENCE)).expect("can be set");
+    stream.write_all(request.as_bytes()).expect("is sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("is answered");
+    read_answer(&String::from_utf8_lossy(&answer))
+}
+
+fn read_answer(answer: &str) -> Answer {
+    let (head, body) = answer.split_once("\r\n\r\n").expect("has a head");
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|it| it.parse().ok());
+    let headers: BTreeMap<_, _> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let is_chunked = headers.get("transfer-encoding").is_some_and(|it| it == "chunked");
+    let text = if is_chunked { unchunked(body) } else { body.to_owned() };
+    Answer { status: status.expect("has a status"), headers, text }
+}
+
+fn unchunked(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("is a size");
+        if size == 0 {
+            break;
+        }
+        text.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    text
+}

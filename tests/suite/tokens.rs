@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tokens that must not open the door, each with its own code, and a backend that hears nothing.
+
+use crate::running::{Backend, Up, http};
+use serde_json::Value;
+
+const ORDERS: &str = "/support-desk/orders";
+
+fn text(value: &Value, field: &str) -> String {
+    value[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {value}")).to_owned()
+}
+
+fn asked(up: &Up, authorization: &[(&str, &str)]) -> (u16, String) {
+    let answer = http(&up.written("gateway"), "GET", ORDERS, authorization, None);
+    (answer.status, answer.code())
+}
+
+fn with(up: &Up, token: &str) -> (u16, String) {
+    asked(up, &[("Authorization", &format!("Bearer {token}"))])
+}
+
+/// The token with the last character of one of its three parts changed.
+fn changed(token: &str, part: usize) -> String {
+    let mut parts: Vec<String> = token.split('.').map(ToOwned::to_owned).collect();
+    let flipped = if parts[part].starts_with('A') { "B" } else { "A" };
+    parts[part].replace_range(0..1, flipped);
+    parts.join(".")
+}
+
+#[test]
+fn no_bad_token_opens_the_door_and_the_backend_hears_nothing() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let alice = up.sandbox("alice", "c1");
+    let (token, id) = (text(&alice, "token"), text(&alice, "sandbox_id"));
+
+    let inside = up.agent(&id, &["GET", "/orders"]);
+    assert_eq!(inside["status"], 200, "the control: from inside it is open: {inside}");
+    let before = backend.reached();
+
+    assert_eq!(asked(&up, &[]), (401, "token-missing".into()));
+    assert_eq!(with(&up, "not.a.token"), (401, "token-malformed".into()));
+    assert_eq!(with(&up, &changed(&token, 2)), (401, "token-forged".into()));
+    assert_eq!(with(&up, &changed(&token, 1)).0, 401);
+    assert_eq!(
+        with(&up, &token),
+        (403, "token-wrong-peer".into()),
+        "a local token is good at its own socket only"
+    );
+
+    up.told(&["sandbox", "rm", &id]);
+    assert_eq!(with(&up, &token), (401, "token-revoked".into()));
+    assert_eq!(backend.reached(), before, "nothing reached the backend");
+}
+
+#[test]
+fn an_agent_cannot_choose_whose_token_it_sends() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let bob = up.sandbox("bob", "c-bob");
+    let alice = up.sandbox("alice", "c-alice");
+    let stolen = text(&bob, "token");
+    let script = format!(
+        "import json, os, urllib.request as r\n\
+         q = r.Request(os.environ['GATEWAY_URL'] + '/support-desk/orders', headers={{'Authorization': 'Bearer {stolen}'}})\n\
+         print(json.dumps([o['customer_id'] for o in json.load(r.urlopen(q))]))"
+    );
+    let told =
+        up.told(&["sandbox", "exec", &text(&alice, "sandbox_id"), "--", "python3", "-I", "-c", &script]);
+    let owners: Vec<_> = told.as_array().expect("a list").iter().map(|owner| owner.as_str()).collect();
+    assert!(!owners.is_empty() && owners.iter().all(|owner| *owner == Some("alice")), "{told}");
+}
