@@ -261,7 +261,6 @@ fn copy_folder(from: &Path, to: &Path) {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub status: u16,
-    pub headers: BTreeMap<String, String>,
     pub text: String,
 }
 
@@ -312,7 +311,7 @@ fn read_answer(answer: &str) -> Answer {
         .collect();
     let is_chunked = headers.get("transfer-encoding").is_some_and(|it| it == "chunked");
     let text = if is_chunked { unchunked(body) } else { body.to_owned() };
-    Answer { status: status.expect("has a status"), headers, text }
+    Answer { status: status.expect("has a status"), text }
 }
 
 fn unchunked(mut body: &str) -> String {
@@ -322,8 +321,9 @@ fn unchunked(mut body: &str) -> String {
         if size == 0 {
             break;
         }
-        text.push_str(&rest[..size]);
-        body = rest[size..].trim_start_matches("\r\n");
+        let (chunk, after) = rest.split_at(size);
+        text.push_str(chunk);
+        body = after.trim_start_matches("\r\n");
     }
     text
 }
