@@ -10,6 +10,8 @@ use landlock::{
     path_beneath_rules,
 };
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use std::collections::BTreeMap;
 
 /// The newest interface that we know how to use; older kernels give the part that they have.
 const NEWEST: ABI = ABI::V6;
@@ -23,6 +25,8 @@ pub(crate) enum ConfineError {
     Undumpable(#[source] rustix::io::Errno),
     #[error("could not restrict file access by Landlock")]
     Landlock(#[from] landlock::RulesetError),
+    #[error("could not refuse `clone3` by seccomp")]
+    Seccomp(#[from] seccompiler::Error),
 }
 
 /// Makes `/proc/1` of this process, its memory and its descriptors unreadable to the agent, which
@@ -36,6 +40,28 @@ pub(crate) fn close_to_other_processes() -> Result<(), ConfineError> {
     // process namespace), orphans still come here to be reaped. It may fail without harm.
     let _ = set_child_subreaper(Some(rustix::process::getpid()));
     Ok(())
+}
+
+/// Number of `clone3`, the same on every processor that has it.
+const CLONE3: i64 = 435;
+/// ENOSYS: C libraries fall back to `clone`, whose flags a filter can see.
+const NOT_THERE: u32 = 38;
+
+/// Makes `clone3` a call that does not exist, for this process and all that it starts.
+///
+/// Its flags are in memory, where no filter can see a user namespace being asked for. gVisor's own
+/// filters can only forbid (EPERM), after which C libraries start no thread at all; so it is done
+/// here, where the agent cannot undo it.
+///
+/// # Errors
+/// [`ConfineError::Seccomp`]; without it an agent could ask for namespaces.
+pub(crate) fn hide_clone3() -> Result<(), ConfineError> {
+    let architecture = std::env::consts::ARCH.try_into().map_err(seccompiler::Error::Backend)?;
+    let refused = BTreeMap::from([(CLONE3, Vec::new())]);
+    let filter =
+        SeccompFilter::new(refused, SeccompAction::Allow, SeccompAction::Errno(NOT_THERE), architecture);
+    let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(seccompiler::Error::Backend)?;
+    Ok(seccompiler::apply_filter(&program)?)
 }
 
 /// Everything may be read, only [`WRITABLE`] may be written; no signals and no abstract unix

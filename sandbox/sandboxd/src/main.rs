@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 fn start() -> Result<(), StartError> {
     let options = Options::parse(std::env::args_os().skip(1))?;
     confine::close_to_other_processes()?;
+    confine::hide_clone3()?;
     if options.landlock {
         confine::restrict_files()?;
     }

@@ -172,6 +172,17 @@ impl Cgroups {
         write(folder, file, value).map_err(|source| CgroupError::Write { path: folder.join(file), source })
     }
 
+    /// Whether everything in the groups stands still.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let Some((version, folder)) = &self.freezer else { return false };
+        let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+        match version {
+            Version::One => read("freezer.state").trim() == "FROZEN",
+            Version::Two => read("cgroup.events").lines().any(|line| line == "frozen 1"),
+        }
+    }
+
     /// Removes the groups, which must be empty. The kernel may need a moment after a kill.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 //! as not enforced. The mount outlives the shim, so that the user's last files can be saved
 //! after any end; the orchestrator unmounts it.
 
+mod blank;
+
 use crate::folder::RunFolder;
 use crate::mounts::is_mounted;
 use crate::spec::Spec;
@@ -79,23 +81,12 @@ fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
     let image = spec.slot.join("disk.img");
     if !image.exists() {
         let draft = spec.slot.join("disk.draft");
-        fs::File::create(&draft)?.set_len(spec.limits.disk_bytes)?;
-        // No journal: the disk does not outlive a crash of the machine. No reserve for root.
-        run(Command::new("mkfs.ext4")
-            .args([
-                "-q",
-                "-F",
-                "-m",
-                "0",
-                "-O",
-                "^has_journal,^resize_inode",
-                "-E",
-                "nodiscard,lazy_itable_init=1",
-            ])
-            .arg(&draft))?;
+        blank::copy(&spec.slot, spec.limits.disk_bytes, &draft)?;
         fs::rename(&draft, &image)?;
     }
-    run(Command::new("mount").args(["-t", "ext4", "-o", "loop,nosuid,nodev,noatime"]).arg(&image).arg(at))
+    // `noinit_itable`: the image is a hole where its inode tables are, so nothing has to be zeroed.
+    let options = "loop,nosuid,nodev,noatime,noinit_itable";
+    run(Command::new("mount").args(["-t", "ext4", "-o", options]).arg(&image).arg(at))
 }
 
 fn run(command: &mut Command) -> io::Result<()> {

@@ -3,7 +3,7 @@
 
 use crate::disk::Disk;
 use crate::folder::RunFolder;
-use crate::rootfs::{MASKED, inside};
+use crate::rootfs::{MASKED, PASSWD_OF_ZERO, inside};
 use crate::seccomp;
 use crate::spec::{INSIDE_UID, Spec};
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ fn config(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Value {
             "args": [inside::SANDBOXD],
             "cwd": inside::HOME,
             "env": [],
-            "user": { "uid": INSIDE_UID, "gid": INSIDE_UID },
+            "user": { "uid": spec.inside_uid(), "gid": spec.inside_uid() },
             "capabilities": {},
             "noNewPrivileges": true,
             "rlimits": [rlimit("RLIMIT_NPROC", spec.limits.pids), rlimit("RLIMIT_NOFILE", OPEN_FILES)],
@@ -83,6 +83,9 @@ fn mounts(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<Value> {
     mounts.push(json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts" }));
     mounts.push(tmpfs("/dev/shm", "mode=1777", spec.shared_memory_bytes()));
     mounts.push(tmpfs("/tmp", "mode=1777", spec.tmp_bytes()));
+    if spec.inside_uid() == 0 {
+        mounts.push(bind(&spec.skeleton.join(PASSWD_OF_ZERO), "/etc/passwd", "ro"));
+    }
     mounts.push(bind(&folder.gateway(), inside::GATEWAY, "ro"));
     mounts.push(bind(&spec.sandboxd, inside::SANDBOXD, "ro"));
     mounts.push(bind(&disk.data, inside::DATA, "rw"));
@@ -99,27 +102,20 @@ fn tmpfs(inside: &str, mode: &str, bytes: u64) -> Value {
             "options": ["nosuid", "nodev", mode, format!("size={bytes}")] })
 }
 
-/// The agent is a user of its own outside too; gVisor's root (that nobody is) maps to the next id.
+/// As root the agent is a user of its own outside too; gVisor's root (that nobody is) maps to the
+/// next id. Otherwise `runsc` has mapped us to 0 before it reads this.
 fn linux(spec: &Spec) -> Value {
     let map = match spec.guest {
         Some(guest) => json!([
             { "containerID": INSIDE_UID, "hostID": guest, "size": 1 },
             { "containerID": 0, "hostID": guest + 1, "size": 1 },
         ]),
-        None => {
-            json!([{ "containerID": INSIDE_UID, "hostID": rustix::process::geteuid().as_raw(), "size": 1 }])
-        }
-    };
-    let group_map = match spec.guest {
-        Some(_) => map.clone(),
-        None => {
-            json!([{ "containerID": INSIDE_UID, "hostID": rustix::process::getegid().as_raw(), "size": 1 }])
-        }
+        None => json!([{ "containerID": 0, "hostID": 0, "size": 1 }]),
     };
     let namespaces: Vec<Value> = ["user", "pid", "mount", "ipc", "uts", "network"]
         .iter()
         .map(|kind| json!({ "type": kind }))
         .collect();
-    json!({ "namespaces": namespaces, "uidMappings": map, "gidMappings": group_map,
+    json!({ "namespaces": namespaces, "uidMappings": map, "gidMappings": map,
             "seccomp": seccomp::oci() })
 }

@@ -22,6 +22,7 @@ pub mod gvisor;
 pub mod launch;
 pub mod mounts;
 pub mod processes;
+pub mod restrictions;
 pub mod rootfs;
 pub mod seccomp;
 pub mod spec;

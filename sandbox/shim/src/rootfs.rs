@@ -30,10 +30,17 @@ const FOLDERS: [&str; 11] =
     ["usr", "etc", "proc", "dev", "tmp", "run/postern", "data", "home/user", "opt/postern", "sys", "var/tmp"];
 /// On a merged-`/usr` system these are links.
 const LINKS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
-const FILES: [(&str, &str); 7] = [
+/// Takes the place of `etc/passwd` where the agent has id 0.
+pub const PASSWD_OF_ZERO: &str = "etc/passwd.zero";
+
+const FILES: [(&str, &str); 8] = [
     (
         "etc/passwd",
         "root:x:0:0:root:/:/usr/sbin/nologin\nuser:x:1000:1000:user:/home/user:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    ),
+    (
+        PASSWD_OF_ZERO,
+        "user:x:0:0:user:/home/user:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
     ),
     ("etc/group", "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n"),
     ("etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),

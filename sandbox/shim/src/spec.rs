@@ -140,6 +140,18 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// The user and group that the agent is inside.
+    ///
+    /// An ordinary user can map one id only, and gVisor's own processes need it as their root. So
+    /// the agent has id 0 there: a name without any capability, in a kernel of its own.
+    #[must_use]
+    pub const fn inside_uid(&self) -> u32 {
+        match (&self.isolation, self.guest) {
+            (Isolation::Gvisor { .. }, None) => 0,
+            _ => INSIDE_UID,
+        }
+    }
+
     /// The memory to allow for sandbox and runtime together.
     #[must_use]
     pub fn memory_with_runtime(&self) -> u64 {

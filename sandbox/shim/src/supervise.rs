@@ -10,7 +10,7 @@ use crate::exit::{Exit, Reason};
 use crate::folder::RunFolder;
 use crate::launch::Launch;
 use crate::spec::{Enforced, Isolation, Spec};
-use crate::{bubblewrap, gvisor, mounts, processes};
+use crate::{bubblewrap, gvisor, mounts, processes, restrictions};
 use postern_common::tasks::{Stop, Tasks};
 use std::fs;
 use std::io;
@@ -47,7 +47,7 @@ pub enum StartError {
     #[error("could not prepare the sandbox's {0}")]
     Prepare(&'static str, #[source] io::Error),
     /// The runtime ended before the sandbox was ready.
-    #[error("the runtime ended at once: {last_words}{}", hint(last_words))]
+    #[error("the runtime ended at once: {last_words}{}", restrictions::advice(last_words))]
     Ended {
         /// What it said, control characters escaped.
         last_words: String,
@@ -58,20 +58,6 @@ pub enum StartError {
     /// It answers wrongly.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-}
-
-/// What to enable where the host forbids what we need.
-fn hint(last_words: &str) -> &'static str {
-    if last_words.contains("uid map")
-        || last_words.contains("user namespace")
-        || last_words.contains("Creating new namespace failed")
-    {
-        "; this host restricts user namespaces: allow them (`sysctl user.max_user_namespaces=65536`, on Debian \
-         `kernel.unprivileged_userns_clone=1`), and on Ubuntu 24.04 give bwrap an AppArmor profile with `userns,` \
-         or set `kernel.apparmor_restrict_unprivileged_userns=0`"
-    } else {
-        ""
-    }
 }
 
 /// Makes the sandbox that the folder's spec describes, calls `ready` once it serves, and returns
