@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The store's suite: the same tests over SQLite and, where `initdb` is installed, a real Postgres.
 
-#![expect(clippy::cognitive_complexity, reason = "each assertion counts; a test is still one straight line")]
-
 use super::*;
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Level, Limits, Wanted};
