@@ -43,7 +43,8 @@ fn make(image: &Path, bytes: u64) -> io::Result<()> {
 
 fn has_room(kept: &Path) -> bool {
     let names = kept.parent().and_then(|slots| fs::read_dir(slots).ok()).into_iter().flatten().flatten();
-    let blanks = names.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)));
+    let blanks =
+        names.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)));
     blanks.count() < KEPT_SIZES
 }
 
