@@ -8,6 +8,7 @@ mod bench;
 mod escape;
 mod lifecycle;
 mod limits;
+mod ordinary;
 mod processes;
 
 /// Makes one test per level out of each function of this module.

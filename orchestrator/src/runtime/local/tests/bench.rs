@@ -7,6 +7,7 @@ use crate::runtime::{Agent, Create, Level, Limits, Running, Runtime, Wanted};
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
+use postern_shim::cgroup::{Cgroups, Parents};
 use postern_shim::spec::Installation;
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +21,14 @@ pub(super) const LIMITS: Limits =
     Limits { memory_bytes: 256 << 20, cpu_millis: 2000, pids: 64, disk_bytes: 32 << 20 };
 pub(super) const TOKEN: &str = "header.claims.signature";
 /// No test waits longer for anything.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How often [`until`] looks.
+const POLL: Duration = Duration::from_millis(5);
+/// Where the programs are, if they need not be built: for the run as another user.
+pub(super) const PROGRAMS: &str = "POSTERN_TEST_PROGRAMS";
+pub(super) const SHIM: &str = "postern-shim";
+pub(super) const SANDBOXD: &str = "postern-sandboxd";
+pub(super) const RUNSC: &str = "runsc";
 
 /// A runtime with an installation id and folders of its own.
 pub(super) struct Bench {
@@ -40,7 +48,12 @@ pub(super) struct Output {
 
 impl Bench {
     pub(super) fn open(level: Level) -> Option<Self> {
-        let runsc = std::env::home_dir().expect("a home folder").join(".cache/postern/gvisor/runsc");
+        Self::open_with(level, |_settings| {})
+    }
+
+    /// One whose settings a test changed.
+    pub(super) fn open_with(level: Level, change: impl FnOnce(&mut LocalSettings)) -> Option<Self> {
+        let runsc = runsc();
         if level == Level::Gvisor && !runsc.is_file() {
             println!("left out: there is no {}; `make gvisor` builds it", runsc.display());
             return None;
@@ -48,16 +61,17 @@ impl Bench {
         let folder = tempfile::Builder::new().prefix("postern-").tempdir().expect("a folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).expect("ours");
         let programs = programs();
-        let settings = LocalSettings {
+        let mut settings = LocalSettings {
             installation: Installation::parse(random().as_str().trim_start_matches("sandbox-"))
                 .expect("valid"),
             run_root: folder.path().join("run"),
             slot_root: folder.path().join("slots"),
-            shim: programs.join("postern-shim"),
-            sandboxd: programs.join("postern-sandboxd"),
+            shim: programs.join(SHIM),
+            sandboxd: programs.join(SANDBOXD),
             runsc: Some(runsc),
             search_path: vec!["/usr/bin".into()],
         };
+        change(&mut settings);
         let runtime = LocalRuntime::open(settings.clone(), Tasks::new()).expect("opens");
         Some(Self { runtime, settings, level, folder })
     }
@@ -87,6 +101,12 @@ impl Bench {
         Wanted::Exactly(self.level)
     }
 
+    /// The agent's user id inside: an ordinary user can give gVisor's agent no other than 0.
+    pub(super) fn agent_uid(&self) -> u32 {
+        let is_root = rustix::process::geteuid().is_root();
+        if self.level == Level::Gvisor && !is_root { 0 } else { 1000 }
+    }
+
     pub(super) fn level(&self) -> Level {
         self.level
     }
@@ -98,7 +118,26 @@ impl Bench {
     /// Removes all, and checks that nothing bears the installation's id any more.
     pub(super) async fn close(&self) {
         self.runtime.sweep(&[]).await;
-        assert_eq!(traces(self.folder.path(), &self.settings.installation), Vec::<String>::new());
+        self.nothing_is_left().await;
+    }
+
+    /// Waits until nothing bears the installation's id: the kernel lets go of a loop device some
+    /// time after its unmount has returned.
+    pub(super) async fn nothing_is_left(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = traces(self.folder.path(), &self.settings.installation);
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left: {left:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The sandbox's control groups.
+    pub(super) fn groups(&self, sandbox: &Sandbox) -> Cgroups {
+        Cgroups::existing(&Parents::find(), &self.settings.installation.name_of(&sandbox.id))
     }
 }
 
@@ -179,7 +218,7 @@ pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so().await {
         assert!(Instant::now() < deadline, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -228,10 +267,20 @@ pub(super) fn traces(folder: &Path, installation: &Installation) -> Vec<String> 
     found
 }
 
+/// gVisor, of `make gvisor`.
+pub(super) fn runsc() -> PathBuf {
+    let folder = std::env::var_os(PROGRAMS).map(PathBuf::from);
+    let folder = folder.or_else(|| std::env::home_dir().map(|home| home.join(".cache/postern/gvisor")));
+    folder.expect("a home folder").join(RUNSC)
+}
+
 /// Builds the real programs once and returns their folder.
-fn programs() -> &'static Path {
+pub(super) fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        if let Some(folder) = std::env::var_os(PROGRAMS) {
+            return folder.into();
+        }
         let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
         let built = std::process::Command::new(env!("CARGO"))
             .args([

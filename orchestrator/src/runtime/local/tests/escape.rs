@@ -92,6 +92,7 @@ async fn files_of_this_machine_are_not_there(bench: &Bench) {
         "/usr/src:",
         "root:x:0:0:root:/:/usr/sbin/nologin",
         "user:x:1000:1000:user:/home/user:/bin/bash",
+        "user:x:0:0:user:/home/user:/bin/bash",
         "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin",
     ];
     let unexpected: Vec<&&str> = shown.iter().filter(|line| !expected.contains(*line)).collect();
@@ -115,11 +116,12 @@ for f in /data/user /data/scratch /home/user /tmp /dev/shm; do touch $f/x && ech
 async fn there_are_no_capabilities_and_no_way_to_new_ones(bench: &Bench) {
     let sandbox = bench.sandbox().await;
     let output = sandbox.shell("grep -hE '^(Cap|NoNewPrivs|Uid)' /proc/self/status /proc/1/status").await;
+    let uids = vec![bench.agent_uid().to_string(); 4].join("\t");
     for line in output.stdout.lines() {
         let (name, value) = line.split_once(":\t").expect("a field");
         let expected = match name {
             "NoNewPrivs" => "1",
-            "Uid" => "1000\t1000\t1000\t1000",
+            "Uid" => uids.as_str(),
             _ => "0000000000000000",
         };
         assert_eq!(value, expected, "{name}");
@@ -207,8 +209,8 @@ cp /usr/bin/id /data/user/id && chmod 6755 /data/user/id && /data/user/id -u
 for program in /usr/bin/su /usr/bin/mount /usr/bin/passwd; do [ -e $program ] && (exec $program --version) >/dev/null 2>&1; done
 awk '/ \\/(usr|data) / && !/nosuid/' /proc/self/mounts";
     let output = sandbox.shell(script).await;
-    let first = output.stdout.lines().next();
-    assert_eq!(first, Some("1000"), "{output:?}");
+    let first = output.stdout.lines().next().map(str::to_owned);
+    assert_eq!(first, Some(bench.agent_uid().to_string()), "{output:?}");
     if bench.level() == Level::Namespaces {
         assert_eq!(output.stdout.lines().count(), 1, "mounted without nosuid: {output:?}");
     }

@@ -111,24 +111,31 @@ async fn a_process_outlives_its_follower(bench: &Bench) {
 async fn a_background_child_does_not_hold_the_end_back(bench: &Bench) {
     let sandbox = bench.sandbox().await;
     // The child keeps both outputs open, and goes on writing after the end was told.
-    let output = sandbox
-        .shell("(while echo x; do sleep 0.05; done; echo broke > /data/scratch/broke) & echo first")
-        .await;
+    let script = "cd /data/scratch
+(n=0; while echo x; do n=$((n+1)); echo $n > count; sleep 0.02; done; echo broke > broke) & echo first";
+    let output = sandbox.shell(script).await;
     assert_eq!(output.code, 0);
     assert!(output.stdout.contains("first"));
-    let later = sandbox.shell("sleep 0.5; cat /data/scratch/broke").await;
-    assert_eq!(later.code, 1, "the child could not write any more: {later:?}");
+    let count =
+        async || -> u64 { sandbox.shell("cat /data/scratch/count").await.stdout.trim().parse().unwrap_or(0) };
+    let at_the_end = count().await;
+    until("the child goes on writing", async || count().await >= at_the_end + 20).await;
+    let broke = sandbox.shell("cat /data/scratch/broke").await;
+    assert_eq!(broke.code, 1, "the child could not write any more: {broke:?}");
 }
 
 async fn orphans_are_reaped(bench: &Bench) {
     let sandbox = bench.sandbox().await;
-    sandbox.shell("for i in 1 2 3 4 5; do (sh -c 'sleep 0.05 &'); done").await;
+    // Each waits for a word that comes when its parents are gone, and ends then.
+    let orphan = "sh -c '(read word < /data/scratch/word; echo $word >> /data/scratch/ended) &'";
+    sandbox.shell(&format!("mkfifo /data/scratch/word; for i in 1 2 3 4 5; do ({orphan}); done")).await;
     let zombies = "grep -l 'State:.Z' /proc/[0-9]*/status 2>/dev/null";
-    until("no zombie is left", async || {
-        let left = sandbox.shell(&format!("sleep 0.2; {zombies}")).await.stdout;
-        left.is_empty()
+    until("all have ended", async || {
+        sandbox.shell("timeout 1 sh -c 'echo now > /data/scratch/word'").await;
+        sandbox.shell("wc -l < /data/scratch/ended").await.stdout.trim() == "5"
     })
     .await;
+    until("no zombie is left", async || sandbox.shell(zombies).await.stdout.is_empty()).await;
 }
 
 async fn a_reader_that_stops_stops_the_process(bench: &Bench) {
@@ -138,10 +145,12 @@ async fn a_reader_that_stops_stops_the_process(bench: &Bench) {
         sandbox.agent.start(&command(&["/usr/bin/python3", "-I", "-c", script])).await.expect("starts");
     assert!(matches!(events.next().await, Ok(Some(Event::Started { .. }))));
     let count = async || sandbox.shell("cat /data/scratch/n").await.stdout;
-    let mut last = count().await;
-    until("the process stands still", async || {
-        let now = sandbox.shell("sleep 0.3; cat /data/scratch/n").await.stdout;
-        std::mem::replace(&mut last, now.clone()) == now && !now.is_empty()
+    let (mut last, mut same) = (String::new(), 0);
+    until("the process stands still for ten looks", async || {
+        let now = count().await;
+        same = if now == last && !now.is_empty() { same + 1 } else { 0 };
+        last = now;
+        same >= 10
     })
     .await;
     let chunks: u64 = last.parse().expect("a number");
@@ -150,7 +159,7 @@ async fn a_reader_that_stops_stops_the_process(bench: &Bench) {
     for _ in 0..400 {
         assert!(matches!(events.next().await, Ok(Some(Event::Stdout(_)))));
     }
-    assert!(count().await.parse::<u64>().expect("a number") > chunks);
+    until("it writes more", async || count().await.parse::<u64>().is_ok_and(|now| now > chunks)).await;
 }
 
 async fn input_reaches_the_process_and_ends(bench: &Bench) {
