@@ -6,6 +6,7 @@
 
 mod bench;
 mod escape;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod ordinary;

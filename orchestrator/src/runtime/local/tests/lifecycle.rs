@@ -25,7 +25,7 @@ on_each_level!(
 /// How long a paused sandbox is listened to.
 const GLANCE: Duration = Duration::from_millis(100);
 
-fn shim_of(bench: &Bench, sandbox: &Sandbox) -> Pid {
+pub(super) fn shim_of(bench: &Bench, sandbox: &Sandbox) -> Pid {
     let marker = bench.settings.run_root.join(sandbox.id.as_str());
     let pids = postern_shim::processes::that_name(&marker);
     let is_shim = |pid: &i32| {
