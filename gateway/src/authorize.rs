@@ -14,7 +14,7 @@ use crate::snapshot::TenantRules;
 use crate::validate::Valid;
 use jiff::Timestamp;
 use postern_common::decision::PolicyPart;
-use postern_common::id::{BackendName, OperationId, PolicyName, TenantId};
+use postern_common::id::{BackendName, PolicyName, TenantId};
 use postern_common::problem::Code;
 use postern_common::session::{Peer, Session};
 use postern_openapi::Document;
@@ -24,14 +24,6 @@ use postern_policies::{
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// The id of the baseline's rule on an operation that a session was not given.
-pub(crate) fn not_granted(backend: &BackendName, operation: &OperationId) -> String {
-    format!("postern-operations:{backend}/{operation}")
-}
-
-/// The reason that goes with it.
-pub(crate) const NOT_GRANTED: &str = "the session's token does not name this operation";
 
 /// A tenant's policies in force.
 #[derive(Debug)]

@@ -4,7 +4,6 @@
 //! A first segment that is a backend's name always means that backend; else the tenant's default
 //! or only backend is meant. What a path means does not depend on what the caller may do.
 
-use crate::authorize::{NOT_GRANTED, not_granted};
 use crate::head::Parsed;
 use crate::identify::Caller;
 use crate::limits::HeldRoom;
@@ -16,6 +15,7 @@ use postern_common::decision::{Effect, Mode, PolicyPart};
 use postern_common::session::Grant;
 use postern_openapi::route::PathParameters;
 use postern_openapi::{Lookup, Query, RequestPath};
+use postern_policies::{NOT_GRANTED, not_granted};
 use std::sync::Arc;
 
 /// A request to an operation, without its body. Stages change it; nothing else is forwarded.

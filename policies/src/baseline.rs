@@ -7,10 +7,22 @@
 use crate::names::{namespace, quoted};
 use crate::schema::TenantSchema;
 use crate::source::PolicySource;
+use postern_common::id::{BackendName, OperationId};
 use std::fmt::Write as _;
 
 const TENANT: &str = include_str!("../baseline/tenant.cedar");
 const PERMIT: &str = include_str!("../baseline/permit.cedar");
+
+/// The reason that callers read when their session's token does not name the operation.
+pub const NOT_GRANTED: &str = "the session's token does not name this operation";
+
+/// The id of the baseline's policy that forbids an operation to sessions that were not given it.
+///
+/// A caller that is refused before its request is judged is told of this same policy.
+#[must_use]
+pub fn not_granted(backend: &BackendName, operation: &OperationId) -> String {
+    format!("postern-operations:{backend}/{operation}")
+}
 
 /// The baseline of a tenant with this schema.
 pub(crate) fn sources(schema: &TenantSchema, has_own_set: bool) -> Vec<PolicySource> {
@@ -39,8 +51,8 @@ fn operations(schema: &TenantSchema) -> String {
         }
         let _ = writeln!(
             text,
-            "@id({}) @reason(\"the session's token does not name this operation\")\nforbid (principal is Postern::Sandbox, action == {}::Action::{}, resource)\nunless {{ principal.operations.containsAny([{granted}]) }};\n",
-            quoted(&format!("postern-operations:{backend}/{}", operation.id)),
+            "@id({}) @reason(\"{NOT_GRANTED}\")\nforbid (principal is Postern::Sandbox, action == {}::Action::{}, resource)\nunless {{ principal.operations.containsAny([{granted}]) }};\n",
+            quoted(&not_granted(backend, &operation.id)),
             namespace(backend),
             quoted(operation.id.as_str()),
         );

@@ -35,6 +35,7 @@ mod shipped;
 mod source;
 
 pub use authorize::{Case, CaseAnswer, CaseEntity, CaseError, CaseRequest, CaseResult, authorize};
+pub use baseline::{NOT_GRANTED, not_granted};
 pub use cases::{ClauseCoverage, PolicyCoverage, TestReport, TestResult, run_tests};
 pub use decide::{CedarAnswer, Decision, PolicyFault, Refused, ShadowAnswer};
 pub use entities::{SessionEntities, SessionError};
