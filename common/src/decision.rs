@@ -9,6 +9,7 @@ use crate::id::{
 use crate::problem::Code;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// How a request ended.
@@ -144,7 +145,7 @@ pub struct DecisionRecord {
     /// What the backend answered, if it was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<UpstreamPart>,
-    /// Microseconds by stage.
+    /// Microseconds by stage. Who writes the record names stages without an allocation.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
-    pub microseconds: BTreeMap<String, u64>,
+    pub microseconds: BTreeMap<Cow<'static, str>, u64>,
 }

@@ -13,6 +13,7 @@ use http::Method;
 use jiff::Timestamp;
 use postern_common::decision::{DecisionRecord, FilterPart, UpstreamPart, Verdict, Versions};
 use postern_common::id::{DecisionId, RequestId};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -65,9 +66,10 @@ impl Draft {
     }
 
     /// Notes that the stage took the time since the one before.
-    pub(crate) fn stage(&mut self, name: &str) {
+    pub(crate) fn stage(&mut self, name: &'static str) {
         let now = Instant::now();
-        *self.record.microseconds.entry(name.to_owned()).or_default() += microseconds(now - self.last_mark);
+        *self.record.microseconds.entry(Cow::Borrowed(name)).or_default() +=
+            microseconds(now - self.last_mark);
         self.last_mark = now;
     }
 
@@ -127,7 +129,7 @@ impl Draft {
     }
 
     fn total(mut self) -> DecisionRecord {
-        self.record.microseconds.insert("total".to_owned(), microseconds(self.begun.elapsed()));
+        self.record.microseconds.insert(Cow::Borrowed("total"), microseconds(self.begun.elapsed()));
         self.record
     }
 }
