@@ -6,6 +6,8 @@
 //! identity may not hide in it. A judged body may have no `Content-Encoding`. Multipart bodies
 //! are refused for now.
 
+pub(crate) mod streamed;
+
 use crate::config::BODY_TIME;
 use crate::limits::{self, Room};
 use crate::registry::LiveSession;
@@ -14,17 +16,15 @@ use crate::route::{Call, Routed};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use postern_common::problem::FieldError;
 use postern_openapi::{Content, ContentKind, Query, json};
 use serde_json::Value;
-use std::future::Future as _;
-use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use std::sync::Arc;
+use streamed::StreamedBody;
+use tokio_util::sync::CancellationToken;
 
 /// Why a body cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,12 +93,12 @@ pub(crate) async fn admit(routed: Routed, session: &LiveSession, all: &Room) -> 
         let bytes = expected_bytes(&body, &plan, &call)?;
         call.room = Some(Arc::new(limits::room(&session.limiter, all, bytes)?));
     }
-    let (judged, streamed) = (call.backend.judged_body_bytes, call.backend.streamed_body_bytes);
+    let judged = call.backend.judged_body_bytes;
     let admitted = match plan {
         Plan::Refuse => refuse(body, ended).await?,
         Plan::Judge(kind) => judge(body, kind, judged, &call, ended).await?,
         Plan::Hold { looks } => held(collect(body, judged, ended).await?, looks, &call)?,
-        Plan::Stream => AdmittedBody::Stream(stream(body, None, streamed, ended)?),
+        Plan::Stream => AdmittedBody::Stream(StreamedBody::new(body, None, &call.backend, ended)?),
         Plan::Look => look(body, &call, ended).await?,
     };
     match &admitted {
@@ -260,7 +260,7 @@ async fn look(mut body: Incoming, call: &Call, ended: &CancellationToken) -> Res
         return Err(Reject::Malformed("the body begins with blanks; send it without".into()));
     }
     if !looks_like_json(&first) {
-        return Ok(AdmittedBody::Stream(stream(body, Some(first), call.backend.streamed_body_bytes, ended)?));
+        return Ok(AdmittedBody::Stream(StreamedBody::new(body, Some(first), &call.backend, ended)?));
     }
     if call.headers.contains_key(CONTENT_ENCODING) {
         return Err(Reject::ContentEncoding);
@@ -320,103 +320,4 @@ async fn collect(mut body: Incoming, limit: u64, ended: &CancellationToken) -> R
         Ok(whole.freeze())
     };
     tokio::time::timeout(BODY_TIME, all).await.map_err(|_elapsed| BodyFault::TooSlow)?
-}
-
-fn stream(
-    incoming: Incoming,
-    first: Option<Bytes>,
-    limit: u64,
-    ended: &CancellationToken,
-) -> Result<Box<StreamedBody>, Reject> {
-    if incoming.size_hint().lower() > limit {
-        return Err(Reject::BodyTooLarge { limit });
-    }
-    Ok(Box::new(StreamedBody {
-        first,
-        incoming,
-        left: limit,
-        limit,
-        ended: Box::pin(ended.clone().cancelled_owned()),
-        fault: Arc::default(),
-    }))
-}
-
-/// A body that is passed on while it arrives. It ends in an error when it grows over its limit,
-/// breaks off, or its session ends; trailers are left out.
-pub(crate) struct StreamedBody {
-    first: Option<Bytes>,
-    incoming: Incoming,
-    left: u64,
-    limit: u64,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-    fault: Arc<OnceLock<BodyFault>>,
-}
-
-impl std::fmt::Debug for StreamedBody {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("StreamedBody").field("left", &self.left).finish_non_exhaustive()
-    }
-}
-
-impl StreamedBody {
-    /// Tells, after the body failed, why.
-    pub(crate) fn fault(&self) -> Arc<OnceLock<BodyFault>> {
-        Arc::clone(&self.fault)
-    }
-
-    fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        Poll::Ready(Some(Err(*self.fault.get_or_init(|| fault))))
-    }
-
-    fn pass(&mut self, data: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        match self.left.checked_sub(data.len() as u64) {
-            Some(left) => {
-                self.left = left;
-                Poll::Ready(Some(Ok(Frame::data(data))))
-            }
-            None => self.fail(BodyFault::TooLarge { limit: self.limit }),
-        }
-    }
-}
-
-impl http_body::Body for StreamedBody {
-    type Data = Bytes;
-    type Error = BodyFault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        if self.ended.as_mut().poll(context).is_ready() {
-            return self.fail(BodyFault::SessionEnded);
-        }
-        if let Some(first) = self.first.take() {
-            return self.pass(first);
-        }
-        loop {
-            return match ready!(Pin::new(&mut self.incoming).poll_frame(context)) {
-                None => Poll::Ready(None),
-                Some(Err(_broken)) => self.fail(BodyFault::Broken),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.pass(data),
-                    Err(_trailers) => continue,
-                },
-            };
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
-        let rest = self.incoming.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(first));
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(first));
-        }
-        hint
-    }
 }

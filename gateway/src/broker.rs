@@ -6,7 +6,8 @@
 //! connection to the backend.
 
 use crate::authorize::Granted;
-use crate::body::{AdmittedBody, BodyFault, StreamedBody};
+use crate::body::streamed::StreamedBody;
+use crate::body::{AdmittedBody, BodyFault};
 use crate::reject::Reject;
 use crate::snapshot::Backend;
 use base64::Engine as _;

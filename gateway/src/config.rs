@@ -18,6 +18,11 @@ pub(crate) const HEADER_COUNT: usize = 100;
 pub(crate) const HEADER_TIME: Duration = Duration::from_secs(30);
 /// Time for a whole body that is judged, after which the answer is 408.
 pub(crate) const BODY_TIME: Duration = Duration::from_secs(60);
+/// How long a peer may keep us waiting in the middle of a streamed body or of an answer (nginx's
+/// `client_body_timeout` and `send_timeout`: 60 s).
+pub const STALL_TIME: Duration = Duration::from_secs(60);
+/// The pace below which a peer uses that time up (Apache's `mod_reqtimeout`: `MinRate=500`).
+pub(crate) const STALL_BYTES_PER_SECOND: u64 = 500;
 /// A body that is judged, unless the backend's `limits.body` says otherwise.
 pub(crate) const JUDGED_BODY_BYTES: u64 = 1024 * 1024;
 /// A body that is streamed, unless the backend's `limits.body` says otherwise.
@@ -71,6 +76,8 @@ pub struct Settings {
     pub staleness: Duration,
     /// How long requests in flight get when the gateway stops.
     pub drain: Duration,
+    /// How long a peer may keep us waiting in the middle of a streamed body or of an answer.
+    pub stall: Duration,
     /// Whose filters are believed: the orchestrator's public artefact key (Ed25519, 32 bytes).
     /// Without one no filter is loaded.
     pub artefact_key: Option<[u8; 32]>,
@@ -88,6 +95,7 @@ impl Settings {
             extra_authorities: Vec::new(),
             staleness: STALENESS,
             drain: DRAIN,
+            stall: STALL_TIME,
             artefact_key: None,
         }
     }
@@ -120,6 +128,7 @@ pub struct Config {
     pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
     pub(crate) staleness: Duration,
     pub(crate) drain: Duration,
+    pub(crate) stall: Duration,
     pub(crate) artefact_key: Option<[u8; 32]>,
 }
 
@@ -153,6 +162,7 @@ impl Config {
             extra_authorities: settings.extra_authorities,
             staleness: settings.staleness,
             drain: settings.drain,
+            stall: settings.stall,
             artefact_key: settings.artefact_key,
         })
     }

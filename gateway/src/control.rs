@@ -88,10 +88,14 @@ impl Freshness {
 
 /// A change of configurations that waits to be compiled.
 enum Work {
-    Put(Arc<TenantConfig>, oneshot::Sender<Applied>),
-    Remove(TenantId, oneshot::Sender<Applied>),
-    Replace(Vec<Arc<TenantConfig>>, Vec<String>, oneshot::Sender<Applied>),
+    Put(Arc<TenantConfig>),
+    Remove(TenantId),
+    /// All tenants, and what was wrong with the message so far.
+    Replace(Vec<Arc<TenantConfig>>, Vec<String>),
 }
+
+/// Work with the epoch of its message and the way back.
+type Waiting = (Work, u64, oneshot::Sender<Applied>);
 
 /// Configurations that may wait to be compiled; then deliveries wait too.
 const WORK_IN_FLIGHT: usize = 64;
@@ -110,7 +114,7 @@ pub(crate) async fn follow(gateway: Arc<Gateway>, mut deliveries: mpsc::Receiver
 
 struct Following {
     gateway: Arc<Gateway>,
-    work: mpsc::Sender<Work>,
+    work: mpsc::Sender<Waiting>,
     /// Epoch and version of the last message.
     last: Option<(u64, u64)>,
 }
@@ -133,19 +137,21 @@ impl Following {
                 self.gateway.registry.end(ended);
                 Applied::InForce
             }
-            Change::Snapshot(state) => return self.replace(*state, applied).await,
-            Change::Tenant(config) => return self.hand_over(Work::Put(config, applied)).await,
-            Change::TenantRemoved(tenant) => return self.hand_over(Work::Remove(tenant, applied)).await,
+            Change::Snapshot(state) => return self.replace(*state, message.epoch, applied).await,
+            Change::Tenant(config) => return self.hand_over(Work::Put(config), message.epoch, applied).await,
+            Change::TenantRemoved(tenant) => {
+                return self.hand_over(Work::Remove(tenant), message.epoch, applied).await;
+            }
         };
         drop(applied.send(answer));
     }
 
     /// A dropped answer tells the orchestrator that nothing came of it.
-    async fn hand_over(&self, work: Work) {
-        drop(self.work.send(work).await);
+    async fn hand_over(&self, work: Work, epoch: u64, applied: oneshot::Sender<Applied>) {
+        drop(self.work.send((work, epoch, applied)).await);
     }
 
-    async fn replace(&self, state: State, applied: oneshot::Sender<Applied>) {
+    async fn replace(&self, state: State, epoch: u64, applied: oneshot::Sender<Applied>) {
         let mut refused = Vec::new();
         let (mut opened, mut ended) = (Vec::new(), state.ended);
         ended.retain(|session| session.until > clock::now());
@@ -160,7 +166,7 @@ impl Following {
         for (session, door) in opened {
             self.serve(session, door);
         }
-        self.hand_over(Work::Replace(state.tenants, refused, applied)).await;
+        self.hand_over(Work::Replace(state.tenants, refused), epoch, applied).await;
     }
 
     fn open(&self, session: Session) -> Applied {
@@ -210,23 +216,23 @@ impl Following {
 }
 
 /// Compiles configurations one after the other, so that the order of messages holds.
-async fn compile(gateway: Arc<Gateway>, mut waiting: mpsc::Receiver<Work>, stop: Stop) {
-    while let Some(Some(work)) = stop.run_until_cancelled(waiting.recv()).await {
-        let (answer, applied) = match work {
-            Work::Put(config, applied) => (put(&gateway, config).await, applied),
-            Work::Remove(tenant, applied) => {
+async fn compile(gateway: Arc<Gateway>, mut waiting: mpsc::Receiver<Waiting>, stop: Stop) {
+    while let Some(Some((work, epoch, applied))) = stop.run_until_cancelled(waiting.recv()).await {
+        let answer = match work {
+            Work::Put(config) => put(&gateway, config, epoch).await,
+            Work::Remove(tenant) => {
                 gateway.swap(|snapshot| snapshot.without(|kept| *kept != tenant));
-                (Vec::new(), applied)
+                Vec::new()
             }
-            Work::Replace(configs, mut mistakes, applied) => {
+            Work::Replace(configs, mut mistakes) => {
                 let keep: Vec<TenantId> = configs.iter().map(|config| config.tenant.clone()).collect();
                 gateway.swap(|snapshot| snapshot.without(|tenant| keep.contains(tenant)));
                 for config in configs {
-                    mistakes.extend(put(&gateway, config).await);
+                    mistakes.extend(put(&gateway, config, epoch).await);
                 }
                 // Not ready before the first state is whole.
                 gateway.freshness.heard();
-                (mistakes, applied)
+                mistakes
             }
         };
         let answer = if answer.is_empty() { Applied::InForce } else { Applied::Refused(answer) };
@@ -235,12 +241,13 @@ async fn compile(gateway: Arc<Gateway>, mut waiting: mpsc::Receiver<Work>, stop:
 }
 
 /// Puts one tenant's configuration in force; the mistakes, if it cannot be.
-async fn put(gateway: &Arc<Gateway>, config: Arc<TenantConfig>) -> Vec<String> {
+async fn put(gateway: &Arc<Gateway>, config: Arc<TenantConfig>, epoch: u64) -> Vec<String> {
     let tenant = config.tenant.clone();
     let building = Arc::clone(gateway);
     let built = tokio::task::spawn_blocking(move || {
         let before = building.snapshot();
-        build(&config, before.tenant(&config.tenant).map(|rules| &**rules), &building.surroundings)
+        let before = before.tenant(&config.tenant).map(|rules| &**rules);
+        build(&config, before, &building.surroundings, epoch)
     });
     match built.await {
         Ok(Ok(rules)) => {

@@ -20,6 +20,7 @@ mod identity;
 mod limits;
 mod listener;
 mod metrics;
+mod pace;
 mod registry;
 mod reject;
 mod request;
@@ -29,7 +30,7 @@ mod snapshot;
 mod upstream;
 mod validate;
 
-pub use config::{Config, ConfigMistake, DRAIN, STALENESS, Settings};
+pub use config::{Config, ConfigMistake, DRAIN, STALENESS, STALL_TIME, Settings};
 pub use upstream::TlsUnusable;
 pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
 
@@ -123,6 +124,7 @@ impl Gateway {
             surroundings: Surroundings {
                 upstreams: config.upstreams.clone(),
                 engines: filters::Engines::new(config.artefact_key).map_err(StartError::Filters)?,
+                stall: config.stall,
             },
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness),

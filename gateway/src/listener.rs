@@ -6,8 +6,10 @@
 //! listeners close at once, requests in flight get their drain time, then connections break off.
 
 use crate::config::{
-    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, HEADER_TIME, PENDING_RESETS, STREAMS,
+    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, HEADER_TIME, PENDING_RESETS, STALL_TIME,
+    STREAMS,
 };
+use crate::pace::connection::PacedConnection;
 use crate::registry::Source;
 use crate::{Gateway, admin, request};
 use http::{Request, Response};
@@ -16,6 +18,7 @@ use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use postern_common::problem::Code;
 use postern_common::tasks::{Stop, Tasks};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -71,9 +74,42 @@ fn server(tasks: &Tasks) -> Builder<OwnedExecutor> {
     builder
 }
 
+/// What a peer sent that hyper could not read as a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unreadable {
+    Malformed,
+    HeadTooSlow,
+}
+
+impl Unreadable {
+    fn of(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let error = error.downcast_ref::<hyper::Error>()?;
+        match () {
+            () if error.is_parse() => Some(Self::Malformed),
+            () if error.is_timeout() => Some(Self::HeadTooSlow),
+            () => None,
+        }
+    }
+
+    /// The code of the refusal that it is counted as.
+    const fn code(self) -> Code {
+        match self {
+            Self::Malformed => Code::RequestMalformed,
+            Self::HeadTooSlow => Code::RequestTimeout,
+        }
+    }
+}
+
 /// Serves one connection until it ends, falls silent before its first request, or the gateway has
 /// stopped and its drain time is over.
-async fn serve<Io, Answer, Answered, Body>(tasks: &Tasks, io: Io, drain: Duration, answer: Answer)
+///
+/// Tells what the peer sent that is no request, if that ended it: hyper has answered it by itself.
+async fn serve<Io, Answer, Answered, Body>(
+    tasks: &Tasks,
+    io: Io,
+    drain: Duration,
+    answer: Answer,
+) -> Option<Unreadable>
 where
     Io: Read + Write + Unpin + Send + 'static,
     Answer: Fn(Request<Incoming>) -> Answered + Clone,
@@ -93,14 +129,15 @@ where
     let mut connection = pin!(server.serve_connection(io, service));
     let stop = tasks.stop_token();
     tokio::select! {
-        _ended = connection.as_mut() => return,
+        // Other errors of one connection are its peer's; requests were logged by themselves.
+        ended = connection.as_mut() => return ended.err().and_then(|error| Unreadable::of(&*error)),
         () = stop.cancelled() => {}
         // hyper's own timer begins only once it knows which protocol is spoken.
-        () = silent(&has_begun) => return,
+        () = silent(&has_begun) => return None,
     }
     connection.as_mut().graceful_shutdown();
-    // Errors of one connection are its peer's; requests were logged by themselves.
     drop(tokio::time::timeout(drain, connection).await);
+    None
 }
 
 async fn silent(has_begun: &AtomicBool) {
@@ -115,12 +152,15 @@ where
     Io: Read + Write + Unpin + Send + 'static,
 {
     let tasks = gateway.tasks.clone();
-    let drain = gateway.drain;
+    let (drain, stall) = (gateway.drain, gateway.surroundings.stall);
+    let counting = Arc::clone(&gateway);
     let answer = move |incoming| {
         let (gateway, source) = (Arc::clone(&gateway), source.clone());
         async move { Box::pin(request::handle(&gateway, &source, incoming)).await }
     };
-    serve(&tasks, io, drain, answer).await;
+    if let Some(unreadable) = serve(&tasks, PacedConnection::new(io, stall), drain, answer).await {
+        counting.metrics.refusal(unreadable.code());
+    }
 }
 
 /// A sandbox's door could not be opened.
@@ -276,7 +316,8 @@ pub(crate) async fn accept_admin(gateway: Arc<Gateway>, listener: TcpListener, s
             let (tasks, drain) = (served.tasks.clone(), served.drain);
             let answer =
                 move |incoming: Request<Incoming>| std::future::ready(admin::answer(&served, &incoming));
-            serve(&tasks, TokioIo::new(stream), drain, answer).await;
+            let connection = PacedConnection::new(TokioIo::new(stream), STALL_TIME);
+            serve(&tasks, connection, drain, answer).await;
             drop(permit);
         });
     }

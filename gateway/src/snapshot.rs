@@ -20,7 +20,7 @@ use http::uri::{Authority, Scheme};
 use postern_common::control::{BackendConfig, TenantConfig};
 use postern_common::decision::Versions;
 use postern_common::folder::{Additional, OperationLimits, Rate};
-use postern_common::id::{BackendName, TenantId};
+use postern_common::id::{BackendName, FilterName, TenantId};
 use postern_openapi::path::Segment;
 use postern_openapi::{Document, Operation};
 use std::collections::{BTreeMap, HashMap};
@@ -67,6 +67,9 @@ pub(crate) struct TenantRules {
     pub(crate) backends: BTreeMap<BackendName, Arc<Backend>>,
     pub(crate) default_backend: Option<Arc<Backend>>,
     pub(crate) policies: Policies,
+    /// What filter versions may not go back behind, while the epoch lasts.
+    filter_versions: BTreeMap<FilterName, u64>,
+    epoch: u64,
     session_rate: Rate,
     limiter: Arc<Limiter>,
 }
@@ -95,6 +98,8 @@ pub(crate) struct Backend {
     pub(crate) judged_body_bytes: u64,
     pub(crate) streamed_body_bytes: u64,
     pub(crate) timeout: Duration,
+    /// How long a sandbox may keep a streamed body waiting.
+    pub(crate) stall: Duration,
     pub(crate) concurrent: Arc<Semaphore>,
     concurrent_limit: u32,
 }
@@ -114,9 +119,13 @@ pub(crate) struct OperationRules {
 pub(crate) struct Surroundings {
     pub(crate) upstreams: UpstreamRules,
     pub(crate) engines: Engines,
+    /// How long a peer may keep a connection waiting in the middle of something.
+    pub(crate) stall: Duration,
 }
 
 /// Builds a tenant's rules. CPU-heavy: schemas, patterns and policies are compiled here.
+///
+/// Within an epoch of the control stream a filter's version may not go back.
 ///
 /// # Errors
 /// Every mistake, for the tenant's people.
@@ -124,8 +133,9 @@ pub(crate) fn build(
     config: &TenantConfig,
     before: Option<&TenantRules>,
     around: &Surroundings,
+    epoch: u64,
 ) -> Result<TenantRules, Vec<String>> {
-    let mut building = Building { config, before, around, mistakes: Vec::new(), now: Instant::now() };
+    let mut building = Building { config, before, around, epoch, mistakes: Vec::new(), now: Instant::now() };
     let filters = building.filters();
     let mut backends = BTreeMap::new();
     for (name, backend) in &config.backends {
@@ -150,6 +160,12 @@ pub(crate) fn build(
             backends,
             default_backend,
             policies,
+            filter_versions: config
+                .filters
+                .iter()
+                .map(|(name, artefact)| (name.clone(), artefact.version))
+                .collect(),
+            epoch,
             session_rate,
             limiter: Limiter::like(before.map(|before| &before.limiter), tenant_rate, building.now),
         }),
@@ -161,11 +177,12 @@ struct Building<'b> {
     config: &'b TenantConfig,
     before: Option<&'b TenantRules>,
     around: &'b Surroundings,
+    epoch: u64,
     mistakes: Vec<String>,
     now: Instant,
 }
 
-type LoadedFilters = BTreeMap<postern_common::id::FilterName, crate::filters::Loaded>;
+type LoadedFilters = BTreeMap<FilterName, crate::filters::Loaded>;
 
 impl Building<'_> {
     fn try_all<Value>(&mut self, built: Result<Value, Vec<String>>) -> Option<Value> {
@@ -182,7 +199,16 @@ impl Building<'_> {
 
     fn filters(&mut self) -> LoadedFilters {
         let mut loaded = LoadedFilters::new();
+        let before = self.before.filter(|before| before.epoch == self.epoch);
         for (name, artefact) in &self.config.filters {
+            let newest = before.and_then(|before| before.filter_versions.get(name));
+            if let Some(newest) = newest.filter(|newest| artefact.version < **newest) {
+                self.mistakes.push(format!(
+                    "filters/{name}: version {} is older than version {newest}, which is in force",
+                    artefact.version
+                ));
+                continue;
+            }
             let built = self.around.engines.load(&self.config.tenant, name, artefact);
             if let Some(filter) = self.try_one(&format!("filters/{name}"), built) {
                 loaded.insert(name.clone(), filter);
@@ -239,6 +265,7 @@ impl Building<'_> {
             judged_body_bytes: judged,
             streamed_body_bytes: file.limits.body.map_or(STREAMED_BODY_BYTES, |body| body.as_u64()),
             timeout: file.limits.timeout.unwrap_or(ANSWER_TIME),
+            stall: self.around.stall,
             concurrent,
             concurrent_limit: limit,
         })

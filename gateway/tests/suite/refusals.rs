@@ -363,7 +363,25 @@ async fn without_an_orchestrator_the_gateway_is_not_ready_and_says_so() {
     assert!(metrics.contains("postern_gateway_refusals_total{code=\"route-unknown\"} 1"), "{metrics}");
 }
 
-async fn admin(world: &World, path: &str) -> String {
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_that_never_become_a_request_are_counted_too() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
+    let long = format!("x-long: {}\r\n", "a".repeat(70 * 1024));
+    for (rest, status) in [(many.as_str(), 431), (long.as_str(), 431), ("x-folded: a\r\n b\r\n", 400)] {
+        let answer = sandbox.raw(sandbox.head("GET", "/orders", rest).as_bytes()).await;
+        assert_eq!(answer.status, status, "{}", rest.get(..16).unwrap_or(rest));
+    }
+    world.recorded.assert_untouched("a head that is no request");
+    let counted = async {
+        let line = "postern_gateway_refusals_total{code=\"request-malformed\"} 3";
+        while !admin(&world, "/metrics").await.contains(line) {}
+    };
+    tokio::time::timeout(crate::world::PATIENCE, counted).await.expect("three are counted");
+}
+
+pub(crate) async fn admin(world: &World, path: &str) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream =
         tokio::net::TcpStream::connect(world.running.admin.expect("listens")).await.expect("connects");

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use postern_common::control::Applied;
 use serde_json::json;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +144,7 @@ async fn a_stop_lets_what_is_in_flight_finish_and_nothing_new_begin() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_lost_its_orchestrator_refuses_when_its_state_is_too_old() {
-    let mut world = World::with_staleness(std::time::Duration::ZERO).await;
+    let mut world = World::with_staleness(Duration::ZERO).await;
     let config = world.config("acme", &[("desk", world.described())], None);
     assert_eq!(world.put(config).await, Applied::InForce);
     let sandbox = world.sandbox("alice", &["*"]).await;
@@ -155,4 +156,40 @@ async fn a_gateway_that_lost_its_orchestrator_refuses_when_its_state_is_too_old(
     let seen = world.recorded.text().len();
     assert_eq!(sandbox.get("/orders").await.status, 503);
     assert!(seen >= before && world.recorded.text().len() == seen, "nothing reaches the backend any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_taken_is_broken_off_and_gives_its_permit_back() {
+    let world = World::with(|settings| settings.stall = Duration::from_millis(200)).await;
+    let mut config = world.config("acme", &[("desk", world.described())], None);
+    config.limits = serde_json::from_value(json!({ "session": { "per_second": 1000.0, "concurrent": 1 } }))
+        .expect("limits");
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let mut stream = sandbox.connect().await;
+    stream.write_all(sandbox.head("GET", "/events", "").as_bytes()).await.expect("writes");
+    read_until(&mut stream, "text/event-stream").await;
+    // More than the sockets between them hold.
+    let large: &'static str = "x".repeat(1024 * 1024).leak();
+    for _ in 0..8 {
+        world.recorded.send_event(large).await;
+    }
+    let waiting = async { while sandbox.get("/orders").await.status != 200 {} };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the permit comes back");
+    eventually("the backend's end is closed too", || world.recorded.open_streams() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_stalls_is_ended_however_long_its_backend_would_wait() {
+    let world = World::with(|settings| settings.stall = Duration::from_millis(200)).await;
+    let config = world.config("acme", &[("desk", world.described())], None);
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let rest = "content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\n";
+    let mut stream = sandbox.connect().await;
+    stream.write_all(sandbox.head("PUT", "/uploads", rest).as_bytes()).await.expect("writes");
+    stream.write_all(b"5\r\nfirst\r\n").await.expect("writes");
+    let answer = read_until(&mut stream, "decision_id").await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("request-timeout"), "{answer}");
+    assert!(world.recorded.text().contains("first"), "it was on its way");
 }

@@ -226,13 +226,18 @@ impl World {
     }
 
     pub(crate) async fn with_staleness(staleness: Duration) -> Self {
+        Self::with(|settings| settings.staleness = staleness).await
+    }
+
+    /// A gateway with other settings than the suite's own.
+    pub(crate) async fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
         let tasks = Tasks::new();
         let (port, recorded) = start_backend(&tasks).await;
         let rules = UpstreamRules::new(&[format!("127.0.0.1:{port}")], &[]).expect("rules");
         let mut settings = Settings::new(vec![key()], rules.clone());
         settings.tcp = Some(([127, 0, 0, 1], 0).into());
-        settings.staleness = staleness;
         settings.admin = Some(([127, 0, 0, 1], 0).into());
+        adjust(&mut settings);
         let config = Config::check(settings).expect("good settings");
         let (publisher, follower) = link();
         let gateway_tasks = Tasks::new();
@@ -322,6 +327,17 @@ impl World {
     }
 
     pub(crate) async fn sandbox_of(&self, tenant: &str, user: &str, operations: &[&str]) -> Sandbox {
+        self.sandbox_with(tenant, user, operations, |_| {}).await
+    }
+
+    /// Opens a session that is not quite like the others.
+    pub(crate) async fn sandbox_with(
+        &self,
+        tenant: &str,
+        user: &str,
+        operations: &[&str],
+        adjust: impl FnOnce(&mut Session),
+    ) -> Sandbox {
         let number = self.version.load(Ordering::SeqCst);
         let mut random = [0; 12];
         random[..8].copy_from_slice(&number.to_be_bytes());
@@ -329,7 +345,8 @@ impl World {
         random[8] = u8::try_from(number / 32 % 32).expect("below 32");
         let id = SandboxId::from_random(random);
         let path = self.folder.path().join(format!("{id}.sock"));
-        let session = session(tenant, user, operations, id, Peer::Socket(path.clone()));
+        let mut session = session(tenant, user, operations, id, Peer::Socket(path.clone()));
+        adjust(&mut session);
         assert_eq!(self.send(Change::Session(Box::new(session.clone()))).await, Applied::InForce);
         let token = mint(&claims(&session));
         Sandbox { session, path, token }
