@@ -11,7 +11,10 @@
 )]
 
 mod bodies;
+mod filters;
 mod identity;
+#[path = "../../filter-engine/tests/engine/plugins.rs"]
+mod plugins;
 mod refusals;
 mod streams;
 mod tenancy;

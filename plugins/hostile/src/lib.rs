@@ -38,6 +38,7 @@ impl Filter for Hostile {
             "long-message" => Rejection::new("long", "m".repeat(100_000)).into(),
             "lying-length" => Rejection::new("lie", lying_text()).into(),
             "read-secrets" => read_secrets(request),
+            "rewrite" => rewrite(request),
             _ => Verdict::Continue,
         }
     }
@@ -143,6 +144,25 @@ fn lying_text() -> String {
     // SAFETY: none in this program; the host must notice before anybody reads it. Natively it is
     // never called.
     unsafe { String::from_raw_parts(text.as_ptr().cast_mut(), 0x7000_0000, 0x7000_0000) }
+}
+
+/// Makes the changes that the request's own headers ask for: `x-new-header` and `x-new-query`
+/// (`name=value`), `x-new-path` and `x-new-body`.
+fn rewrite(request: &mut Request) -> Verdict {
+    let pair = |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    if let Some((name, value)) = request.header("x-new-header").and_then(pair) {
+        request.set_header(&name, &value);
+    }
+    if let Some((name, value)) = request.header("x-new-query").and_then(pair) {
+        request.set_query_parameter(&name, &value);
+    }
+    if let Some(path) = request.header("x-new-path") {
+        request.set_path(&path);
+    }
+    if let Some(body) = request.header("x-new-body") {
+        request.set_body(body.as_bytes());
+    }
+    Verdict::Continue
 }
 
 /// Refuses with the name of whatever secret it can see; continues if it sees none.

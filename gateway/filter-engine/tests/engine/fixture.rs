@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Builds the plugins once, signs them, and makes requests.
+//! An engine, filters in it, and requests.
+
+pub(crate) use crate::plugins::{compiled, key, manifest, sign};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
@@ -8,64 +10,14 @@ use postern_common::id::{
     BackendName, ConversationId, FilterName, OperationId, SandboxId, TemplateName, TenantId, UserId,
 };
 use postern_common::session::{Isolation, Peer, Session};
-use postern_filter_engine::artefact::{Compiled, Expected, SigningKey};
+use postern_filter_engine::artefact::Expected;
 use postern_filter_engine::{
     Called, ConfiguredFilter, Context, Engine, EngineSettings, LoadFilterError, LoadedFilter, RequestView,
-    compile,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-
-/// Compiled plugins by name.
-type CompiledPlugins = BTreeMap<&'static str, Arc<[u8]>>;
-
-/// The compiled form of each plugin, made once for all tests.
-static COMPILED: LazyLock<Mutex<CompiledPlugins>> = LazyLock::new(Mutex::default);
-
-pub(crate) fn workspace() -> &'static Path {
-    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
-    folders.nth(2).expect("two folders above")
-}
-
-pub(crate) fn manifest(plugin: &str) -> String {
-    let path = workspace().join("plugins").join(plugin).join("filter.toml");
-    std::fs::read_to_string(path).expect("a manifest")
-}
-
-/// The plugin's core module, as cargo builds it.
-pub(crate) fn module(plugin: &str) -> Vec<u8> {
-    let output = Command::new(env!("CARGO"))
-        .current_dir(workspace())
-        .args(["build", "--release", "--target", "wasm32-unknown-unknown", "--message-format=json"])
-        .args(["--package", &format!("postern-plugin-{plugin}")])
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let file: PathBuf = output
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
-        .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
-        .filter_map(|name| name.as_str().map(PathBuf::from))
-        .find(|name| name.extension().is_some_and(|ending| ending == "wasm"))
-        .expect("cargo names the module");
-    std::fs::read(file).expect("reads")
-}
-
-pub(crate) fn compiled(plugin: &'static str) -> Arc<[u8]> {
-    let mut all = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(all.entry(plugin).or_insert_with(|| {
-        let module = module(plugin);
-        compile::compile(&module).expect("compiles").into()
-    }))
-}
-
-pub(crate) fn key() -> SigningKey {
-    SigningKey::from_seed(&[1; 32]).expect("a key")
-}
+use std::path::PathBuf;
+use std::sync::Arc;
 
 pub(crate) fn engine() -> Engine {
     let settings = EngineSettings {
@@ -76,25 +28,13 @@ pub(crate) fn engine() -> Engine {
     Engine::new(settings).expect("an engine")
 }
 
-pub(crate) fn sign(compiled: &[u8], tenant: &str, name: &str, manifest: &str) -> Vec<u8> {
-    let (fingerprint, component, code) = (
-        postern_filter_engine::settings::fingerprint(),
-        postern_filter_engine::Digest::of(b"component"),
-        compiled.get(72..).expect("a header and code"),
-    );
-    let compiled = Compiled { fingerprint, component, code };
-    let tenant = TenantId::parse(tenant).expect("a name");
-    let name = FilterName::parse(name).expect("a name");
-    key().sign(&compiled, (&tenant, &name), 1, manifest)
-}
-
 pub(crate) fn load_with(
     engine: &Engine,
     plugin: &'static str,
     tenant: &str,
     manifest: &str,
 ) -> Result<LoadedFilter, LoadFilterError> {
-    let artefact = sign(&compiled(plugin), tenant, plugin, manifest);
+    let artefact = sign(&compiled(plugin), (tenant, plugin), 1, manifest);
     let tenant = TenantId::parse(tenant).expect("a name");
     let name = FilterName::parse(plugin).expect("a name");
     engine.load(&artefact, &Expected { tenant: &tenant, name: &name, version: 1, manifest })

@@ -31,7 +31,7 @@ fn a_loaded_filter_says_what_was_signed() {
 #[test]
 fn an_artefact_of_another_tenant_is_refused() {
     let text = manifest("claim-injection");
-    let artefact = sign(&compiled("claim-injection"), "evil", "claim-injection", &text);
+    let artefact = sign(&compiled("claim-injection"), ("evil", "claim-injection"), 1, &text);
     assert!(matches!(
         reason(load_as(&artefact, "acme", "claim-injection", &text)),
         RefusedArtefact::OtherTenant(_)
@@ -41,7 +41,7 @@ fn an_artefact_of_another_tenant_is_refused() {
 #[test]
 fn native_code_that_was_changed_after_signing_is_never_loaded() {
     let text = manifest("claim-injection");
-    let mut artefact = sign(&compiled("claim-injection"), "acme", "claim-injection", &text);
+    let mut artefact = sign(&compiled("claim-injection"), ("acme", "claim-injection"), 1, &text);
     let middle = artefact.len() / 2;
     artefact[middle] ^= 0x80;
     assert_eq!(reason(load_as(&artefact, "acme", "claim-injection", &text)), RefusedArtefact::Code);
@@ -50,7 +50,7 @@ fn native_code_that_was_changed_after_signing_is_never_loaded() {
 #[test]
 fn a_manifest_that_was_widened_after_signing_is_refused() {
     let text = manifest("card-guard");
-    let artefact = sign(&compiled("card-guard"), "acme", "card-guard", &text);
+    let artefact = sign(&compiled("card-guard"), ("acme", "card-guard"), 1, &text);
     let wider = text.replace("host = [\"counter\"]", "host = [\"counter\", \"session\"]");
     assert_ne!(text, wider);
     assert_eq!(reason(load_as(&artefact, "acme", "card-guard", &wider)), RefusedArtefact::Manifest);
@@ -78,6 +78,6 @@ fn a_manifest_with_mistakes_is_refused_with_all_of_them() {
 #[test]
 fn signed_bytes_that_are_no_code_are_refused() {
     let text = manifest("card-guard");
-    let artefact = sign(&[0; 500], "acme", "card-guard", &text);
+    let artefact = sign(&[0; 500], ("acme", "card-guard"), 1, &text);
     assert!(matches!(load_as(&artefact, "acme", "card-guard", &text), Err(LoadFilterError::Code { .. })));
 }

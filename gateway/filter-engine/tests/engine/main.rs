@@ -9,3 +9,5 @@ mod fixture;
 mod hostile;
 #[cfg(test)]
 mod loading;
+#[cfg(test)]
+mod plugins;
