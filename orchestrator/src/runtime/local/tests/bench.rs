@@ -253,7 +253,7 @@ pub(super) fn traces(folder: &Path, installation: &Installation) -> Vec<String> 
         found.extend(backing.contains(path).then(|| format!("loop device {backing}")));
     }
     let prefix = format!("postern-{installation}-");
-    let groups = postern_shim::cgroup::Parents::find().names();
+    let groups = Parents::find().names();
     found.extend(
         groups.into_iter().filter(|name| name.starts_with(&prefix)).map(|name| format!("cgroup {name}")),
     );

@@ -204,7 +204,7 @@ async fn without_bubblewrap_its_package_is_named() {
     assert!(why.contains("apt install bubblewrap"), "{why}");
 }
 
-/// No machine of ours has the AppArmor restriction, so bubblewrap's part is played.
+/// No machine of ours has the `AppArmor` restriction, so bubblewrap's part is played.
 #[tokio::test]
 async fn where_apparmor_forbids_them_its_setting_is_named() {
     let programs = tempfile::tempdir().expect("a folder");
