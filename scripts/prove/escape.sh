@@ -8,6 +8,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 programs=${POSTERN_PROGRAMS:-${CARGO_TARGET_DIR:-$HOME/.cache/postern/target}/programs}
+# `postern` reads every POSTERN_ variable as a setting, and this is none of its own.
+unset POSTERN_PROGRAMS
 postern=$programs/postern
 [[ -x $postern ]] || { echo "prove: there is no $postern; build it (make build)" >&2; exit 2; }
 
