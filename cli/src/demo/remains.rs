@@ -71,6 +71,7 @@ fn below(folder: &Path, depth: usize, see: &mut impl FnMut(&Path, fs::FileType))
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
     use std::os::unix::net::UnixListener;
     use std::process::{Command, Stdio};
 
@@ -82,11 +83,15 @@ mod tests {
         let socket = inside.join("gateway.sock");
         let listener = UnixListener::bind(&socket).expect("listens");
         let mut child = Command::new("sh")
-            .args(["-c", "read line", "sh"])
+            .args(["-c", "echo ready; read line", "sh"])
             .arg(folder.path())
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .expect("starts");
+        // `spawn` returns before the kernel has set the new command line.
+        let mut ready = [0; 6];
+        child.stdout.take().expect("piped").read_exact(&mut ready).expect("it runs");
         let found = of(&[folder.path()]).expect("looks").join("\n");
         assert!(found.contains("socket") && found.contains(&format!("process {}", child.id())), "{found}");
         drop(child.stdin.take());
