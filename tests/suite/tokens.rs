@@ -3,6 +3,7 @@
 
 use crate::running::{Backend, Up, http};
 use serde_json::Value;
+use std::process::Command;
 
 const ORDERS: &str = "/support-desk/orders";
 
@@ -27,6 +28,24 @@ fn changed(token: &str, part: usize) -> String {
     parts.join(".")
 }
 
+/// The token's claims with some replaced, signed anew with the installation's own key: by Python, so
+/// that none of our own code vouches for itself.
+fn signed_anew(up: &Up, token: &str, claims: &str) -> String {
+    const SCRIPT: &str = r#"
+import base64, hashlib, hmac, json, pathlib, sys
+key, token, claims = base64.b64decode(pathlib.Path(sys.argv[1]).read_bytes()), sys.argv[2].split("."), json.loads(sys.argv[3])
+payload = json.loads(base64.urlsafe_b64decode(token[1] + "=" * (-len(token[1]) % 4))) | claims
+encode = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+signed = token[0] + "." + encode(json.dumps(payload).encode())
+print(signed + "." + encode(hmac.new(key, signed.encode(), hashlib.sha256).digest()), end="")
+"#;
+    let key = up.data().join("keys/token-signing-key");
+    let output = Command::new("python3").args(["-I", "-c", SCRIPT]).arg(key).args([token, claims]).output();
+    let output = output.expect("python3 runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("a token")
+}
+
 #[test]
 fn no_bad_token_opens_the_door_and_the_backend_hears_nothing() {
     let backend = Backend::start();
@@ -42,6 +61,12 @@ fn no_bad_token_opens_the_door_and_the_backend_hears_nothing() {
     assert_eq!(with(&up, "not.a.token"), (401, "token-malformed".into()));
     assert_eq!(with(&up, &changed(&token, 2)), (401, "token-forged".into()));
     assert_eq!(with(&up, &changed(&token, 1)).0, 401);
+    let expired = signed_anew(&up, &token, r#"{"iat": 1700000000, "nbf": 1700000000, "exp": 1700003600}"#);
+    assert_eq!(with(&up, &expired), (401, "token-expired".into()));
+    let same = signed_anew(&up, &token, "{}");
+    assert_eq!(with(&up, &same).1, "token-wrong-peer", "the control: what Python signed is believed");
+    let of_bob = signed_anew(&up, &token, r#"{"user_id": "bob"}"#);
+    assert_eq!(with(&up, &of_bob).0, 401, "a stolen signing key alone forges nothing");
     assert_eq!(
         with(&up, &token),
         (403, "token-wrong-peer".into()),
