@@ -4,6 +4,7 @@
 //! A compiled policy is immutable and shared by every set that holds its text. Whether a request's
 //! scope matches is the index's business, so what is evaluated is the conditions alone.
 
+use crate::index::Load;
 use crate::party::{Key, Scope};
 use crate::request::NOW;
 use crate::schema::TenantSchema;
@@ -37,6 +38,8 @@ pub(crate) struct CompiledPolicy {
     pub(crate) filing: Filing,
     /// `when` and `unless`, where there are any.
     pub(crate) conditions: Option<Expr>,
+    /// Expressions in the conditions.
+    pub(crate) expressions: usize,
     /// Whether the conditions look at an action, so that actions must be among the entities.
     pub(crate) reads_actions: bool,
     /// Whether the conditions look at the time, so that it must be in the context.
@@ -137,12 +140,18 @@ impl CompiledPolicy {
             mode,
             reason: annotation(&names::REASON),
             filing: Filing::of(&policy),
+            expressions: conditions.as_ref().map_or(0, |conditions| conditions.subexpressions().count()),
             conditions,
             reads_actions,
             reads_now,
             policy,
             warnings: Vec::new(),
         }
+    }
+
+    /// What it takes to consider it.
+    pub(crate) fn load(&self) -> Load {
+        Load { candidates: 1, expressions: self.expressions }
     }
 
     /// As decision records name it.

@@ -2,7 +2,7 @@
 //! A small tenant that the tests of this crate ask about: one backend, a session, a request.
 
 use crate::{
-    BackendSchema, Decision, PeerFacts, PolicySource, RequestFacts, SessionEntities, TenantPolicies,
+    Action, BackendSchema, Decision, PeerFacts, PolicySource, RequestFacts, SessionEntities, TenantPolicies,
     TenantSchema, TypedRequest, schema_from_openapi,
 };
 use jiff::Timestamp;
@@ -99,9 +99,12 @@ impl Asked {
             peer: PeerFacts::Socket,
             now: self.now.parse().expect("a time"),
         };
+        TypedRequest::new(session, &self.action(schema), &facts)
+    }
+
+    pub(crate) fn action(&self, schema: &TenantSchema) -> Arc<Action> {
         let operation = OperationId::parse(self.operation).expect("an id");
-        let action = schema.action(&backend("support-desk"), &operation).expect("an operation");
-        TypedRequest::new(session, action, &facts)
+        Arc::clone(schema.action(&backend("support-desk"), &operation).expect("an operation"))
     }
 }
 

@@ -15,14 +15,73 @@
 //! way to it.
 
 use crate::compile::CompiledPolicy;
-use crate::party::{Key, Party, Prehashed};
+use crate::party::{Key, Names, Party, Prehashed};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 type Filed<T> = HashMap<Key, Arc<T>, BuildHasherDefault<Prehashed>>;
-type Principals = Filed<Vec<Arc<CompiledPolicy>>>;
 type Resources = Filed<Principals>;
+
+/// The policies of one action and resource by their principal.
+#[derive(Debug, Clone, Default)]
+struct Principals {
+    filed: Filed<Vec<Arc<CompiledPolicy>>>,
+    /// What a request may have to consider here, worked out once and again after a change.
+    load: OnceLock<Load>,
+}
+
+impl Principals {
+    /// The policies, about to be changed.
+    fn change(&mut self) -> &mut Filed<Vec<Arc<CompiledPolicy>>> {
+        self.load = OnceLock::new();
+        &mut self.filed
+    }
+
+    #[expect(clippy::iter_over_hash_type, reason = "sums and maxima are the same in any order")]
+    fn load(&self) -> Load {
+        *self.load.get_or_init(|| {
+            // A sandbox is `in` its tenant, one user and itself, and equal to itself: of each kind
+            // of name at most one key matches.
+            let (mut broad, mut most) = (Load::default(), [Load::default(); 3]);
+            for (key, bucket) in &self.filed {
+                let bucket = bucket.iter().fold(Load::default(), |sum, policy| sum.and(policy.load()));
+                match key.names() {
+                    Names::All => broad = broad.and(bucket),
+                    Names::User => most[0] = most[0].or(bucket),
+                    Names::Group => most[1] = most[1].or(bucket),
+                    Names::One => most[2] = most[2].or(bucket),
+                }
+            }
+            most.into_iter().fold(broad, Load::and)
+        })
+    }
+}
+
+/// What it takes to decide a request, at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Policies whose scope matches.
+    pub candidates: usize,
+    /// Expressions in their conditions.
+    pub expressions: usize,
+}
+
+impl Load {
+    fn and(self, other: Self) -> Self {
+        Self {
+            candidates: self.candidates.saturating_add(other.candidates),
+            expressions: self.expressions.saturating_add(other.expressions),
+        }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            candidates: self.candidates.max(other.candidates),
+            expressions: self.expressions.max(other.expressions),
+        }
+    }
+}
 
 /// All policies of a set by their scope.
 #[derive(Debug, Clone, Default)]
@@ -36,7 +95,7 @@ impl Index {
         for action in &filing.actions {
             let resources = Arc::make_mut(self.actions.entry(action.clone()).or_default());
             let principals = Arc::make_mut(resources.entry(filing.resource.clone()).or_default());
-            let bucket = Arc::make_mut(principals.entry(filing.principal.clone()).or_default());
+            let bucket = Arc::make_mut(principals.change().entry(filing.principal.clone()).or_default());
             bucket.push(Arc::clone(policy));
         }
     }
@@ -46,18 +105,28 @@ impl Index {
         for action in &filing.actions {
             let Some(resources) = self.actions.get_mut(action).map(Arc::make_mut) else { continue };
             let Some(principals) = resources.get_mut(&filing.resource).map(Arc::make_mut) else { continue };
-            let Some(bucket) = principals.get_mut(&filing.principal).map(Arc::make_mut) else { continue };
+            let filed = principals.change();
+            let Some(bucket) = filed.get_mut(&filing.principal).map(Arc::make_mut) else { continue };
             bucket.retain(|filed| !Arc::ptr_eq(filed, policy));
             if bucket.is_empty() {
-                principals.remove(&filing.principal);
+                filed.remove(&filing.principal);
             }
-            if principals.is_empty() {
+            if filed.is_empty() {
                 resources.remove(&filing.resource);
             }
             if resources.is_empty() {
                 self.actions.remove(action);
             }
         }
+    }
+
+    /// What a request of any sandbox to this action and resource may have to consider, at most.
+    pub(crate) fn load(&self, action: &Party, resource: &Party) -> Load {
+        let resources = action.keys().iter().filter_map(|key| self.actions.get(key));
+        let principals = resources.flat_map(|resources| {
+            resource.keys().iter().filter_map(|resource_key| resources.get(resource_key))
+        });
+        principals.fold(Load::default(), |sum, principals| sum.and(principals.load()))
     }
 
     /// Calls `found` once for each policy whose scope matches, in no particular order.
@@ -73,7 +142,7 @@ impl Index {
             for resource_key in resource.keys() {
                 let Some(principals) = resources.get(resource_key) else { continue };
                 for principal_key in principal.keys() {
-                    let Some(bucket) = principals.get(principal_key) else { continue };
+                    let Some(bucket) = principals.filed.get(principal_key) else { continue };
                     for policy in
                         bucket.iter().filter(|policy| fits(policy, principal, action, resource, action_key))
                     {

@@ -40,12 +40,15 @@ pub use cases::{ClauseCoverage, PolicyCoverage, TestReport, TestResult, run_test
 pub use decide::{CedarAnswer, Decision, PolicyFault, Refused, ShadowAnswer};
 pub use entities::{SessionEntities, SessionError};
 pub use explain::{Clause, ClauseOutcome, Considered, Explanation};
+pub use index::Load;
 pub use mistake::Mistake;
 pub use names::namespace;
 pub use replay::{Answer, Change, PolicyChanges, PolicyDiff, RecordedRequest, RecordedSession, diff};
 pub use request::{PeerFacts, RequestFacts, TypedRequest};
 pub use schema::{Action, BASE, BackendSchema, DeclaredOperation, SchemaError, TenantSchema};
 pub use schema_from_openapi::schema_from_openapi;
-pub use set::{LinkError, POLICIES, SET_BYTES, TemplateLink, TenantPolicies, UNSCOPED};
+pub use set::{
+    CANDIDATES, EXPRESSIONS, LinkError, POLICIES, SET_BYTES, TemplateLink, TenantPolicies, UNSCOPED,
+};
 pub use shape::Unfit;
 pub use source::PolicySource;

@@ -5,6 +5,7 @@
 //! A policy's scope is filed under exactly one key for each of the three; a party looks under all
 //! keys that a matching scope could have. Keys are hashed once, when the party is built.
 
+use crate::names;
 use cedar_policy_core::ast::{EntityType, EntityUID};
 use cedar_policy_core::entities::{Dereference, Entities};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -43,6 +44,32 @@ impl Key {
     /// Whether it names no entity.
     pub(crate) fn is_broad(&self) -> bool {
         matches!(self.scope, Scope::Any | Scope::Is(_))
+    }
+}
+
+/// Which principals a key of theirs names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Those of a whole tenant, or of a kind.
+    All,
+    /// Those of one user.
+    User,
+    /// Those in something else.
+    Group,
+    /// One.
+    One,
+}
+
+impl Key {
+    /// Which principals it names, as a principal's key.
+    pub(crate) fn names(&self) -> Names {
+        match &self.scope {
+            Scope::Any | Scope::Is(_) => Names::All,
+            Scope::In(entity) if *entity.entity_type() == *names::TENANT => Names::All,
+            Scope::In(entity) if *entity.entity_type() == *names::USER => Names::User,
+            Scope::In(_) => Names::Group,
+            Scope::Equal(_) => Names::One,
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 use crate::baseline;
 use crate::compile::{Author, Compiled, CompiledPolicy, Finding, link};
 use crate::file::{File, MISTAKES, Member, read};
-use crate::index::Index;
+use crate::index::{Index, Load};
 use crate::mistake::{Mistake, Place};
-use crate::schema::TenantSchema;
+use crate::schema::{Action, TenantSchema};
 use crate::source::PolicySource;
 use cedar_policy_core::ast::{EntityUID, SlotId, Template};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -21,6 +21,11 @@ pub const POLICIES: usize = 110_000;
 pub const SET_BYTES: usize = 64 * 1024 * 1024;
 /// Policies of a tenant that every request must consider: 64 cost a request some 50 µs.
 pub const UNSCOPED: usize = 64;
+
+/// Policies that one request may have to consider, however their scopes are written: about 1 ms.
+pub const CANDIDATES: usize = 2_000;
+/// Expressions in the conditions of those: a hundred for each.
+pub const EXPRESSIONS: usize = 200_000;
 
 /// Fills a template's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,6 +184,7 @@ impl TenantPolicies {
             }
         }
         next.files = files;
+        mistakes.extend(next.overload());
         if mistakes.is_empty() { Ok(next) } else { Err(mistakes) }
     }
 
@@ -239,6 +245,32 @@ impl TenantPolicies {
     #[must_use]
     pub fn schema(&self) -> &Arc<TenantSchema> {
         &self.schema
+    }
+
+    /// What it takes to decide a request to an operation, at most.
+    #[must_use]
+    pub fn load_of(&self, action: &Action) -> Load {
+        self.index.load(&action.party, &action.resource)
+    }
+
+    /// The first operation whose requests would have to consider too much, if there is one.
+    fn overload(&self) -> Option<Mistake> {
+        self.schema.operations().find_map(|(backend, operation)| {
+            let load = self.load_of(self.schema.action(backend, &operation.id)?);
+            let (what, count, most) = match load {
+                Load { candidates, .. } if candidates > CANDIDATES => ("policies", candidates, CANDIDATES),
+                Load { expressions, .. } if expressions > EXPRESSIONS => {
+                    ("expressions in conditions", expressions, EXPRESSIONS)
+                }
+                Load { .. } => return None,
+            };
+            let id = &operation.id;
+            let message = format!(
+                "a request to `{backend}/{id}` may have to consider {count} {what}; {most} are allowed: \
+                 name users or operations in the scopes, or merge policies"
+            );
+            Some(at_start("policies", message))
+        })
     }
 
     /// Number of policies, the baseline's included and templates left out.

@@ -3,7 +3,8 @@
 
 use crate::fixture::{Asked, decide, load, schema, session, source, told};
 use crate::{
-    LinkError, Mistake, PolicySource, SessionEntities, TemplateLink, TenantPolicies, TenantSchema, UNSCOPED,
+    CANDIDATES, LinkError, Mistake, PolicySource, SessionEntities, TemplateLink, TenantPolicies,
+    TenantSchema, UNSCOPED,
 };
 use postern_common::problem::Code;
 use proptest::prelude::*;
@@ -92,6 +93,69 @@ fn unscoped_policies_are_warned_of_and_bounded() {
     assert_eq!(set.warnings().len(), UNSCOPED);
     insta::assert_snapshot!(set.warnings()[1]);
     assert_eq!(refused(&unscoped(UNSCOPED + 1)).len(), 1);
+}
+
+#[test]
+fn policies_that_a_request_must_consider_are_bounded_however_their_scopes_are_written() {
+    let policies = |count: usize, scope: &str| -> String {
+        (0..count).map(|n| format!("@id(\"p{n}\") permit ({scope});\n")).collect()
+    };
+    for scope in [
+        "principal in Postern::Tenant::\"acme\", action, resource",
+        "principal, action, resource in Postern::Tenant::\"acme\"",
+        "principal, action in support_desk::Action::\"read\", resource",
+        "principal is Postern::Sandbox in Postern::Tenant::\"acme\", action, resource",
+        "principal, action, resource == Postern::Backend::\"acme/support-desk\"",
+        "principal == Postern::Sandbox::\"acme/s\", action, resource",
+        "principal in Postern::User::\"acme/alice\", action, resource",
+    ] {
+        let set = load(&schema(), &policies(CANDIDATES / 2, scope));
+        assert_eq!(set.warnings(), [], "{scope}");
+        let told = mistakes(&policies(CANDIDATES + 1, scope));
+        assert!(told.contains("2000 are allowed"), "{scope}: {told}");
+    }
+    let one_each: String = (0..CANDIDATES * 2)
+        .map(|n| {
+            format!("@id(\"p{n}\") permit (principal in Postern::User::\"acme/u{n}\", action, resource);\n")
+        })
+        .collect();
+    let set = load(&schema(), &one_each);
+    let action = Asked::list().action(&schema());
+    assert!(set.load_of(&action).candidates < 10, "{:?}", set.load_of(&action));
+}
+
+#[test]
+fn conditions_that_a_request_must_evaluate_are_bounded() {
+    let long = vec!["context.peer.kind != \"x\""; 500].join(" && ");
+    let policies: String = (0..150)
+        .map(|n| {
+            format!(
+                "@id(\"p{n}\") permit (principal in Postern::Tenant::\"acme\", action, resource) when {{ {long} }};\n"
+            )
+        })
+        .collect();
+    let told = mistakes(&policies);
+    assert!(told.contains("expressions in conditions"), "{told}");
+}
+
+#[test]
+fn a_change_of_a_set_counts_its_policies_anew() {
+    let schema = schema();
+    let policies = |count: usize| -> String {
+        (0..count)
+            .map(|n| {
+                format!("@id(\"p{n}\") permit (principal in Postern::Tenant::\"acme\", action, resource);\n")
+            })
+            .collect()
+    };
+    let set = load(&schema, &policies(CANDIDATES / 2));
+    let count = |set: &TenantPolicies| set.load_of(&Asked::list().action(&schema)).candidates;
+    let before = count(&set);
+    let more = set.reload(&schema, Some(&[source(&policies(CANDIDATES / 2 + 7))])).expect("few enough");
+    assert_eq!(count(&more), before + 7);
+    let fewer = more.reload(&schema, Some(&[source(&policies(CANDIDATES / 2 - 7))])).expect("few enough");
+    assert_eq!(count(&fewer), before - 7);
+    assert!(set.reload(&schema, Some(&[source(&policies(CANDIDATES + 1))])).is_err());
 }
 
 #[test]
