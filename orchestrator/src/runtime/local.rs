@@ -7,6 +7,7 @@
 //! ```text
 //! run root/<sandbox>/   spec.json control.sock gateway/gateway.sock disk/{data,home} exit.json   (gone at boot)
 //! slot root/<sandbox>/  disk.img or files/                                                       (on a real disk)
+//! slot root/set-aside/  slots whose files could not be kept; the operator's
 //! ```
 
 mod probe;
@@ -148,6 +149,28 @@ impl LocalRuntime {
         (self.folder(sandbox).disk().join("data/user"), self.is_root.then(|| guest_uid(sandbox)))
     }
 
+    /// [`LocalRuntime::user_files`] once its processes have ended; `None` if there are none. After
+    /// a restart of the machine, when its disk is mounted no more, that is done again, read-only.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`] if there is a disk that cannot be shown.
+    pub async fn find_user_files(
+        &self,
+        sandbox: &SandboxId,
+    ) -> Result<Option<(PathBuf, Option<u32>)>, RuntimeError> {
+        let found = self.blocking(sandbox, "show the disk", remains::show_files).await?;
+        Ok(found.map(|path| (path, self.is_root.then(|| guest_uid(sandbox)))))
+    }
+
+    /// Moves the slot of an ended sandbox to where neither [`Runtime::destroy`] nor
+    /// [`Runtime::sweep`] look, and tells where; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    pub async fn set_slot_aside(&self, sandbox: &SandboxId) -> Result<Option<PathBuf>, RuntimeError> {
+        self.blocking(sandbox, "set the slot aside", remains::set_aside).await
+    }
+
     fn folder(&self, sandbox: &SandboxId) -> RunFolder {
         RunFolder::new(self.settings.run_root.join(sandbox.as_str()))
     }
@@ -217,11 +240,16 @@ impl LocalRuntime {
     }
 
     async fn look(&self, sandbox: &SandboxId) -> Option<Found> {
+        let folder = self.folder(sandbox);
+        let ended = |exit| Found::Ended { sandbox: sandbox.clone(), exit };
+        // A shim answers until it has told how its sandbox ended, and a moment longer.
+        if let Some(exit) = Exit::read(&folder) {
+            return Some(ended(Some(exit)));
+        }
         match self.running(sandbox).await {
             Ok(running) => Some(Found::Running(running)),
-            Err(_) if self.folder(sandbox).path().is_dir() || self.slot(sandbox).is_dir() => {
-                let exit = Exit::read(&self.folder(sandbox));
-                Some(Found::Ended { sandbox: sandbox.clone(), exit })
+            Err(_) if folder.path().is_dir() || self.slot(sandbox).is_dir() => {
+                Some(ended(Exit::read(&folder)))
             }
             Err(_) => None,
         }
@@ -269,8 +297,8 @@ impl Runtime for LocalRuntime {
 
     fn create(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
         Box::pin(async move {
-            let isolation = probe::choose(self, create.isolation).await?;
-            start::start(self, &create.sandbox, isolation, create.limits).await
+            let (isolation, holds) = probe::choose(self, create.isolation).await?;
+            start::start(self, &create.sandbox, isolation, create.limits, holds).await
         })
     }
 

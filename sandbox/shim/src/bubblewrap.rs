@@ -45,7 +45,14 @@ pub fn arguments(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<OsString> 
     line.words(&format!("--size {} --perms 1777 --tmpfs /dev/shm", spec.shared_memory_bytes()));
     line.bind("--ro-bind", &folder.gateway(), inside::GATEWAY);
     line.bind("--ro-bind", &spec.sandboxd, inside::SANDBOXD);
-    line.bind("--bind", &disk.data, inside::DATA);
+    if spec.guest.is_some() {
+        line.bind("--bind", &disk.data, inside::DATA);
+    } else {
+        // Whoever we are owns `/data` too, and must not be able to put anything into it.
+        line.bind("--ro-bind", &disk.data, inside::DATA);
+        line.bind("--bind", &disk.user(), inside::USER);
+        line.bind("--bind", &disk.scratch(), inside::SCRATCH);
+    }
     line.bind("--bind", &disk.home, inside::HOME);
     line.words(&format!("--chdir {} -- {} --landlock", inside::HOME, inside::SANDBOXD));
     line.0

@@ -3,8 +3,8 @@
 //!
 //! As root it is an ext4 image of the limit's size in the slot, mounted in the run folder: the
 //! one quota that every Linux enforces. Otherwise it is a plain folder, and the limit is reported
-//! as not enforced. The mount outlives the shim, so that the user's last files can be saved
-//! after any end; the orchestrator unmounts it.
+//! as not enforced. The mount outlives the shim that the orchestrator stops, so that the user's
+//! last files can be saved; the orchestrator unmounts it.
 
 mod blank;
 
@@ -17,6 +17,13 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The image's name in its slot.
+const IMAGE: &str = "disk.img";
+/// How long the kernel may hold an image that was unmounted.
+const LOOP_TIME: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 
 /// The disk could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +32,14 @@ pub enum DiskError {
     #[error("could not make `{}`", path.display())]
     Make {
         /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The image that bounds its size.
+    #[error("could not make or mount the disk image `{}`, which works on this machine; is its disk full, or are all loop devices in use?", path.display())]
+    Image {
+        /// The image.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -50,21 +65,50 @@ pub struct Disk {
     pub is_sized: bool,
 }
 
+impl Disk {
+    /// The user's files, `/data/user`.
+    #[must_use]
+    pub fn user(&self) -> PathBuf {
+        self.data.join("user")
+    }
+
+    /// What dies with the sandbox, `/data/scratch`.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        self.data.join("scratch")
+    }
+}
+
 /// Makes the disk, or finds the one that was made before.
 ///
 /// # Errors
-/// [`DiskError`]; a size that cannot be enforced is none.
+/// [`DiskError`]; a size that cannot be enforced is one only where it must be.
 pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, DiskError> {
     create(&spec.slot)?;
     create(&folder.disk())?;
-    let is_sized = spec.guest.is_some() && mount_image(spec, &folder.disk()).is_ok();
-    if !is_sized {
-        let plain = spec.slot.join("files");
+    let image = spec.slot.join(IMAGE);
+    let was_there = image.exists();
+    let mounted = match spec.guest {
+        Some(_) => mount_image(spec, &folder.disk()),
+        None => Err(io::Error::other("only root can mount one")),
+    };
+    let is_sized = mounted.is_ok();
+    if let Err(source) = mounted {
+        if spec.must_hold.disk || was_there {
+            return Err(DiskError::Image { path: image, source });
+        }
+        // What the try left would be taken for the disk after a restart of the machine.
+        drop(fs::remove_file(image));
+        let plain = plain(&spec.slot);
         create(&plain)?;
         show(spec, &plain, &folder.disk())?;
     }
     let disk = Disk { data: folder.disk().join("data"), home: folder.disk().join("home"), is_sized };
-    for path in [disk.data.clone(), disk.data.join("user"), disk.data.join("scratch"), disk.home.clone()] {
+    // INVARIANT: `/data` itself is the host's. Its guest can put nothing in the place of `user`,
+    // which is opened by this path when its files are kept.
+    create(&disk.data)?;
+    fs::set_permissions(&disk.data, fs::Permissions::from_mode(0o755)).map_err(failed(&disk.data))?;
+    for path in [disk.user(), disk.scratch(), disk.home.clone()] {
         create(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed(&path))?;
         if let Some(guest) = spec.guest {
@@ -74,11 +118,43 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, DiskError> {
     Ok(disk)
 }
 
+/// Where a slot without an image keeps its files.
+#[must_use]
+pub fn plain(slot: &Path) -> PathBuf {
+    slot.join("files")
+}
+
+/// Mounts the image of an ended sandbox again, to be read only; `false` if it has none.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn show_again(slot: &Path, at: &Path) -> io::Result<bool> {
+    let image = slot.join(IMAGE);
+    if !image.is_file() {
+        return Ok(false);
+    }
+    if is_mounted(at) {
+        return Ok(true);
+    }
+    fs::create_dir_all(at)?;
+    let options = "loop,ro,nosuid,nodev,noexec";
+    let deadline = Instant::now() + LOOP_TIME;
+    while let Err(error) = run(Command::new("mount").args(["-t", "ext4", "-o", options]).arg(&image).arg(at))
+    {
+        // A loop device that had it is let go of some time after its unmount has returned.
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(true)
+}
+
 fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
     if is_mounted(at) {
         return Ok(());
     }
-    let image = spec.slot.join("disk.img");
+    let image = spec.slot.join(IMAGE);
     if !image.exists() {
         let draft = spec.slot.join("disk.draft");
         blank::copy(&spec.slot, spec.limits.disk_bytes, &draft)?;

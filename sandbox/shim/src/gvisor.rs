@@ -88,7 +88,14 @@ fn mounts(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<Value> {
     }
     mounts.push(bind(&folder.gateway(), inside::GATEWAY, "ro"));
     mounts.push(bind(&spec.sandboxd, inside::SANDBOXD, "ro"));
-    mounts.push(bind(&disk.data, inside::DATA, "rw"));
+    if spec.guest.is_some() {
+        mounts.push(bind(&disk.data, inside::DATA, "rw"));
+    } else {
+        // Whoever we are owns `/data` too, and must not be able to put anything into it.
+        mounts.push(bind(&disk.data, inside::DATA, "ro"));
+        mounts.push(bind(&disk.user(), inside::USER, "rw"));
+        mounts.push(bind(&disk.scratch(), inside::SCRATCH, "rw"));
+    }
     mounts.push(bind(&disk.home, inside::HOME, "rw"));
     mounts
 }

@@ -19,6 +19,10 @@ pub mod inside {
     pub const SANDBOXD: &str = "/opt/postern/sandboxd";
     /// The user's files and the scratch folder.
     pub const DATA: &str = "/data";
+    /// The user's files.
+    pub const USER: &str = "/data/user";
+    /// What dies with the sandbox.
+    pub const SCRATCH: &str = "/data/scratch";
     /// The agent's home.
     pub const HOME: &str = "/home/user";
 }

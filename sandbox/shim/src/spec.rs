@@ -116,6 +116,20 @@ pub struct Enforced {
     pub disk: bool,
 }
 
+impl Enforced {
+    /// The first limit that holds here and not in `now`.
+    #[must_use]
+    pub fn first_lost(self, now: Self) -> Option<&'static str> {
+        let limits = [
+            ("memory", self.memory, now.memory),
+            ("cpu", self.cpu, now.cpu),
+            ("pids", self.pids, now.pids),
+            ("disk", self.disk, now.disk),
+        ];
+        limits.into_iter().find(|(_, held, holds)| *held && !holds).map(|(name, ..)| name)
+    }
+}
+
 /// Everything that the shim needs to know. No secret is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -137,6 +151,9 @@ pub struct Spec {
     pub guest: Option<u32>,
     /// What it may use.
     pub limits: Limits,
+    /// Which limits are known to work on this machine: without one of these nothing starts.
+    #[serde(default)]
+    pub must_hold: Enforced,
 }
 
 impl Spec {

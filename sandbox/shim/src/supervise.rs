@@ -46,6 +46,11 @@ pub enum StartError {
     /// A folder, a socket or a process of its own.
     #[error("could not prepare the sandbox's {0}")]
     Prepare(&'static str, #[source] io::Error),
+    /// A limit that works on this machine could not be set.
+    #[error(
+        "the kernel refused the limit `{0}`, which works on this machine; its cgroups may be full or gone"
+    )]
+    Limit(&'static str),
     /// The runtime ended before the sandbox was ready.
     #[error("the runtime ended at once: {last_words}{}", restrictions::advice(last_words))]
     Ended {
@@ -81,16 +86,20 @@ pub async fn run(folder: &RunFolder, ready: impl FnOnce()) -> Result<Exit, Start
     let is_out_of_memory = cgroups.ran_out_of_memory();
     let exit = match &lived {
         Ok(_) if is_out_of_memory => Exit::now(Reason::OutOfMemory, "the memory limit was reached"),
-        Ok(exit) => exit.clone(),
+        Ok((exit, _)) => exit.clone(),
         Err(error) => Exit::now(Reason::StartFailed, error.to_string()),
     };
-    // The order matters: who sees `exit.json` may rely on the rest being gone.
+    // The order matters: who sees `exit.json` may rely on the rest being gone, and until it is
+    // there we answer, so that nobody takes a sandbox that is just ending for one that was killed.
     end(&cgroups).await;
-    drop(fs::remove_file(folder.control_socket()));
     // gVisor pins a network namespace in its folder. The disk stays for saving the user's files.
-    drop(mounts::unmount_below(folder.path(), Some(&folder.disk())));
-    let _ = tasks.shut_down(END_TIME).await.is_ok();
+    // Whoever sends a signal instead of asking may be the last to care: then it goes too, and the
+    // files are found in its image.
+    let keeps_disk = !matches!(&lived, Ok((_, Asked::BySignal)));
+    drop(mounts::unmount_below(folder.path(), keeps_disk.then(|| folder.disk()).as_deref()));
     let _ = exit.write(folder).is_ok();
+    drop(fs::remove_file(folder.control_socket()));
+    let _ = tasks.shut_down(END_TIME).await.is_ok();
     lived.map(|_| exit)
 }
 
@@ -107,8 +116,12 @@ async fn live(
     (cgroups, enforced): (&Cgroups, Enforced),
     ready: impl FnOnce(),
     tasks: &Tasks,
-) -> Result<Exit, StartError> {
+) -> Result<(Exit, Asked), StartError> {
     let disk = prepare(spec, folder)?;
+    let enforced = Enforced { disk: disk.is_sized, pids: pids_enforced(spec, enforced), ..enforced };
+    if let Some(lost) = spec.must_hold.first_lost(enforced) {
+        return Err(StartError::Limit(lost));
+    }
     let (mut child, last_words) = launch(spec, folder, &disk, cgroups)?;
     let opened = tokio::select! {
         opened = tokio::time::timeout(START_TIME, open(&mut child, tasks)) => opened.map_err(|_late| StartError::Late)?,
@@ -128,7 +141,6 @@ async fn live(
         }
     };
     let ending = Stop::new();
-    let enforced = Enforced { disk: disk.is_sized, pids: pids_enforced(spec, enforced), ..enforced };
     let status =
         Status { sandbox: spec.sandbox.clone(), spec: spec.clone(), pid: std::process::id(), enforced };
     let served = Served { status, cgroups: cgroups.clone(), channel, ending: ending.clone() };
@@ -203,24 +215,36 @@ async fn wait(
     closed: oneshot::Receiver<()>,
     ending: &Stop,
     last_words: &LastWords,
-) -> Exit {
-    let reason = tokio::select! {
-        () = ending.cancelled() => Reason::Stopped,
-        () = asked_to_end() => Reason::Stopped,
-        _ = child.wait() => Reason::Died,
-        _ = closed => Reason::Died,
+) -> (Exit, Asked) {
+    let asked = tokio::select! {
+        () = ending.cancelled() => Asked::ByCall,
+        () = told_to_end() => Asked::BySignal,
+        _ = child.wait() => Asked::No,
+        _ = closed => Asked::No,
         // It is read all the time, so that a sandbox which writes there is not stopped by it.
-        () = last_words.read_all() => Reason::Died,
+        () = last_words.read_all() => Asked::No,
     };
-    let detail = match reason {
-        Reason::Stopped => "asked to end",
-        _ => "process 1 or the runtime ended",
+    let (reason, detail) = match asked {
+        Asked::ByCall | Asked::BySignal => (Reason::Stopped, "asked to end"),
+        Asked::No => (Reason::Died, "process 1 or the runtime ended"),
     };
     let words = last_words.text();
-    Exit::now(reason, if words.is_empty() { detail.to_owned() } else { format!("{detail}: {words}") })
+    let detail = if words.is_empty() { detail.to_owned() } else { format!("{detail}: {words}") };
+    (Exit::now(reason, detail), asked)
 }
 
-async fn asked_to_end() {
+/// Who wanted a sandbox to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Nobody.
+    No,
+    /// The orchestrator, which saves the files and removes the rest.
+    ByCall,
+    /// Somebody with a signal: nobody may come after us.
+    BySignal,
+}
+
+async fn told_to_end() {
     match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(mut terminate), Ok(mut interrupt)) => {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }

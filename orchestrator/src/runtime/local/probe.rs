@@ -28,7 +28,9 @@ async fn one(runtime: &LocalRuntime, level: Level) -> Result<Enforced, String> {
     let mut random = [0; 12];
     rand::fill(&mut random).map_err(|_unspecified| "there is no randomness".to_owned())?;
     let sandbox = SandboxId::from_random(random);
-    let started = tokio::time::timeout(TIME, start::start(runtime, &sandbox, isolation, LIMITS)).await;
+    // What holds here is just being found out.
+    let start = start::start(runtime, &sandbox, isolation, LIMITS, Enforced::default());
+    let started = tokio::time::timeout(TIME, start).await;
     let cleaned = runtime.destroy(&sandbox).await;
     let late = |_elapsed| format!("it did not start within {} s", TIME.as_secs());
     let Running { enforced, .. } = started.map_err(late)?.map_err(explain)?;
@@ -43,8 +45,11 @@ fn explain(error: RuntimeError) -> String {
     }
 }
 
-/// The program for what is wanted, if that works here.
-pub(super) async fn choose(runtime: &LocalRuntime, wanted: Wanted) -> Result<Isolation, RuntimeError> {
+/// The program for what is wanted, if that works here, and the limits that hold with it.
+pub(super) async fn choose(
+    runtime: &LocalRuntime,
+    wanted: Wanted,
+) -> Result<(Isolation, Enforced), RuntimeError> {
     let probed = runtime.probe().await;
     let would_do = |level: Level| match wanted {
         Wanted::AtLeast(least) => level >= least,
@@ -53,8 +58,9 @@ pub(super) async fn choose(runtime: &LocalRuntime, wanted: Wanted) -> Result<Iso
     let candidates = probed.iter().filter(|probed| would_do(probed.level));
     let mut why = Vec::new();
     for Probed { level, outcome } in candidates {
-        match outcome.as_ref().map_err(Clone::clone).and_then(|_| runtime.program(*level)) {
-            Ok(isolation) => return Ok(isolation),
+        let program = |enforced: &Enforced| Ok((runtime.program(*level)?, *enforced));
+        match outcome.as_ref().map_err(Clone::clone).and_then(program) {
+            Ok(works) => return Ok(works),
             Err(reason) => why.push(format!("{level}: {reason}")),
         }
     }

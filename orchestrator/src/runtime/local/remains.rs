@@ -9,8 +9,12 @@ use crate::runtime::Kind;
 use postern_common::id::SandboxId;
 use postern_shim::cgroup::{Cgroups, Parents};
 use postern_shim::folder::RunFolder;
-use postern_shim::{mounts, processes};
+use postern_shim::{disk, mounts, processes};
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +23,11 @@ use std::time::{Duration, Instant};
 /// How long killed processes may take to be gone.
 const GONE_TIME: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(1);
+
+/// Where slots go whose files could not be kept; no sandbox has this name.
+const SET_ASIDE: &str = "set-aside";
+/// The user's files on a disk.
+const USER: &str = "data/user";
 
 /// One sandbox's things.
 pub(super) struct Remains {
@@ -85,12 +94,89 @@ pub(super) fn remove(remains: &Remains) -> io::Result<Vec<Kind>> {
     if mounts::unmount_below(remains.folder.path(), None)? > 0 {
         removed.push(Kind::Mount);
     }
-    for folder in [remains.folder.path(), &remains.slot] {
-        if was_there(fs::remove_dir_all(folder))? {
-            removed.push(Kind::Folder);
-        }
+    if was_there(fs::remove_dir_all(remains.folder.path()))? {
+        removed.push(Kind::Folder);
+    }
+    if was_there(remove_guests(&remains.slot))? {
+        removed.push(Kind::Folder);
     }
     Ok(removed)
+}
+
+/// Removes a folder with what a guest put into it, whatever modes it gave to folders and however
+/// deep they lie: each folder is emptied, and what it holds moved up, before the next is looked at.
+/// Its processes have ended, so nothing changes meanwhile.
+fn remove_guests(top: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top_folder = rustix::fs::open(top, flags, Mode::empty())?;
+    let mut moved = 0_u64;
+    loop {
+        let folders = remove_files(&top_folder)?;
+        if folders.is_empty() {
+            return fs::remove_dir(top);
+        }
+        for name in folders {
+            let folder = rustix::fs::openat(&top_folder, &*name, flags, Mode::empty())?;
+            for inner in remove_files(&folder)? {
+                move_up((&folder, &inner), &top_folder, &mut moved)?;
+            }
+            rustix::fs::unlinkat(&top_folder, &*name, AtFlags::REMOVEDIR)?;
+        }
+    }
+}
+
+/// Removes all but folders, which are made ours to look into; returns their names.
+fn remove_files(folder: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut folders = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let name = entry?.file_name().to_owned();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let about = rustix::fs::statat(folder, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(about.st_mode) == FileType::Directory {
+            // No link is followed: this is a folder, and nobody else is there any more.
+            rustix::fs::chmodat(folder, &*name, Mode::RWXU, AtFlags::empty())?;
+            folders.push(name);
+        } else {
+            rustix::fs::unlinkat(folder, &*name, AtFlags::empty())?;
+        }
+    }
+    Ok(folders)
+}
+
+fn move_up((from, name): (&OwnedFd, &CStr), to: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+    loop {
+        *moved += 1;
+        match rustix::fs::renameat(from, name, to, format!("moved-{moved}")) {
+            // Something has that name.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            renamed => return Ok(renamed?),
+        }
+    }
+}
+
+/// Where the user's files lie now; `None` if nothing of them is left. A disk that is not mounted
+/// any more, as after a restart of the machine, is mounted again to be read.
+pub(super) fn show_files(remains: &Remains) -> io::Result<Option<PathBuf>> {
+    let shown = remains.folder.disk();
+    if !shown.join(USER).is_dir() && !disk::show_again(&remains.slot, &shown)? {
+        let plain = disk::plain(&remains.slot).join(USER);
+        return Ok(plain.is_dir().then_some(plain));
+    }
+    Ok(Some(shown.join(USER)))
+}
+
+/// Moves the slot out of every sweep's way.
+pub(super) fn set_aside(remains: &Remains) -> io::Result<Option<PathBuf>> {
+    mounts::unmount_below(remains.folder.path(), None)?;
+    let (Some(root), Some(name)) = (remains.slot.parent(), remains.slot.file_name()) else {
+        return Ok(None);
+    };
+    let aside = root.join(SET_ASIDE);
+    fs::create_dir_all(&aside)?;
+    let to = aside.join(name);
+    Ok(was_there(fs::rename(&remains.slot, &to))?.then_some(to))
 }
 
 fn was_there(removed: io::Result<()>) -> io::Result<bool> {

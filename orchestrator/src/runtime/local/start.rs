@@ -5,7 +5,7 @@ use super::LocalRuntime;
 use crate::runtime::{Running, RuntimeError};
 use postern_common::id::SandboxId;
 use postern_shim::folder::RunFolder;
-use postern_shim::spec::{Isolation, Limits, Spec, guest_uid};
+use postern_shim::spec::{Enforced, Isolation, Limits, Spec, guest_uid};
 use std::fs;
 use std::io;
 use std::process::Stdio;
@@ -19,13 +19,14 @@ const START_TIME: Duration = Duration::from_secs(25);
 const COMPLAINT_BYTES: u64 = 8 << 10;
 const READY: &[u8] = b"ready\n";
 
-/// Starts a sandbox of exactly this isolation. If that fails, nothing of it runs; its folders are
+/// Starts a sandbox of exactly this isolation, in which these limits hold. If that fails, nothing of it runs; its folders are
 /// left to `destroy`.
 pub(super) async fn start(
     runtime: &LocalRuntime,
     sandbox: &SandboxId,
     isolation: Isolation,
     limits: Limits,
+    must_hold: Enforced,
 ) -> Result<Running, RuntimeError> {
     let failed = |why: String| RuntimeError::Start { sandbox: sandbox.clone(), why };
     runtime.prepare(sandbox)?;
@@ -38,6 +39,7 @@ pub(super) async fn start(
         slot: runtime.slot(sandbox),
         guest: runtime.is_root.then(|| guest_uid(sandbox)),
         limits,
+        must_hold,
     };
     let folder = runtime.folder(sandbox);
     let mut shim = write(&spec, &folder)

@@ -11,6 +11,7 @@ mod lifecycle;
 mod limits;
 mod ordinary;
 mod processes;
+mod slots;
 
 /// Makes one test per level out of each function of this module.
 macro_rules! on_each_level {
