@@ -6,19 +6,23 @@
 //! its lane. Whatever is interrupted is begun again by [`Driver::reconcile`], at start and at
 //! intervals (`watch`).
 
+mod keep;
 mod lanes;
 mod start;
 mod watch;
 
 pub use watch::Reconciled;
 
-use crate::files::UserFiles;
+use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
 use crate::runtime::{Level, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
-use crate::store::{Action, Actor, AuditEntry, NewSandbox, SandboxRow, Store, StoreError, Transition};
+use crate::store::{
+    Action, Actor, AddedSandbox, AuditEntry, NewSandbox, OverQuota, Quotas, SandboxRow, Store, StoreError,
+    Transition,
+};
 use lanes::Lanes;
 use postern_common::clock;
 use postern_common::id::{RequestId, SandboxId};
@@ -26,7 +30,7 @@ use postern_common::secret::Secret;
 use postern_common::tasks::{Stop, Tasks};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 /// State changes that a slow waiter may miss before it looks at the database instead.
 const CHANGES: usize = 1024;
@@ -44,6 +48,12 @@ pub(crate) enum DriveError {
     /// Its conversation has a live one already.
     #[error("the conversation has a live sandbox")]
     Taken,
+    /// Its tenant may have no more.
+    #[error(transparent)]
+    Quota(#[from] OverQuota),
+    /// Its disk would not hold its user's files.
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
     /// Not in this state.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -121,43 +131,76 @@ impl Driver {
     }
 
     /// Writes down that a sandbox is to be made, opens its session and begins to make it. Returns
-    /// the row and the session's token.
+    /// the row and the session's token. A caller who leaves interrupts nothing of that.
     ///
     /// # Errors
-    /// [`DriveError::Taken`] if the conversation has a live one; else what went wrong, and then
-    /// the sandbox is recorded as failed.
+    /// [`DriveError::Taken`] if the conversation has a live one, [`DriveError::Quota`] and
+    /// [`DriveError::TooMuch`] if it may not have one; else what went wrong, and then the sandbox
+    /// is recorded as failed.
     pub(crate) async fn create(
         &self,
         new: NewSandbox,
+        quotas: Quotas,
+        level: Level,
+        cause: Cause,
+    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
+        let (told, answer) = oneshot::channel();
+        let (driver, id, of) = (self.clone(), new.id.clone(), new.id.clone());
+        self.parts().tasks.spawn(async move |shutdown: Stop| {
+            // INVARIANT: whoever destroys it meanwhile waits for this turn, so that what is made
+            // here is there to be ended.
+            let _turn = driver.0.lanes.turn(&new.id).await;
+            match driver.write_down(new, &quotas, level, cause).await {
+                Ok((row, token)) => {
+                    // Nobody may be waiting any more: it is made all the same, and can be found.
+                    let _ = told.send(Ok((row.clone(), token.clone()))).is_ok();
+                    driver.start(row, token, level, &shutdown).await;
+                }
+                Err(error) => {
+                    if matches!(error, DriveError::Taken | DriveError::Quota(_) | DriveError::TooMuch(_)) {
+                        // There is no such sandbox.
+                        driver.0.lanes.remove(&of);
+                    }
+                    let _ = told.send(Err(error)).is_ok();
+                }
+            }
+        });
+        answer.await.unwrap_or(Err(DriveError::Silent(id)))
+    }
+
+    async fn write_down(
+        &self,
+        new: NewSandbox,
+        quotas: &Quotas,
         level: Level,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let now = clock::now();
-        let entry = entry(&new, Action::SandboxCreated, &cause);
-        if !self.parts().store.add_sandbox(&new, &entry).await? {
-            return Err(DriveError::Taken);
-        }
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let row =
             SandboxRow { new, state: State::Creating, reason: None, running: None, created_at: now, idle_at };
+        let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
+        if let Some(too_much) =
+            too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?
+        {
+            return Err(DriveError::TooMuch(too_much));
+        }
+        let entry = entry(&row.new, Action::SandboxCreated, &cause);
+        match self.parts().store.add_sandbox(&row.new, quotas, &entry).await? {
+            AddedSandbox::Added => {}
+            AddedSandbox::Taken => return Err(DriveError::Taken),
+            AddedSandbox::OverQuota(quota) => return Err(DriveError::Quota(quota)),
+        }
         let opened = async {
             let peer = self.parts().host.door(&row.new.id)?;
             Ok::<_, DriveError>(self.parts().sessions.open(&row, peer, level, now).await?)
         };
         match opened.await {
-            Ok(token) => {
-                self.begin(row.clone(), token.clone(), level);
-                Ok((row, token))
-            }
+            Ok(token) => Ok((row, token)),
             Err(error) => {
                 log(&row.new.id, &error, "open the session");
-                self.happen(
-                    &row.new.id,
-                    Event::StartFailed,
-                    None,
-                    Cause::own("its session could not be opened"),
-                )
-                .await?;
+                let cause = Cause::own("its session could not be opened");
+                self.happen(&row.new.id, Event::StartFailed, None, cause).await?;
                 Err(error)
             }
         }
@@ -210,6 +253,12 @@ impl Driver {
         }
         let driver = self.clone();
         self.parts().tasks.spawn(async move |_finishes: Stop| {
+            if effects.contains(&Effect::EndSession) {
+                // Before the turn too: revocation waits for nothing that goes on inside.
+                if let Err(error) = driver.effect(&row, Effect::EndSession).await {
+                    log(&row.new.id, &error, "end its session at once");
+                }
+            }
             let _turn = driver.0.lanes.turn(&row.new.id).await;
             for &effect in effects {
                 if let Err(error) = driver.effect(&row, effect).await {
@@ -256,29 +305,6 @@ impl Driver {
         })
     }
 
-    async fn keep_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
-        let new = &row.new;
-        let Some(slot) = self.parts().host.user_folder(&new.id) else { return Ok(()) };
-        let report = match self.parts().files.keep(&new.id, &new.tenant, &new.user_id, slot).await {
-            Ok(report) => report,
-            Err(source) => {
-                let source = std::io::Error::other(source);
-                return Err(RuntimeError::Machine {
-                    sandbox: new.id.clone(),
-                    what: "keep the files",
-                    source,
-                }
-                .into());
-            }
-        };
-        if report.left_count > 0 || report.files > 0 || report.deleted > 0 {
-            let text = serde_json::to_string(&report).unwrap_or_default();
-            let cause = Cause::own(text);
-            self.parts().store.record(&entry(new, Action::FilesKept, &cause).reason(cause.reason)).await?;
-        }
-        Ok(())
-    }
-
     /// The sandbox as it is now.
     ///
     /// # Errors
@@ -318,12 +344,27 @@ impl Driver {
         }
     }
 
-    /// Replaces the token of a running sandbox's session, also inside it, and returns it.
+    /// Replaces the token of a running sandbox's session, also inside it, and returns it. A caller
+    /// who leaves interrupts nothing of that.
     ///
     /// # Errors
     /// [`DriveError`]; [`DriveError::Silent`] if the sandbox did not take it, which leaves the
     /// token before it good for a minute.
     pub(crate) async fn refresh(
+        &self,
+        id: &SandboxId,
+        cause: Cause,
+    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
+        let (told, answer) = oneshot::channel();
+        let (driver, of) = (self.clone(), id.clone());
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            // Nobody may be waiting any more.
+            let _ = told.send(driver.replace_token(&of, cause).await).is_ok();
+        });
+        answer.await.unwrap_or_else(|_stopped| Err(DriveError::Silent(id.clone())))
+    }
+
+    async fn replace_token(
         &self,
         id: &SandboxId,
         cause: Cause,
@@ -337,15 +378,14 @@ impl Driver {
             return Err(SessionError::Ended(id.clone()).into());
         }
         let level = row.running.as_ref().map_or(Level::Namespaces, |running| running.isolation);
-        let token = self.parts().sessions.refresh(&row, level, clock::now()).await?;
-        if let Err(error) = self.hand_over(id, &token).await {
-            // The sandbox still holds a token that is good for a minute only: try again before.
-            let soon = clock::now().saturating_add(signed(HAND_OVER_AGAIN)).unwrap_or(row.new.expires_at);
-            self.parts().store.rotate_session_at(id, soon).await?;
-            return Err(error);
-        }
+        // Until the sandbox has it, it holds a token that is good for a minute only: whatever
+        // cuts this off, it is begun again before.
+        let soon = clock::now().saturating_add(signed(HAND_OVER_AGAIN)).unwrap_or(row.new.expires_at);
+        let replaced = self.parts().sessions.refresh(&row, level, clock::now(), soon).await?;
+        self.hand_over(id, &replaced.token).await?;
+        self.parts().store.rotate_session_at(id, replaced.rotate_at).await?;
         self.parts().store.record(&entry(&row.new, Action::TokenRefreshed, &cause)).await?;
-        Ok((row, token))
+        Ok((row, replaced.token))
     }
 
     /// Gives a sandbox the token that its door is to use.
@@ -405,3 +445,6 @@ fn entry(new: &NewSandbox, action: Action, cause: &Cause) -> AuditEntry {
 pub(crate) fn signed(duration: Duration) -> jiff::SignedDuration {
     jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 
 use crate::runtime::local::LocalRuntime;
 use crate::runtime::{Runtime, RuntimeError};
+use futures_util::future::BoxFuture;
 use postern_common::id::SandboxId;
 use postern_common::session::Peer;
 use std::path::PathBuf;
@@ -26,8 +27,19 @@ pub trait Host: Runtime {
     /// [`RuntimeError::Machine`].
     fn door(&self, sandbox: &SandboxId) -> Result<Peer, RuntimeError>;
 
-    /// Where its user's files lie, while it exists; `None` if they are not on this machine.
-    fn user_folder(&self, sandbox: &SandboxId) -> Option<UserFolder>;
+    /// Where its user's files lie; `None` if there is nothing of them. After a restart of the
+    /// machine they are found in the slot, and can only be read.
+    fn user_folder<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>>;
+
+    /// Puts the files of an ended sandbox where nothing removes them, because they could not be
+    /// kept, and tells where; `None` if there is nothing of them.
+    fn set_aside<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>>;
 
     /// `local` or `kubernetes`.
     fn name(&self) -> &'static str;
@@ -38,9 +50,21 @@ impl Host for LocalRuntime {
         self.prepare(sandbox).map(Peer::Socket)
     }
 
-    fn user_folder(&self, sandbox: &SandboxId) -> Option<UserFolder> {
-        let (path, owner) = self.user_files(sandbox);
-        Some(UserFolder { path, owner })
+    fn user_folder<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>> {
+        Box::pin(async {
+            let found = self.find_user_files(sandbox).await?;
+            Ok(found.map(|(path, owner)| UserFolder { path, owner }))
+        })
+    }
+
+    fn set_aside<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>> {
+        Box::pin(self.set_slot_aside(sandbox))
     }
 
     fn name(&self) -> &'static str {

@@ -45,6 +45,22 @@ pub(crate) enum SessionError {
     Store(#[from] StoreError),
 }
 
+/// A token, not yet put.
+struct Minted {
+    accepted: AcceptedToken,
+    token: Secret<String>,
+    rotate_at: Timestamp,
+}
+
+/// A token that replaced another.
+#[derive(Debug)]
+pub(crate) struct Replaced {
+    /// The token.
+    pub(crate) token: Secret<String>,
+    /// When it is to be replaced in turn.
+    pub(crate) rotate_at: Timestamp,
+}
+
 /// Everything that sessions need.
 #[derive(Debug, Clone)]
 pub(crate) struct Sessions {
@@ -73,10 +89,16 @@ impl Sessions {
         level: Level,
         now: Timestamp,
     ) -> Result<Secret<String>, SessionError> {
-        self.replace(sandbox, peer, Vec::new(), level, now).await
+        let Minted { accepted, token, rotate_at } = self.mint(sandbox, now)?;
+        let tokens = vec![accepted];
+        let (sandbox_id, expires_at) = (sandbox.new.id.clone(), sandbox.new.expires_at);
+        self.put(sandbox, SessionRow { sandbox_id, peer, tokens, expires_at, rotate_at }, level).await?;
+        Ok(token)
     }
 
-    /// Replaces the token of a live session. The one before stays good for [`OVERLAP`].
+    /// Replaces the token of a live session, which is due to be replaced again at `again`: the
+    /// caller moves that to when it really is, once the new one has arrived. The one before stays
+    /// good for [`OVERLAP`].
     ///
     /// # Errors
     /// [`SessionError`].
@@ -85,34 +107,23 @@ impl Sessions {
         sandbox: &SandboxRow,
         level: Level,
         now: Timestamp,
-    ) -> Result<Secret<String>, SessionError> {
+        again: Timestamp,
+    ) -> Result<Replaced, SessionError> {
         let id = &sandbox.new.id;
         let before = self.store.session(id).await?.ok_or_else(|| SessionError::Ended(id.clone()))?;
-        self.replace(sandbox, before.peer, before.tokens, level, now).await
+        let Minted { accepted: new, token, rotate_at } = self.mint(sandbox, now)?;
+        let tokens = accepted(new, before.tokens, now);
+        let expires_at = sandbox.new.expires_at;
+        self.put(sandbox, SessionRow { tokens, expires_at, rotate_at: again, ..before }, level).await?;
+        Ok(Replaced { token, rotate_at })
     }
 
-    async fn replace(
-        &self,
-        sandbox: &SandboxRow,
-        peer: Peer,
-        before: Vec<AcceptedToken>,
-        level: Level,
-        now: Timestamp,
-    ) -> Result<Secret<String>, SessionError> {
-        let (claims, token) = self.mint(sandbox, now)?;
-        let until = Timestamp::from_second(i64::try_from(claims.exp).unwrap_or(i64::MAX)).unwrap_or(now);
-        let row = SessionRow {
-            sandbox_id: sandbox.new.id.clone(),
-            peer,
-            tokens: accepted(AcceptedToken { jti: claims.jti, until }, before, now),
-            expires_at: sandbox.new.expires_at,
-            rotate_at: rotation(now, until),
-        };
+    async fn put(&self, sandbox: &SandboxRow, row: SessionRow, level: Level) -> Result<(), SessionError> {
         if !self.store.put_session(&row).await? {
             return Err(SessionError::Ended(row.sandbox_id));
         }
         self.publish(sandbox, row, level).await;
-        Ok(token)
+        Ok(())
     }
 
     /// Tells the gateways of a session.
@@ -136,7 +147,7 @@ impl Sessions {
         Ok(())
     }
 
-    fn mint(&self, sandbox: &SandboxRow, now: Timestamp) -> Result<(Claims, Secret<String>), SessionError> {
+    fn mint(&self, sandbox: &SandboxRow, now: Timestamp) -> Result<Minted, SessionError> {
         let new = &sandbox.new;
         let iat = unix_seconds(now);
         // Never after the sandbox's own end; a token of a sandbox whose end has come is good for
@@ -157,7 +168,9 @@ impl Sessions {
             exp,
         };
         let token = self.keys.token.mint(&claims)?;
-        Ok((claims, token))
+        let until = Timestamp::from_second(i64::try_from(exp).unwrap_or(i64::MAX)).unwrap_or(now);
+        let rotate_at = rotation(now, until, new.expires_at);
+        Ok(Minted { accepted: AcceptedToken { jti: claims.jti, until }, token, rotate_at })
     }
 }
 
@@ -172,8 +185,12 @@ fn accepted(new: AcceptedToken, before: Vec<AcceptedToken>, now: Timestamp) -> V
     tokens
 }
 
-/// When a token that is good from `now` to `until` is to be replaced: at two thirds.
-fn rotation(now: Timestamp, until: Timestamp) -> Timestamp {
+/// When a token that is good from `now` to `until` is to be replaced: at two thirds, and never,
+/// that is at the session's `end`, if no token could be good for longer.
+fn rotation(now: Timestamp, until: Timestamp, end: Timestamp) -> Timestamp {
+    if unix_seconds(until) >= unix_seconds(end) {
+        return end;
+    }
     let life = until.duration_since(now);
     now.saturating_add(life * 2 / 3).unwrap_or(until)
 }
@@ -230,7 +247,15 @@ mod tests {
 
     #[test]
     fn a_token_is_replaced_at_two_thirds_of_its_life() {
-        assert_eq!(rotation(at(0), at(3600)), at(2400));
-        assert_eq!(rotation(at(0), at(0)), at(0));
+        assert_eq!(rotation(at(0), at(3600), at(7200)), at(2400));
+        assert_eq!(rotation(at(0), at(0), at(3600)), at(0));
+    }
+
+    #[test]
+    fn the_last_token_of_a_session_is_not_replaced() {
+        let end = at(3600).saturating_add(SignedDuration::from_millis(700)).expect("in range");
+        assert_eq!(rotation(at(3000), at(3600), end), end, "tokens end on whole seconds");
+        assert_eq!(rotation(at(3000), at(3600), at(3600)), at(3600));
+        assert!(rotation(at(0), at(3600), at(3601)) < at(3600));
     }
 }

@@ -21,7 +21,9 @@ pub(crate) use decisions::DecisionFilter;
 pub use migrations::MigrateError;
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
-pub(crate) use sandboxes::{Asked, NewSandbox, SandboxFilter, SandboxRow, Transition};
+pub(crate) use sandboxes::{
+    AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxFilter, SandboxRow, Transition,
+};
 pub(crate) use sessions::SessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::TenantRow;

@@ -127,6 +127,10 @@ impl From<DriveError> for Refused {
             DriveError::Taken | DriveError::Refused(_) => {
                 Problem::new(Code::StateConflict, error.to_string())
             }
+            DriveError::Quota(_) => Problem::new(Code::QuotaExceeded, error.to_string())
+                .hint("destroy sandboxes, wait, or raise it in `limits.toml`"),
+            DriveError::TooMuch(_) => Problem::new(Code::QuotaExceeded, error.to_string())
+                .hint("use a template with a larger `disk`, or remove files in a sandbox made from one"),
             DriveError::Runtime(error) => runtime(&error),
             DriveError::Silent(_) => Problem::new(Code::RuntimeUnavailable, error.to_string())
                 .hint("try again; if it stays so, destroy the sandbox"),

@@ -10,7 +10,7 @@ use crate::lifecycle::{Event, State};
 use crate::runtime::{Enforced, Level, RuntimeError};
 use crate::store::{SandboxFilter, SandboxRow};
 use http::StatusCode;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::{ConversationId, SandboxId, TenantId};
 use postern_common::problem::{Code, Problem};
@@ -135,10 +135,10 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
             }
             continue;
         }
-        check_quotas(&api, &tenant.files.limits.quotas, &tenant.row.name).await?;
         let level = level(&api, &wanted).await?;
         let new = wanted.sandbox(&api, &call, &tenant, clock::now())?;
-        match api.driver.create(new, level, call.cause(None)?).await {
+        let quotas = tenant.files.limits.quotas.clone();
+        match api.driver.create(new, quotas, level, call.cause(None)?).await {
             Ok((row, token)) => {
                 let row = if until_running { until_made(&api, row).await? } else { row };
                 return json(StatusCode::CREATED, &Shown::of(&api, &row, Some(&token)));
@@ -197,29 +197,6 @@ async fn level(api: &Api, wanted: &Wanted) -> Result<Level, Problem> {
         .collect();
     Err(Refused::from(RuntimeError::IsolationUnavailable { wanted: least.as_str(), why: why.join("; ") })
         .into())
-}
-
-async fn check_quotas(
-    api: &Api,
-    quotas: &postern_common::folder::Quotas,
-    tenant: &TenantId,
-) -> Result<(), Problem> {
-    if quotas.sandboxes.is_none() && quotas.creates_per_minute.is_none() {
-        return Ok(());
-    }
-    let since = clock::now().saturating_sub(SignedDuration::from_mins(1)).unwrap_or(Timestamp::MIN);
-    let (live, recent) = api.store.sandbox_counts(tenant, since).await.map_err(Refused::from)?;
-    let exceeded = |name, number: i64, quota: Option<u32>| {
-        let quota = quota.filter(|quota| number >= i64::from(*quota))?;
-        let detail = format!("the quota `{name}` of {quota} is used up: there are {number}");
-        Some(
-            Problem::new(Code::QuotaExceeded, detail)
-                .hint("destroy sandboxes, wait, or raise it in `limits.toml`"),
-        )
-    };
-    let problem = exceeded("sandboxes", live, quotas.sandboxes)
-        .or_else(|| exceeded("creates_per_minute", recent, quotas.creates_per_minute));
-    problem.map_or(Ok(()), Err)
 }
 
 /// The sandbox that the path names, if the key sees its tenant. Another tenant's is not there.

@@ -14,6 +14,7 @@ pub(super) type Turn = OwnedMutexGuard<()>;
 struct Lane {
     turn: Arc<tokio::sync::Mutex<()>>,
     start: Stop,
+    failures: u32,
 }
 
 /// All lanes. They come into being when they are needed and go with their sandbox.
@@ -21,9 +22,17 @@ struct Lane {
 pub(super) struct Lanes(Mutex<HashMap<SandboxId, Lane>>);
 
 impl Lanes {
-    fn with<T>(&self, id: &SandboxId, look: impl FnOnce(&Lane) -> T) -> T {
+    fn with<T>(&self, id: &SandboxId, look: impl FnOnce(&mut Lane) -> T) -> T {
         let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         look(lanes.entry(id.clone()).or_default())
+    }
+
+    /// Counts a failed try to keep a sandbox's files; how many there were.
+    pub(super) fn count_failure(&self, id: &SandboxId) -> u32 {
+        self.with(id, |lane| {
+            lane.failures = lane.failures.saturating_add(1);
+            lane.failures
+        })
     }
 
     /// Waits for a turn. The lock is held across the effects of one sandbox: that is its purpose.
@@ -49,5 +58,11 @@ impl Lanes {
     /// Forgets the lane of a sandbox that is over: nothing is done to it any more.
     pub(super) fn remove(&self, id: &SandboxId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Making a sandbox: runtime, files, identity, in this order; then it is `running`.
 
-use super::{AGENT_TIME, Cause, DriveError, Driver};
-use crate::lifecycle::Event;
+use super::{AGENT_TIME, Cause, DriveError, Driver, keep};
+use crate::lifecycle::{self, Event};
 use crate::runtime::agent::Identity;
 use crate::runtime::{Create, Level, Running, RuntimeError};
 use crate::seal::Place;
@@ -12,31 +12,27 @@ use postern_common::tasks::Stop;
 use std::collections::BTreeMap;
 
 impl Driver {
-    /// Begins to make a sandbox whose row and session are there.
-    pub(super) fn begin(&self, row: SandboxRow, token: Secret<String>, level: Level) {
-        let driver = self.clone();
-        self.parts().tasks.spawn(async move |shutdown: Stop| {
-            let turn = driver.0.lanes.turn(&row.new.id).await;
-            let called_off = driver.0.lanes.start(&row.new.id);
-            let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(driver.make(&row, token, level)));
-            let happened = match made.await {
-                // Whoever called it off sees to the rest; after a shutdown the next start does.
-                None | Some(None) => return,
-                Some(Some(Ok(running))) => {
-                    let cause = Cause { reason: None, ..Cause::own("") };
-                    driver.happen(&row.new.id, Event::Started, Some(running), cause).await
-                }
-                Some(Some(Err(error))) => {
-                    let reason = told(&row, &error);
-                    driver.happen(&row.new.id, Event::StartFailed, None, Cause::own(reason)).await
-                }
-            };
-            drop(turn);
-            if let Err(error) = happened {
-                // Destroyed meanwhile, or the database is away: the next sweep ends it.
-                tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not written");
+    /// Makes a sandbox whose row and session are there. The caller is in its lane.
+    pub(super) async fn start(&self, row: SandboxRow, token: Secret<String>, level: Level, shutdown: &Stop) {
+        let called_off = self.0.lanes.start(&row.new.id);
+        let made =
+            shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(&row, token, level)));
+        let happened = match made.await {
+            // Whoever called it off sees to the rest; after a shutdown the next start does.
+            None | Some(None) => return,
+            Some(Some(Ok(running))) => {
+                let cause = Cause { reason: None, ..Cause::own("") };
+                self.happen(&row.new.id, Event::Started, Some(running), cause).await
             }
-        });
+            Some(Some(Err(error))) => {
+                let reason = told(&row, &error);
+                self.happen(&row.new.id, Event::StartFailed, None, Cause::own(reason)).await
+            }
+        };
+        if let Err(error) = happened {
+            // Destroyed meanwhile, or the database is away: the next sweep ends it.
+            tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not written");
+        }
     }
 
     async fn make(
@@ -46,6 +42,9 @@ impl Driver {
         level: Level,
     ) -> Result<Running, DriveError> {
         let (parts, new) = (self.parts(), &row.new);
+        // It may have been destroyed since it was written down, by another orchestrator too.
+        let state = self.sandbox(&new.id).await?.state;
+        lifecycle::next(state, Event::Started)?;
         let create =
             Create { sandbox: new.id.clone(), isolation: new.asked.isolation, limits: new.asked.limits };
         let running = parts.host.create(create).await?;
@@ -74,8 +73,8 @@ impl Driver {
 
     async fn bring_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
         let (parts, new) = (self.parts(), &row.new);
-        let Some(slot) = parts.host.user_folder(&new.id) else { return Ok(()) };
-        let hydrated = parts.files.hydrate(&new.id, &new.tenant, &new.user_id, slot).await;
+        let Some(slot) = parts.host.user_folder(&new.id).await? else { return Ok(()) };
+        let hydrated = parts.files.hydrate(&keep::owned(row), slot).await;
         let report = hydrated.map_err(std::io::Error::other).map_err(machine(row, "bring in the files"))?;
         if report.left_count > 0 {
             tracing::warn!(sandbox = %new.id, left = ?report.left, "not every file was brought in");
@@ -93,7 +92,7 @@ impl Driver {
     }
 }
 
-fn machine(row: &SandboxRow, what: &'static str) -> impl FnOnce(std::io::Error) -> RuntimeError {
+pub(super) fn machine(row: &SandboxRow, what: &'static str) -> impl FnOnce(std::io::Error) -> RuntimeError {
     let sandbox = row.new.id.clone();
     move |source| RuntimeError::Machine { sandbox, what, source }
 }

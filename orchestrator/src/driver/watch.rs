@@ -2,7 +2,7 @@
 //! Makes reality match what is written: once at start, then at intervals. Deadlines and the
 //! rotation of tokens are looked at here too.
 
-use super::{Cause, DriveError, Driver, log};
+use super::{Cause, DriveError, Driver, log, signed};
 use crate::lifecycle::{Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
 use crate::store::{SandboxRow, StoreError};
@@ -23,6 +23,10 @@ const TICKS_BETWEEN_SWEEPS: u32 = 10;
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 /// Sandboxes whose last use is remembered; beyond, the memory is begun anew.
 const REMEMBERED_USES: usize = 10_000;
+
+/// A start that takes longer than this is none any more: the runtime's own bound and the agent's
+/// together, and as long again for files.
+const START_TIME: Duration = Duration::from_secs(90);
 
 /// What a reconciliation found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -173,7 +177,7 @@ impl Driver {
     }
 
     /// Compares the machine with the database while sandboxes come and go.
-    async fn sweep(&self) -> Result<(), StoreError> {
+    pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // INVARIANT: the machine is read before the database. A sandbox is written down before
         // anything of it exists, so what is found here and is not known then is nobody's.
         let found = self.parts().host.list().await;
@@ -181,6 +185,11 @@ impl Driver {
         let known: BTreeSet<&SandboxId> = live.iter().map(|row| &row.new.id).collect();
         for orphan in found.iter().filter(|found| !known.contains(found.sandbox())) {
             self.remove_orphan(orphan.sandbox()).await;
+        }
+        // A session that outlived its sandbox, whatever kept it from ending.
+        for id in self.parts().store.sessions_of_the_over().await? {
+            tracing::warn!(sandbox = %id, "ending the session of a sandbox that is over");
+            self.parts().sessions.end(&id, clock::now()).await?;
         }
         for row in &live {
             let here = found.iter().find(|found| found.sandbox() == &row.new.id);
@@ -205,6 +214,16 @@ impl Driver {
             (State::Running | State::Paused, Some(Found::Ended { exit, .. })) => {
                 self.ended(&row.new.id, exit.as_ref()).await
             }
+            // Whoever was making it is gone: a maker is in its lane from before it is written down
+            // to the end. (Another orchestrator's lane cannot be seen: hence the age.)
+            (State::Creating, _) if is_old(row) && !self.0.lanes.is_busy(&row.new.id) => {
+                let cause = Cause::own("making it was interrupted");
+                match self.happen(&row.new.id, Event::StartFailed, None, cause).await {
+                    // It was made since the database was read.
+                    Err(DriveError::Refused(_)) => Ok(()),
+                    happened => happened.map(drop),
+                }
+            }
             (State::Destroying(_), _) if !self.0.lanes.is_busy(&row.new.id) => {
                 if let Unfinished::Effects(effects) = row.state.unfinished() {
                     self.perform(row.clone(), effects);
@@ -214,4 +233,8 @@ impl Driver {
             _ => Ok(()),
         }
     }
+}
+
+fn is_old(row: &SandboxRow) -> bool {
+    clock::now().duration_since(row.created_at) > signed(START_TIME)
 }

@@ -53,6 +53,10 @@ actions! {
     TokenRefreshed "token.refreshed";
     /// Files that could not be kept, or how many were.
     FilesKept "files.kept";
+    /// Files could not be kept and lie where only the operator finds them.
+    FilesSetAside "files.set-aside";
+    /// Files that were brought in are gone from the machine.
+    FilesLost "files.lost";
     /// A tenant was made.
     TenantCreated "tenant.created";
     /// A tenant and all that it owned is gone.

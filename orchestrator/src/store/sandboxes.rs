@@ -5,11 +5,17 @@ use super::{AuditEntry, Columns, Store, StoreError, duration_micros, json_text, 
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
 use jiff::Timestamp;
+pub(crate) use postern_common::folder::Quotas;
 use postern_common::id::{ConversationId, SandboxId, TemplateName, TenantId, UserId};
 use postern_common::session::Grant;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// A tenant's live sandboxes, and those that it asked for lately.
+const COUNTS: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN status NOT IN ('destroyed', 'failed') THEN 1 ELSE 0 END), 0) AS BIGINT) AS live, \
+     CAST(COALESCE(SUM(CASE WHEN created_at_micros >= $2 THEN 1 ELSE 0 END), 0) AS BIGINT) AS recent \
+     FROM sandboxes WHERE tenant = $1";
 
 /// What is asked of the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +57,61 @@ pub(crate) struct NewSandbox {
     pub(crate) expires_at: Timestamp,
     /// How long it may be unused.
     pub(crate) idle: Duration,
+}
+
+/// What became of a wish for a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AddedSandbox {
+    /// It is written down.
+    Added,
+    /// Its conversation has a live one.
+    Taken,
+    /// Its tenant may have no more.
+    OverQuota(OverQuota),
+}
+
+/// A quota that is used up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the quota `{name}` of {quota} is used up: there are {number}")]
+pub(crate) struct OverQuota {
+    /// Its name in `limits.toml`.
+    pub(crate) name: &'static str,
+    /// What is allowed.
+    pub(crate) quota: u32,
+    /// What there is.
+    pub(crate) number: i64,
+}
+
+/// The first of a tenant's quotas that is used up.
+///
+/// The tenant's row is written first, to no other value: that makes all who count for this tenant
+/// wait for each other until their change is made, on Postgres too.
+async fn over_quota(
+    change: &mut super::Change,
+    tenant: &TenantId,
+    quotas: &Quotas,
+    now: Timestamp,
+) -> Result<Option<OverQuota>, StoreError> {
+    if *quotas == Quotas::default() {
+        return Ok(None);
+    }
+    let lock = "UPDATE tenants SET version = version WHERE name = $1";
+    sqlx::query(lock).bind(tenant.as_str().to_owned()).execute(&mut *change.0).await?;
+    let since = now.saturating_sub(jiff::SignedDuration::from_mins(1)).unwrap_or(Timestamp::MIN);
+    let row = sqlx::query(COUNTS)
+        .bind(tenant.as_str().to_owned())
+        .bind(micros(since))
+        .fetch_one(&mut *change.0)
+        .await?;
+    let over = |name, number: i64, quota: Option<u32>| {
+        let quota = quota.filter(|quota| number >= i64::from(*quota))?;
+        Some(OverQuota { name, quota, number })
+    };
+    Ok(over("sandboxes", row.number("live")?, quotas.sandboxes).or(over(
+        "creates_per_minute",
+        row.number("recent")?,
+        quotas.creates_per_minute,
+    )))
 }
 
 /// A sandbox that is or was.
@@ -164,13 +225,21 @@ impl RunningRecord {
 }
 
 impl Store {
-    /// Writes down that a sandbox is to be made. `false` if its conversation has a live one: the
-    /// database decides that, whoever asks at the same time.
+    /// Writes down that a sandbox is to be made, unless its conversation has a live one or its
+    /// tenant may have no more: the database decides that, whoever asks at the same time.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn add_sandbox(&self, new: &NewSandbox, audit: &AuditEntry) -> Result<bool, StoreError> {
+    pub(crate) async fn add_sandbox(
+        &self,
+        new: &NewSandbox,
+        quotas: &Quotas,
+        audit: &AuditEntry,
+    ) -> Result<AddedSandbox, StoreError> {
         let mut change = self.change().await?;
+        if let Some(over) = over_quota(&mut change, &new.tenant, quotas, audit.at).await? {
+            return Ok(AddedSandbox::OverQuota(over));
+        }
         let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
              labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
              idle_at_micros) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
@@ -197,11 +266,11 @@ impl Store {
             .execute(&mut *change.0)
             .await?;
         if inserted.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(AddedSandbox::Taken);
         }
         change.record(audit).await?;
         change.commit().await?;
-        Ok(true)
+        Ok(AddedSandbox::Added)
     }
 
     /// Moves a sandbox from one state to another; `false` if it is not in the first any more.
@@ -315,10 +384,7 @@ impl Store {
         tenant: &TenantId,
         since: Timestamp,
     ) -> Result<(i64, i64), StoreError> {
-        let select = "SELECT CAST(COALESCE(SUM(CASE WHEN status NOT IN ('destroyed', 'failed') THEN 1 ELSE 0 END), 0) AS BIGINT) AS live, \
-             CAST(COALESCE(SUM(CASE WHEN created_at_micros >= $2 THEN 1 ELSE 0 END), 0) AS BIGINT) AS recent \
-             FROM sandboxes WHERE tenant = $1";
-        let row = sqlx::query(select)
+        let row = sqlx::query(COUNTS)
             .bind(tenant.as_str().to_owned())
             .bind(micros(since))
             .fetch_one(&self.pool)

@@ -33,13 +33,16 @@ fn row(row: &impl Columns) -> Result<SessionRow, StoreError> {
 }
 
 impl Store {
-    /// Writes a session; `false` if it has ended already, which stays so.
+    /// Writes a session; `false` if it has ended already, which stays so, or if its sandbox is on
+    /// its way out: what would end it may have passed by.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
         let upsert = "INSERT INTO sessions (sandbox_id, peer, tokens, expires_at_micros, rotate_at_micros, \
-             last_token_until_micros) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (sandbox_id) DO UPDATE SET \
+             last_token_until_micros) SELECT id, CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS BIGINT), \
+             CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM sandboxes \
+             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped') ON CONFLICT (sandbox_id) DO UPDATE SET \
              peer = excluded.peer, tokens = excluded.tokens, expires_at_micros = excluded.expires_at_micros, \
              rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = excluded.last_token_until_micros \
              WHERE sessions.ended_at_micros IS NULL";
@@ -74,6 +77,17 @@ impl Store {
         let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
              AND expires_at_micros > $1 ORDER BY rotate_at_micros LIMIT 1000";
         let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| row.parsed("sandbox_id")).collect()
+    }
+
+    /// Sandboxes that are over and whose session has not ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn sessions_of_the_over(&self) -> Result<Vec<SandboxId>, StoreError> {
+        let select = "SELECT sandbox_id FROM sessions JOIN sandboxes ON sandboxes.id = sessions.sandbox_id \
+             WHERE sessions.ended_at_micros IS NULL AND status IN ('destroyed', 'failed') LIMIT 1000";
+        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
         rows.iter().map(|row| row.parsed("sandbox_id")).collect()
     }
 

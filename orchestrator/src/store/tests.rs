@@ -121,6 +121,8 @@ on_each_database!(
     a_sandbox_moves_only_from_the_state_it_is_in,
     a_sandbox_reads_back_as_it_was_written,
     an_ended_session_never_lives_again,
+    a_session_is_written_only_while_its_sandbox_lives,
+    a_quota_holds_however_many_ask_at_once,
     deadlines_are_found_when_they_have_come,
     keys_tenants_and_secrets_are_kept_and_go_with_their_tenant,
     changes_of_a_configuration_rest_on_a_version,
@@ -135,7 +137,7 @@ fn audit(action: Action) -> AuditEntry {
     AuditEntry::new(now(), Some(tenant()), action, Actor::Orchestrator)
 }
 
-fn sandbox(number: u8, conversation: &str) -> NewSandbox {
+pub(crate) fn sandbox(number: u8, conversation: &str) -> NewSandbox {
     let limits = Limits { memory_bytes: 1 << 30, cpu_millis: 500, pids: 64, disk_bytes: 1 << 30 };
     NewSandbox {
         id: SandboxId::from_random([number; 12]),
@@ -156,7 +158,11 @@ fn sandbox(number: u8, conversation: &str) -> NewSandbox {
 }
 
 async fn add(store: &Store, new: &NewSandbox) -> bool {
-    store.add_sandbox(new, &audit(Action::SandboxCreated)).await.expect("answers")
+    added(store, new, &Quotas::default()).await == AddedSandbox::Added
+}
+
+async fn added(store: &Store, new: &NewSandbox, quotas: &Quotas) -> AddedSandbox {
+    store.add_sandbox(new, quotas, &audit(Action::SandboxCreated)).await.expect("answers")
 }
 
 async fn go(store: &Store, id: &SandboxId, from: State, to: State) -> bool {
@@ -216,18 +222,58 @@ async fn a_sandbox_reads_back_as_it_was_written(store: &Store) {
     );
 }
 
-async fn an_ended_session_never_lives_again(store: &Store) {
-    let new = sandbox(1, "c1");
-    add(store, &new).await;
+fn session_of(new: &NewSandbox) -> SessionRow {
     let until = now().saturating_add(jiff::SignedDuration::from_mins(5)).expect("in range");
     let until = Timestamp::from_microsecond(until.as_microsecond()).expect("in range");
-    let row = SessionRow {
+    SessionRow {
         sandbox_id: new.id.clone(),
         peer: Peer::Socket("/run/x".into()),
         tokens: vec![AcceptedToken { jti: "a".to_owned(), until }],
         expires_at: until,
         rotate_at: until,
-    };
+    }
+}
+
+async fn a_session_is_written_only_while_its_sandbox_lives(store: &Store) {
+    let new = sandbox(1, "c1");
+    let row = session_of(&new);
+    assert!(!store.put_session(&row).await.expect("answers"), "there is no such sandbox");
+    add(store, &new).await;
+    assert!(go(store, &new.id, State::Creating, State::Destroying(Outcome::Failed)).await);
+    assert!(!store.put_session(&row).await.expect("answers"), "it is on its way out");
+    assert_eq!(store.session(&new.id).await.expect("answers"), None);
+    // One that slipped through all the same is found once its sandbox is over.
+    let other = sandbox(2, "c2");
+    add(store, &other).await;
+    assert!(store.put_session(&session_of(&other)).await.expect("answers"));
+    assert!(go(store, &other.id, State::Creating, State::Destroying(Outcome::Failed)).await);
+    assert_eq!(store.sessions_of_the_over().await.expect("answers"), []);
+    assert!(go(store, &other.id, State::Destroying(Outcome::Failed), State::Failed).await);
+    let left = store.sessions_of_the_over().await.expect("answers");
+    assert_eq!(left, std::slice::from_ref(&other.id));
+    store.end_session(&other.id, now()).await.expect("answers");
+    assert_eq!(store.sessions_of_the_over().await.expect("answers"), []);
+}
+
+async fn a_quota_holds_however_many_ask_at_once(store: &Store) {
+    store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers");
+    let quotas = Quotas { sandboxes: Some(3), creates_per_minute: Some(100) };
+    let wanted: Vec<_> = (0..12).map(|number| sandbox(number, &format!("c{number}"))).collect();
+    let all = futures_util::future::join_all(wanted.iter().map(|new| added(store, new, &quotas))).await;
+    let made = all.iter().filter(|added| **added == AddedSandbox::Added).count();
+    assert_eq!(made, 3, "{all:?}");
+    let over = OverQuota { name: "sandboxes", quota: 3, number: 3 };
+    assert!(all.contains(&AddedSandbox::OverQuota(over)), "{all:?}");
+    let few = Quotas { sandboxes: None, creates_per_minute: Some(3) };
+    let over = OverQuota { name: "creates_per_minute", quota: 3, number: 3 };
+    assert_eq!(added(store, &sandbox(99, "another"), &few).await, AddedSandbox::OverQuota(over));
+}
+
+async fn an_ended_session_never_lives_again(store: &Store) {
+    let new = sandbox(1, "c1");
+    add(store, &new).await;
+    let row = session_of(&new);
+    let until = row.expires_at;
     assert!(store.put_session(&row).await.expect("answers"));
     assert_eq!(store.session(&new.id).await.expect("answers").as_ref(), Some(&row));
     let ended = EndedSession { sandbox_id: new.id.clone(), until };
