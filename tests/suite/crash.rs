@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kill -9`, and what the next start makes of it; and two installations side by side.
+//! `kill -9` of an `up` that has settled, and what the next start makes of it; and two installations side by side.
 
 use crate::running::{Backend, Up, postern, wait_for};
 use serde_json::Value;
@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Processes, mounts and cgroups whose name or command line holds `text`.
-fn bearing(text: &str) -> Vec<String> {
+/// Processes, mounts, loop devices and cgroups whose name or command line holds `text`.
+pub(crate) fn bearing(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("is there").flatten() {
         let is_process = entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
@@ -20,6 +20,10 @@ fn bearing(text: &str) -> Vec<String> {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("is there");
     found.extend(mounts.lines().filter(|line| line.contains(text)).map(|line| format!("mount {line}")));
+    for entry in fs::read_dir("/sys/block").expect("is there").flatten() {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        found.extend(backing.contains(text).then(|| format!("loop device {backing}")));
+    }
     let cgroups =
         Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", &format!("*{text}*")]).output();
     let cgroups = String::from_utf8_lossy(&cgroups.expect("find runs").stdout).into_owned();

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod crash_in_the_middle;
+#[cfg(test)]
 mod edges;
 #[cfg(test)]
 mod isolation;

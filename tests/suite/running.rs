@@ -172,6 +172,11 @@ impl Up {
         http(&self.written("url"), method, path, &[("Authorization", &authorization)], body)
     }
 
+    /// What a caller that goes on beside the test needs: where it is, and the admin's key.
+    pub(crate) fn caller(&self) -> (String, String) {
+        (self.written("url"), format!("Bearer {}", self.key()))
+    }
+
     /// A sandbox for this conversation.
     pub(crate) fn sandbox(&self, user: &str, conversation: &str) -> Value {
         self.told(&["sandbox", "create", "--user", user, "--conversation", conversation])
@@ -283,6 +288,17 @@ pub(crate) fn http(
     headers: &[(&str, &str)],
     body: Option<&Value>,
 ) -> Answer {
+    try_http(url, method, path, headers, body).expect("is answered")
+}
+
+/// [`http`], where nobody may be there, or leave in the middle.
+pub(crate) fn try_http(
+    url: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> std::io::Result<Answer> {
     let authority = url.trim_start_matches("http://").trim_end_matches('/');
     let body = body.map(ToString::to_string).unwrap_or_default();
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n");
@@ -293,37 +309,41 @@ pub(crate) fn http(
         request.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
     }
     request.push_str(&format!("\r\n{body}"));
-    let mut stream = TcpStream::connect(authority).expect("is reached");
-    stream.set_read_timeout(Some(PATIENCE)).expect("can be set");
-    stream.write_all(request.as_bytes()).expect("is sent");
+    let mut stream = TcpStream::connect(authority)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("is answered");
-    read_answer(&String::from_utf8_lossy(&answer))
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let cut = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+    read_answer(&answer).ok_or_else(cut)
 }
 
-fn read_answer(answer: &str) -> Answer {
-    let (head, body) = answer.split_once("\r\n\r\n").expect("has a head");
+/// `None` if the connection ended in the middle.
+fn read_answer(answer: &str) -> Option<Answer> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
     let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|it| it.parse().ok());
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|it| it.parse::<u16>().ok());
     let headers: BTreeMap<_, _> = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
     let is_chunked = headers.get("transfer-encoding").is_some_and(|it| it == "chunked");
-    let text = if is_chunked { unchunked(body) } else { body.to_owned() };
-    Answer { status: status.expect("has a status"), text }
+    let text = if is_chunked { unchunked(body)? } else { body.to_owned() };
+    let is_whole = headers.get("content-length").is_none_or(|length| length.parse() == Ok(text.len()));
+    is_whole.then_some(Answer { status: status?, text })
 }
 
-fn unchunked(mut body: &str) -> String {
+fn unchunked(mut body: &str) -> Option<String> {
     let mut text = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).expect("is a size");
+    loop {
+        let (size, rest) = body.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
         if size == 0 {
-            break;
+            return Some(text);
         }
-        let (chunk, after) = rest.split_at(size);
+        let (chunk, after) = rest.split_at_checked(size)?;
         text.push_str(chunk);
         body = after.trim_start_matches("\r\n");
     }
-    text
 }

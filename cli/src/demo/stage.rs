@@ -119,8 +119,20 @@ impl Stage {
         self.folder.path().join("data")
     }
 
-    /// Presses Ctrl-C, waits, and looks for anything that is left.
+    /// Presses Ctrl-C, waits, and looks for anything that is left. An `up` that has ended by itself
+    /// is started again for that: else its sandboxes would have nobody to end them, since the data
+    /// folder goes with us.
     pub(super) async fn strike(mut self) -> anyhow::Result<String> {
+        let Some(status) = self.up.try_wait()? else { return self.end().await };
+        let (config, data) = (self.folder.path().join("config"), self.data());
+        let (up, log) = start_up(&config, &data, &self.isolation, &Tasks::new())?;
+        (self.up, self.up_log) = (up, log);
+        self.written = ready(&mut self.up, &data, &self.up_log).await?;
+        self.end().await?;
+        bail!("`postern up` had ended by itself with {status}; what it left was removed");
+    }
+
+    async fn end(mut self) -> anyhow::Result<String> {
         let pid = self.up.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         kill_process(pid.context("`postern up` has ended by itself")?, Signal::INT)?;
         let ended = timeout(END_TIME, self.up.wait()).await;
@@ -191,7 +203,9 @@ fn start_up(config: &Path, data: &Path, isolation: &str, tasks: &Tasks) -> anyho
 async fn ready(up: &mut Child, data: &Path, log: &Lines) -> anyhow::Result<Written> {
     let begun = Instant::now();
     loop {
-        if let Some(written) = connection::read(data).map_err(|failure| anyhow!("{failure}"))? {
+        // One before it may have left the file.
+        let written = connection::read(data).map_err(|failure| anyhow!("{failure}"))?;
+        if let Some(written) = written.filter(|written| Some(written.pid) == up.id()) {
             return Ok(written);
         }
         if let Some(status) = up.try_wait()? {
