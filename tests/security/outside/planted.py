@@ -31,12 +31,14 @@ for at, folders, names in os.walk("/data/user", followlinks=False):
 @dataclasses.dataclass(frozen=True)
 class Trap:
     """A shell script that plants it (USER is the user's folder, SECRET the file that is wanted), what
-    it is, and whether it is a file to steal or an end to prevent."""
+    it is, whether it is a file to steal or an end to prevent, and what a wall says that already
+    keeps it from being planted."""
 
     name: str
     tried: str
     plant: str
     steals: bool = True
+    walls: tuple = ()
 
 
 TRAPS = [
@@ -49,7 +51,10 @@ TRAPS = [
     Trap("chain-of-links", "a link by way of /proc/self/root",
          'ln -s /proc/self/root "$USER/.root"; ln -s ".root$SECRET" "$USER/leak"'),
     Trap("folder-replaced", "the user's folder itself replaced by a link",
-         'mv "$USER" "$USER.old" && ln -s "$(dirname "$SECRET")" "$USER"'),
+         'mv "$USER" "$USER.old" && ln -s "$(dirname "$SECRET")" "$USER"',
+         walls=("Permission denied", "Read-only file system")),
+    Trap("folder-within-replaced", "a folder in the user's folder replaced by a link",
+         'mkdir "$USER/a" && mv "$USER/a" "$USER/a.old" && ln -s "$(dirname "$SECRET")" "$USER/a"'),
     Trap("race", "a folder that turns into a link and back while it is saved",
          'mkdir "$USER/a"; echo x >"$USER/a/secret"; ln -s "$(dirname "$SECRET")" "$USER/b"'),
     Trap("fifo", "a named pipe, which a careless reader waits for without end", 'mkfifo "$USER/pipe"', False),
@@ -82,6 +87,9 @@ def spring(api, like, trap, bait):
     first = api.create(like, user)["sandbox_id"]
     script = f"export USER=/data/user SECRET='{bait.secret}'; {trap.plant}"
     code, _, errors = api.run(first, ["/bin/sh", "-c", script])
+    if code != 0 and any(wall in errors for wall in trap.walls):
+        api.destroy(first)
+        return "stopped", "it cannot be planted: `/data` itself is the host's"
     if code != 0:
         return "undecided", f"it could not be planted: {errors.strip()[-200:]}"
     if trap.name == "race":
