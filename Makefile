@@ -38,6 +38,10 @@ bench-policies: ## the policy engine beside the cedar-policy crate alone
 	@scripts/setup.sh build
 	@scripts/bench/policies.sh
 
+prove-policies: ## random policies and requests decided as Cedar decides them (CASES=)
+	@scripts/setup.sh build
+	@scripts/prove/policies.sh
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 fuzz docker-build docker-push helm-template test-k8s: ## (not there yet)
 	@echo "make $@: not there yet" >&2; exit 1

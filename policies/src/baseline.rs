@@ -4,14 +4,23 @@
 //! Forbids, which nothing can undo: nothing crosses a tenant, and a session calls what its token
 //! names. And one permit for tenants that never put a set of their own.
 
+use crate::cases::{TestReport, run_tests};
+use crate::mistake::{Mistake, Place};
 use crate::names::{namespace, quoted};
 use crate::schema::TenantSchema;
+use crate::schema_from_openapi::schema_from_openapi;
+use crate::set::TenantPolicies;
 use crate::source::PolicySource;
-use postern_common::id::{BackendName, OperationId};
+use postern_common::id::{BackendName, OperationId, TenantId};
+use postern_openapi::Document;
 use std::fmt::Write as _;
 
 const TENANT: &str = include_str!("../baseline/tenant.cedar");
 const PERMIT: &str = include_str!("../baseline/permit.cedar");
+
+/// The API and the cases that the baseline is tested with.
+const DESK: &str = include_str!("../tests/desk.yaml");
+const CASES: &str = include_str!("../tests/operations.toml");
 
 /// The reason that callers read when their session's token does not name the operation.
 pub const NOT_GRANTED: &str = "the session's token does not name this operation";
@@ -22,6 +31,21 @@ pub const NOT_GRANTED: &str = "the session's token does not name this operation"
 #[must_use]
 pub fn not_granted(backend: &BackendName, operation: &OperationId) -> String {
     format!("postern-operations:{backend}/{operation}")
+}
+
+/// Runs the cases that are shipped with the baseline against the baseline alone.
+///
+/// # Errors
+/// Only if what is shipped is broken.
+pub fn baseline_report() -> Result<TestReport, Vec<Mistake>> {
+    let broken = |reason: String| vec![Place { file: "baseline", text: "" }.mistake(0..0, reason, None)];
+    let document = Document::parse(DESK).map_err(|mistakes| broken(format!("{mistakes:?}")))?;
+    let backend = BackendName::parse("support-desk").map_err(|error| broken(error.to_string()))?;
+    let tenant = TenantId::parse("acme").map_err(|error| broken(error.to_string()))?;
+    let schema = TenantSchema::build(&tenant, &[schema_from_openapi(&backend, &document)])
+        .map_err(|error| broken(error.to_string()))?;
+    let cases = PolicySource { name: "baseline/tests/operations.toml".to_owned(), text: CASES.to_owned() };
+    run_tests(&TenantPolicies::load(&schema, None)?, &[cases])
 }
 
 /// The baseline of a tenant with this schema.

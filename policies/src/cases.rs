@@ -16,6 +16,7 @@
 //! ```
 
 use crate::compile::OWN_PREFIX;
+use crate::decide::Decision;
 use crate::entities::SessionEntities;
 use crate::explain::{ClauseOutcome, Considered, Explanation, conjuncts, text_of};
 use crate::mistake::{Mistake, Place};
@@ -179,27 +180,13 @@ impl TestReport {
 /// # Errors
 /// Files that cannot be read as cases, each with its line; then no case was run.
 pub fn run_tests(policies: &TenantPolicies, files: &[PolicySource]) -> Result<TestReport, Vec<Mistake>> {
-    let mut mistakes = Vec::new();
-    let mut read = Vec::new();
-    for file in files {
-        let place = Place { file: &file.name, text: &file.text };
-        match toml::from_str::<CaseFile>(&file.text) {
-            Ok(cases) => read.extend(cases.case.into_iter().map(|case| (place, case))),
-            Err(error) => {
-                let message = error.message().to_owned();
-                mistakes.push(place.mistake(error.span().unwrap_or_default(), message, None));
-            }
-        }
-    }
-    if read.len() > CASES {
-        let message = format!("{} cases are too many; {CASES} may run at once", read.len());
-        mistakes.push(Place { file: "policies/tests", text: "" }.mistake(0..0, message, None));
-    }
+    let (read, mut mistakes) = read(files);
     let mut coverage = coverage_of(policies);
     let mut results = Vec::new();
     for (place, case) in &read {
-        match explained(policies, *place, case) {
-            Ok(explanation) => {
+        match ready(policies, *place, case) {
+            Ok(ready) => {
+                let explanation = policies.explain(&ready.session, &ready.request);
                 explanation.considered.iter().for_each(|considered| count(&mut coverage, considered));
                 let failure = case.failure(&explanation);
                 results.push(TestResult { file: place.file.to_owned(), name: case.name.clone(), failure });
@@ -209,6 +196,62 @@ pub fn run_tests(policies: &TenantPolicies, files: &[PolicySource]) -> Result<Te
     }
     let report = TestReport { cases: results, coverage: coverage.into_values().collect() };
     if mistakes.is_empty() { Ok(report) } else { Err(mistakes) }
+}
+
+/// The cases of all files, each with its file; and what cannot be read.
+fn read(files: &[PolicySource]) -> (Vec<(Place<'_>, CaseText)>, Vec<Mistake>) {
+    let (mut found, mut mistakes) = (Vec::new(), Vec::new());
+    for file in files {
+        let place = Place { file: &file.name, text: &file.text };
+        match toml::from_str::<CaseFile>(&file.text) {
+            Ok(cases) => found.extend(cases.case.into_iter().map(|case| (place, case))),
+            Err(error) => {
+                let message = error.message().to_owned();
+                mistakes.push(place.mistake(error.span().unwrap_or_default(), message, None));
+            }
+        }
+    }
+    if found.len() > CASES {
+        let message = format!("{} cases are too many; {CASES} may run at once", found.len());
+        mistakes.push(Place { file: "policies/tests", text: "" }.mistake(0..0, message, None));
+    }
+    (found, mistakes)
+}
+
+/// A case that can be decided again and again: what `postern policy bench` measures.
+#[derive(Debug)]
+pub struct ReadyCase {
+    /// Its name.
+    pub name: String,
+    session: SessionEntities,
+    request: TypedRequest,
+}
+
+impl ReadyCase {
+    /// Decides it, exactly as the gateway would.
+    #[must_use]
+    pub fn decide(&self, policies: &TenantPolicies) -> Decision {
+        policies.decide(&self.session, &self.request)
+    }
+}
+
+/// The cases of `files`, ready to be decided by `policies`.
+///
+/// # Errors
+/// As [`run_tests`].
+pub fn ready_cases(
+    policies: &TenantPolicies,
+    files: &[PolicySource],
+) -> Result<Vec<ReadyCase>, Vec<Mistake>> {
+    let (read, mut mistakes) = read(files);
+    let mut found = Vec::new();
+    for (place, case) in &read {
+        match ready(policies, *place, case) {
+            Ok(ready) => found.push(ready),
+            Err(mistake) => mistakes.push(*mistake),
+        }
+    }
+    if mistakes.is_empty() { Ok(found) } else { Err(mistakes) }
 }
 
 fn coverage_of(policies: &TenantPolicies) -> BTreeMap<String, PolicyCoverage> {
@@ -236,11 +279,7 @@ fn count(coverage: &mut BTreeMap<String, PolicyCoverage>, considered: &Considere
     }
 }
 
-fn explained(
-    policies: &TenantPolicies,
-    place: Place<'_>,
-    case: &CaseText,
-) -> Result<Explanation, Box<Mistake>> {
+fn ready(policies: &TenantPolicies, place: Place<'_>, case: &CaseText) -> Result<ReadyCase, Box<Mistake>> {
     let schema = policies.schema();
     let refuse = |message: String, help: &str| {
         Box::new(place.mistake(case.operation.span(), message, Some(help.to_owned())))
@@ -265,7 +304,8 @@ fn explained(
         peer: PeerFacts::Socket,
         now: case.request.now.unwrap_or(Timestamp::UNIX_EPOCH),
     };
-    Ok(policies.explain(&session, &TypedRequest::new(&session, action, &facts)))
+    let request = TypedRequest::new(&session, action, &facts);
+    Ok(ReadyCase { name: case.name.clone(), session, request })
 }
 
 impl SessionText {

@@ -251,6 +251,15 @@ pub(crate) enum Author {
     Postern,
 }
 
+/// Parses one policy or template.
+///
+/// # Errors
+/// What is wrong with its syntax, each with its place in the text.
+pub(crate) fn syntax(text: &str) -> Result<Template, Vec<Finding>> {
+    parser::parse_policy_or_template(None, text)
+        .map_err(|errors| errors.iter().map(|error| Finding::diagnosed(text, error)).collect())
+}
+
 /// Parses and checks one policy's text.
 ///
 /// # Errors
@@ -260,8 +269,7 @@ pub(crate) fn compile(schema: &TenantSchema, author: Author, text: &str) -> Resu
     if text.len() > POLICY_BYTES {
         return Err(refuse("this policy is longer than 64 KiB", "take it apart into several"));
     }
-    let template = parser::parse_policy_or_template(None, text)
-        .map_err(|errors| errors.iter().map(|error| Finding::diagnosed(text, error)).collect::<Vec<_>>())?;
+    let template = syntax(text)?;
     let id = identify(author, text, &template)?;
     check_mode(text, &template)?;
     let template = Arc::new(template.new_id(PolicyID::from_string(id)));

@@ -117,6 +117,20 @@ impl TenantPolicies {
         }
     }
 
+    /// The policies whose scope matches a request.
+    pub(crate) fn candidates_of(
+        &self,
+        session: &SessionEntities,
+        request: &TypedRequest,
+    ) -> Vec<Arc<CompiledPolicy>> {
+        let mut candidates = Vec::new();
+        let action = request.action();
+        self.index.candidates(&session.principal, &action.party, &action.resource, |policy| {
+            candidates.push(Arc::clone(policy));
+        });
+        candidates
+    }
+
     fn outcomes(
         &self,
         question: &Question<'_>,
@@ -179,7 +193,7 @@ impl Decision {
         }
     }
 
-    fn from_outcomes(outcomes: Vec<Outcome>) -> Self {
+    pub(crate) fn from_outcomes(outcomes: Vec<Outcome>) -> Self {
         let (verdict, code) = verdict(outcomes.iter().filter(|outcome| outcome.policy.mode == Mode::Enforce));
         Self { verdict, code, outcomes, refused: None }
     }
@@ -273,7 +287,7 @@ impl Decision {
 }
 
 /// The stricter rules: a forbid that holds denies, then one that cannot be evaluated does.
-fn verdict<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> (Verdict, Option<Code>) {
+pub(crate) fn verdict<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> (Verdict, Option<Code>) {
     let (mut is_permitted, mut is_forbidden, mut is_faulty) = (false, false, false);
     for outcome in outcomes {
         match (outcome.policy.effect, &outcome.error) {

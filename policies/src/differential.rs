@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Our answer against the crate's own, over the whole set, for random policies, entities and
-//! requests: hierarchies, templates, conditions that err, extension types.
+//! requests: hierarchies, templates, conditions that err, extension types. Ours comes from
+//! [`TenantPolicies::decide`], which is what the gateway calls.
 //!
-//! `make test` runs a few hundred; `PROPTEST_CASES=100000` is the proof.
+//! `make test` runs a few hundred; `make prove-policies` is the proof (`CASES=`, 100,000 unless
+//! it says otherwise).
 
-use crate::TenantPolicies;
-use crate::decide::{Decision, Question};
-use crate::entities::World;
+use crate::decide::Decision;
+use crate::entities::{SessionEntities, World};
 use crate::party::Party;
-use crate::request::RequestContext;
-use crate::schema::TenantSchema;
+use crate::request::{RequestContext, TypedRequest};
+use crate::schema::{Action, TenantSchema};
+use crate::set::TenantPolicies;
+use crate::shape::Shape;
 use cedar_policy::{
     Authorizer, Context, Decision as CedarDecision, Entities, EntityUid, PolicyId, PolicySet, Request,
     Response, Schema, SlotId,
@@ -301,14 +304,20 @@ impl Case {
             Party::new(Arc::new(text.parse().expect("an entity")), known.as_ref())
         };
         let core: &cedar_policy_core::ast::Request = request.as_ref();
-        let decision = policies.answer(&Question {
-            principal: &party(&self.principal, &entities),
-            action: &party(&self.action, &ACTIONS),
-            resource: &party(&self.resource, &entities),
-            context: &RequestContext::timeless(core.context().expect("a context").clone()),
-            world: &World::new(entities.as_ref().clone()),
-        });
-        (response, decision)
+        let session = SessionEntities::of_any(
+            &OURS,
+            party(&self.principal, &entities),
+            World::new(entities.as_ref().clone()),
+        );
+        let action = Action {
+            origin: OURS.origin(),
+            party: party(&self.action, &ACTIONS),
+            resource: Arc::new(party(&self.resource, &entities)),
+            context: Shape::Record(Vec::new()),
+        };
+        let context = RequestContext::timeless(core.context().expect("a context").clone());
+        let request = TypedRequest::of_any(&session, Arc::new(action), context);
+        (response, policies.decide(&session, &request))
     }
 
     fn check(&self) -> Result<(), TestCaseError> {

@@ -6,6 +6,7 @@
 
 use crate::names;
 use crate::party::Party;
+use crate::record::RecordedSession;
 use crate::schema::{TenantSchema, entities, entity};
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue, Value};
 use cedar_policy_core::entities::Entities;
@@ -31,6 +32,7 @@ pub struct SessionEntities {
     pub(crate) principal: Party,
     pub(crate) claims: Value,
     world: World,
+    recorded: RecordedSession,
 }
 
 /// Entities, with the schema's actions where they are needed.
@@ -98,7 +100,15 @@ impl SessionEntities {
             principal: Party::new(Arc::new(sandbox), &world),
             claims: claims.into(),
             world: World::new(world),
+            recorded: RecordedSession::of(session),
         })
+    }
+
+    /// A session of any entities, for requests that come from no gateway.
+    #[cfg(test)]
+    pub(crate) fn of_any(schema: &Arc<TenantSchema>, principal: Party, world: World) -> Self {
+        let recorded = RecordedSession::of(&crate::fixture::session(&[]));
+        Self { schema: Arc::clone(schema), principal, claims: Value::empty_record(None), world, recorded }
     }
 
     /// Whether these entities fit policies that were checked against `schema`.
@@ -109,6 +119,17 @@ impl SessionEntities {
 
     pub(crate) fn world(&self) -> &World {
         &self.world
+    }
+
+    /// What records of decisions hold of it.
+    pub(crate) fn recorded(&self) -> &RecordedSession {
+        &self.recorded
+    }
+
+    /// The entities in Cedar's JSON, for people.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        self.world.without_actions().to_json_value().unwrap_or_default()
     }
 }
 

@@ -5,10 +5,11 @@
 //! Costs several times a decision; it is for people, not for the request path.
 
 use crate::compile::CompiledPolicy;
-use crate::decide::{Decision, holds};
+use crate::decide::Decision;
 use crate::entities::SessionEntities;
 use crate::request::TypedRequest;
 use crate::set::TenantPolicies;
+use crate::unknown::{Partly, Places, partly};
 use cedar_policy_core::ast::{Expr, ExprKind};
 use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 /// A decision and what led to it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Explanation {
-    /// Allow or deny.
+    /// Allow or deny; `error` where only values of which a digest was kept would tell.
     pub verdict: Verdict,
     /// `policy-denied` or `policy-error` where it is denied.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,13 +71,25 @@ pub enum ClauseOutcome {
     Failed,
     /// Could not be evaluated, and why.
     Error(String),
+    /// Rests on values of which only a digest was kept, at these places.
+    Open(Vec<String>),
 }
 
 impl TenantPolicies {
     /// Decides a request and says how it came to that.
     #[must_use]
     pub fn explain(&self, session: &SessionEntities, request: &TypedRequest) -> Explanation {
-        let decision = self.decide(session, request);
+        self.explained(&self.decide(session, request), session, request, &Places::new())
+    }
+
+    /// Says how it came to a decision of a request whose values at `unknown` are not known.
+    pub(crate) fn explained(
+        &self,
+        decision: &Decision,
+        session: &SessionEntities,
+        request: &TypedRequest,
+        unknown: &Places,
+    ) -> Explanation {
         let mut considered = Vec::new();
         if let (None, Ok(context)) = (decision.refusal(), request.context()) {
             // A time that does not fit was refused, unless no policy here asks for it.
@@ -85,7 +98,7 @@ impl TenantPolicies {
             let entities = session.world().with_actions(&self.schema.actions);
             let evaluator = Evaluator::new(question.request(whole), entities, Extensions::all_available());
             self.index.candidates(question.principal, question.action, question.resource, |policy| {
-                considered.push(self.consider(&evaluator, policy));
+                considered.push(self.consider(&evaluator, policy, unknown));
             });
         }
         considered.sort_by(|one, other| one.policy.id.cmp(&other.policy.id));
@@ -93,28 +106,59 @@ impl TenantPolicies {
             verdict: decision.verdict(),
             code: decision.code(),
             refusal: decision.refusal().map(ToString::to_string),
-            determining: ids(&decision),
+            determining: ids(decision),
             others: self.len().saturating_sub(considered.len()),
             considered,
         }
     }
 
-    fn consider(&self, evaluator: &Evaluator<'_>, policy: &Arc<CompiledPolicy>) -> Considered {
+    fn consider(
+        &self,
+        evaluator: &Evaluator<'_>,
+        policy: &Arc<CompiledPolicy>,
+        unknown: &Places,
+    ) -> Considered {
         let mut clauses = Vec::new();
         let mut outcome = ClauseOutcome::Held;
         for part in policy.conditions.iter().flat_map(conjuncts) {
-            outcome = match holds(evaluator, part, policy.policy.env()) {
-                Ok(true) => ClauseOutcome::Held,
-                Ok(false) => ClauseOutcome::Failed,
-                Err(reason) => ClauseOutcome::Error(reason),
+            let found = match partly(evaluator, part, policy.policy.env(), unknown) {
+                Partly::Known(true) => ClauseOutcome::Held,
+                Partly::Known(false) => ClauseOutcome::Failed,
+                Partly::Error(reason) => ClauseOutcome::Error(reason),
+                Partly::Open(places) => ClauseOutcome::Open(places),
             };
-            clauses.push(Clause { text: text_of(part), outcome: outcome.clone() });
-            if outcome != ClauseOutcome::Held {
-                break;
+            clauses.push(Clause { text: text_of(part), outcome: found.clone() });
+            match found {
+                ClauseOutcome::Held => {}
+                // What comes after may still settle it.
+                ClauseOutcome::Open(_) => outcome = found,
+                ClauseOutcome::Failed | ClauseOutcome::Error(_) => {
+                    outcome = found;
+                    break;
+                }
             }
         }
         let place = self.place_of(policy).map(|(file, line)| format!("{file}:{line}"));
         Considered { policy: policy.part(), place, outcome, clauses }
+    }
+}
+
+impl Explanation {
+    /// The same for a request that did not fit the typed context, of which nothing else is known.
+    pub(crate) fn refuse(&mut self, why: &str) {
+        self.others += self.considered.len();
+        self.considered.clear();
+        self.determining.clear();
+        self.verdict = Verdict::Deny;
+        self.code = Some(Code::PolicyError);
+        self.refusal = Some(why.to_owned());
+    }
+
+    /// The same where only the values behind digests would tell.
+    pub(crate) fn leave_open(&mut self) {
+        self.determining.clear();
+        self.verdict = Verdict::Error;
+        self.code = None;
     }
 }
 
@@ -148,24 +192,41 @@ impl fmt::Display for ClauseOutcome {
             Self::Held => formatter.write_str("true"),
             Self::Failed => formatter.write_str("false"),
             Self::Error(reason) => write!(formatter, "error: {reason}"),
+            Self::Open(places) => {
+                write!(formatter, "open: only a digest was kept of {}", places.join(", "))
+            }
         }
     }
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.verdict == Verdict::Allow { "allowed" } else { "denied" };
+        let verdict = match self.verdict {
+            Verdict::Allow => "allowed",
+            Verdict::Deny => "denied",
+            Verdict::Error => {
+                writeln!(formatter, "open: it rests on values of which only a digest was kept")?;
+                return self.write_considered(formatter);
+            }
+        };
         match (&self.refusal, self.determining.as_slice()) {
             (Some(refusal), _) => writeln!(formatter, "{verdict}: {refusal}")?,
             (None, []) => writeln!(formatter, "{verdict}: no policy permits it")?,
             (None, ids) => writeln!(formatter, "{verdict} by {}", ids.join(", "))?,
         }
+        self.write_considered(formatter)
+    }
+}
+
+impl Explanation {
+    fn write_considered(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for considered in &self.considered {
             let policy = &considered.policy;
             let applied = match considered.outcome {
                 ClauseOutcome::Held => "applies",
                 ClauseOutcome::Failed => "does not apply",
                 ClauseOutcome::Error(_) => "cannot be evaluated",
+                ClauseOutcome::Open(_) => "may apply",
             };
             let effect = match policy.effect {
                 Effect::Permit => "permit",

@@ -20,10 +20,12 @@ mod explain;
 mod file;
 #[cfg(test)]
 mod fixture;
+mod format;
 mod index;
 mod mistake;
 mod names;
 mod party;
+mod record;
 mod replay;
 mod request;
 mod schema;
@@ -33,17 +35,20 @@ mod shape;
 #[cfg(test)]
 mod shipped;
 mod source;
+mod unknown;
 
 pub use authorize::{Case, CaseAnswer, CaseEntity, CaseError, CaseRequest, CaseResult, authorize};
-pub use baseline::{NOT_GRANTED, not_granted};
-pub use cases::{ClauseCoverage, PolicyCoverage, TestReport, TestResult, run_tests};
+pub use baseline::{NOT_GRANTED, baseline_report, not_granted};
+pub use cases::{ClauseCoverage, PolicyCoverage, ReadyCase, TestReport, TestResult, ready_cases, run_tests};
 pub use decide::{CedarAnswer, Decision, PolicyFault, Refused, ShadowAnswer};
 pub use entities::{SessionEntities, SessionError};
 pub use explain::{Clause, ClauseOutcome, Considered, Explanation};
+pub use format::format;
 pub use index::Load;
 pub use mistake::Mistake;
 pub use names::namespace;
-pub use replay::{Answer, Change, PolicyChanges, PolicyDiff, RecordedRequest, RecordedSession, diff};
+pub use record::{RECORD_BYTES, RecordedRequest, RecordedSession, record};
+pub use replay::{Answer, Change, Explained, Open, PolicyChanges, PolicyDiff, diff, explain_recorded};
 pub use request::{PeerFacts, RequestFacts, TypedRequest};
 pub use schema::{Action, BASE, BackendSchema, DeclaredOperation, SchemaError, TenantSchema};
 pub use schema_from_openapi::schema_from_openapi;

@@ -67,6 +67,12 @@ impl TypedRequest {
         }
     }
 
+    /// A request with any context, which comes from no gateway.
+    #[cfg(test)]
+    pub(crate) fn of_any(session: &SessionEntities, action: Arc<Action>, context: RequestContext) -> Self {
+        Self { action, principal: Arc::clone(session.principal.uid()), context: Ok(context) }
+    }
+
     /// What does not fit the typed context, if anything: such a request is denied.
     #[must_use]
     pub fn unfit(&self) -> Option<&Unfit> {
@@ -90,6 +96,10 @@ impl TypedRequest {
             context,
             world: session.world(),
         }
+    }
+
+    pub(crate) fn action(&self) -> &Action {
+        &self.action
     }
 
     pub(crate) fn context(&self) -> &Result<RequestContext, Unfit> {

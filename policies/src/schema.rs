@@ -43,6 +43,8 @@ pub struct DeclaredOperation {
     /// Optional fields of the context for which `null` says what absence says; `*` stands for the
     /// members of a list.
     pub nullable: Vec<Vec<String>>,
+    /// Fields of the context of which records of decisions hold a digest, spelt the same way.
+    pub sensitive: Vec<Vec<String>>,
 }
 
 /// The schema cannot be used.
@@ -86,7 +88,7 @@ struct Backend {
 }
 
 /// An operation, ready to be asked about.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Action {
     pub(crate) origin: u64,
     pub(crate) party: Party,
@@ -233,11 +235,12 @@ fn operations(
     origin: u64,
 ) -> Result<HashMap<OperationId, Arc<Action>>, SchemaError> {
     let mut found = HashMap::new();
-    for DeclaredOperation { id, nullable, .. } in &backend.operations {
+    for DeclaredOperation { id, nullable, sensitive, .. } in &backend.operations {
         let missing = || SchemaError::MissingAction { backend: backend.name.clone(), operation: id.clone() };
         let uid = action_uid(&backend.name, id.as_str()).ok_or_else(missing)?;
         let mut context = Shape::of(schema.context_type(&uid).ok_or_else(missing)?);
         nullable.iter().for_each(|path| context.allow_null(path));
+        sensitive.iter().for_each(|path| context.hide(path));
         let action = Action {
             origin,
             context,

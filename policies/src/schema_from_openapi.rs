@@ -41,17 +41,32 @@ pub fn schema_from_openapi(backend: &BackendName, document: &Document) -> Backen
             operation.path,
             quoted(operation.id.as_str()),
         );
-        operations.push(DeclaredOperation { id: operation.id.clone(), groups, nullable: writer.nullable });
+        operations.push(DeclaredOperation {
+            id: operation.id.clone(),
+            groups,
+            nullable: writer.nullable,
+            sensitive: writer.sensitive,
+        });
     }
     text.push_str("}\n");
     BackendSchema { name: backend.clone(), text, operations }
 }
 
-/// Writes one operation's context and remembers what may be null in it.
+/// Writes one operation's context and remembers what may be null in it, and what is sensitive.
 #[derive(Debug, Default)]
 struct ContextWriter {
     at: Vec<String>,
     nullable: Vec<Vec<String>>,
+    sensitive: Vec<Vec<String>>,
+}
+
+/// A field of a record that is written.
+#[derive(Debug, Clone, Copy)]
+struct Written<'a> {
+    name: &'a str,
+    is_required: bool,
+    is_sensitive: bool,
+    schema_type: &'a SchemaType,
 }
 
 /// Spaces in front of the context's own fields.
@@ -65,18 +80,22 @@ impl ContextWriter {
             self.at = vec![location.as_str().to_owned()];
             let fields: Vec<_> = parameters
                 .iter()
-                .map(|parameter| {
-                    (parameter.name.as_str(), parameter.is_required, parameter.schema.schema_type())
+                .map(|parameter| Written {
+                    name: &parameter.name,
+                    is_required: parameter.is_required,
+                    is_sensitive: parameter.schema.is_sensitive(),
+                    schema_type: parameter.schema.schema_type(),
                 })
                 .collect();
             let record = self.record(&fields, INDENT + 2);
             let _ = writeln!(text, "{:INDENT$}\"{}\": {record},", "", location.as_str());
         }
         self.at.clear();
-        let body =
-            operation.body.as_ref().and_then(readable).and_then(|(is_required, schema)| {
-                self.field("body", is_required, schema.schema_type(), INDENT)
-            });
+        let body = operation.body.as_ref().and_then(readable).and_then(|(is_required, schema)| {
+            let is_sensitive = schema.is_sensitive();
+            let schema_type = schema.schema_type();
+            self.field(Written { name: "body", is_required, is_sensitive, schema_type }, INDENT)
+        });
         text.push_str(&body.unwrap_or_default());
         let _ = write!(
             text,
@@ -86,10 +105,10 @@ impl ContextWriter {
         text
     }
 
-    fn record(&mut self, fields: &[(&str, bool, &SchemaType)], indent: usize) -> String {
+    fn record(&mut self, fields: &[Written<'_>], indent: usize) -> String {
         let mut text = "{\n".to_owned();
-        for (name, is_required, schema_type) in fields {
-            if let Some(field) = self.field(name, *is_required, schema_type, indent) {
+        for field in fields {
+            if let Some(field) = self.field(*field, indent) {
                 text.push_str(&field);
             }
         }
@@ -98,13 +117,8 @@ impl ContextWriter {
     }
 
     /// One line of a record; `None` where Cedar has no type for it.
-    fn field(
-        &mut self,
-        name: &str,
-        is_required: bool,
-        schema_type: &SchemaType,
-        indent: usize,
-    ) -> Option<String> {
+    fn field(&mut self, field: Written<'_>, indent: usize) -> Option<String> {
+        let Written { name, is_required, is_sensitive, schema_type } = field;
         let (schema_type, is_nullable) = match schema_type {
             SchemaType::Nullable(inner) => (inner.as_ref(), true),
             other => (other, false),
@@ -112,6 +126,9 @@ impl ContextWriter {
         self.at.push(name.to_owned());
         if is_nullable {
             self.nullable.push(self.at.clone());
+        }
+        if is_sensitive {
+            self.sensitive.push(self.at.clone());
         }
         let cedar = self.cedar_type(schema_type, indent + 2);
         self.at.pop();
@@ -136,7 +153,12 @@ impl ContextWriter {
                 let fields: Vec<_> = object
                     .properties
                     .iter()
-                    .map(|(name, property)| (name.as_str(), property.is_required, &property.schema_type))
+                    .map(|(name, property)| Written {
+                        name,
+                        is_required: property.is_required,
+                        is_sensitive: property.is_sensitive,
+                        schema_type: &property.schema_type,
+                    })
                     .collect();
                 Some(self.record(&fields, indent))
             }

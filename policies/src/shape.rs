@@ -39,6 +39,8 @@ pub(crate) struct Field {
     pub(crate) is_required: bool,
     /// `null` may stand for its absence.
     pub(crate) is_nullable: bool,
+    /// Records of decisions hold a digest in its place.
+    pub(crate) is_sensitive: bool,
     pub(crate) shape: Shape,
 }
 
@@ -111,6 +113,7 @@ impl Shape {
                         name: name.to_string(),
                         is_required: attribute.is_required,
                         is_nullable: false,
+                        is_sensitive: false,
                         shape: Self::of(&attribute.attr_type),
                     })
                     .collect(),
@@ -143,15 +146,26 @@ impl Shape {
 
     /// Lets `null` stand for absence at `path`, in which `*` means the members of a set.
     pub(crate) fn allow_null(&mut self, path: &[String]) {
+        self.at(path, &|field| field.is_nullable = !field.is_required);
+    }
+
+    /// Marks what stands at `path` as sensitive.
+    pub(crate) fn hide(&mut self, path: &[String]) {
+        self.at(path, &|field| field.is_sensitive = true);
+    }
+
+    /// Lets the field at `path` be absent: its value is not known any more.
+    pub(crate) fn relax(&mut self, path: &[String]) {
+        self.at(path, &|field| field.is_required = false);
+    }
+
+    /// Calls `change` with the field at `path`, in which `*` means the members of a set.
+    fn at(&mut self, path: &[String], change: &dyn Fn(&mut Field)) {
         match (self, path) {
-            (Self::Set(element), [star, rest @ ..]) if star == "*" => element.allow_null(rest),
+            (Self::Set(element), [star, rest @ ..]) if star == "*" => element.at(rest, change),
             (Self::Record(fields), [name, rest @ ..]) => {
                 for field in fields.iter_mut().filter(|field| field.name == *name) {
-                    if rest.is_empty() {
-                        field.is_nullable = !field.is_required;
-                    } else {
-                        field.shape.allow_null(rest);
-                    }
+                    if rest.is_empty() { change(field) } else { field.shape.at(rest, change) }
                 }
             }
             _ => {}
