@@ -42,7 +42,7 @@ pub(crate) enum Command {
     /// Sandboxes: create, list, run commands in, destroy.
     #[command(subcommand)]
     Sandbox(Sandbox),
-    /// Policies: check them, see their schema, judge requests.
+    /// Policies: check, format, test and measure them, see their schema, judge requests.
     #[command(subcommand)]
     Policy(Policy),
     /// Filters of requests.
@@ -199,19 +199,70 @@ pub(crate) enum Policy {
     /// Check the policies of a configuration folder against its backends; no server needed.
     Check {
         /// The folder.
+        #[arg(default_value = ".")]
         folder: PathBuf,
     },
-    /// Print the Cedar schema that policies of a configuration folder are checked against.
-    Schema {
+    /// Lay the policy files of a configuration folder out as Cedar's formatter does.
+    Fmt {
+        /// The folder, or single `.cedar` files.
+        #[arg(default_value = ".")]
+        paths: Vec<PathBuf>,
+        /// Change nothing; fail if a file would change.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run the cases of `policies/tests`, and name what no case speaks of.
+    Test {
         /// The folder.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// Fail unless the cases exercise every policy and clause.
+        #[arg(long)]
+        whole: bool,
+        /// The baseline with its own cases, instead of a folder's.
+        #[arg(long, conflicts_with_all = ["folder", "whole"])]
+        baseline: bool,
+    },
+    /// Measure how long the cases of `policies/tests` take to decide on this machine.
+    Bench {
+        /// The folder.
+        #[arg(default_value = ".")]
         folder: PathBuf,
     },
-    /// Judge cases, one JSON object a line, from standard input.
-    Authorize {
-        /// Many cases; the only way there is.
-        #[arg(long, required = true)]
-        batch: bool,
+    /// Print the Cedar schema that policies are checked against.
+    Schema {
+        /// A configuration folder: the schema of all its backends.
+        #[arg(default_value = ".", conflicts_with_all = ["backend", "openapi"])]
+        folder: PathBuf,
+        /// One backend's name, whose document is `--openapi`.
+        #[arg(long, value_name = "NAME", requires = "openapi")]
+        backend: Option<String>,
+        /// An OpenAPI document.
+        #[arg(long, value_name = "FILE", requires = "backend")]
+        openapi: Option<PathBuf>,
     },
+    /// Judge requests by policies and entities that files hold; answers are JSON.
+    Authorize(Authorize),
+}
+
+/// `postern policy authorize`.
+#[derive(Debug, Args)]
+pub(crate) struct Authorize {
+    /// Cases from standard input, one JSON object a line.
+    #[arg(long, conflicts_with_all = ["schema", "policies", "entities", "request"])]
+    pub batch: bool,
+    /// A schema in Cedar's language.
+    #[arg(long, value_name = "FILE", required_unless_present = "batch")]
+    pub schema: Option<PathBuf>,
+    /// Policies in Cedar's language.
+    #[arg(long, value_name = "FILE", required_unless_present = "batch")]
+    pub policies: Option<PathBuf>,
+    /// Entities in Cedar's JSON.
+    #[arg(long, value_name = "FILE", required_unless_present = "batch")]
+    pub entities: Option<PathBuf>,
+    /// `{principal: {type, id}, action: {type, id}, resource: {type, id}, context}`, or a list.
+    #[arg(long, value_name = "FILE", required_unless_present = "batch")]
+    pub request: Option<PathBuf>,
 }
 
 /// `postern filter`.

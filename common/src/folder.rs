@@ -8,7 +8,7 @@
 
 mod read;
 
-pub use read::{FolderMistakes, Mistake, read};
+pub use read::{FolderMistakes, Mistake, read, read_for_policies};
 
 use crate::id::{BackendName, FilterName, OperationId, PolicyName, SecretName, TemplateName};
 use crate::session::{Grant, Isolation};
@@ -29,6 +29,9 @@ pub struct TenantFiles {
     /// `policies/*.cedar`; `None` if there is no such folder, which leaves the baseline's permit.
     #[serde(default)]
     pub policies: Option<BTreeMap<PolicyName, String>>,
+    /// `policies/shadow/*.cedar`: a whole set that only watches; empty if there is none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shadow_policies: BTreeMap<PolicyName, String>,
     /// `policies/tests/*.toml`, as text.
     #[serde(default)]
     pub policy_tests: BTreeMap<PolicyName, String>,

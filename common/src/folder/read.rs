@@ -51,13 +51,22 @@ impl std::error::Error for FolderMistakes {}
 /// [`FolderMistakes`] lists every file that cannot be read or parsed, and every entry that has
 /// no meaning here (a misspelt folder is a mistake, not an empty configuration).
 pub fn read(root: &Path) -> Result<TenantFiles, FolderMistakes> {
-    let mut reader = Reader { root, mistakes: Vec::new() };
-    let files = reader.tenant();
-    if reader.mistakes.is_empty() { Ok(files) } else { Err(FolderMistakes(reader.mistakes)) }
+    Reader { root, is_whole: true, mistakes: Vec::new() }.finish()
+}
+
+/// As [`read`], but only what policies are judged by: themselves, their tests and the backends. A
+/// filter that is not built yet is no reason not to check a policy.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_for_policies(root: &Path) -> Result<TenantFiles, FolderMistakes> {
+    Reader { root, is_whole: false, mistakes: Vec::new() }.finish()
 }
 
 struct Reader<'a> {
     root: &'a Path,
+    /// Whether filters, templates and limits are read too.
+    is_whole: bool,
     mistakes: Vec<Mistake>,
 }
 
@@ -69,15 +78,22 @@ struct Entry {
 }
 
 impl Reader<'_> {
+    fn finish(mut self) -> Result<TenantFiles, FolderMistakes> {
+        let files = self.tenant();
+        if self.mistakes.is_empty() { Ok(files) } else { Err(FolderMistakes(self.mistakes)) }
+    }
+
     fn tenant(&mut self) -> TenantFiles {
         let mut files = TenantFiles::default();
         for entry in self.entries(Path::new("")) {
             match (entry.name.as_str(), entry.is_folder) {
                 ("backends", true) => files.backends = self.each_folder(&entry.path, Self::backend),
+                ("filters" | "templates", true) | ("limits.toml", false) if !self.is_whole => {}
                 ("filters", true) => files.filters = self.each_folder(&entry.path, Self::filter),
                 ("policies", true) => {
                     files.policies = Some(self.each_file(&entry.path, "cedar", Self::text));
-                    files.policy_tests = self.policy_tests(&entry.path.join("tests"));
+                    files.shadow_policies = self.inner(&entry.path.join("shadow"), "cedar");
+                    files.policy_tests = self.inner(&entry.path.join("tests"), "toml");
                 }
                 ("templates", true) => {
                     files.templates = self.each_file(&entry.path, "toml", Self::toml);
@@ -90,11 +106,12 @@ impl Reader<'_> {
         files
     }
 
-    fn policy_tests<Name>(&mut self, path: &Path) -> BTreeMap<Name, String>
+    /// The files of a folder that need not be there.
+    fn inner<Name>(&mut self, path: &Path, ending: &str) -> BTreeMap<Name, String>
     where
         Name: std::str::FromStr<Err = InvalidId> + Ord,
     {
-        if self.root.join(path).is_dir() { self.each_file(path, "toml", Self::text) } else { BTreeMap::new() }
+        if self.root.join(path).is_dir() { self.each_file(path, ending, Self::text) } else { BTreeMap::new() }
     }
 
     fn backend(&mut self, path: &Path) -> Option<BackendFiles> {
@@ -163,7 +180,8 @@ impl Reader<'_> {
                         found.insert(name, value);
                     }
                 }
-                _ if is_ignored(&entry.name) || (entry.is_folder && entry.name == "tests") => {}
+                _ if is_ignored(&entry.name)
+                    || (entry.is_folder && matches!(entry.name.as_str(), "tests" | "shadow")) => {}
                 _ => self.mistake(&entry.path, format!("expected files that end in `.{ending}`")),
             }
         }
