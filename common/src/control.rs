@@ -82,6 +82,8 @@ pub struct TenantConfig {
     pub default_backend: Option<BackendName>,
     /// The tenant's policies; `None` if it never put a set, which is not the same as an empty one.
     pub policies: Option<BTreeMap<PolicyName, String>>,
+    /// A whole set that only watches; empty if there is none.
+    pub shadow_policies: BTreeMap<PolicyName, String>,
     /// Compiled filters by name.
     pub filters: BTreeMap<FilterName, FilterArtefact>,
     /// The secrets that its backends' credentials name.

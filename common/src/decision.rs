@@ -58,6 +58,27 @@ pub struct PolicyPart {
     pub reason: Option<String>,
 }
 
+/// Which policies would have decided, had they been enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShadowScope {
+    /// The set in force with its policies in shadow enforced too.
+    Policies,
+    /// The tenant's whole set in shadow, instead of the one in force.
+    Set,
+}
+
+/// What policies in shadow would have made of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowPart {
+    /// Which.
+    pub scope: ShadowScope,
+    /// Allow or deny.
+    pub verdict: Verdict,
+    /// Those in shadow that matched or could not be evaluated; of a set, those that decided.
+    pub policies: Vec<String>,
+}
+
 /// A filter that ran.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilterPart {
@@ -134,6 +155,9 @@ pub struct DecisionRecord {
     /// The policies that decided, and what shadow policies would have.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub policies: Vec<PolicyPart>,
+    /// What policies in shadow would have made of it, where some had a say.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub shadow: Vec<ShadowPart>,
     /// The filters that ran.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub filters: Vec<FilterPart>,
@@ -148,4 +172,8 @@ pub struct DecisionRecord {
     /// Microseconds by stage. Who writes the record names stages without an allocation.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub microseconds: BTreeMap<Cow<'static, str>, u64>,
+    /// What policies saw of the request, in the policy engine's own JSON and under its size cap;
+    /// kept beside the record, never shown as a part of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub evidence: Option<Box<str>>,
 }

@@ -4,6 +4,9 @@
 //! [`Granted`] is made here only and cannot be changed: a filter that wants a change gives back
 //! an unjudged request. What policies see is what will be forwarded, typed as the operation
 //! declares it; what its types cannot hold is refused, never left out.
+//!
+//! A set in shadow is asked the same and changes nothing: what it would have said is handed on
+//! with what policies saw, for the record.
 
 use crate::body::{Admitted, AdmittedBody};
 use crate::identify::Caller;
@@ -13,14 +16,14 @@ use crate::route::Call;
 use crate::snapshot::TenantRules;
 use crate::validate::Valid;
 use jiff::Timestamp;
-use postern_common::decision::PolicyPart;
-use postern_common::id::{BackendName, PolicyName, TenantId};
+use postern_common::decision::{PolicyPart, ShadowPart, ShadowScope};
+use postern_common::id::{BackendName, DecisionId, PolicyName, TenantId};
 use postern_common::problem::Code;
 use postern_common::session::{Peer, Session};
 use postern_openapi::Document;
 use postern_policies::{
     Decision, PeerFacts, PolicySource, Refused, RequestFacts, SessionEntities, TenantPolicies, TenantSchema,
-    TypedRequest, schema_from_openapi,
+    TypedRequest, record, schema_from_openapi,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +33,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Policies {
     schema: Arc<TenantSchema>,
     set: TenantPolicies,
+    /// A whole set that only watches.
+    shadow: Option<TenantPolicies>,
+}
+
+/// The texts of a tenant's sets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sources<'c> {
+    /// `None`: the tenant never put a set.
+    pub(crate) enforced: Option<&'c BTreeMap<PolicyName, String>>,
+    /// Empty: there is none.
+    pub(crate) shadow: &'c BTreeMap<PolicyName, String>,
 }
 
 impl Policies {
@@ -40,7 +54,7 @@ impl Policies {
     pub(crate) fn load<'d>(
         tenant: &TenantId,
         documents: impl Iterator<Item = (&'d BackendName, &'d Document)>,
-        sources: Option<&BTreeMap<PolicyName, String>>,
+        sources: Sources<'_>,
         before: Option<&Self>,
     ) -> Result<Self, Vec<String>> {
         let backends: Vec<_> =
@@ -50,20 +64,37 @@ impl Policies {
             None => TenantSchema::build(tenant, &backends),
         };
         let schema = schema.map_err(|error| vec![error.to_string()])?;
-        let sources: Option<Vec<PolicySource>> = sources.map(|sources| {
-            let file = |(name, text): (&PolicyName, &String)| PolicySource {
-                name: format!("policies/{name}.cedar"),
-                text: text.clone(),
-            };
-            sources.iter().map(file).collect()
-        });
-        let set = match before {
-            Some(before) => before.set.reload(&schema, sources.as_deref()),
-            None => TenantPolicies::load(&schema, sources.as_deref()),
+        let enforced = sources.enforced.map(|files| named(files, "policies"));
+        let set = loaded(&schema, enforced.as_deref(), before.map(|before| &before.set))?;
+        let shadow = if sources.shadow.is_empty() {
+            None
+        } else {
+            let files = named(sources.shadow, "policies/shadow");
+            let before = before.and_then(|before| before.shadow.as_ref());
+            Some(loaded(&schema, Some(&files), before)?)
         };
-        let set = set.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        Ok(Self { schema, set })
+        Ok(Self { schema, set, shadow })
     }
+}
+
+fn named(files: &BTreeMap<PolicyName, String>, folder: &str) -> Vec<PolicySource> {
+    let file = |(name, text): (&PolicyName, &String)| PolicySource {
+        name: format!("{folder}/{name}.cedar"),
+        text: text.clone(),
+    };
+    files.iter().map(file).collect()
+}
+
+fn loaded(
+    schema: &Arc<TenantSchema>,
+    sources: Option<&[PolicySource]>,
+    before: Option<&TenantPolicies>,
+) -> Result<TenantPolicies, Vec<String>> {
+    let set = match before {
+        Some(before) => before.reload(schema, sources),
+        None => TenantPolicies::load(schema, sources),
+    };
+    set.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
 }
 
 /// What policies know of a session: made at its first request, and again for a new schema.
@@ -126,23 +157,48 @@ impl Granted {
     }
 }
 
-/// Decides.
-///
-/// # Errors
-/// [`Reject::Denied`] with the policies that denied, or [`Reject::PolicyError`] where one could
-/// not be evaluated or the request does not fit the policies' types.
+/// A verdict, and what is written down beside it.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) outcome: Result<Granted, Reject>,
+    pub(crate) watched: Watched,
+}
+
+/// What a decision leaves behind for its record; it changes nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    /// What policies in shadow would have said.
+    pub(crate) shadow: Vec<ShadowPart>,
+    /// What policies saw; `None` if it is too large to be kept.
+    pub(crate) evidence: Option<Box<str>>,
+}
+
+/// Decides. The outcome is [`Reject::Denied`] with the policies that denied, or
+/// [`Reject::PolicyError`] where one could not be evaluated or the request does not fit the
+/// policies' types.
 pub(crate) fn decide(
     rules: &TenantRules,
     caller: &Caller,
     request: Valid,
-    now: Timestamp,
+    (id, now): (&DecisionId, Timestamp),
+) -> Judged {
+    let mut watched = Watched::default();
+    let outcome = outcome(rules, caller, request, (id, now), &mut watched);
+    Judged { outcome, watched }
+}
+
+fn outcome(
+    rules: &TenantRules,
+    caller: &Caller,
+    request: Valid,
+    (id, now): (&DecisionId, Timestamp),
+    watched: &mut Watched,
 ) -> Result<Granted, Reject> {
-    let schema = &rules.policies.schema;
+    let Policies { schema, set, shadow } = &rules.policies;
     let entities = caller.session.entities.entities(schema, &caller.session.session)?;
     let call = &request.call;
-    let action = schema
-        .action(&call.backend.name, &call.operation.operation.id)
-        .ok_or(Reject::Internal("an operation is no action"))?;
+    let named = (&call.backend.name, &call.operation.operation.id);
+    let action = schema.action(named.0, named.1).ok_or(Reject::Internal("an operation is no action"))?;
     let facts = RequestFacts {
         path: &request.typed.path,
         query: &request.typed.query,
@@ -152,7 +208,9 @@ pub(crate) fn decide(
         now,
     };
     let typed = TypedRequest::new(&entities, action, &facts);
-    let decision = rules.policies.set.decide(&entities, &typed);
+    let decision = set.decide(&entities, &typed);
+    watched.shadow = watching(&decision, shadow.as_ref().map(|set| set.decide(&entities, &typed)).as_ref());
+    watched.evidence = record(id, &entities, named, &typed, &facts).map(String::into_boxed_str);
     let mut policies = decision.determining();
     policies.extend(decision.shadow().into_iter().flat_map(|shadow| shadow.policies));
     match decision.code() {
@@ -160,6 +218,22 @@ pub(crate) fn decide(
         Some(Code::PolicyError) => Err(error(&decision)),
         _ => Err(Reject::Denied(policies)),
     }
+}
+
+/// What policies in shadow would have said: those of the set in force, and a whole set.
+fn watching(decision: &Decision, set: Option<&Decision>) -> Vec<ShadowPart> {
+    let ids = |parts: Vec<PolicyPart>| parts.into_iter().map(|part| part.id).collect();
+    let policies = decision.shadow().map(|shadow| ShadowPart {
+        scope: ShadowScope::Policies,
+        verdict: shadow.verdict,
+        policies: ids(shadow.policies),
+    });
+    let set = set.map(|set| ShadowPart {
+        scope: ShadowScope::Set,
+        verdict: set.verdict(),
+        policies: ids(set.determining()),
+    });
+    policies.into_iter().chain(set).collect()
 }
 
 fn error(decision: &Decision) -> Reject {

@@ -4,7 +4,7 @@
 //! `request.rs` alone adds to a [`Draft`]; stages know nothing of it. A record that finds the way
 //! home full is dropped and counted (`audit_dropped_total`).
 
-use crate::authorize::Granted;
+use crate::authorize::{Granted, Watched};
 use crate::identify::Caller;
 use crate::reject::Reject;
 use crate::route::Call;
@@ -44,11 +44,13 @@ impl Draft {
             verdict: Verdict::Error,
             code: None,
             policies: Vec::new(),
+            shadow: Vec::new(),
             filters: Vec::new(),
             overridden: Vec::new(),
             versions: Versions::default(),
             upstream: None,
             microseconds: BTreeMap::new(),
+            evidence: None,
         };
         Self { record, begun, last_mark: begun }
     }
@@ -89,6 +91,12 @@ impl Draft {
         self.record.backend = Some(call.backend.name.clone());
         self.record.operation = Some(call.operation.operation.id.clone());
         self.record.path_template = Some(call.operation.path_template.clone());
+    }
+
+    /// What policies saw, and what those in shadow would have said; of the last time they were asked.
+    pub(crate) fn watched(&mut self, watched: Watched) {
+        self.record.shadow = watched.shadow;
+        self.record.evidence = watched.evidence;
     }
 
     pub(crate) fn granted(&mut self, granted: &Granted) {

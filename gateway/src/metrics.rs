@@ -2,6 +2,7 @@
 //! The gateway's metrics (contracts: Metrics). Labels come from configuration, never from a
 //! request's own text, so their number is bounded by what tenants declare.
 
+use postern_common::decision::{ShadowPart, ShadowScope, Verdict};
 use postern_common::problem::Code;
 use postern_common::telemetry::SECONDS;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,6 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -24,6 +27,17 @@ struct RequestLabels {
 struct CodeLabel {
     code: &'static str,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShadowLabels {
+    scope: &'static str,
+    policy: String,
+    would: &'static str,
+    enforced: &'static str,
+}
+
+/// Policies in shadow that are counted by their name; the rest are `other`.
+const SHADOW_NAMES: usize = 1_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FilterLabel {
@@ -47,6 +61,8 @@ pub(crate) struct Metrics {
     request_seconds: Histogram,
     refusals: Family<CodeLabel, Counter>,
     policy_seconds: Histogram,
+    shadow: Family<ShadowLabels, Counter>,
+    shadow_names: Mutex<HashSet<String>>,
     filter_seconds: Family<FilterLabel, Histogram>,
     filter_failures: Family<FailureLabels, Counter>,
     pub(crate) audit_dropped: Counter,
@@ -62,6 +78,8 @@ impl Metrics {
             request_seconds: seconds(),
             refusals: Family::default(),
             policy_seconds: seconds(),
+            shadow: Family::default(),
+            shadow_names: Mutex::default(),
             filter_seconds: Family::new_with_constructor(seconds),
             filter_failures: Family::default(),
             audit_dropped: Counter::default(),
@@ -76,6 +94,11 @@ impl Metrics {
         );
         registry.register("gateway_refusals", "Refusals, by problem code", metrics.refusals.clone());
         registry.register("policy_decision_seconds", "One policy decision", metrics.policy_seconds.clone());
+        registry.register(
+            "policy_shadow_decisions",
+            "What policies in shadow would have made of requests, beside what was enforced",
+            metrics.shadow.clone(),
+        );
         registry.register("filter_call_seconds", "One call of a filter", metrics.filter_seconds.clone());
         registry.register(
             "filter_failures",
@@ -114,6 +137,33 @@ impl Metrics {
 
     pub(crate) fn policy(&self, took: Duration) {
         self.policy_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts what policies in shadow would have allowed or denied; of a whole set, once.
+    pub(crate) fn shadow(&self, parts: &[ShadowPart], is_allowed: bool) {
+        let word = |is_allowed: bool| if is_allowed { "allow" } else { "deny" };
+        for part in parts {
+            let count = |policy: String, scope: &'static str| {
+                let (would, enforced) = (word(part.verdict == Verdict::Allow), word(is_allowed));
+                self.shadow.get_or_create(&ShadowLabels { scope, policy, would, enforced }).inc();
+            };
+            match part.scope {
+                ShadowScope::Set => count(String::new(), "set"),
+                ShadowScope::Policies => {
+                    part.policies.iter().for_each(|id| count(self.bounded(id), "policy"));
+                }
+            }
+        }
+    }
+
+    /// The name of a policy, or `other` once there are too many.
+    fn bounded(&self, id: &str) -> String {
+        let mut names = self.shadow_names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() < SHADOW_NAMES || names.contains(id) {
+            names.insert(id.to_owned());
+            return id.to_owned();
+        }
+        "other".to_owned()
     }
 
     pub(crate) fn filter(&self, filter: &str, took: Duration) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The request path. Every stage is listed here, in order; a stage never calls the next.
 
-use crate::authorize::{self, Granted};
+use crate::authorize::{self, Granted, Judged};
 use crate::body::Admitted;
 use crate::decision::Draft;
 use crate::filters::{self, Filtered};
@@ -90,10 +90,12 @@ fn judge(
     let valid = validate::check(overridden)?;
     draft.stage("validate");
     let begun = Instant::now();
-    let granted = authorize::decide(rules, caller, valid, draft.at());
+    let Judged { outcome, watched } = authorize::decide(rules, caller, valid, (draft.id(), draft.at()));
     gateway.metrics.policy(begun.elapsed());
+    gateway.metrics.shadow(&watched.shadow, outcome.is_ok());
+    draft.watched(watched);
     draft.stage("authorize");
-    let granted = granted?;
+    let granted = outcome?;
     draft.granted(&granted);
     Ok(granted)
 }

@@ -5,7 +5,7 @@
 //! them is wrong, every mistake is told and what was in force stays. Levels of buckets survive a
 //! change that does not concern them. The session registry is not part of this.
 
-use crate::authorize::Policies;
+use crate::authorize::{Policies, Sources};
 use crate::broker::AttachedHeader;
 use crate::config::{ANSWER_TIME, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES, STREAMED_BODY_BYTES};
 use crate::filters::{AttachedFilter, Engines};
@@ -150,7 +150,7 @@ pub(crate) fn build(
     let policies = building.try_all(Policies::load(
         &config.tenant,
         documents,
-        config.policies.as_ref(),
+        Sources { enforced: config.policies.as_ref(), shadow: &config.shadow_policies },
         before.map(|before| &before.policies),
     ));
     match policies {

@@ -7,12 +7,13 @@
 
 use crate::operations::Catalogue;
 use postern_common::folder::{BackendFiles, Credential, Rate, TemplateFile, TenantFiles};
-use postern_common::id::{BackendName, FilterName, TemplateName, TenantId};
+use postern_common::id::{BackendName, FilterName, PolicyName, TemplateName, TenantId};
 use postern_common::problem::FieldError;
 use postern_common::session::{Grant, Isolation};
 use postern_openapi::Document;
 use postern_policies::{PolicySource, TenantPolicies, TenantSchema, schema_from_openapi};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A sandbox lives no longer (contracts: Sandbox).
@@ -151,20 +152,35 @@ fn check_policies(
         Ok(schema) => schema,
         Err(error) => return mistakes.add("/backends", error.to_string()),
     };
-    let sources: Option<Vec<PolicySource>> = files.policies.as_ref().map(|policies| {
-        let source = |(name, text): (&postern_common::id::PolicyName, &String)| PolicySource {
-            name: format!("policies/{name}.cedar"),
-            text: text.clone(),
-        };
-        policies.iter().map(source).collect()
-    });
-    if let Err(wrong) = TenantPolicies::load(&schema, sources.as_deref()) {
+    check_set(&schema, "policies", files.policies.as_ref(), mistakes);
+    if !files.shadow_policies.is_empty() {
+        check_set(&schema, "policies/shadow", Some(&files.shadow_policies), mistakes);
+    }
+}
+
+/// Judges a whole set; the pointers of its mistakes begin as the folder of its files does.
+fn check_set(
+    schema: &Arc<TenantSchema>,
+    folder: &str,
+    files: Option<&BTreeMap<PolicyName, String>>,
+    mistakes: &mut Mistakes,
+) {
+    let sources: Option<Vec<PolicySource>> = files.map(|files| sources(files, folder));
+    if let Err(wrong) = TenantPolicies::load(schema, sources.as_deref()) {
         for mistake in wrong {
-            let name = mistake.file.strip_prefix("policies/").and_then(|name| name.strip_suffix(".cedar"));
-            let pointer = format!("/policies/{}", name.unwrap_or(&mistake.file));
-            mistakes.add(pointer, mistake.to_string());
+            let file = mistake.file.strip_suffix(".cedar").unwrap_or(&mistake.file);
+            mistakes.add(format!("/{file}"), mistake.to_string());
         }
     }
+}
+
+/// Files of policies as the engine reads them.
+pub(crate) fn sources(files: &BTreeMap<PolicyName, String>, folder: &str) -> Vec<PolicySource> {
+    let source = |(name, text): (&PolicyName, &String)| PolicySource {
+        name: format!("{folder}/{name}.cedar"),
+        text: text.clone(),
+    };
+    files.iter().map(source).collect()
 }
 
 fn check_template(

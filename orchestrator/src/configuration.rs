@@ -399,6 +399,7 @@ impl Configuration {
             backends: tenant.files.backends.iter().map(backend).collect(),
             default_backend: tenant.default_backend.clone(),
             policies: tenant.files.policies.clone(),
+            shadow_policies: tenant.files.shadow_policies.clone(),
             filters,
             secrets: self.needed_secrets(tenant).await?,
             limits: tenant.files.limits.clone(),
@@ -515,6 +516,7 @@ fn merge(files: &mut TenantFiles, wanted: &TenantFiles) {
     if let Some(policies) = &wanted.policies {
         files.policies.get_or_insert_default().extend(policies.clone());
     }
+    files.shadow_policies.extend(wanted.shadow_policies.clone());
     files.policy_tests.extend(wanted.policy_tests.clone());
     files.filters.extend(wanted.filters.clone());
     files.templates.extend(wanted.templates.clone());

@@ -63,6 +63,9 @@ pub(crate) fn parts_of(files: &TenantFiles) -> Result<Vec<Resource>, StoreError>
     for (name, text) in files.policies.iter().flatten() {
         parts.push(part(Kind::Policy, name.as_str(), text, None)?);
     }
+    for (name, text) in &files.shadow_policies {
+        parts.push(part(Kind::ShadowPolicy, name.as_str(), text, None)?);
+    }
     for (name, text) in &files.policy_tests {
         parts.push(part(Kind::PolicyTest, name.as_str(), text, None)?);
     }
@@ -108,6 +111,9 @@ pub(crate) fn files_of(parts: &[Resource], has_policies: bool) -> Result<TenantF
             }
             Kind::Policy => {
                 files.policies.get_or_insert_default().insert(name(part)?, body(part)?);
+            }
+            Kind::ShadowPolicy => {
+                files.shadow_policies.insert(name(part)?, body(part)?);
             }
             Kind::PolicyTest => {
                 files.policy_tests.insert(name(part)?, body(part)?);

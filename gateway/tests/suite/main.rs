@@ -16,6 +16,8 @@ mod identity;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]
 mod plugins;
 mod refusals;
+mod shadow;
+mod slips;
 mod streams;
 mod tenancy;
 mod world;

@@ -297,6 +297,7 @@ impl World {
             backends: backends.collect(),
             default_backend: None,
             policies,
+            shadow_policies: BTreeMap::new(),
             filters: BTreeMap::new(),
             secrets: BTreeMap::from([(
                 SecretName::parse("desk-key").expect("a name"),

@@ -28,6 +28,8 @@ kinds! {
     Backend "backend";
     /// A file of policies.
     Policy "policy";
+    /// A file of the set in shadow.
+    ShadowPolicy "shadow-policy";
     /// A file of policy tests.
     PolicyTest "policy-test";
     /// A filter; its component is apart from the body.

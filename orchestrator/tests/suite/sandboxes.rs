@@ -170,11 +170,13 @@ async fn decisions_of_gateways_are_kept_and_shown() {
         verdict,
         code: None,
         policies: Vec::new(),
+        shadow: Vec::new(),
         filters: Vec::new(),
         overridden: Vec::new(),
         versions: Versions::default(),
         upstream: None,
         microseconds: BTreeMap::new(),
+        evidence: None,
     };
     bench.decisions.send(record("default", Verdict::Allow)).await.expect("is taken");
     bench.decisions.send(record("default", Verdict::Deny)).await.expect("is taken");
