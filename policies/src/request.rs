@@ -184,7 +184,7 @@ fn body(field: &Field, body: Option<&serde_json::Value>) -> Option<Result<Value,
 
 fn peer(peer: PeerFacts) -> Result<Value, Unfit> {
     let (kind, address) = match peer {
-        PeerFacts::Socket => ("socket", None),
+        PeerFacts::Socket => return Ok(SOCKET.clone()),
         PeerFacts::Pod(address) => ("pod", Some(address)),
         PeerFacts::Address(address) => ("address", Some(address)),
     };
@@ -201,5 +201,7 @@ fn now(now: Timestamp) -> Result<Value, Unfit> {
     DATETIME.and_then(|made| made.value(&text)).ok_or(Unfit::here("a time that Cedar can hold"))
 }
 
+/// What most requests say of their peer, made once.
+static SOCKET: LazyLock<Value> = LazyLock::new(|| Value::record([("kind", Value::from("socket"))], None));
 static IP: LazyLock<Option<Constructor>> = LazyLock::new(|| Constructor::of("ipaddr"));
 static DATETIME: LazyLock<Option<Constructor>> = LazyLock::new(|| Constructor::of("datetime"));

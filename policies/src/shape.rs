@@ -14,6 +14,7 @@ use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::types::Type;
 use serde_json::{Map, Number};
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 /// Values of one set or fields of one record that are looked at.
 const MEMBERS: usize = 10_000;
@@ -216,7 +217,13 @@ const A_LONG: &str = "an integer of at most 64 bits, signed";
 const A_DECIMAL: &str =
     "a number with at most 4 decimals, between -922337203685477.5808 and 922337203685477.5807";
 
+/// Most operations declare no parameter in some places.
+static NOTHING: LazyLock<Value> = LazyLock::new(|| Value::empty_record(None));
+
 fn record(fields: &[Field], object: &Map<String, serde_json::Value>) -> Result<Value, Unfit> {
+    if fields.is_empty() && object.is_empty() {
+        return Ok(NOTHING.clone());
+    }
     let mut held = 0;
     let mut values = Vec::with_capacity(fields.len());
     for field in fields {

@@ -57,7 +57,7 @@ async fn what_only_watches_changes_no_answer_and_is_told_and_counted() {
     };
     assert_eq!(records[0].shadow, [part(ShadowScope::Set, Verdict::Allow, &["reads"])]);
     let set = part(ShadowScope::Set, Verdict::Deny, &[]);
-    assert_eq!(records[1].shadow, [set.clone()]);
+    assert_eq!(records[1].shadow, std::slice::from_ref(&set));
     assert_eq!(records[2].shadow, [part(ShadowScope::Policies, Verdict::Deny, &["watching"]), set]);
     assert!(records.iter().all(|record| record.verdict == Verdict::Allow));
     let metrics = admin(&world, "/metrics").await;
