@@ -236,9 +236,7 @@ fn check_template(
 
 /// What is wrong with an environment, with pointers into it.
 #[must_use]
-pub(crate) fn environment_mistakes(
-    env: &std::collections::BTreeMap<String, String>,
-) -> Vec<(String, String)> {
+pub(crate) fn environment_mistakes(env: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let mut wrong = Vec::new();
     for (name, value) in env {
         let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
@@ -284,7 +282,7 @@ fn check_counts(files: &TenantFiles, mistakes: &mut Mistakes) {
         ("backends", files.backends.len()),
         ("filters", files.filters.len()),
         ("templates", files.templates.len()),
-        ("policies", files.policies.as_ref().map_or(0, std::collections::BTreeMap::len)),
+        ("policies", files.policies.as_ref().map_or(0, BTreeMap::len)),
         ("policy_tests", files.policy_tests.len()),
     ];
     for (field, count) in counts {

@@ -132,3 +132,24 @@ fn editors_get_a_schema_that_refuses_unknown_keys() {
     assert_eq!(schema.as_value()["additionalProperties"], serde_json::json!(false));
     assert!(schema.as_value()["properties"]["identity"]["description"].as_str().is_some());
 }
+
+#[test]
+fn a_set_in_shadow_lies_beside_the_one_in_force_and_a_filter_unbuilt_hinders_no_policy() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let written = [
+        ("policies/desk.cedar", "one"),
+        ("policies/shadow/desk.cedar", "two"),
+        ("policies/tests/desk.toml", "three"),
+        ("filters/guard/filter.toml", "phases = []"),
+    ];
+    write(folder.path(), &written);
+    let files = read_for_policies(folder.path()).expect("reads");
+    let texts = |texts: &BTreeMap<PolicyName, String>| texts.values().cloned().collect::<Vec<_>>();
+    assert_eq!(files.policies.as_ref().map(texts), Some(vec!["one".to_owned()]));
+    assert_eq!(
+        (texts(&files.shadow_policies), texts(&files.policy_tests)),
+        (vec!["two".to_owned()], vec!["three".to_owned()])
+    );
+    let whole = read(folder.path()).expect_err("the filter has no component").to_string();
+    assert!(whole.contains("guard.wasm"), "{whole}");
+}

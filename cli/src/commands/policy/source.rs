@@ -46,6 +46,7 @@ fn named(files: &BTreeMap<PolicyName, String>, folder: &str, extension: &str) ->
 }
 
 /// Mistakes as a failure that shows each with its place.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
 pub(super) fn mistakes(found: Vec<Mistake>) -> Failure {
     let count = found.len();
     let told: Vec<String> = found.iter().map(ToString::to_string).collect();
