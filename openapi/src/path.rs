@@ -242,6 +242,10 @@ pub enum TemplateError {
         /// The name.
         name: String,
     },
+    /// A name with line feeds or the like, which could pass for more than a name wherever a
+    /// template is written.
+    #[error("the name of a parameter holds a control character; rename it")]
+    ControlInName,
 }
 
 /// A path with parameters, such as `/customers/{customerId}/orders`.
@@ -339,6 +343,9 @@ fn template_segment(part: &str) -> Result<Segment, TemplateError> {
     if let Some(name) = part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
         if name.is_empty() {
             return Err(TemplateError::Name { name: part.to_owned() });
+        }
+        if name.contains(char::is_control) {
+            return Err(TemplateError::ControlInName);
         }
         if !name.contains(['{', '}']) {
             return Ok(Segment::Parameter(name.to_owned()));

@@ -11,7 +11,7 @@ use crate::names::{namespace, quoted};
 use crate::schema::{BackendSchema, DeclaredOperation};
 use postern_common::id::BackendName;
 use postern_openapi::{
-    Body, ContentKind, Document, ObjectType, Operation, Parameter, ParameterLocation, Schema, SchemaType,
+    Body, Document, ObjectType, Operation, Parameter, ParameterLocation, Schema, SchemaType,
 };
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -38,7 +38,8 @@ pub fn schema_from_openapi(backend: &BackendName, document: &Document) -> Backen
             text,
             "\n  // {} {}\n  action {} in [{members}] appliesTo {{\n    principal: Postern::Sandbox,\n    resource: Postern::Backend,\n    context: {context}\n  }};",
             operation.method,
-            operation.path,
+            // A comment ends with its line, so nothing in it may begin one.
+            operation.path.to_string().escape_debug(),
             quoted(operation.id.as_str()),
         );
         operations.push(DeclaredOperation {
@@ -174,10 +175,7 @@ fn is_map(object: &ObjectType) -> bool {
 
 /// The schema of a body that policies can look into, if each of its contents has the same.
 fn readable(body: &Body) -> Option<(bool, &Schema)> {
-    let mut schemas = body.contents.iter().map(|content| match content.kind {
-        ContentKind::Json | ContentKind::Form | ContentKind::Multipart => content.schema.as_ref(),
-        ContentKind::Other => None,
-    });
+    let mut schemas = body.contents.iter().map(|content| content.schema.as_ref());
     let first = schemas.next()??;
     let is_one = schemas.all(|other| other.is_some_and(|other| other.schema_type() == first.schema_type()));
     is_one.then_some((body.is_required, first))
