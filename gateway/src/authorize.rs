@@ -124,17 +124,17 @@ impl EntityCache {
 /// A request that policies allow.
 #[derive(Debug)]
 pub(crate) struct Granted {
-    request: Valid,
+    valid: Valid,
     policies: Vec<PolicyPart>,
 }
 
 impl Granted {
     pub(crate) fn call(&self) -> &Call {
-        &self.request.call
+        &self.valid.request.call
     }
 
     pub(crate) fn body(&self) -> &AdmittedBody {
-        &self.request.body
+        &self.valid.request.body
     }
 
     /// The policies that decided, and those in shadow that matched.
@@ -144,16 +144,16 @@ impl Granted {
 
     /// Places that identity was written to.
     pub(crate) fn places(&self) -> &[String] {
-        &self.request.places
+        &self.valid.places
     }
 
     pub(crate) fn into_parts(self) -> (Call, AdmittedBody) {
-        (self.request.call, self.request.body)
+        (self.valid.request.call, self.valid.request.body)
     }
 
     /// Gives the grant up, so that the request can be changed and judged again.
     pub(crate) fn into_unjudged(self) -> Admitted {
-        Admitted { call: self.request.call, body: self.request.body }
+        self.valid.request
     }
 }
 
@@ -179,31 +179,31 @@ pub(crate) struct Watched {
 pub(crate) fn decide(
     rules: &TenantRules,
     caller: &Caller,
-    request: Valid,
+    valid: Valid,
     (id, now): (&DecisionId, Timestamp),
 ) -> Judged {
     let mut watched = Watched::default();
-    let outcome = outcome(rules, caller, request, (id, now), &mut watched);
+    let outcome = outcome(rules, caller, valid, (id, now), &mut watched);
     Judged { outcome, watched }
 }
 
 fn outcome(
     rules: &TenantRules,
     caller: &Caller,
-    request: Valid,
+    valid: Valid,
     (id, now): (&DecisionId, Timestamp),
     watched: &mut Watched,
 ) -> Result<Granted, Reject> {
     let Policies { schema, set, shadow } = &rules.policies;
     let entities = caller.session.entities.entities(schema, &caller.session.session)?;
-    let call = &request.call;
+    let call = &valid.request.call;
     let named = (&call.backend.name, &call.operation.operation.id);
     let action = schema.action(named.0, named.1).ok_or(Reject::Internal("an operation is no action"))?;
     let facts = RequestFacts {
-        path: &request.typed.path,
-        query: &request.typed.query,
-        header: &request.typed.header,
-        body: request.body_value(),
+        path: &valid.typed.path,
+        query: &valid.typed.query,
+        header: &valid.typed.header,
+        body: valid.body_value(),
         peer: peer(caller),
         now,
     };
@@ -214,7 +214,7 @@ fn outcome(
     let mut policies = decision.determining();
     policies.extend(decision.shadow().into_iter().flat_map(|shadow| shadow.policies));
     match decision.code() {
-        None if decision.is_allowed() => Ok(Granted { request, policies }),
+        None if decision.is_allowed() => Ok(Granted { valid, policies }),
         Some(Code::PolicyError) => Err(error(&decision)),
         _ => Err(Reject::Denied(policies)),
     }

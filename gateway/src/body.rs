@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Admits a request's body: whole, where something judges it; else as a stream, untouched.
 //!
-//! A body is judged where the operation describes it as JSON or a form, where an attached filter
-//! reads it, and, for backends without a document, where it is or looks like JSON or a form:
-//! identity may not hide in it. A judged body may have no `Content-Encoding`. Multipart bodies
-//! are refused for now.
+//! The declaration that the request's type falls under is chosen here, once, and goes along with
+//! the body. A body is judged where that type is JSON or a form, held where an attached filter
+//! reads it, and, where the operation does not declare its type by name, judged as what it looks
+//! like ([`doubt`]): identity may not hide in it. A body of another type that the document names is
+//! its backend's own affair. A judged body may have no `Content-Encoding`. Multipart bodies are
+//! refused for now.
 
+mod doubt;
 pub(crate) mod streamed;
 
 use crate::config::BODY_TIME;
@@ -14,13 +17,14 @@ use crate::registry::LiveSession;
 use crate::reject::Reject;
 use crate::route::{Call, Routed};
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+pub(crate) use doubt::names as names_in_doubt;
+use doubt::{BLANKS, Beginning, beginning};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use postern_common::problem::FieldError;
-use postern_openapi::{Content, ContentKind, Query, json};
+use postern_openapi::{Content, ContentKind, MediaType, Query, json};
 use serde_json::Value;
 use std::sync::Arc;
 use streamed::StreamedBody;
@@ -47,6 +51,9 @@ pub(crate) enum AdmittedBody {
     Json(Value),
     /// Parsed strictly; what is forwarded is written from this.
     Form(Query),
+    /// Text of a type that the operation does not declare by name: it is no JSON, but a server
+    /// might read names in it as a form's ([`names_in_doubt`]).
+    Doubtful(String),
     /// Held whole because a filter reads it; not looked into.
     Whole(Bytes),
     /// Not looked into.
@@ -58,19 +65,28 @@ pub(crate) enum AdmittedBody {
 pub(crate) struct Admitted {
     pub(crate) call: Call,
     pub(crate) body: AdmittedBody,
+    /// What the operation says of a body of this type. INVARIANT: there wherever a body is.
+    pub(crate) content: Option<Arc<Content>>,
 }
 
-/// How a body will be treated.
-enum Plan {
-    Refuse,
+/// How a body will be treated, and by which declaration.
+struct Plan {
+    content: Arc<Content>,
+    /// The request's own type.
+    media: Option<MediaType>,
+    treatment: Treatment,
+}
+
+#[derive(Clone, Copy)]
+enum Treatment {
     Judge(ContentKind),
-    /// For a filter; judged if its type is not declared and it looks like JSON.
-    Hold {
-        looks: bool,
+    /// Held and judged as what it looks like.
+    Doubt,
+    /// Not looked into, but for its beginning where it is not declared by name.
+    Opaque {
+        is_declared: bool,
+        has_reader: bool,
     },
-    Stream,
-    /// Stream unless it looks like JSON.
-    Look,
 }
 
 /// Admits the body of a routed request.
@@ -83,212 +99,231 @@ enum Plan {
 pub(crate) async fn admit(routed: Routed, session: &LiveSession, all: &Room) -> Result<Admitted, Reject> {
     let Routed { mut call, body } = routed;
     let ended = &session.ended;
+    let media = media_type(&mut call)?;
     if body.is_end_stream() {
-        check_absent(&call)?;
-        return Ok(Admitted { call, body: AdmittedBody::None });
+        return Ok(Admitted { call, body: AdmittedBody::None, content: None });
     }
-    let essence = essence(&call.headers);
-    let plan = plan(&call, &essence)?;
-    if matches!(plan, Plan::Judge(_) | Plan::Hold { .. } | Plan::Look) {
-        let bytes = expected_bytes(&body, &plan, &call)?;
+    let Some(plan) = plan(&call, media)? else {
+        return refuse(body, call, ended).await;
+    };
+    let limit = call.backend.judged_body_bytes;
+    if !matches!(plan.treatment, Treatment::Opaque { is_declared: true, has_reader: false }) {
+        let bytes = expected_bytes(&body, plan.treatment, limit)?;
         call.room = Some(Arc::new(limits::room(&session.limiter, all, bytes)?));
     }
-    let judged = call.backend.judged_body_bytes;
-    let admitted = match plan {
-        Plan::Refuse => refuse(body, ended).await?,
-        Plan::Judge(kind) => judge(body, kind, judged, &call, ended).await?,
-        Plan::Hold { looks } => held(collect(body, judged, ended).await?, looks, &call)?,
-        Plan::Stream => AdmittedBody::Stream(StreamedBody::new(body, None, &call.backend, ended)?),
-        Plan::Look => look(body, &call, ended).await?,
+    let admitted = match plan.treatment {
+        Treatment::Opaque { is_declared: true, has_reader: false } => {
+            AdmittedBody::Stream(StreamedBody::new(body, None, &call.backend, ended)?)
+        }
+        Treatment::Opaque { is_declared: false, has_reader: false } => look(body, &call, ended).await?,
+        Treatment::Judge(_) | Treatment::Doubt | Treatment::Opaque { has_reader: true, .. } => {
+            read(collect(body, limit, ended).await?, &plan, limit)?
+        }
     };
-    match &admitted {
-        AdmittedBody::None => check_absent(&call)?,
-        AdmittedBody::Json(_) | AdmittedBody::Form(_) => retype(&mut call.headers, &essence),
-        AdmittedBody::Whole(_) => {}
-        AdmittedBody::Stream(_) => call.room = None,
+    if matches!(admitted, AdmittedBody::Stream(_)) {
+        call.room = None;
     }
-    Ok(Admitted { call, body: admitted })
+    Ok(plan.admitted(call, admitted))
+}
+
+impl Plan {
+    /// The request with its body. Of a body that will be written anew the type goes on alone:
+    /// parameters such as `charset` say nothing true of what is written.
+    fn admitted(self, mut call: Call, body: AdmittedBody) -> Admitted {
+        if let (AdmittedBody::Json(_) | AdmittedBody::Form(_), Some(media)) = (&body, self.media)
+            && let Ok(value) = HeaderValue::from_str(&media.without_parameters().to_string())
+        {
+            call.headers.insert(CONTENT_TYPE, value);
+        }
+        Admitted { call, body, content: Some(self.content) }
+    }
 }
 
 /// How much memory a body may take: what it declares, or all that it may have.
-fn expected_bytes(body: &Incoming, plan: &Plan, call: &Call) -> Result<u64, Reject> {
-    let limit = call.backend.judged_body_bytes;
+fn expected_bytes(body: &Incoming, treatment: Treatment, limit: u64) -> Result<u64, Reject> {
     match body.size_hint().exact() {
         None => Ok(limit),
         Some(declared) if declared <= limit => Ok(declared),
         // It may turn out to be one that is streamed.
-        Some(_) if matches!(plan, Plan::Look) => Ok(limit),
+        Some(_) if matches!(treatment, Treatment::Opaque { has_reader: false, .. }) => Ok(limit),
         Some(_) => Err(Reject::BodyTooLarge { limit }),
     }
 }
 
 /// A body that the operation does not take: nothing but an empty one will do.
-async fn refuse(body: Incoming, ended: &CancellationToken) -> Result<AdmittedBody, Reject> {
+async fn refuse(body: Incoming, call: Call, ended: &CancellationToken) -> Result<Admitted, Reject> {
     match collect(body, 0, ended).await {
-        Ok(_empty) => Ok(AdmittedBody::None),
-        Err(BodyFault::TooLarge { .. }) => Err(violation("this operation takes no body")),
+        Ok(_empty) => Ok(Admitted { call, body: AdmittedBody::None, content: None }),
+        Err(BodyFault::TooLarge { .. }) => Err(takes_none()),
         Err(fault) => Err(fault.into()),
     }
 }
 
-/// Writes the type that the body was judged as. Parameters such as `charset` were not part of
-/// the judgement, so they do not go on.
-fn retype(headers: &mut HeaderMap, essence: &str) {
-    headers.remove(CONTENT_TYPE);
-    if let Ok(value) = HeaderValue::from_str(essence)
-        && !essence.is_empty()
-    {
-        headers.insert(CONTENT_TYPE, value);
+fn takes_none() -> Reject {
+    let message = "this operation takes no body".to_owned();
+    Reject::Schema(vec![FieldError { pointer: "/body".to_owned(), message }])
+}
+
+/// The request's type, whose header is written anew from what was read.
+fn media_type(call: &mut Call) -> Result<Option<MediaType>, Reject> {
+    const UNREADABLE: Reject =
+        Reject::ContentType("`Content-Type` is no media type, or names a parameter twice");
+    let Some(value) = call.headers.get(CONTENT_TYPE) else {
+        return Ok(None);
+    };
+    let text = value.to_str().map_err(|_not_ascii| UNREADABLE)?;
+    let media = MediaType::parse(text).map_err(|_refusal| UNREADABLE)?;
+    if media.is_range() {
+        return Err(UNREADABLE);
     }
+    let value = HeaderValue::from_str(&media.to_string()).map_err(|_not_ascii| UNREADABLE)?;
+    call.headers.insert(CONTENT_TYPE, value);
+    Ok(Some(media))
 }
 
-fn violation(message: &str) -> Reject {
-    Reject::Schema(vec![FieldError { pointer: "/body".to_owned(), message: message.to_owned() }])
+/// How a body of this type is treated; `None` if the operation takes no body.
+fn plan(call: &Call, media: Option<MediaType>) -> Result<Option<Plan>, Reject> {
+    let Some(declared) = &call.operation.operation.body else {
+        return Ok(None);
+    };
+    let essence = media.as_ref().map(MediaType::essence);
+    let content =
+        declared.content(essence).ok_or(Reject::ContentType("the operation takes no body of this type"))?;
+    // A range says nothing of how the body is read, so the request's own type does.
+    let kind = ContentKind::of(essence.unwrap_or_default());
+    let is_declared = !content.is_range();
+    let has_reader = call.operation.filters.iter().any(|filter| filter.needs_body());
+    let treatment = match kind {
+        ContentKind::Json | ContentKind::Form => Treatment::Judge(kind),
+        ContentKind::Multipart => return Err(Reject::ContentType("multipart bodies are not taken yet")),
+        ContentKind::Other if is_declared => Treatment::Opaque { is_declared, has_reader },
+        ContentKind::Other if content.schema.is_some() => {
+            return Err(Reject::ContentType("the operation's schema fits JSON and forms only"));
+        }
+        ContentKind::Other if essence.is_some_and(doubt::is_opaque) => {
+            Treatment::Opaque { is_declared, has_reader }
+        }
+        ContentKind::Other => Treatment::Doubt,
+    };
+    if !matches!(treatment, Treatment::Opaque { is_declared: true, .. }) {
+        check_encodings(call, media.as_ref())?;
+    }
+    Ok(Some(Plan { content: Arc::clone(content), media, treatment }))
 }
 
-fn check_absent(call: &Call) -> Result<(), Reject> {
-    match &call.operation.operation.body {
-        Some(body) if body.is_required => Err(violation("is required")),
+/// What is judged must be what the backend will read.
+fn check_encodings(call: &Call, media: Option<&MediaType>) -> Result<(), Reject> {
+    if call.headers.contains_key(CONTENT_ENCODING) {
+        return Err(Reject::ContentEncoding);
+    }
+    let charset = media.and_then(|media| media.parameter("charset"));
+    match charset {
+        Some(charset) if !["utf-8", "us-ascii"].iter().any(|it| charset.eq_ignore_ascii_case(it)) => {
+            Err(Reject::ContentType("a body that is judged is UTF-8; send it as such"))
+        }
         _ => Ok(()),
     }
 }
 
-/// Type and subtype of `Content-Type` in lower case; empty without one.
-fn essence(headers: &HeaderMap) -> String {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-/// The declaration that the request's content type falls under.
-pub(crate) fn declared_content(call: &Call) -> Option<&Content> {
-    call.operation.operation.body.as_ref()?.content(&essence(&call.headers))
-}
-
-fn kind_of(essence: &str) -> ContentKind {
-    match essence {
-        "application/x-www-form-urlencoded" => ContentKind::Form,
-        "application/json" | "text/json" => ContentKind::Json,
-        other if other.ends_with("+json") => ContentKind::Json,
-        other if other.starts_with("multipart/") => ContentKind::Multipart,
-        _ => ContentKind::Other,
-    }
-}
-
-fn plan(call: &Call, essence: &str) -> Result<Plan, Reject> {
-    let Some(declared) = &call.operation.operation.body else {
-        return Ok(Plan::Refuse);
-    };
-    let content =
-        declared.content(essence).ok_or(Reject::ContentType("the operation takes no body of this type"))?;
-    // A range says nothing of how the body is read, so the request's own type does.
-    let kind = if content.media_type.contains('*') { kind_of(essence) } else { content.kind };
-    if !matches!(kind, ContentKind::Other) && call.headers.contains_key(CONTENT_ENCODING) {
-        return Err(Reject::ContentEncoding);
-    }
-    match kind {
-        ContentKind::Json | ContentKind::Form => Ok(Plan::Judge(kind)),
-        ContentKind::Multipart => Err(Reject::ContentType("multipart bodies are not taken yet")),
-        ContentKind::Other if call.operation.filters.iter().any(|filter| filter.needs_body()) => {
-            Ok(Plan::Hold { looks: content.media_type.contains('*') })
+/// Reads a whole body as planned.
+fn read(bytes: Bytes, plan: &Plan, limit: u64) -> Result<AdmittedBody, Reject> {
+    match plan.treatment {
+        _ if bytes.is_empty() => Ok(AdmittedBody::None),
+        Treatment::Judge(ContentKind::Form) => form(&bytes),
+        Treatment::Judge(_) => json(&bytes, limit),
+        Treatment::Doubt => doubtful(&bytes, plan.media.as_ref(), limit),
+        Treatment::Opaque { is_declared: false, .. } if beginning(&bytes, true) == Beginning::Json => {
+            json(&bytes, limit)
         }
-        ContentKind::Other if content.media_type.contains('*') => Ok(Plan::Look),
-        ContentKind::Other => Ok(Plan::Stream),
+        Treatment::Opaque { .. } => Ok(AdmittedBody::Whole(bytes)),
     }
 }
 
-async fn judge(
-    body: Incoming,
-    kind: ContentKind,
-    limit: u64,
-    call: &Call,
-    ended: &CancellationToken,
-) -> Result<AdmittedBody, Reject> {
-    let bytes = collect(body, limit, ended).await?;
-    if bytes.is_empty() {
-        return Ok(AdmittedBody::None);
-    }
-    read(&bytes, kind, call)
-}
-
-/// Reads a whole body strictly.
-fn read(bytes: &Bytes, kind: ContentKind, call: &Call) -> Result<AdmittedBody, Reject> {
-    let bound = usize::try_from(call.backend.judged_body_bytes).unwrap_or(usize::MAX);
-    if matches!(kind, ContentKind::Form) {
-        let form = Query::parse_form(bytes, bound);
-        return form.map(AdmittedBody::Form).map_err(|refusal| Reject::Malformed(refusal.to_string()));
-    }
-    let limits = json::Limits { bytes: bound, ..json::Limits::default() };
-    let value = json::parse(bytes, limits);
-    value
+fn json(bytes: &[u8], limit: u64) -> Result<AdmittedBody, Reject> {
+    let limits =
+        json::Limits { bytes: usize::try_from(limit).unwrap_or(usize::MAX), ..json::Limits::default() };
+    json::parse(bytes, limits)
         .map(AdmittedBody::Json)
         .map_err(|malformed| Reject::Malformed(format!("`/body{}`: {malformed}", malformed.pointer)))
 }
 
-/// Reads a changed JSON body, as a filter wrote it, under the same rules as a client's.
-pub(crate) fn read_again(bytes: &Bytes, call: &Call) -> Result<AdmittedBody, Reject> {
-    if bytes.len() as u64 > call.backend.judged_body_bytes {
-        return Err(Reject::BodyTooLarge { limit: call.backend.judged_body_bytes });
-    }
-    match plan(call, &essence(&call.headers))? {
-        _ if bytes.is_empty() => Ok(AdmittedBody::None),
-        Plan::Judge(kind) => read(bytes, kind, call),
-        Plan::Refuse => Err(violation("this operation takes no body")),
-        Plan::Hold { looks } => held(bytes.clone(), looks, call),
-        Plan::Look => held(bytes.clone(), true, call),
-        Plan::Stream => Ok(AdmittedBody::Whole(bytes.clone())),
-    }
+fn form(bytes: &[u8]) -> Result<AdmittedBody, Reject> {
+    let form = Query::parse_form(bytes, bytes.len());
+    form.map(AdmittedBody::Form).map_err(|refusal| Reject::Malformed(refusal.to_string()))
 }
 
-fn held(bytes: Bytes, looks: bool, call: &Call) -> Result<AdmittedBody, Reject> {
-    match () {
-        () if bytes.is_empty() => Ok(AdmittedBody::None),
-        () if looks && call.headers.contains_key(CONTENT_ENCODING) => Err(Reject::ContentEncoding),
-        () if looks && looks_like_json(&bytes) => read(&bytes, ContentKind::Json, call),
-        () => Ok(AdmittedBody::Whole(bytes)),
+/// A body of undeclared type that may be text: many servers read JSON whatever its type says, and
+/// what has no type as a form.
+fn doubtful(bytes: &[u8], media: Option<&MediaType>, limit: u64) -> Result<AdmittedBody, Reject> {
+    const NO_TEXT: Reject = Reject::ContentType(
+        "a body of this type must be UTF-8 without NUL and byte order mark; send bytes as application/octet-stream",
+    );
+    if beginning(bytes, true) == Beginning::Json {
+        return json(bytes, limit);
     }
-}
-
-/// A body of undeclared type: judged if its first byte begins a JSON object or list, since many
-/// servers read JSON whatever its type says.
-async fn look(mut body: Incoming, call: &Call, ended: &CancellationToken) -> Result<AdmittedBody, Reject> {
-    let first = tokio::time::timeout(BODY_TIME, first_data(&mut body, ended)).await;
-    let Some(first) = first.map_err(|_elapsed| BodyFault::TooSlow)?? else {
-        return Ok(AdmittedBody::None);
+    let text = std::str::from_utf8(bytes).map_err(|_not_utf8| NO_TEXT)?;
+    if text.contains('\0') || text.starts_with('\u{feff}') {
+        return Err(NO_TEXT);
+    }
+    // A type that says something else is taken for a form only by what reads as one exactly.
+    let is_form = match media {
+        None => true,
+        Some(media) => media.essence().contains("form") || Query::parse_form(bytes, bytes.len()).is_ok(),
     };
-    if first.iter().all(u8::is_ascii_whitespace) {
-        // Leading blanks mean nothing in JSON and can hide its beginning.
-        return Err(Reject::Malformed("the body begins with blanks; send it without".into()));
-    }
-    if !looks_like_json(&first) {
-        return Ok(AdmittedBody::Stream(StreamedBody::new(body, Some(first), &call.backend, ended)?));
-    }
-    if call.headers.contains_key(CONTENT_ENCODING) {
-        return Err(Reject::ContentEncoding);
-    }
+    Ok(if is_form {
+        AdmittedBody::Doubtful(text.to_owned())
+    } else {
+        AdmittedBody::Whole(Bytes::copy_from_slice(bytes))
+    })
+}
+
+/// Reads a body again, as a filter left it, under the same rules as a client's.
+pub(crate) fn read_again(mut call: Call, bytes: Bytes) -> Result<Admitted, Reject> {
     let limit = call.backend.judged_body_bytes;
-    let rest = collect(body, limit.saturating_sub(first.len() as u64), ended).await;
+    if bytes.len() as u64 > limit {
+        return Err(Reject::BodyTooLarge { limit });
+    }
+    let media = media_type(&mut call)?;
+    if bytes.is_empty() {
+        return Ok(Admitted { call, body: AdmittedBody::None, content: None });
+    }
+    let plan = plan(&call, media)?.ok_or_else(takes_none)?;
+    let body = read(bytes, &plan, limit)?;
+    Ok(plan.admitted(call, body))
+}
+
+/// A body of an opaque type that is not declared by name: judged if it begins like JSON.
+async fn look(mut body: Incoming, call: &Call, ended: &CancellationToken) -> Result<AdmittedBody, Reject> {
+    let limit = call.backend.judged_body_bytes;
+    let begun = tokio::time::Instant::now();
+    let mut start = BytesMut::new();
+    let begins = loop {
+        let data = tokio::time::timeout_at(begun + BODY_TIME, next_data(&mut body, ended)).await;
+        let data = data.map_err(|_elapsed| BodyFault::TooSlow)??;
+        start.extend_from_slice(data.as_deref().unwrap_or_default());
+        match beginning(&start, data.is_none()) {
+            Beginning::Undecided if start.len() > BLANKS => {
+                return Err(Reject::Malformed("the body begins with blanks; send it without".into()));
+            }
+            Beginning::Undecided => {}
+            decided => break decided,
+        }
+    };
+    if begins == Beginning::Other {
+        return match () {
+            () if start.is_empty() => Ok(AdmittedBody::None),
+            () => {
+                Ok(AdmittedBody::Stream(StreamedBody::new(body, Some(start.freeze()), &call.backend, ended)?))
+            }
+        };
+    }
+    let rest = collect(body, limit.saturating_sub(start.len() as u64), ended).await;
     let rest = rest.map_err(|fault| match fault {
         BodyFault::TooLarge { .. } => BodyFault::TooLarge { limit },
         other => other,
     })?;
-    let mut whole = BytesMut::from(first);
-    whole.extend_from_slice(&rest);
-    read(&whole.freeze(), ContentKind::Json, call)
-}
-
-fn looks_like_json(start: &[u8]) -> bool {
-    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
-    matches!(start.trim_ascii_start().first(), Some(b'{' | b'['))
-}
-
-/// The first data that is not empty.
-async fn first_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Option<Bytes>, BodyFault> {
-    loop {
-        match next_data(body, ended).await? {
-            Some(data) if data.is_empty() => {}
-            other => return Ok(other),
-        }
-    }
+    start.extend_from_slice(&rest);
+    json(&start, limit)
 }
 
 async fn next_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Option<Bytes>, BodyFault> {

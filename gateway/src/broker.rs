@@ -8,13 +8,15 @@
 use crate::authorize::Granted;
 use crate::body::streamed::StreamedBody;
 use crate::body::{AdmittedBody, BodyFault};
+use crate::headers::is_tenants;
+use crate::registry::Source;
 use crate::reject::Reject;
 use crate::snapshot::Backend;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST};
-use http::{HeaderName, HeaderValue, Request, Uri};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body::{Frame, SizeHint};
 use postern_common::folder::{Credential, CredentialScheme};
 use postern_common::id::{RequestId, SecretName};
@@ -41,6 +43,11 @@ pub(crate) struct AttachedHeader {
 pub(crate) struct BadHeader(String);
 
 impl AttachedHeader {
+    /// The header that takes it.
+    pub(crate) fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
     /// Makes the header of a declared credential. A secret that is absent, or that no header can
     /// hold, is noticed when it is needed: other backends are served meanwhile.
     ///
@@ -58,7 +65,7 @@ impl AttachedHeader {
             None => AUTHORIZATION,
             Some(text) => HeaderName::try_from(text).map_err(|_not_a_name| BadHeader(text.to_owned()))?,
         };
-        if [HOST, CONTENT_LENGTH, REQUEST_ID].contains(&name) {
+        if !is_tenants(name.as_str()) {
             return Err(BadHeader(name.to_string()));
         }
         let value = secrets.get(secret).and_then(|secret| {
@@ -94,7 +101,7 @@ impl Sealed {
 ///
 /// # Errors
 /// [`Reject::CredentialMissing`] if the backend needs a secret that is not here.
-pub(crate) fn attach(granted: Granted, request_id: &RequestId) -> Result<Sealed, Reject> {
+pub(crate) fn attach(granted: Granted, source: &Source, request_id: &RequestId) -> Result<Sealed, Reject> {
     let (call, body) = granted.into_parts();
     let mut path_and_query = format!("{}{}", call.backend.base_path, call.forwarded_path()?);
     let query = call.query.rebuild();
@@ -115,6 +122,7 @@ pub(crate) fn attach(granted: Granted, request_id: &RequestId) -> Result<Sealed,
     *request.uri_mut() = uri;
     *request.headers_mut() = call.headers;
     crate::response::mark(request.headers_mut(), request_id);
+    forwarded(request.headers_mut(), source, &call.backend);
     if let Some(credential) = &call.backend.credential {
         let value = credential.value.clone().ok_or(Reject::CredentialMissing)?;
         request.headers_mut().insert(credential.name.clone(), value);
@@ -122,11 +130,35 @@ pub(crate) fn attach(granted: Granted, request_id: &RequestId) -> Result<Sealed,
     Ok(Sealed { backend: call.backend, request })
 }
 
+/// Says who forwarded what, in place of whatever the sandbox said.
+///
+/// `for` is the sandbox's address; one behind a unix socket has none, which is `unknown` (RFC 7239
+/// §6.2), never a loopback address: backends trust those. Scheme and host are those of the
+/// backend's own URL, since the door has no name that means anything to others, and the `Host` that
+/// a sandbox sends is its word only.
+fn forwarded(headers: &mut HeaderMap, source: &Source, backend: &Backend) {
+    let client = match source {
+        Source::Socket(_) => "unknown".to_owned(),
+        Source::Address(address) => address.to_string(),
+    };
+    let fields = [
+        ("x-forwarded-for", client.as_str()),
+        ("x-forwarded-proto", backend.scheme.as_str()),
+        ("x-forwarded-host", backend.authority.as_str()),
+    ];
+    for (name, value) in fields {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
 fn sealed_body(body: AdmittedBody) -> SealedBody {
     match body {
         AdmittedBody::None => SealedBody::Whole(Bytes::new()),
         AdmittedBody::Json(value) => SealedBody::Whole(json::write(&value).into()),
         AdmittedBody::Form(form) => SealedBody::Whole(form.rebuild().into()),
+        AdmittedBody::Doubtful(text) => SealedBody::Whole(text.into()),
         AdmittedBody::Whole(bytes) => SealedBody::Whole(bytes),
         AdmittedBody::Stream(stream) => SealedBody::Stream(stream),
     }

@@ -9,6 +9,7 @@ use crate::Gateway;
 use crate::authorize::Granted;
 use crate::body::{Admitted, AdmittedBody, read_again};
 use crate::decision::Draft;
+use crate::headers;
 use crate::identify::Caller;
 use crate::reject::{FilterRefusal, Reject};
 use crate::route::Call;
@@ -308,6 +309,7 @@ fn written(body: &AdmittedBody) -> Option<Bytes> {
         AdmittedBody::None => Some(Bytes::new()),
         AdmittedBody::Json(value) => Some(json::write(value).into()),
         AdmittedBody::Form(form) => Some(form.rebuild().into()),
+        AdmittedBody::Doubtful(text) => Some(text.clone().into()),
         AdmittedBody::Whole(bytes) => Some(bytes.clone()),
         AdmittedBody::Stream(_) => None,
     }
@@ -315,11 +317,12 @@ fn written(body: &AdmittedBody) -> Option<Bytes> {
 
 /// Makes a filter's changes. What they come to is read as strictly as a client's request.
 fn apply(filter: &AttachedFilter, request: Admitted, changes: &Changes) -> Result<Admitted, Reject> {
-    let Admitted { mut call, mut body } = request;
+    let Admitted { mut call, body, content } = request;
     let failed =
         |cause: &str| Reject::FilterFailed { filter: filter.name.to_string(), cause: cause.to_owned() };
     let content_type = call.headers.get(CONTENT_TYPE).cloned();
     changes.apply_to_headers(&mut call.headers);
+    headers::clean_request(&mut call.headers);
     let mut pairs = call.query.pairs().to_vec();
     changes.apply_to_query(&mut pairs);
     call.query = Query::from_pairs(pairs);
@@ -327,15 +330,15 @@ fn apply(filter: &AttachedFilter, request: Admitted, changes: &Changes) -> Resul
         move_to(&mut call, path).ok_or_else(|| failed("it moved the request to another operation"))?;
     }
     let is_retyped = call.headers.get(CONTENT_TYPE) != content_type.as_ref();
-    match (changes.body(), written(&body)) {
-        (Some(bytes), _) => body = read_again(bytes, &call)?,
-        (None, Some(bytes)) if is_retyped => body = read_again(&bytes, &call)?,
-        (None, None) if is_retyped => {
-            return Err(failed("it changed the type of a body that it does not read"));
+    match (changes.body(), is_retyped) {
+        (Some(bytes), _) => read_again(call, bytes.clone()),
+        (None, false) => Ok(Admitted { call, body, content }),
+        (None, true) => {
+            let bytes = written(&body);
+            let bytes = bytes.ok_or_else(|| failed("it changed the type of a body that it does not read"))?;
+            read_again(call, bytes)
         }
-        (None, _) => {}
     }
-    Ok(Admitted { call, body })
 }
 
 /// Moves a request to another path of the same operation.

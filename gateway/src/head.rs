@@ -7,11 +7,12 @@
 //! the latter, drops the former and closes the connection afterwards (RFC 9112 §6.3); since we
 //! frame what we forward anew, neither can smuggle a request.
 
+use crate::headers;
 use crate::reject::Reject;
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, Method, Request, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version};
 use hyper::body::Incoming;
 use postern_openapi::{Method as KnownMethod, Query, RequestPath};
 
@@ -22,6 +23,9 @@ pub(crate) struct Parsed {
     pub(crate) method: Option<KnownMethod>,
     pub(crate) path: RequestPath,
     pub(crate) query: Query,
+    /// What the values of `Authorization` are: for `identify` alone, no later stage sees them.
+    pub(crate) authorization: Vec<HeaderValue>,
+    /// Cleaned: what ends at the gateway is gone.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Incoming,
 }
@@ -37,7 +41,7 @@ const SINGLE: [HeaderName; 6] =
 /// [`Reject::Malformed`] says what can be read in two ways; [`Reject::Upgrade`] for CONNECT and
 /// for every upgrade.
 pub(crate) fn parse(request: Request<Incoming>) -> Result<Parsed, Reject> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     if head.method == Method::CONNECT || head.headers.contains_key(UPGRADE) {
         return Err(Reject::Upgrade);
     }
@@ -46,7 +50,11 @@ pub(crate) fn parse(request: Request<Incoming>) -> Result<Parsed, Reject> {
     let malformed = |refusal: &dyn std::fmt::Display| Reject::Malformed(refusal.to_string());
     let path = RequestPath::parse(head.uri.path()).map_err(|refusal| malformed(&refusal))?;
     let query = Query::parse(head.uri.query().unwrap_or_default()).map_err(|refusal| malformed(&refusal))?;
-    Ok(Parsed { method: KnownMethod::parse(head.method.as_str()), path, query, headers: head.headers, body })
+    let authorization = head.headers.get_all(AUTHORIZATION).iter().cloned().collect();
+    // Once, before any stage reads a header: what is judged is what goes on.
+    headers::clean_request(&mut head.headers);
+    let method = KnownMethod::parse(head.method.as_str());
+    Ok(Parsed { method, path, query, authorization, headers: head.headers, body })
 }
 
 /// HTTP/1.1 in origin form with one `Host`, or HTTP/2 with an authority.
@@ -63,7 +71,7 @@ fn check_target(head: &http::request::Parts) -> Result<(), Reject> {
         }
         Version::HTTP_2 => {
             let authority = head.uri.authority().map(http::uri::Authority::as_str);
-            let host = head.headers.get(HOST).map(http::HeaderValue::as_bytes);
+            let host = head.headers.get(HOST).map(HeaderValue::as_bytes);
             if let (Some(authority), Some(host)) = (authority, host)
                 && authority.as_bytes() != host
             {
@@ -75,18 +83,23 @@ fn check_target(head: &http::request::Parts) -> Result<(), Reject> {
     Ok(())
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), Reject> {
+fn check_headers(fields: &HeaderMap) -> Result<(), Reject> {
     for name in &SINGLE {
-        if headers.get_all(name).iter().nth(1).is_some() {
+        if fields.get_all(name).iter().nth(1).is_some() {
             return Err(Reject::Malformed(format!("the request has more than one `{name}` header")));
         }
     }
-    if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
+    if fields.contains_key(CONTENT_LENGTH) && fields.contains_key(TRANSFER_ENCODING) {
         return Err(Reject::Malformed(
             "the request has both `content-length` and `transfer-encoding`".into(),
         ));
     }
-    for (name, value) in headers {
+    if let Some(name) = headers::mislisted(fields) {
+        return Err(Reject::Malformed(format!(
+            "`connection` lists `{name}`, which is no header of one connection"
+        )));
+    }
+    for (name, value) in fields {
         if value.to_str().is_err() {
             return Err(Reject::Malformed(format!("the header `{name}` is not plain ASCII text")));
         }

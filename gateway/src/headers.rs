@@ -5,7 +5,7 @@
 //! change its meaning behind us (method overrides, rewritten URLs) and what authenticates it to
 //! us. Cookies are dropped both ways: a backend knows the caller by what we write.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName};
+use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
 
 /// Names without case, `-`, `_` and other punctuation, and with look-alike letters as what they
 /// look like: many backends fold names in such ways, so `X_User-Id` must be `x-user-id` to us.
@@ -23,9 +23,9 @@ pub(crate) fn folded(name: &str) -> String {
         .collect()
 }
 
-/// Headers that end at the gateway, folded.
-const DROPPED: [&str; 36] = [
-    // one connection's own (RFC 9110 §7.6.1), and framing, which is ours
+/// Headers that belong to one connection or frame a message (RFC 9110 §7.6.1, RFC 9112 §6), folded:
+/// nobody's but ours to write.
+const FRAMING: [&str; 11] = [
     "connection",
     "keepalive",
     "proxyconnection",
@@ -37,21 +37,15 @@ const DROPPED: [&str; 36] = [
     "contentlength",
     "expect",
     "host",
-    // authenticates to us or to proxies
+];
+
+/// Other headers that end at the gateway, folded.
+const DROPPED: [&str; 15] = [
+    // authenticates to us
     "authorization",
-    "proxyauthorization",
-    "proxyauthenticate",
-    "proxyauthenticationinfo",
     "cookie",
     "cookie2",
     // changes what the request means behind us
-    "xhttpmethodoverride",
-    "xmethodoverride",
-    "xhttpmethod",
-    "xoriginalurl",
-    "xoriginaluri",
-    "xoriginalhost",
-    "xrewriteurl",
     "xhost",
     "xhttphost",
     "xhttpdestinationurl",
@@ -68,7 +62,27 @@ const DROPPED: [&str; 36] = [
 ];
 
 /// Headers that end at the gateway by how their folded name begins.
-const DROPPED_PREFIXES: [&str; 5] = ["xforwarded", "xpostern", "xenvoy", "xamzn", "proxy"];
+const DROPPED_PREFIXES: [&str; 11] = [
+    "xforwarded",
+    "xpostern",
+    "xenvoy",
+    "xamzn",
+    "proxy",
+    "xhttpmethod",
+    "xmethodoverride",
+    "xoriginal",
+    "xrewrite",
+    "xsendfile",
+    "xaccel",
+];
+
+/// Headers that we read or write ourselves, folded: a `Connection` that lists one would have it
+/// read here and not behind us, or the other way round.
+const READ_HERE: [&str; 6] =
+    ["contenttype", "contentencoding", "contentlength", "transferencoding", "host", "authorization"];
+
+/// Headers of which a server behind us may fold another spelling into the one that we judge by.
+const SPELT_ONE_WAY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 
 /// Headers of a response that end at the gateway, folded.
 const DROPPED_FROM_RESPONSES: [&str; 14] = [
@@ -89,7 +103,26 @@ const DROPPED_FROM_RESPONSES: [&str; 14] = [
 ];
 
 fn is_dropped(folded: &str) -> bool {
-    DROPPED.contains(&folded) || DROPPED_PREFIXES.iter().any(|prefix| folded.starts_with(prefix))
+    FRAMING.contains(&folded)
+        || DROPPED.contains(&folded)
+        || DROPPED_PREFIXES.iter().any(|prefix| folded.starts_with(prefix))
+}
+
+/// Whether a tenant may have us write this header with its credential or an identity: not those
+/// that frame a message, that we judge bodies by, or that tell where a request came from.
+pub(crate) fn is_tenants(name: &str) -> bool {
+    const OURS: [&str; 8] = [
+        "contenttype",
+        "contentencoding",
+        "xrequestid",
+        "forwarded",
+        "xforwardedfor",
+        "xforwardedhost",
+        "xforwardedproto",
+        "via",
+    ];
+    let folded = folded(name);
+    !FRAMING.contains(&folded.as_str()) && !OURS.contains(&folded.as_str())
 }
 
 /// Names that `Connection` lists.
@@ -98,24 +131,38 @@ fn listed(headers: &HeaderMap) -> Vec<String> {
     lines.flat_map(|line| line.split(',')).map(folded).collect()
 }
 
-fn retain(headers: &mut HeaderMap, keeps: impl Fn(&str) -> bool) {
+/// The first header that `Connection` lists and that we read ourselves.
+///
+/// A client would have it dropped here and so change what the rest of the request means.
+pub(crate) fn mislisted(headers: &HeaderMap) -> Option<&'static str> {
+    let listed = listed(headers);
+    READ_HERE.into_iter().find(|name| listed.iter().any(|gone| gone == name))
+}
+
+fn retain(headers: &mut HeaderMap, keeps: impl Fn(&HeaderName, &str) -> bool) {
     let gone: Vec<HeaderName> =
-        headers.keys().filter(|name| !keeps(&folded(name.as_str()))).cloned().collect();
+        headers.keys().filter(|name| !keeps(name, &folded(name.as_str()))).cloned().collect();
     for name in gone {
         headers.remove(name);
     }
 }
 
-/// Removes what does not go on to a backend or a filter.
+/// Removes what does not go on to a backend or a filter. Done before anything is read from the
+/// headers, and again after a filter changed them.
 pub(crate) fn clean_request(headers: &mut HeaderMap) {
     let listed = listed(headers);
-    retain(headers, |name| !is_dropped(name) && !listed.iter().any(|gone| gone == name));
+    let is_misspelt = |name: &HeaderName, key: &str| {
+        SPELT_ONE_WAY.iter().any(|own| own != name && folded(own.as_str()) == key)
+    };
+    retain(headers, |name, key| {
+        !is_dropped(key) && !is_misspelt(name, key) && !listed.iter().any(|gone| gone == key)
+    });
 }
 
 /// Removes what does not go back to a sandbox; `is_identity` knows the names that carry identity.
 pub(crate) fn clean_response(headers: &mut HeaderMap, is_identity: impl Fn(&str) -> bool) {
     let listed = listed(headers);
-    retain(headers, |name| {
+    retain(headers, |_, name| {
         !DROPPED_FROM_RESPONSES.contains(&name)
             && !name.starts_with("xpostern")
             && !is_identity(name)
@@ -159,6 +206,13 @@ mod tests {
             "x-http-method",
             "x-original-url",
             "x-rewrite-url",
+            "x-rewrite-anything",
+            "x_http_method_override",
+            "x-original-host",
+            "x-sendfile-type",
+            "x-accel-redirect",
+            "content_type",
+            "content.encoding",
             "forwarded",
             "x-forwarded-for",
             "x-forwarded-host",
@@ -189,6 +243,36 @@ mod tests {
         let mut left: Vec<_> = all.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "content-type", "range"]);
+    }
+
+    #[test]
+    fn a_connection_that_lists_what_we_read_is_told() {
+        for line in
+            ["content-type", "close, Content_Type", "CONTENT-ENCODING", "host", "x, transfer-encoding"]
+        {
+            let mut all = headers(&["content-type"]);
+            all.append(CONNECTION, HeaderValue::from_static(line));
+            assert!(mislisted(&all).is_some(), "{line}");
+        }
+        let mut all = headers(&["content-type"]);
+        all.append(CONNECTION, HeaderValue::from_static("keep-alive, close, upgrade, x-hop"));
+        assert_eq!(mislisted(&all), None);
+    }
+
+    #[test]
+    fn a_tenant_names_no_header_that_frames_or_is_ours() {
+        for name in ["Transfer-Encoding", "connection", "TE", "Trailer", "Upgrade", "Content-Length", "Host"]
+        {
+            assert!(!is_tenants(name), "{name}");
+        }
+        for name in
+            ["Expect", "Content_Type", "X-Request-Id", "x.forwarded.for", "Keep-Alive", "HTTP2-Settings"]
+        {
+            assert!(!is_tenants(name), "{name}");
+        }
+        for name in ["Authorization", "X-Api-Key", "X-User-Id", "X-Forwarded-User", "Cookie"] {
+            assert!(is_tenants(name), "{name}");
+        }
     }
 
     #[test]

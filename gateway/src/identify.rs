@@ -9,8 +9,7 @@ use crate::limits::{BAD_TOKENS, Bucket, Short};
 use crate::registry::{LiveSession, Lookup, Registry, Source};
 use crate::reject::{Limited, Reject, Scope};
 use aws_lc_rs::digest::{SHA256, digest};
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::HeaderValue;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use postern_common::clock::unix_seconds;
@@ -103,11 +102,11 @@ pub(crate) async fn caller(
     identities: &Identities,
     registry: &Registry,
     source: &Source,
-    headers: &HeaderMap,
+    authorization: &[HeaderValue],
     now: Timestamp,
 ) -> Result<Caller, Reject> {
     identities.listen_to(source, Instant::now())?;
-    let found = find(identities, registry, source, headers, now).await;
+    let found = find(identities, registry, source, authorization, now).await;
     if found.as_ref().is_err_and(is_suspicious) {
         identities.suspect(source, Instant::now());
     }
@@ -118,10 +117,10 @@ async fn find(
     identities: &Identities,
     registry: &Registry,
     source: &Source,
-    headers: &HeaderMap,
+    authorization: &[HeaderValue],
     now: Timestamp,
 ) -> Result<Caller, Reject> {
-    let claims = identities.verify(bearer(headers)?, now).map_err(Reject::Token)?;
+    let claims = identities.verify(bearer(authorization)?, now).map_err(Reject::Token)?;
     let found = registry.find_with_token(&claims.sandbox_id, &claims.jti, UNKNOWN_SESSION_WAIT).await;
     let session = match found {
         Lookup::Live(session) => session,
@@ -137,12 +136,12 @@ async fn find(
 }
 
 /// The one bearer token of a request.
-fn bearer(headers: &HeaderMap) -> Result<&str, Reject> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let value = values.next().ok_or(Reject::TokenMissing)?;
-    if values.next().is_some() {
-        return Err(Reject::TokenUnreadable("the request has more than one `Authorization` header"));
-    }
+fn bearer(authorization: &[HeaderValue]) -> Result<&str, Reject> {
+    let value = match authorization {
+        [] => return Err(Reject::TokenMissing),
+        [value] => value,
+        _ => return Err(Reject::TokenUnreadable("the request has more than one `Authorization` header")),
+    };
     let text = value.to_str().map_err(|_not_ascii| Reject::TokenUnreadable("the token is not plain text"))?;
     match text.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_matches(' ')),

@@ -8,21 +8,25 @@
 //! where the backend says so. The same name anywhere else is refused: the backend might read it.
 //!
 //! Names with a `-` (such as `X-User-Id`) are headers that every request to the backend carries;
-//! a client's own spelling of exactly that header is replaced, any other spelling refused.
-//! Bodies that are streamed have a declared type that is neither JSON nor a form, so they hold no
-//! such names that a server would look for.
+//! a client's own spelling of exactly that header is replaced, any other spelling refused. In
+//! queries, forms and JSON a name counts by its parts too: `order[user_id]` and `order.user_id`
+//! are read as a field of a field by many servers.
+//!
+//! Bodies that are streamed are not looked into: the document names their type and it is neither
+//! JSON nor a form, or it is one that holds no fields (`body::doubt`).
 
-use crate::body::{Admitted, AdmittedBody, declared_content};
-use crate::headers::{clean_request, folded};
+use crate::body::{Admitted, AdmittedBody, names_in_doubt};
+use crate::headers::{folded, is_tenants};
 use crate::reject::Reject;
 use crate::route::Call;
 use http::{HeaderName, HeaderValue};
 use postern_common::folder::{IdentityFields, PathIdentity};
 use postern_common::id::percent_encoded;
 use postern_common::session::Session;
-use postern_openapi::{ObjectType, ParameterLocation, Query, Schema, SchemaType};
+use postern_openapi::{Content, ObjectType, ParameterLocation, Query, Schema, SchemaType};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What a name means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +58,18 @@ pub(crate) struct IdentityNames {
 
 /// A name that cannot be used as it was declared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("identity name `{0}` has no letters or digits, or means two things: give each name one meaning")]
-pub(crate) struct BadName(String);
+pub(crate) enum BadName {
+    #[error("identity name `{0}` has no letters or digits, or means two things: give each name one meaning")]
+    Meaning(String),
+    #[error("identity name `{0}` is a header that the gateway writes itself: choose another")]
+    Ours(String),
+}
 
 impl IdentityNames {
     /// Reads a backend's declaration.
     ///
     /// # Errors
-    /// [`BadName`] for a name that is empty when folded, or declared with two meanings.
+    /// [`BadName`] for a name that is empty when folded, declared with two meanings, or ours.
     pub(crate) fn new(fields: &IdentityFields) -> Result<Self, BadName> {
         let mut names = Self { rewrites_paths: fields.path == PathIdentity::Rewrite, ..Self::default() };
         let lists = [
@@ -82,7 +90,10 @@ impl IdentityNames {
         let key = folded(name);
         let before = self.by_folded.insert(key.clone(), carries);
         if key.is_empty() || before.is_some_and(|before| before != carries) {
-            return Err(BadName(name.to_owned()));
+            return Err(BadName::Meaning(name.to_owned()));
+        }
+        if !is_tenants(name) {
+            return Err(BadName::Ours(name.to_owned()));
         }
         if name.contains('-')
             && let Ok(header) = HeaderName::try_from(name)
@@ -96,6 +107,14 @@ impl IdentityNames {
         if self.by_folded.is_empty() { None } else { self.by_folded.get(&folded(name)).copied() }
     }
 
+    /// What the name of a pair or property means, by itself or by a part of it.
+    fn field_carries(&self, name: &str) -> Option<Carries> {
+        self.carries(name).or_else(|| {
+            let mut parts = name.split(['[', ']', '.']).filter(|part| !part.is_empty() && *part != name);
+            parts.find_map(|part| self.carries(part))
+        })
+    }
+
     /// Whether a folded name carries identity.
     pub(crate) fn has_folded(&self, folded: &str) -> bool {
         self.by_folded.contains_key(folded)
@@ -105,26 +124,23 @@ impl IdentityNames {
 /// A request whose every claim of identity is the session's.
 #[derive(Debug)]
 pub(crate) struct Overridden {
-    pub(crate) call: Call,
-    pub(crate) body: AdmittedBody,
+    pub(crate) request: Admitted,
     /// Places that were written, as pointers.
     pub(crate) places: Vec<String>,
 }
 
-/// Cleans the headers and writes the session's identity into a request.
+/// Writes the session's identity into a request.
 ///
 /// # Errors
 /// [`Reject::Identity`] for an identity name where none is declared, or another's in the path.
-pub(crate) fn overwrite(session: &Session, admitted: Admitted) -> Result<Overridden, Reject> {
-    let Admitted { mut call, mut body } = admitted;
-    let backend = std::sync::Arc::clone(&call.backend);
+pub(crate) fn overwrite(session: &Session, mut request: Admitted) -> Result<Overridden, Reject> {
+    let backend = Arc::clone(&request.call.backend);
     let mut writer = Writer { names: &backend.identity, session, places: Vec::new() };
-    clean_request(&mut call.headers);
-    writer.headers(&mut call)?;
-    writer.query(&mut call)?;
-    writer.path(&mut call)?;
-    writer.body(&call, &mut body)?;
-    Ok(Overridden { call, body, places: writer.places })
+    writer.headers(&mut request.call)?;
+    writer.query(&mut request.call)?;
+    writer.path(&mut request.call)?;
+    writer.body(request.content.as_deref(), &mut request.body)?;
+    Ok(Overridden { places: writer.places, request })
 }
 
 const UNDECLARED: &str = "carries identity where the operation declares none";
@@ -170,7 +186,9 @@ impl Writer<'_> {
         let operation = &call.operation.operation;
         let declared: Vec<(&str, Carries)> = operation
             .parameters_in(ParameterLocation::Query)
-            .filter_map(|parameter| Some((parameter.name.as_str(), self.names.carries(&parameter.name)?)))
+            .filter_map(|parameter| {
+                Some((parameter.name.as_str(), self.names.field_carries(&parameter.name)?))
+            })
             .collect();
         let pairs = self.pairs(call.query.pairs(), &declared, "/query")?;
         if let Some(pairs) = pairs {
@@ -188,7 +206,7 @@ impl Writer<'_> {
     ) -> Result<Option<Vec<(String, String)>>, Reject> {
         let is_declared = |name: &str| declared.iter().any(|(own, _)| *own == name);
         for (name, _) in sent {
-            if !is_declared(name) && self.names.carries(name).is_some() {
+            if !is_declared(name) && self.names.field_carries(name).is_some() {
                 return Err(Self::refuse(place, name, UNDECLARED));
             }
         }
@@ -222,11 +240,14 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn body(&mut self, call: &Call, body: &mut AdmittedBody) -> Result<(), Reject> {
-        let schema =
-            declared_content(call).and_then(|content| content.schema.as_ref()).map(Schema::schema_type);
+    fn body(&mut self, content: Option<&Content>, body: &mut AdmittedBody) -> Result<(), Reject> {
+        let schema = content.and_then(|content| content.schema.as_ref()).map(Schema::schema_type);
         match body {
             AdmittedBody::None | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => Ok(()),
+            AdmittedBody::Doubtful(text) => {
+                let found = names_in_doubt(text).find(|name| self.names.field_carries(name).is_some());
+                found.map_or(Ok(()), |name| Err(Self::refuse("/body", &name, UNDECLARED)))
+            }
             AdmittedBody::Json(value) => self.json(value, schema, "/body"),
             AdmittedBody::Form(form) => {
                 let declared = match schema {
@@ -245,7 +266,7 @@ impl Writer<'_> {
     fn declared<'t>(&self, object: &'t ObjectType) -> Vec<(&'t str, Carries, &'t SchemaType)> {
         let properties = object.properties.iter();
         let named = properties.filter_map(|(name, property)| {
-            Some((name.as_str(), self.names.carries(name)?, &property.schema_type))
+            Some((name.as_str(), self.names.field_carries(name)?, &property.schema_type))
         });
         named.collect()
     }
@@ -289,7 +310,7 @@ impl Writer<'_> {
             if declared.iter().any(|(own, _, _)| own == name) {
                 continue;
             }
-            if self.names.carries(name).is_some() {
+            if self.names.field_carries(name).is_some() {
                 return Err(Self::refuse(at, name, UNDECLARED));
             }
             let inner = schema.and_then(|object| match object.properties.get(name) {
@@ -299,24 +320,69 @@ impl Writer<'_> {
             self.json(value, inner, &format!("{at}/{name}"))?;
         }
         for (name, carries, schema) in declared {
+            let value = spelled(carries.of(self.session), schema).ok_or_else(|| {
+                Self::refuse(at, name, "must be a number here, and the session's own is none")
+            })?;
             self.places.push(format!("{at}/{name}"));
-            map.insert(name.to_owned(), spelled(carries.of(self.session), schema));
+            map.insert(name.to_owned(), value);
         }
         Ok(())
     }
 }
 
-/// The identity as the schema wants it: a number where it declares one and the text is one.
-fn spelled(text: &str, schema: &SchemaType) -> Value {
+/// The identity as the schema wants it: a number where it declares one. `None` if the text is none,
+/// or is not how that number is written: `007` and `7` are two users.
+fn spelled(text: &str, schema: &SchemaType) -> Option<Value> {
     match schema {
         SchemaType::Nullable(inner) => spelled(text, inner),
         SchemaType::Integer | SchemaType::Number => {
-            text.parse::<i64>().map_or_else(|_not_a_number| Value::from(text), Value::from)
+            let number = text.parse::<i64>().ok().filter(|number| number.to_string() == text);
+            number.map(Value::from)
         }
         SchemaType::Any
         | SchemaType::Boolean
         | SchemaType::String { .. }
         | SchemaType::Array(_)
-        | SchemaType::Object(_) => Value::from(text),
+        | SchemaType::Object(_) => Some(Value::from(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_number_is_written_for_the_text_that_it_is_and_no_other() {
+        let spelled = |text: &str| spelled(text, &SchemaType::Integer);
+        assert_eq!(spelled("7"), Some(Value::from(7)));
+        assert_eq!(spelled("-7"), Some(Value::from(-7)));
+        for text in ["007", "+7", "-0", "7.0", " 7", "7e0", "\u{ff17}", "9223372036854775808", "alice", ""] {
+            assert_eq!(spelled(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_that_frame_a_message_carry_no_identity() {
+        let names = |name: &str| {
+            let fields = IdentityFields { user: vec![name.to_owned()], ..IdentityFields::default() };
+            IdentityNames::new(&fields).map(|_| ())
+        };
+        assert_eq!(names("X-User-Id"), Ok(()));
+        for name in ["Transfer-Encoding", "Content-Length", "Host", "Connection", "X-Forwarded-For"] {
+            assert_eq!(names(name), Err(BadName::Ours(name.to_owned())));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_identities_never_become_one_number(one in "[-+0-9. ]{0,4}", other in "[-+0-9. ]{0,4}") {
+            for schema in [SchemaType::Integer, SchemaType::Number] {
+                let (first, second) = (spelled(&one, &schema), spelled(&other, &schema));
+                prop_assert!(first.is_none() || one == other || first != second, "{one} {other}");
+                let written = first.map(|value| value.to_string());
+                prop_assert!(written.is_none_or(|written| written == one));
+            }
+        }
     }
 }

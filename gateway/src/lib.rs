@@ -19,6 +19,7 @@ mod identify;
 mod identity;
 mod limits;
 mod listener;
+mod meaning;
 mod metrics;
 mod pace;
 mod registry;

@@ -78,6 +78,7 @@ fn server(tasks: &Tasks) -> Builder<OwnedExecutor> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unreadable {
     Malformed,
+    HeadTooLarge,
     HeadTooSlow,
 }
 
@@ -85,6 +86,7 @@ impl Unreadable {
     fn of(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
         let error = error.downcast_ref::<hyper::Error>()?;
         match () {
+            () if error.is_parse_too_large() => Some(Self::HeadTooLarge),
             () if error.is_parse() => Some(Self::Malformed),
             () if error.is_timeout() => Some(Self::HeadTooSlow),
             () => None,
@@ -95,6 +97,7 @@ impl Unreadable {
     const fn code(self) -> Code {
         match self {
             Self::Malformed => Code::RequestMalformed,
+            Self::HeadTooLarge => Code::HeaderTooLarge,
             Self::HeadTooSlow => Code::RequestTimeout,
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The gateway's metrics (contracts: Metrics). Labels come from configuration, never from a
-//! request's own text, so their number is bounded by what tenants declare.
+//! request's own text, so their number is bounded by what tenants have declared since the start:
+//! the series of a backend or filter that is gone stays until then.
 
 use postern_common::decision::{ShadowPart, ShadowScope, Verdict};
 use postern_common::problem::Code;

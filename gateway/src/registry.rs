@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The sessions that live, as the control stream tells them.
 //!
-//! A good signature is not enough to be let in: this is where a token's session must be found
-//! alive, bound to the peer that sent it, and claiming no less than the token does. Ended
-//! sessions stay as bare ids until their last token has expired, so memory stays bounded.
+//! A good signature is not enough to be let in: the session must be here and live, be bound to the
+//! peer that sent the token, and have all that the token claims. Ended sessions stay as bare ids
+//! until their last token has expired, so memory stays bounded.
 //!
 //! ```text
 //!            open                  end, or expires_at           until
@@ -68,7 +68,8 @@ impl LiveSession {
         }
     }
 
-    /// Whether this is the session of the same principal: everything but tokens, peer and end.
+    /// Whether this is the session of the same principal. Anything else of it (operations, labels,
+    /// tokens, peer, end) may change while it lives.
     fn is_same_principal(&self, other: &Session) -> bool {
         self.session.tenant == other.tenant
             && self.session.user_id == other.user_id

@@ -2,8 +2,13 @@
 //! Every way in which a request ends early, in one type.
 //!
 //! It decides status, public body, log level and metric label. The tables that every refusal must
-//! be in (code, detail, hint) have no catch-all arm. What it says to the caller names the caller's own request only: no address of a
-//! backend, no other tenant, no secret.
+//! be in (code, detail, hint) have no catch-all arm. What it says to the caller names the caller's
+//! own request only: no address of a backend, no other tenant, no secret.
+//!
+//! One exception: what hyper cannot read as a request never comes here. It answers by itself, bare
+//! 400, 408, 414 or 431 over HTTP/1.1 and a reset or 431 over HTTP/2; nothing is known of the
+//! caller then, so there is no record. `listener` counts those of HTTP/1.1 under the codes
+//! `request-malformed`, `request-timeout` and `header-too-large`.
 
 use crate::body::BodyFault;
 use crate::upstream::address::RefusedAddress;

@@ -10,7 +10,7 @@ use crate::registry::Source;
 use crate::reject::Reject;
 use crate::response::{self, Body};
 use crate::snapshot::TenantRules;
-use crate::{Gateway, body, broker, head, identify, identity, limits, route, validate};
+use crate::{Gateway, body, broker, head, identify, identity, limits, meaning, route, validate};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use postern_common::clock;
@@ -48,7 +48,7 @@ async fn forward(
     let snapshot = gateway.snapshot();
     let request = head::parse(request)?;
     let caller =
-        identify::caller(&gateway.identities, &gateway.registry, source, &request.headers, draft.at())
+        identify::caller(&gateway.identities, &gateway.registry, source, &request.authorization, draft.at())
             .await?;
     draft.caller(&caller);
     draft.stage("identify");
@@ -69,7 +69,7 @@ async fn forward(
         Filtered::Changed(request) => judge(gateway, &rules, &caller, *request, draft)?,
     };
     let permit = limits::permit(&budget, &backend.concurrent)?;
-    let sealed = broker::attach(granted, draft.request_id())?;
+    let sealed = broker::attach(granted, source, draft.request_id())?;
     still_welcome(gateway, &caller)?;
     let deadline = draft.begun + backend.timeout;
     let answer = gateway.upstream.send(sealed, permit, &caller.session.ended, deadline).await?;
@@ -78,14 +78,15 @@ async fn forward(
     Ok(response::pass_on(answer, draft.request_id(), &budget))
 }
 
-/// Identity, schema, policies: in this order, again for whatever a filter changed.
+/// Meaning, identity, schema, policies: in this order, again for whatever a filter changed.
 fn judge(
     gateway: &Gateway,
     rules: &TenantRules,
     caller: &Caller,
-    request: Admitted,
+    mut request: Admitted,
     draft: &mut Draft,
 ) -> Result<Granted, Reject> {
+    meaning::check(&mut request)?;
     let overridden = identity::overwrite(&caller.session.session, request)?;
     let valid = validate::check(overridden)?;
     draft.stage("validate");

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sends a sealed request to its backend.
 //!
-//! One pool of HTTP/1.1 connections for all tenants: a connection carries no identity of its own.
-//! Each is opened by [`connect`] to an address that was checked right before. Redirects are
+//! One pool of HTTP/1.1 connections for all tenants, by scheme and authority: the tenant is not part
+//! of the key, since a connection carries no identity of its own, requests on it are framed by hyper
+//! alone (no sandbox, filter or tenant can name a header that frames: `headers::is_tenants`), and two
+//! tenants with one authority reach the same server either way. Each is opened by [`connect`] to an address that was checked right before. Redirects are
 //! passed back, never followed. Nothing is retried but what was never written to a connection.
 
 pub(crate) mod address;

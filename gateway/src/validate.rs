@@ -3,7 +3,7 @@
 //!
 //! Runs after identity was written, so that a schema may require what the gateway writes.
 
-use crate::body::{AdmittedBody, declared_content};
+use crate::body::{Admitted, AdmittedBody};
 use crate::identity::Overridden;
 use crate::reject::Reject;
 use crate::route::Call;
@@ -15,8 +15,7 @@ use serde_json::Value;
 /// A request that fits its operation.
 #[derive(Debug)]
 pub(crate) struct Valid {
-    pub(crate) call: Call,
-    pub(crate) body: AdmittedBody,
+    pub(crate) request: Admitted,
     pub(crate) typed: TypedParameters,
     /// The fields of a form, typed.
     pub(crate) form: Option<Value>,
@@ -26,11 +25,13 @@ pub(crate) struct Valid {
 impl Valid {
     /// The body as a value, if it is JSON or a form.
     pub(crate) fn body_value(&self) -> Option<&Value> {
-        match &self.body {
+        match &self.request.body {
             AdmittedBody::Json(value) => Some(value),
-            AdmittedBody::None | AdmittedBody::Form(_) | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => {
-                self.form.as_ref()
-            }
+            AdmittedBody::None
+            | AdmittedBody::Form(_)
+            | AdmittedBody::Doubtful(_)
+            | AdmittedBody::Whole(_)
+            | AdmittedBody::Stream(_) => self.form.as_ref(),
         }
     }
 }
@@ -40,17 +41,29 @@ impl Valid {
 /// # Errors
 /// [`Reject::Schema`] names every place that does not fit.
 pub(crate) fn check(overridden: Overridden) -> Result<Valid, Reject> {
-    let Overridden { mut call, body, places } = overridden;
-    let typed = parameters(&mut call)?;
+    let Overridden { mut request, places } = overridden;
+    let typed = parameters(&mut request.call)?;
     let mut form = None;
-    if let Some(content) = declared_content(&call) {
-        match &body {
-            AdmittedBody::Json(value) => content.validate(value).map_err(refuse)?,
-            AdmittedBody::Form(fields) => form = Some(content.typed_form(fields).map_err(refuse)?),
-            AdmittedBody::None | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => {}
+    match (&request.body, &request.content) {
+        (AdmittedBody::None, _) => check_absent(&request.call)?,
+        (_, None) => return Err(Reject::Internal("a body has lost its declaration")),
+        (AdmittedBody::Json(value), Some(content)) => content.validate(value).map_err(refuse)?,
+        (AdmittedBody::Form(fields), Some(content)) => {
+            form = Some(content.typed_form(fields).map_err(refuse)?);
         }
+        // INVARIANT: their declarations have no schema (`body::plan`).
+        (AdmittedBody::Doubtful(_) | AdmittedBody::Whole(_) | AdmittedBody::Stream(_), Some(_)) => {}
     }
-    Ok(Valid { call, body, typed, form, places })
+    Ok(Valid { request, typed, form, places })
+}
+
+fn check_absent(call: &Call) -> Result<(), Reject> {
+    match &call.operation.operation.body {
+        Some(body) if body.is_required => {
+            Err(Reject::Schema(vec![FieldError { pointer: "/body".into(), message: "is required".into() }]))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn parameters(call: &mut Call) -> Result<TypedParameters, Reject> {

@@ -6,6 +6,7 @@
 //! schema is compiled.
 
 use crate::limits;
+use crate::media_type::ContentKind;
 use crate::mistake::{Mistake, Violation};
 use crate::path::PathTemplate;
 use crate::route::RouteTable;
@@ -24,6 +25,9 @@ mod read_parameter;
 /// case (contracts: Settings, `BACKEND_URL`).
 const PLAIN_METHODS: [Method; 6] =
     [Method::Get, Method::Head, Method::Post, Method::Put, Method::Patch, Method::Delete];
+
+/// The range of all media types.
+const ANY_TYPE: &str = "*/*";
 
 /// A checked OpenAPI document. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -218,7 +222,8 @@ pub struct Operation {
 impl Operation {
     fn any_path(method: Method) -> Option<Self> {
         let id = OperationId::parse(method.as_lower()).ok()?;
-        let content = Content { media_type: "*/*".to_owned(), kind: ContentKind::Other, schema: None };
+        let content =
+            Arc::new(Content { media_type: ANY_TYPE.to_owned(), kind: ContentKind::Other, schema: None });
         let body = match method.group() {
             Group::Read => None,
             Group::Write => Some(Body { is_required: false, contents: vec![content] }),
@@ -285,37 +290,19 @@ pub struct Body {
     /// Whether a request must have it.
     pub is_required: bool,
     /// What it may consist of.
-    pub contents: Vec<Content>,
+    pub contents: Vec<Arc<Content>>,
 }
 
 impl Body {
-    /// The declaration for a `Content-Type` header's value; the most exact one that matches.
+    /// The declaration for a request of this type, or of none; the most exact one that matches.
+    /// `essence` is as [`crate::MediaType::essence`] gives it.
     #[must_use]
-    pub fn content(&self, content_type: &str) -> Option<&Content> {
-        let given = essence(content_type);
-        let range = given.split_once('/').map(|(first, _)| format!("{first}/*"));
+    pub fn content(&self, essence: Option<&str>) -> Option<&Arc<Content>> {
         let by_name = |name: &str| self.contents.iter().find(|content| content.media_type == name);
-        by_name(&given).or_else(|| range.and_then(|range| by_name(&range))).or_else(|| by_name("*/*"))
+        let range = essence.and_then(|given| given.split_once('/')).map(|(first, _)| format!("{first}/*"));
+        let exact = essence.and_then(by_name);
+        exact.or_else(|| range.and_then(|range| by_name(&range))).or_else(|| by_name(ANY_TYPE))
     }
-}
-
-/// The type and subtype of a media type in lower case, parameters dropped.
-fn essence(media_type: &str) -> String {
-    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-/// How a body is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ContentKind {
-    /// `application/json` and `+json`: [`crate::json::parse`].
-    Json,
-    /// `application/x-www-form-urlencoded`: [`crate::Query::parse_form`].
-    Form,
-    /// `multipart/form-data`. Its fields have the schema's properties; taking it apart is the
-    /// caller's.
-    Multipart,
-    /// Anything else: not looked into.
-    Other,
 }
 
 /// One media type of a body.
@@ -324,13 +311,21 @@ pub enum ContentKind {
 pub struct Content {
     /// In lower case, without parameters; may be a range such as `image/*`.
     pub media_type: String,
-    /// How it is read.
+    /// How it is read; [`ContentKind::Other`] for a range, under which each request's own type
+    /// decides.
     pub kind: ContentKind,
-    /// What it must be; `None` if the document says nothing, or it is not looked into.
+    /// What it must be; `None` if the document says nothing, or nothing but that it is binary, or
+    /// names one type that is not looked into.
     pub schema: Option<Schema>,
 }
 
 impl Content {
+    /// Whether it is declared as a range of types.
+    #[must_use]
+    pub fn is_range(&self) -> bool {
+        self.media_type.contains('*')
+    }
+
     /// Checks a body that was read as this content. Pointers begin with `/body`.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 pub mod document;
 pub mod json;
 pub mod limits;
+pub mod media_type;
 pub mod mistake;
 pub mod parameters;
 pub mod path;
@@ -21,9 +22,8 @@ pub mod schema;
 
 mod source;
 
-pub use document::{
-    Body, Content, ContentKind, Document, Group, Method, Operation, Parameter, ParameterLocation,
-};
+pub use document::{Body, Content, Document, Group, Method, Operation, Parameter, ParameterLocation};
+pub use media_type::{ContentKind, MediaType, MediaTypeRefusal};
 pub use mistake::{Mistake, Violation};
 pub use parameters::TypedParameters;
 pub use path::{PathRefusal, PathTemplate, RequestPath};

@@ -34,6 +34,11 @@ const fn form(body: &'static str) -> Attempt {
     Attempt { method: "POST", target: "/forms", headers: FORM, body }
 }
 
+/// A body without a type, to the backend without a document.
+const fn untyped(body: &'static str) -> Attempt {
+    Attempt { method: "POST", target: "/files/x", headers: &[], body }
+}
+
 const ATTEMPTS: &[Attempt] = &[
     header(&[("X-User-Id", "mallory")]),
     header(&[("x-user-id", "mallory")]),
@@ -92,6 +97,32 @@ const ATTEMPTS: &[Attempt] = &[
         body: r#"[{"userid":"mallory"}]"#,
     },
     Attempt { method: "PUT", target: "/files/x", headers: FORM, body: "user_id=mallory" },
+    query("/files/x?order[user_id]=mallory"),
+    query("/files/x?order.user_id=mallory"),
+    form("text=1&order[user_id]=mallory"),
+    json_body(r#"{"order":"1","amount":1,"user_id":"x","extra":{"profile.user_id":"mallory"}}"#),
+    untyped("user_id=mallory"),
+    untyped("a=1;user_id=mallory"),
+    untyped("a b=1&user%5Fid=mallory"),
+    untyped("note&order[user_id]=mallory&%zz"),
+    Attempt {
+        method: "POST",
+        target: "/files/x",
+        headers: &[("content-type", "text/x-www-form-urlencoded")],
+        body: "a b=1&user_id=mallory",
+    },
+    Attempt {
+        method: "POST",
+        target: "/files/x",
+        headers: &[("content-type", "text/plain")],
+        body: "user_id=mallory",
+    },
+    Attempt {
+        method: "POST",
+        target: "/files/x",
+        headers: &[("content-type", "image/png")],
+        body: r#"{"user_id":"mallory"}"#,
+    },
 ];
 
 async fn send(sandbox: &Sandbox, attempt: &Attempt) -> Answer {
@@ -102,7 +133,10 @@ async fn send(sandbox: &Sandbox, attempt: &Attempt) -> Answer {
 fn is_held(answer: &Answer) -> bool {
     match answer.status {
         200 => !answer.body.to_string().contains("mallory"),
-        _ => matches!(answer.code(), "identity-mismatch" | "request-malformed" | "schema-violation"),
+        _ => matches!(
+            answer.code(),
+            "identity-mismatch" | "request-malformed" | "schema-violation" | "content-type-refused"
+        ),
     }
 }
 
@@ -192,4 +226,45 @@ async fn conversation_sandbox_and_tenant_are_written_too_where_declared() {
     assert_eq!(answer.seen_header("x-tenant"), ["acme"]);
     assert_eq!(answer.seen_header("x-conversation-id"), ["talk-1"]);
     assert_eq!(answer.seen_header("x-sandbox-id"), [sandbox.session.sandbox_id.as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_becomes_a_number_only_if_it_is_written_as_that_number() {
+    let world = world(json!({})).await;
+    let mut config = world.config("acme", &[("desk", world.described())], None);
+    let document = crate::world::DOCUMENT.replace(
+        "user_id: { type: string }\n                note",
+        "user_id: { type: integer }\n                note",
+    );
+    let desk = config.backends.values_mut().next().expect("the desk");
+    desk.document = Some(document.into());
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let refund = json!({ "order": "1", "amount": 1 });
+    for user in ["007", "+7", "7.0", "alice", "9223372036854775808"] {
+        let sandbox = world.sandbox(user, &["*"]).await;
+        let answer = sandbox.post("/refunds", &refund).await;
+        assert_eq!((answer.status, answer.code()), (403, "identity-mismatch"), "{user}: {:?}", answer.body);
+    }
+    world.recorded.assert_untouched("a user that is no such number");
+    let sandbox = world.sandbox("7", &["*"]).await;
+    assert_eq!(sandbox.post("/refunds", &refund).await.seen_body()["user_id"], 7, "the control");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_frame_or_are_ours_are_nobodys_identity_and_no_credential() {
+    let world = World::empty().await;
+    for name in ["Transfer-Encoding", "Connection", "Content-Length", "Upgrade", "Host", "TE", "Trailer"] {
+        for change in [
+            json!({ "identity": { "user": [name] } }),
+            json!({ "credential": { "secret": "desk-key", "header": name } }),
+        ] {
+            let mut file = world.described();
+            file.as_object_mut().expect("a map").extend(change.as_object().expect("a map").clone());
+            let Applied::Refused(told) = world.put(world.config("acme", &[("desk", file)], None)).await
+            else {
+                panic!("{change} was taken")
+            };
+            assert!(told[0].contains("the gateway writes itself"), "{told:?}");
+        }
+    }
 }

@@ -11,6 +11,7 @@
 )]
 
 mod bodies;
+mod disguises;
 mod filters;
 mod identity;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]

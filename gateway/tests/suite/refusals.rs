@@ -102,7 +102,9 @@ async fn a_session_bound_to_an_address_is_served_over_tcp() {
         "GET /orders HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
     );
     let tcp = tokio::net::TcpStream::connect(world.running.tcp.expect("listens")).await.expect("connects");
-    assert_eq!(crate::world::exchange(tcp, request.as_bytes()).await.status, 200);
+    let answer = crate::world::exchange(tcp, request.as_bytes()).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.seen_header("x-forwarded-for"), ["127.0.0.1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,7 +348,11 @@ async fn headers_that_change_or_relay_a_request_do_not_reach_the_backend() {
     let mut seen: Vec<_> =
         answer.body["headers"].as_object().expect("headers").keys().map(String::as_str).collect();
     seen.sort_unstable();
-    assert_eq!(seen, ["host", "x-kept", "x-request-id", "x-user-id"]);
+    let ours = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+    assert_eq!(seen, [&["host"][..], &ours, &["x-kept", "x-request-id", "x-user-id"]].concat());
+    assert_eq!(answer.seen_header("x-forwarded-for"), ["unknown"], "a unix socket has no address");
+    assert_eq!(answer.seen_header("x-forwarded-host"), answer.seen_header("host"), "the backend's own");
+    assert_eq!(answer.seen_header("x-forwarded-proto"), ["http"]);
     assert_ne!(answer.seen_header("x-request-id"), ["mine"]);
 }
 
@@ -375,10 +381,16 @@ async fn heads_that_never_become_a_request_are_counted_too() {
     }
     world.recorded.assert_untouched("a head that is no request");
     let counted = async {
-        let line = "postern_gateway_refusals_total{code=\"request-malformed\"} 3";
-        while !admin(&world, "/metrics").await.contains(line) {}
+        let count = |code, count| format!("postern_gateway_refusals_total{{code=\"{code}\"}} {count}");
+        let lines = [count("header-too-large", 2), count("request-malformed", 1)];
+        loop {
+            let metrics = admin(&world, "/metrics").await;
+            if lines.iter().all(|line| metrics.contains(line)) {
+                break;
+            }
+        }
     };
-    tokio::time::timeout(crate::world::PATIENCE, counted).await.expect("three are counted");
+    tokio::time::timeout(crate::world::PATIENCE, counted).await.expect("each is counted by its code");
 }
 
 pub(crate) async fn admin(world: &World, path: &str) -> String {

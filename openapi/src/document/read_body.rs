@@ -3,10 +3,12 @@
 
 use super::read::Reader;
 use super::read_parameter::is_writable;
-use super::{Body, Content, ContentKind, Method, essence};
+use super::{Body, Content, Method};
 use crate::limits;
+use crate::media_type::{ContentKind, MediaType};
 use crate::schema::{Schema, SchemaType};
-use crate::source::At;
+use crate::source::{At, Kind};
+use std::sync::Arc;
 
 impl<'d> Reader<'d> {
     pub(super) fn body(&mut self, method: Method, at: &At<'d>) -> Option<Body> {
@@ -26,7 +28,7 @@ impl<'d> Reader<'d> {
             self.mistakes.add(&content, format!("a body has 1 to {} media types", limits::CONTENT_TYPES));
             return None;
         }
-        let mut contents: Vec<Content> = Vec::new();
+        let mut contents: Vec<Arc<Content>> = Vec::new();
         for (name, entry) in entries {
             let Some(content) = self.content(name, &entry) else {
                 continue;
@@ -34,25 +36,26 @@ impl<'d> Reader<'d> {
             if contents.iter().any(|earlier| earlier.media_type == content.media_type) {
                 self.mistakes.add(&entry, "this media type stands here twice but for its parameters");
             }
-            contents.push(content);
+            contents.push(Arc::new(content));
         }
         Some(Body { is_required, contents })
     }
 
     fn content(&mut self, name: &str, at: &At<'d>) -> Option<Content> {
-        let media_type = essence(name);
-        let Some((kind, subtype)) = media_type.split_once('/') else {
-            self.mistakes.add(at, "this is no media type, as `application/json` is");
-            return None;
+        let media_type = match MediaType::parse(name) {
+            Ok(media_type) => media_type,
+            Err(refusal) => {
+                self.mistakes.add(at, refusal.to_string());
+                return None;
+            }
         };
-        let kind = match (kind, subtype) {
-            ("application", "json") => ContentKind::Json,
-            (_, subtype) if subtype.ends_with("+json") => ContentKind::Json,
-            ("application", "x-www-form-urlencoded") => ContentKind::Form,
-            ("multipart", "form-data") => ContentKind::Multipart,
-            _ => ContentKind::Other,
+        let kind = ContentKind::of(media_type.essence());
+        let is_range = media_type.is_range();
+        let schema_at = at.get("schema").filter(|_| is_range || kind != ContentKind::Other);
+        let schema_at = match schema_at {
+            Some(schema_at) if is_range && self.is_binary(&schema_at) => None,
+            other => other,
         };
-        let schema_at = at.get("schema").filter(|_| kind != ContentKind::Other);
         let schema = match &schema_at {
             Some(schema_at) => Some(self.schemas.read(schema_at, &mut self.mistakes)?),
             None => None,
@@ -60,7 +63,20 @@ impl<'d> Reader<'d> {
         if kind == ContentKind::Form && !schema.as_ref().is_none_or(is_form) {
             self.mistakes.add(at, "a form is an object whose properties are scalars or lists of scalars");
         }
-        Some(Content { media_type, kind, schema })
+        Some(Content { media_type: media_type.essence().to_owned(), kind, schema })
+    }
+
+    /// Whether a schema says no more than that bytes come: `{}`, or text of `format: binary`, as
+    /// OpenAPI 3.0 describes a file.
+    fn is_binary(&mut self, at: &At<'d>) -> bool {
+        let Some(at) = self.dereferenced(at) else {
+            return false;
+        };
+        let is = |key: &str, wanted: &str| {
+            at.get(key).is_some_and(|value| matches!(&value.node.kind, Kind::Text(text) if text == wanted))
+        };
+        let is_empty = at.is_map() && at.entries(&mut self.mistakes).is_empty();
+        is_empty || (is("type", "string") && is("format", "binary"))
     }
 }
 

@@ -4,6 +4,7 @@
 use super::read::Reader;
 use super::{Parameter, ParameterLocation};
 use crate::limits;
+use crate::media_type::is_token;
 use crate::path::PathTemplate;
 use crate::schema::SchemaType;
 use crate::source::At;
@@ -102,12 +103,15 @@ impl<'d> Reader<'d> {
 
     /// The name as it is compared; `None` for one that is ignored or refused.
     fn parameter_name(&mut self, at: &At<'d>, name: &str, location: ParameterLocation) -> Option<String> {
+        if name.contains(char::is_control) {
+            self.mistakes.add(at, "a parameter's name holds a control character; rename it");
+            return None;
+        }
         if location != ParameterLocation::Header {
             return Some(name.to_owned());
         }
         let lower = name.to_ascii_lowercase();
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        if lower.is_empty() || !lower.bytes().all(is_token) {
+        if !is_token(&lower) {
             self.mistakes.add(at, "this is no header's name");
             return None;
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
 use crate::json;
+use crate::media_type::MediaType;
 
 const DESK: &str = include_str!("desk.yaml");
 
@@ -76,7 +77,9 @@ fn json_documents_are_read_like_yaml() {
 fn a_body_is_found_by_its_media_type_the_most_exact_first() {
     let document = desk();
     let kind = |id: &str, media: &str| {
-        operation(&document, id).body.and_then(|body| body.content(media).map(|content| content.kind))
+        let media = MediaType::parse(media).ok();
+        let body = operation(&document, id).body?;
+        body.content(media.as_ref().map(MediaType::essence)).map(|content| content.kind)
     };
     assert_eq!(kind("createRefund", "Application/JSON; charset=utf-8"), Some(ContentKind::Json));
     assert_eq!(kind("createRefund", "application/x-www-form-urlencoded"), Some(ContentKind::Form));
@@ -88,11 +91,55 @@ fn a_body_is_found_by_its_media_type_the_most_exact_first() {
     assert!(operation(&document, "getOrder").body.is_none());
 }
 
+fn with_body(content: &str) -> Result<Document, Vec<Mistake>> {
+    Document::parse(&format!(
+        "openapi: 3.1.0\npaths:\n  /x:\n    post:\n      operationId: send\n      requestBody:\n        content:\n          {content}\n"
+    ))
+}
+
+#[test]
+fn a_schema_on_a_range_is_compiled_and_one_that_says_binary_is_none() {
+    let schema = |content: &str| {
+        let document = with_body(content).unwrap_or_else(|mistakes| panic!("{mistakes:#?}"));
+        let body = operation(&document, "send").body.expect("a body");
+        body.content(Some("application/json")).expect("declared").schema.is_some()
+    };
+    assert!(schema("'*/*': { schema: { type: object, required: [a] } }"));
+    assert!(schema("'application/*': { schema: { type: string } }"));
+    assert!(!schema("'*/*': { schema: { type: string, format: binary } }"));
+    assert!(!schema("'*/*': { schema: {} }"));
+    assert!(with_body("'*/*': { schema: { type: [broken } }").is_err());
+    let broken = with_body("'*/*': { schema: { type: object, pattern: 7 } }").expect_err("no schema");
+    assert!(broken[0].pointer.contains("schema"), "{broken:?}");
+}
+
+#[test]
+fn a_media_type_that_is_none_is_a_mistake() {
+    for name in ["json", "application/json,x", "application/json; charset=utf-8; charset=utf-16"] {
+        assert!(with_body(&format!("'{name}': {{}}")).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_parameters_name_that_could_break_a_line_is_a_mistake() {
+    let document = |name: &str| {
+        Document::parse(&format!(
+            r#"{{"openapi": "3.1.0", "paths": {{"/x/{{{name}}}": {{"get": {{"operationId": "a", "parameters": [
+                {{"name": "{name}", "in": "path", "required": true, "schema": {{}}}}]}}}}}}}}"#
+        ))
+    };
+    assert!(document("id").is_ok(), "the control");
+    for name in [r"a\nentity Evil;", r"a\rb", r"a\u0085b", r"a\u0000b"] {
+        let mistakes = document(name).map(|_| ()).expect_err(name);
+        assert!(mistakes[0].message.contains("control character"), "{name}: {mistakes:?}");
+    }
+}
+
 #[test]
 fn a_refund_that_does_not_fit_is_told_field_by_field() {
     let document = desk();
     let body = operation(&document, "createRefund").body.expect("a body");
-    let content = body.content("application/json").expect("JSON");
+    let content = body.content(Some("application/json")).expect("JSON");
     let check = |text: &str| {
         let value = json::parse(text.as_bytes(), json::Limits::default()).expect("JSON");
         let told = content.validate(&value).err().unwrap_or_default();

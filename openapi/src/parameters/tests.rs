@@ -106,7 +106,7 @@ fn form(text: &str) -> Result<Value, Vec<String>> {
     let document = Document::parse(DESK).expect("the desk");
     let id = OperationId::parse("createRefund").expect("an id");
     let body = document.operation(&id).and_then(|it| it.body.clone()).expect("a body");
-    let content = body.content("application/x-www-form-urlencoded").expect("a form");
+    let content = body.content(Some("application/x-www-form-urlencoded")).expect("a form");
     content.typed_form(&Query::parse(text).expect("a form")).map_err(|found| told(&found))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
+use crate::ContentKind;
 use crate::Document;
-use crate::document::ContentKind;
 use serde_json::json;
 
 /// The body schema of a one-operation document whose components are `components`.
