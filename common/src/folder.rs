@@ -84,6 +84,10 @@ pub struct BackendFile {
     /// What to do with query parameters that the document does not declare.
     #[serde(default)]
     pub additional_query: Additional,
+    /// What to do with headers that the document does not declare and that are not HTTP's own (such
+    /// as `Accept` and `If-Match`): passed on if this is left out. Identity is another matter.
+    #[serde(default = "pass")]
+    pub additional_headers: Additional,
     /// The secret that authenticates us to the backend, attached after the last filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
@@ -151,6 +155,10 @@ pub enum Additional {
     Drop,
     /// Forward it.
     Pass,
+}
+
+fn pass() -> Additional {
+    Additional::Pass
 }
 
 /// A backend's credential: the name of a secret, or how to attach it.

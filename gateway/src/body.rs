@@ -5,10 +5,10 @@
 //! the body. A body is judged where that type is JSON or a form, held where an attached filter
 //! reads it, and, where the operation does not declare its type by name, judged as what it looks
 //! like ([`doubt`]): identity may not hide in it. A body of another type that the document names is
-//! its backend's own affair. A judged body may have no `Content-Encoding`. Multipart bodies are
-//! refused for now.
+//! its backend's own affair. A judged body may have no `Content-Encoding`.
 
 mod doubt;
+pub(crate) mod multipart;
 pub(crate) mod streamed;
 
 use crate::config::BODY_TIME;
@@ -23,6 +23,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use multipart::Multipart;
 use postern_common::problem::FieldError;
 use postern_openapi::{Content, ContentKind, MediaType, Query, json};
 use serde_json::Value;
@@ -51,6 +52,8 @@ pub(crate) enum AdmittedBody {
     Json(Value),
     /// Parsed strictly; what is forwarded is written from this.
     Form(Query),
+    /// Parsed strictly; what is forwarded is put together from this.
+    Multipart(Multipart),
     /// Text of a type that the operation does not declare by name: it is no JSON, but a server
     /// might read names in it as a form's ([`names_in_doubt`]).
     Doubtful(String),
@@ -130,8 +133,16 @@ impl Plan {
     /// The request with its body. Of a body that will be written anew the type goes on alone:
     /// parameters such as `charset` say nothing true of what is written.
     fn admitted(self, mut call: Call, body: AdmittedBody) -> Admitted {
-        if let (AdmittedBody::Json(_) | AdmittedBody::Form(_), Some(media)) = (&body, self.media)
-            && let Ok(value) = HeaderValue::from_str(&media.without_parameters().to_string())
+        let kept: Option<&[&str]> = match body {
+            AdmittedBody::Json(_) | AdmittedBody::Form(_) => Some(&[]),
+            AdmittedBody::Multipart(_) => Some(&["boundary"]),
+            AdmittedBody::None
+            | AdmittedBody::Doubtful(_)
+            | AdmittedBody::Whole(_)
+            | AdmittedBody::Stream(_) => None,
+        };
+        if let (Some(kept), Some(media)) = (kept, self.media)
+            && let Ok(value) = HeaderValue::from_str(&media.with_only(kept).to_string())
         {
             call.headers.insert(CONTENT_TYPE, value);
         }
@@ -194,8 +205,10 @@ fn plan(call: &Call, media: Option<MediaType>) -> Result<Option<Plan>, Reject> {
     let is_declared = !content.is_range();
     let has_reader = call.operation.filters.iter().any(|filter| filter.needs_body());
     let treatment = match kind {
-        ContentKind::Json | ContentKind::Form => Treatment::Judge(kind),
-        ContentKind::Multipart => return Err(Reject::ContentType("multipart bodies are not taken yet")),
+        ContentKind::Multipart if essence != Some("multipart/form-data") => {
+            return Err(Reject::ContentType("of multipart bodies only form-data is taken"));
+        }
+        ContentKind::Json | ContentKind::Form | ContentKind::Multipart => Treatment::Judge(kind),
         ContentKind::Other if is_declared => Treatment::Opaque { is_declared, has_reader },
         ContentKind::Other if content.schema.is_some() => {
             return Err(Reject::ContentType("the operation's schema fits JSON and forms only"));
@@ -230,6 +243,10 @@ fn read(bytes: Bytes, plan: &Plan, limit: u64) -> Result<AdmittedBody, Reject> {
     match plan.treatment {
         _ if bytes.is_empty() => Ok(AdmittedBody::None),
         Treatment::Judge(ContentKind::Form) => form(&bytes),
+        Treatment::Judge(ContentKind::Multipart) => {
+            let media = plan.media.as_ref().ok_or(Reject::Internal("a multipart body has no type"))?;
+            Multipart::parse(&bytes, media, limits_of(limit)).map(AdmittedBody::Multipart)
+        }
         Treatment::Judge(_) => json(&bytes, limit),
         Treatment::Doubt => doubtful(&bytes, plan.media.as_ref(), limit),
         Treatment::Opaque { is_declared: false, .. } if beginning(&bytes, true) == Beginning::Json => {
@@ -239,10 +256,12 @@ fn read(bytes: Bytes, plan: &Plan, limit: u64) -> Result<AdmittedBody, Reject> {
     }
 }
 
+fn limits_of(limit: u64) -> json::Limits {
+    json::Limits { bytes: usize::try_from(limit).unwrap_or(usize::MAX), ..json::Limits::default() }
+}
+
 fn json(bytes: &[u8], limit: u64) -> Result<AdmittedBody, Reject> {
-    let limits =
-        json::Limits { bytes: usize::try_from(limit).unwrap_or(usize::MAX), ..json::Limits::default() };
-    json::parse(bytes, limits)
+    json::parse(bytes, limits_of(limit))
         .map(AdmittedBody::Json)
         .map_err(|malformed| Reject::Malformed(format!("`/body{}`: {malformed}", malformed.pointer)))
 }

@@ -158,6 +158,7 @@ fn sealed_body(body: AdmittedBody) -> SealedBody {
         AdmittedBody::None => SealedBody::Whole(Bytes::new()),
         AdmittedBody::Json(value) => SealedBody::Whole(json::write(&value).into()),
         AdmittedBody::Form(form) => SealedBody::Whole(form.rebuild().into()),
+        AdmittedBody::Multipart(multipart) => SealedBody::Whole(multipart.rebuild()),
         AdmittedBody::Doubtful(text) => SealedBody::Whole(text.into()),
         AdmittedBody::Whole(bytes) => SealedBody::Whole(bytes),
         AdmittedBody::Stream(stream) => SealedBody::Stream(stream),

@@ -309,6 +309,7 @@ fn written(body: &AdmittedBody) -> Option<Bytes> {
         AdmittedBody::None => Some(Bytes::new()),
         AdmittedBody::Json(value) => Some(json::write(value).into()),
         AdmittedBody::Form(form) => Some(form.rebuild().into()),
+        AdmittedBody::Multipart(multipart) => Some(multipart.rebuild()),
         AdmittedBody::Doubtful(text) => Some(text.clone().into()),
         AdmittedBody::Whole(bytes) => Some(bytes.clone()),
         AdmittedBody::Stream(_) => None,

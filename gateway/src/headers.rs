@@ -84,6 +84,33 @@ const READ_HERE: [&str; 6] =
 /// Headers of which a server behind us may fold another spelling into the one that we judge by.
 const SPELT_ONE_WAY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 
+/// Headers with which HTTP itself negotiates and compares, and those of W3C's trace context, folded:
+/// no operation needs to declare them. The type of a body is among them, as it is declared elsewhere.
+const ORDINARY: [&str; 22] = [
+    "accept",
+    "acceptcharset",
+    "acceptencoding",
+    "acceptlanguage",
+    "baggage",
+    "cachecontrol",
+    "contentdisposition",
+    "contentencoding",
+    "contentlanguage",
+    "contenttype",
+    "date",
+    "ifmatch",
+    "ifmodifiedsince",
+    "ifnonematch",
+    "ifrange",
+    "ifunmodifiedsince",
+    "pragma",
+    "prefer",
+    "range",
+    "traceparent",
+    "tracestate",
+    "useragent",
+];
+
 /// Headers of a response that end at the gateway, folded.
 const DROPPED_FROM_RESPONSES: [&str; 14] = [
     "connection",
@@ -123,6 +150,11 @@ pub(crate) fn is_tenants(name: &str) -> bool {
     ];
     let folded = folded(name);
     !FRAMING.contains(&folded.as_str()) && !OURS.contains(&folded.as_str())
+}
+
+/// Whether a header of this folded name is HTTP's own, so that no operation declares it.
+pub(crate) fn is_ordinary(folded: &str) -> bool {
+    ORDINARY.contains(&folded)
 }
 
 /// Names that `Connection` lists.

@@ -15,6 +15,7 @@
 //! Bodies that are streamed are not looked into: the document names their type and it is neither
 //! JSON nor a form, or it is one that holds no fields (`body::doubt`).
 
+use crate::body::multipart::{Multipart, Part, PartContent};
 use crate::body::{Admitted, AdmittedBody, names_in_doubt};
 use crate::headers::{folded, is_tenants};
 use crate::reject::Reject;
@@ -244,6 +245,7 @@ impl Writer<'_> {
         let schema = content.and_then(|content| content.schema.as_ref()).map(Schema::schema_type);
         match body {
             AdmittedBody::None | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => Ok(()),
+            AdmittedBody::Multipart(body) => self.multipart(body, schema),
             AdmittedBody::Doubtful(text) => {
                 let found = names_in_doubt(text).find(|name| self.names.field_carries(name).is_some());
                 found.map_or(Ok(()), |name| Err(Self::refuse("/body", &name, UNDECLARED)))
@@ -261,6 +263,31 @@ impl Writer<'_> {
                 Ok(())
             }
         }
+    }
+
+    fn multipart(&mut self, body: &mut Multipart, schema: Option<&SchemaType>) -> Result<(), Reject> {
+        let object = match schema {
+            Some(SchemaType::Object(object)) => Some(object),
+            _ => None,
+        };
+        let declared = object.map(|object| self.declared(object)).unwrap_or_default();
+        let is_declared = |name: &str| declared.iter().any(|(own, _, _)| *own == name);
+        body.parts.retain(|part| !is_declared(&part.name));
+        for part in &mut body.parts {
+            if self.names.field_carries(&part.name).is_some() {
+                return Err(Self::refuse("/body", &part.name, UNDECLARED));
+            }
+            if let PartContent::Json(value) = &mut part.content {
+                let property = object.and_then(|object| object.properties.get(&part.name));
+                let at = format!("/body/{}", part.name);
+                self.json(value, property.map(|property| &property.schema_type), &at)?;
+            }
+        }
+        for (name, carries, _) in declared {
+            self.places.push(format!("/body/{name}"));
+            body.parts.push(Part::text(name, carries.of(self.session)));
+        }
+        Ok(())
     }
 
     fn declared<'t>(&self, object: &'t ObjectType) -> Vec<(&'t str, Carries, &'t SchemaType)> {

@@ -30,6 +30,7 @@ pub(crate) fn check(request: &mut Admitted) -> Result<(), Reject> {
     let found = match &request.body {
         AdmittedBody::Json(serde_json::Value::Object(map)) => undeclared(map.keys(), content),
         AdmittedBody::Form(form) => undeclared(form.pairs().iter().map(|(name, _)| name), content),
+        AdmittedBody::Multipart(body) => undeclared(body.parts.iter().map(|part| &part.name), content),
         AdmittedBody::Doubtful(text) => names_in_doubt(text).find(|name| changes_method(name)),
         AdmittedBody::None | AdmittedBody::Json(_) | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => None,
     };

@@ -90,6 +90,7 @@ pub(crate) struct Backend {
     pub(crate) operations: Vec<Arc<OperationRules>>,
     pub(crate) identity: IdentityNames,
     pub(crate) additional_query: Additional,
+    pub(crate) additional_headers: Additional,
     pub(crate) scheme: Scheme,
     pub(crate) authority: Authority,
     /// The URL's own path, without a slash at its end.
@@ -255,6 +256,7 @@ impl Building<'_> {
             operations,
             identity: identity?,
             additional_query: file.additional_query,
+            additional_headers: file.additional_headers,
             scheme,
             authority,
             base_path,

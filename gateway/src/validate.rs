@@ -3,13 +3,16 @@
 //!
 //! Runs after identity was written, so that a schema may require what the gateway writes.
 
+use crate::body::multipart::Multipart;
 use crate::body::{Admitted, AdmittedBody};
+use crate::headers::{folded, is_ordinary};
 use crate::identity::Overridden;
 use crate::reject::Reject;
 use crate::route::Call;
+use http::HeaderName;
 use postern_common::folder::Additional;
 use postern_common::problem::FieldError;
-use postern_openapi::{ParameterLocation, Query, TypedParameters, Violation};
+use postern_openapi::{Content, ParameterLocation, Query, TypedParameters, Violation, limits};
 use serde_json::Value;
 
 /// A request that fits its operation.
@@ -17,18 +20,19 @@ use serde_json::Value;
 pub(crate) struct Valid {
     pub(crate) request: Admitted,
     pub(crate) typed: TypedParameters,
-    /// The fields of a form, typed.
+    /// The fields of a form, or of a multipart body without its files, typed.
     pub(crate) form: Option<Value>,
     pub(crate) places: Vec<String>,
 }
 
 impl Valid {
-    /// The body as a value, if it is JSON or a form.
+    /// The body as a value, if it has fields.
     pub(crate) fn body_value(&self) -> Option<&Value> {
         match &self.request.body {
             AdmittedBody::Json(value) => Some(value),
             AdmittedBody::None
             | AdmittedBody::Form(_)
+            | AdmittedBody::Multipart(_)
             | AdmittedBody::Doubtful(_)
             | AdmittedBody::Whole(_)
             | AdmittedBody::Stream(_) => self.form.as_ref(),
@@ -42,6 +46,7 @@ impl Valid {
 /// [`Reject::Schema`] names every place that does not fit.
 pub(crate) fn check(overridden: Overridden) -> Result<Valid, Reject> {
     let Overridden { mut request, places } = overridden;
+    undeclared_headers(&mut request.call)?;
     let typed = parameters(&mut request.call)?;
     let mut form = None;
     match (&request.body, &request.content) {
@@ -51,10 +56,20 @@ pub(crate) fn check(overridden: Overridden) -> Result<Valid, Reject> {
         (AdmittedBody::Form(fields), Some(content)) => {
             form = Some(content.typed_form(fields).map_err(refuse)?);
         }
+        (AdmittedBody::Multipart(body), Some(content)) => form = Some(parts(body, content)?),
         // INVARIANT: their declarations have no schema (`body::plan`).
         (AdmittedBody::Doubtful(_) | AdmittedBody::Whole(_) | AdmittedBody::Stream(_), Some(_)) => {}
     }
     Ok(Valid { request, typed, form, places })
+}
+
+/// The parts of a multipart body, by type and by schema.
+fn parts(body: &Multipart, content: &Content) -> Result<Value, Reject> {
+    if body.parts.iter().any(|part| !content.takes_part(&part.name, part.essence())) {
+        return Err(Reject::ContentType("a part of the body has a type that its `encoding` does not name"));
+    }
+    let fields: Vec<_> = body.parts.iter().map(|part| (part.name.as_str(), part.field())).collect();
+    content.typed_fields(&fields).map_err(refuse)
 }
 
 fn check_absent(call: &Call) -> Result<(), Reject> {
@@ -64,6 +79,35 @@ fn check_absent(call: &Call) -> Result<(), Reject> {
         }
         _ => Ok(()),
     }
+}
+
+/// Treats headers that the operation does not declare as the backend says. Those that carry identity
+/// are judged already, and what is there of them is ours.
+fn undeclared_headers(call: &mut Call) -> Result<(), Reject> {
+    let (operation, backend) = (&call.operation.operation, &call.backend);
+    if backend.additional_headers == Additional::Pass || !operation.is_described {
+        return Ok(());
+    }
+    let is_known = |name: &HeaderName| {
+        let folded = folded(name.as_str());
+        is_ordinary(&folded)
+            || backend.identity.has_folded(&folded)
+            || operation.parameters_in(ParameterLocation::Header).any(|known| known.name == name.as_str())
+    };
+    let unknown: Vec<HeaderName> = call.headers.keys().filter(|name| !is_known(name)).cloned().collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    if backend.additional_headers == Additional::Refuse {
+        let message = "is not declared by the operation";
+        let error =
+            |name: &HeaderName| FieldError { pointer: format!("/header/{name}"), message: message.into() };
+        return Err(Reject::Schema(unknown.iter().take(limits::VIOLATIONS).map(error).collect()));
+    }
+    for name in unknown {
+        call.headers.remove(name);
+    }
+    Ok(())
 }
 
 fn parameters(call: &mut Call) -> Result<TypedParameters, Reject> {

@@ -13,6 +13,7 @@ use crate::route::RouteTable;
 use crate::schema::Schema;
 use postern_common::id::OperationId;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::thread;
@@ -222,8 +223,12 @@ pub struct Operation {
 impl Operation {
     fn any_path(method: Method) -> Option<Self> {
         let id = OperationId::parse(method.as_lower()).ok()?;
-        let content =
-            Arc::new(Content { media_type: ANY_TYPE.to_owned(), kind: ContentKind::Other, schema: None });
+        let content = Arc::new(Content {
+            media_type: ANY_TYPE.to_owned(),
+            kind: ContentKind::Other,
+            schema: None,
+            encodings: BTreeMap::new(),
+        });
         let body = match method.group() {
             Group::Read => None,
             Group::Write => Some(Body { is_required: false, contents: vec![content] }),
@@ -317,9 +322,22 @@ pub struct Content {
     /// What it must be; `None` if the document says nothing, or nothing but that it is binary, or
     /// names one type that is not looked into.
     pub schema: Option<Schema>,
+    /// The types that parts of a multipart body may have, by name (`encoding`), as essences.
+    pub encodings: BTreeMap<String, Vec<String>>,
 }
 
 impl Content {
+    /// Whether the part `name` of a multipart body may have this type.
+    #[must_use]
+    pub fn takes_part(&self, name: &str, essence: &str) -> bool {
+        let fits = |range: &String| {
+            range == essence
+                || range == ANY_TYPE
+                || range.strip_suffix('*').is_some_and(|kind| essence.starts_with(kind))
+        };
+        self.encodings.get(name).is_none_or(|ranges| ranges.iter().any(fits))
+    }
+
     /// Whether it is declared as a range of types.
     #[must_use]
     pub fn is_range(&self) -> bool {

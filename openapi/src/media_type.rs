@@ -81,10 +81,11 @@ impl MediaType {
         self.essence.contains('*')
     }
 
-    /// The same type without its parameters.
+    /// The same type with no parameters but these.
     #[must_use]
-    pub fn without_parameters(self) -> Self {
-        Self { parameters: Vec::new(), ..self }
+    pub fn with_only(self, names: &[&str]) -> Self {
+        let kept = self.parameters.into_iter().filter(|(name, _)| names.contains(&name.as_str()));
+        Self { parameters: kept.collect(), ..self }
     }
 }
 

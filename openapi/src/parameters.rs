@@ -98,40 +98,108 @@ impl Parameter {
     }
 }
 
+/// A field of a form, or a part of a multipart body.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Field<'f> {
+    /// Text, to be typed as its property wants it.
+    Text(&'f str),
+    /// A value that was sent as JSON.
+    Json(&'f Value),
+    /// Bytes that are not looked into.
+    File {
+        /// How many.
+        bytes: usize,
+    },
+}
+
 impl Content {
-    /// Types and checks the fields of a form, and of the text parts of a multipart body. A list
-    /// is written as repeated fields. Pointers begin with `/body`.
+    /// Types and checks the fields of a form. A list is written as repeated fields. Pointers begin
+    /// with `/body`.
     ///
     /// # Errors
     /// Up to [`limits::VIOLATIONS`] places that do not fit.
     pub fn typed_form(&self, fields: &Query) -> Result<Value, Vec<Violation>> {
+        let fields: Vec<_> =
+            fields.pairs().iter().map(|(name, text)| (name.as_str(), Field::Text(text))).collect();
+        self.typed_fields(&fields)
+    }
+
+    /// The same for the parts of a multipart body. A file counts as text of as many characters as it
+    /// has bytes, so that `maxLength` bounds it; it is not in the value that is given back.
+    ///
+    /// # Errors
+    /// Up to [`limits::VIOLATIONS`] places that do not fit.
+    pub fn typed_fields(&self, fields: &[(&str, Field<'_>)]) -> Result<Value, Vec<Violation>> {
         let declared = match self.schema.as_ref().map(Schema::schema_type) {
             Some(SchemaType::Object(object)) => Some(object),
             _ => None,
         };
         let mut object = Map::new();
+        let mut files = Vec::new();
         let mut found = Vec::new();
-        for (name, _) in fields.pairs() {
-            if object.contains_key(name) {
+        for (name, _) in fields {
+            if object.contains_key(*name) {
                 continue;
             }
-            let property = declared.and_then(|declared| declared.properties.get(name));
+            let property = declared.and_then(|declared| declared.properties.get(*name));
             let schema_type = property.map_or(&SchemaType::Any, |property| &property.schema_type);
-            let texts: Vec<&str> = fields.values(name).collect();
-            match typed(&texts, true, schema_type) {
-                Ok(value) => drop(object.insert(name.clone(), value)),
+            let same: Vec<Field<'_>> =
+                fields.iter().filter(|(other, _)| other == name).map(|(_, field)| *field).collect();
+            if same.iter().any(|field| matches!(field, Field::File { .. })) || schema_type.is_file() {
+                files.push((*name).to_owned());
+            }
+            match typed_parts(&same, schema_type) {
+                Ok(value) => drop(object.insert((*name).to_owned(), value)),
                 Err(message) => found.push(Violation::new(child("/body", name), message)),
             }
         }
         found.dedup();
-        let value = Value::Object(object);
-        if found.is_empty() {
-            self.validate(&value)?;
-            return Ok(value);
+        if !found.is_empty() {
+            found.truncate(limits::VIOLATIONS);
+            return Err(found);
         }
-        found.truncate(limits::VIOLATIONS);
-        Err(found)
+        let value = Value::Object(object);
+        self.validate(&value)?;
+        Ok(match value {
+            Value::Object(mut object) => {
+                object.retain(|name, _| !files.contains(name));
+                Value::Object(object)
+            }
+            other => other,
+        })
     }
+}
+
+/// The value of all fields of one name.
+fn typed_parts(fields: &[Field<'_>], schema_type: &SchemaType) -> Result<Value, &'static str> {
+    let texts: Option<Vec<&str>> =
+        fields.iter().map(|field| if let Field::Text(text) = field { Some(*text) } else { None }).collect();
+    if let Some(texts) = texts.filter(|_| !schema_type.is_file()) {
+        return typed(&texts, true, schema_type);
+    }
+    let takes_files = schema_type.is_file() || *schema_type == SchemaType::Any;
+    let mut values = Vec::new();
+    for field in fields.iter().take(limits::PARAMETER_ITEMS) {
+        values.push(match field {
+            Field::Text(text) if schema_type.is_file() => stand_in(text.len()),
+            Field::File { bytes } if takes_files => stand_in(*bytes),
+            Field::File { .. } => return Err("is no file; send text"),
+            Field::Text(text) => Value::from(*text),
+            Field::Json(value) => (*value).clone(),
+        });
+    }
+    let is_list = matches!(schema_type, SchemaType::Array(_));
+    match <[Value; 1]>::try_from(values) {
+        Ok([value]) if !is_list || value.is_array() => Ok(value),
+        Ok([value]) => Ok(Value::Array(vec![value])),
+        Err(values) if is_list || *schema_type == SchemaType::Any => Ok(Value::Array(values)),
+        Err(_several) => Err("stands more than once; send it once"),
+    }
+}
+
+/// What a file is to a schema: only its length counts.
+fn stand_in(bytes: usize) -> Value {
+    Value::String("x".repeat(bytes))
 }
 
 /// The value that `texts` write: one text for a scalar; for a list, one text with commas or,

@@ -41,7 +41,7 @@ pub enum SchemaType {
     String {
         /// The only values, if they are listed.
         values: Option<Vec<String>>,
-        /// The `format`, if it is one that is checked.
+        /// The `format`, if it is one that is checked, or `binary`.
         format: Option<String>,
     },
     /// A list.
@@ -136,6 +136,18 @@ impl Schema {
             found.push(Violation::new(pointer, "does not fit the schema"));
         }
         Err(found)
+    }
+}
+
+impl SchemaType {
+    /// Whether values are files: bytes that are not looked into.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        match self {
+            Self::String { format, .. } => format.as_deref() == Some("binary"),
+            Self::Array(inner) | Self::Nullable(inner) => inner.is_file(),
+            _ => false,
+        }
     }
 }
 

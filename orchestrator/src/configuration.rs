@@ -485,6 +485,7 @@ fn plain_backend(url: Url) -> BackendFiles {
         openapi: None,
         identity: IdentityFields::default(),
         additional_query: postern_common::folder::Additional::default(),
+        additional_headers: postern_common::folder::Additional::Pass,
         credential: None,
         filters: Vec::new(),
         limits: postern_common::folder::BackendLimits::default(),

@@ -4,7 +4,7 @@
 //! Each operation is an action in the groups `read` or `write` and its tags. Its context has the
 //! declared parameters and the body, as far as Cedar has types for them: integers are `Long`,
 //! other numbers `decimal`, lists `Set`. What Cedar cannot type (unions, free-form maps, lists of
-//! what may be null) is not part of the context, so that no policy can be written that silently
+//! what may be null, files) is not part of the context, so that no policy can be written that silently
 //! misses it.
 
 use crate::names::{namespace, quoted};
@@ -142,6 +142,8 @@ impl ContextWriter {
             SchemaType::Boolean => Some("Bool".to_owned()),
             SchemaType::Integer => Some("Long".to_owned()),
             SchemaType::Number => Some("decimal".to_owned()),
+            // A file is not looked into, so there is nothing to compare it with.
+            file if file.is_file() => None,
             SchemaType::String { .. } => Some("String".to_owned()),
             SchemaType::Array(items) => {
                 self.at.push("*".to_owned());

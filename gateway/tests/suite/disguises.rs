@@ -242,6 +242,45 @@ async fn a_schema_on_a_range_judges_whatever_type_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn undeclared_headers_and_parameters_go_where_the_backend_says() {
+    let world = World::empty().await;
+    let sent = [("x-extra", "1"), ("accept", "text/html"), ("x-amount", "5"), ("x-user-id", "mallory")];
+    for (way, seen) in [(None, true), (Some("pass"), true), (Some("drop"), false)] {
+        let mut file = world.described();
+        if let Some(way) = way {
+            file["additional_headers"] = json!(way);
+            file["additional_query"] = json!(way);
+        }
+        let mut config = world.config("acme", &[("ranges", file)], None);
+        config.backends.values_mut().next().expect("one").document = Some(RANGES.into());
+        assert_eq!(world.put(config).await, Applied::InForce);
+        let sandbox = world.sandbox("alice", &["*"]).await;
+        let answer = sandbox.call("GET", "/priced", &sent, b"").await;
+        assert_eq!(answer.status, 200, "{way:?}: {:?}", answer.body);
+        assert_eq!(!answer.seen_header("x-extra").is_empty(), seen, "{way:?}");
+        assert_eq!(answer.seen_header("accept"), ["text/html"], "{way:?}");
+        assert_eq!(answer.seen_header("x-amount"), ["5"], "{way:?}: declared");
+        assert_eq!(answer.seen_header("x-user-id"), ["alice"], "{way:?}: identity is ours");
+        let answer = sandbox.call("GET", "/priced?extra=1", &sent, b"").await;
+        match way {
+            None => assert_eq!(answer.code(), "schema-violation", "the query's default is to refuse"),
+            Some(_) => assert_eq!(answer.target().contains("extra"), seen, "{way:?}: {:?}", answer.body),
+        }
+    }
+    let mut file = world.described();
+    file["additional_headers"] = json!("refuse");
+    let mut config = world.config("acme", &[("ranges", file)], None);
+    config.backends.values_mut().next().expect("one").document = Some(RANGES.into());
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let answer = sandbox.call("GET", "/priced", &sent, b"").await;
+    assert_eq!((answer.status, answer.code()), (422, "schema-violation"), "{:?}", answer.body);
+    assert_eq!(answer.body["errors"][0]["pointer"], "/header/x-extra");
+    let answer = sandbox.call("GET", "/priced", &sent[1..], b"").await;
+    assert_eq!(answer.status, 200, "the twin: {:?}", answer.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_field_cannot_change_the_method() {
     let (world, sandbox) = open().await;
     for (target, headers, body) in [

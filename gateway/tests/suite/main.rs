@@ -14,6 +14,7 @@ mod bodies;
 mod disguises;
 mod filters;
 mod identity;
+mod multiparts;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]
 mod plugins;
 mod refusals;

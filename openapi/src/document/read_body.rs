@@ -8,6 +8,7 @@ use crate::limits;
 use crate::media_type::{ContentKind, MediaType};
 use crate::schema::{Schema, SchemaType};
 use crate::source::{At, Kind};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl<'d> Reader<'d> {
@@ -63,7 +64,26 @@ impl<'d> Reader<'d> {
         if kind == ContentKind::Form && !schema.as_ref().is_none_or(is_form) {
             self.mistakes.add(at, "a form is an object whose properties are scalars or lists of scalars");
         }
-        Some(Content { media_type: media_type.essence().to_owned(), kind, schema })
+        let encodings = if kind == ContentKind::Multipart { self.encodings(at) } else { BTreeMap::new() };
+        Some(Content { media_type: media_type.essence().to_owned(), kind, schema, encodings })
+    }
+
+    /// `encoding: { NAME: { contentType: image/png, image/jpeg } }`.
+    fn encodings(&mut self, at: &At<'d>) -> BTreeMap<String, Vec<String>> {
+        let mut found = BTreeMap::new();
+        let entries = at.get("encoding").map(|at| at.entries(&mut self.mistakes)).unwrap_or_default();
+        for (name, entry) in entries {
+            let Some(types) = entry.get("contentType") else { continue };
+            let Some(text) = types.text(&mut self.mistakes) else { continue };
+            match text.split(',').map(MediaType::parse).collect::<Result<Vec<_>, _>>() {
+                Ok(list) => {
+                    let list = list.iter().map(|media| media.essence().to_owned()).collect();
+                    found.insert(name.to_owned(), list);
+                }
+                Err(refusal) => self.mistakes.add(&types, refusal.to_string()),
+            }
+        }
+        found
     }
 
     /// Whether a schema says no more than that bytes come: `{}`, or text of `format: binary`, as

@@ -114,6 +114,17 @@ fn a_schema_on_a_range_is_compiled_and_one_that_says_binary_is_none() {
 }
 
 #[test]
+fn the_parts_of_a_multipart_body_have_the_types_that_encoding_names() {
+    let encoding = "encoding: { a: { contentType: 'image/png, text/*' }, b: { headers: {} } }";
+    let document = with_body(&format!("'multipart/form-data': {{ schema: {{ type: object }}, {encoding} }}"));
+    let body = operation(&document.expect("a document"), "send").body.expect("a body");
+    let content = body.content(Some("multipart/form-data")).expect("declared");
+    assert!(content.takes_part("a", "image/png") && content.takes_part("a", "text/plain"));
+    assert!(!content.takes_part("a", "image/jpeg") && content.takes_part("b", "image/jpeg"));
+    assert!(with_body("'multipart/form-data': { encoding: { a: { contentType: png } } }").is_err());
+}
+
+#[test]
 fn a_media_type_that_is_none_is_a_mistake() {
     for name in ["json", "application/json,x", "application/json; charset=utf-8; charset=utf-16"] {
         assert!(with_body(&format!("'{name}': {{}}")).is_err(), "{name}");

@@ -19,9 +19,9 @@ pub(super) enum Keyword {
     Unknown,
 }
 
-/// The formats that are checked; others only describe.
-pub(super) const FORMATS: [&str; 10] =
-    ["date-time", "date", "time", "duration", "email", "uuid", "uri", "ipv4", "ipv6", "hostname"];
+/// The formats that are checked, and `binary`, which tells a file; others only describe.
+pub(super) const FORMATS: [&str; 11] =
+    ["date-time", "date", "time", "duration", "email", "uuid", "uri", "ipv4", "ipv6", "hostname", "binary"];
 
 /// Keywords that OpenAPI 3.0 does not have.
 pub(super) const SINCE_V31: [&str; 17] = [
