@@ -175,6 +175,57 @@ async fn identity_that_a_filter_writes_is_overwritten_where_it_is_declared() {
     assert_eq!(answer.target(), "/api/orders/8", "a change that is no harm is made");
 }
 
+/// What the backend saw, but for what the client asked the filter to do.
+fn seen(answer: &Answer) -> String {
+    let mut body = answer.body.clone();
+    if let Some(headers) = body["headers"].as_object_mut() {
+        headers.retain(|name, _| !name.starts_with("x-new-"));
+    }
+    body.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_identity_that_a_filter_writes_reaches_the_backend() {
+    let identity = json!({ "user": [] });
+    let spellings = [
+        ("/orders", ("x-new-header", "X-User-Id=mallory")),
+        ("/orders", ("x-new-header", "X_User_Id=mallory")),
+        ("/orders", ("x-new-query", "user_id=mallory")),
+        ("/refunds", ("x-new-body", r#"{"order":"1","amount":1,"user_id":"mallory"}"#)),
+        (
+            "/refunds",
+            ("x-new-body", r#"{"order":"1","amount":1,"user_id":"x","extra":{"a":[{"userId":"mallory"}]}}"#),
+        ),
+        ("/users/alice/profile", ("x-new-path", "/users/mallory/profile")),
+    ];
+    let (guarded, alice) = filtered("hostile").await;
+    let open = world().await;
+    let mut config = chain(&open, "acme", &["hostile"], &json!(["hostile"]));
+    for backend in config.backends.values_mut() {
+        backend.file.identity = serde_json::from_value(identity.clone()).expect("identity");
+    }
+    assert_eq!(open.put(config).await, Applied::InForce);
+    let control = open.sandbox("alice", &["*"]).await;
+    // A refund that fits with the identity stage on and off.
+    let refund = br#"{"order":"1","amount":1,"user_id":"x"}"#;
+    let asked = async |sandbox: &Sandbox, target: &str, change: (&str, &str)| match target {
+        "/refunds" => sandbox.call("POST", target, &[("x-hostile", "rewrite"), change, JSON], refund).await,
+        _ => rewritten(sandbox, target, change).await,
+    };
+    for (target, change) in spellings {
+        let answer = asked(&alice, target, change).await;
+        let is_held = match answer.status {
+            200 => !seen(&answer).contains("mallory"),
+            _ => answer.code() == "identity-mismatch",
+        };
+        assert!(is_held, "{target} {change:?}: {:?}", answer.body);
+        let answer = asked(&control, target, change).await;
+        let reached = answer.status == 200 && seen(&answer).contains("mallory");
+        assert!(reached, "does not count: {target} {change:?}: {:?}", answer.body);
+    }
+    drop(guarded);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_filter_writes_is_judged_like_a_clients_own_request() {
     let world = world().await;

@@ -34,6 +34,11 @@ const fn form(body: &'static str) -> Attempt {
     Attempt { method: "POST", target: "/forms", headers: FORM, body }
 }
 
+const fn parts(body: &'static str) -> Attempt {
+    let headers = &[("content-type", "multipart/form-data; boundary=b")];
+    Attempt { method: "POST", target: "/files/x", headers, body }
+}
+
 /// A body without a type, to the backend without a document.
 const fn untyped(body: &'static str) -> Attempt {
     Attempt { method: "POST", target: "/files/x", headers: &[], body }
@@ -62,8 +67,19 @@ const ATTEMPTS: &[Attempt] = &[
     query("/files/x?user%20id=mallory"),
     query("/users/mallory/profile"),
     query("/users/%6Dallory/profile"),
+    query("/desk/users/mallory/profile"),
+    query("/users/mallory%20/profile"),
+    query("/users/alice%2Cmallory/profile"),
+    query("/users/mallory@x/profile?"),
     json_body(r#"{"order":"1","amount":1,"user_id":"mallory"}"#),
     json_body(r#"{"order":"1","amount":1,"\u0075ser_id":"mallory"}"#),
+    json_body(r#"{"order":"1","amount":1,"user_id":"x","extra":{"user_id":"alice","USER_ID":"mallory"}}"#),
+    Attempt {
+        method: "POST",
+        target: "/refunds",
+        headers: &[("content-type", "application/json; charset=UTF-8")],
+        body: "{\"order\":\"1\",\"amount\":1,\"user_id\":\"x\",\"extra\":{\"\u{ff55}ser_id\":\"mallory\"}}",
+    },
     Attempt {
         method: "POST",
         target: "/files/x",
@@ -101,6 +117,11 @@ const ATTEMPTS: &[Attempt] = &[
     query("/files/x?order.user_id=mallory"),
     form("text=1&order[user_id]=mallory"),
     json_body(r#"{"order":"1","amount":1,"user_id":"x","extra":{"profile.user_id":"mallory"}}"#),
+    parts("--b\r\ncontent-disposition: form-data; name=\"user_id\"\r\n\r\nmallory\r\n--b--\r\n"),
+    parts("--b\r\ncontent-disposition: form-data; name=User.Id; filename=a\r\n\r\nmallory\r\n--b--\r\n"),
+    parts(
+        "--b\r\ncontent-disposition: form-data; name=a\r\ncontent-type: text/json\r\n\r\n{\"a\":[{\"userId\":\"mallory\"}]}\r\n--b--",
+    ),
     untyped("user_id=mallory"),
     untyped("a=1;user_id=mallory"),
     untyped("a b=1&user%5Fid=mallory"),
