@@ -94,6 +94,10 @@ fn check_headers(fields: &HeaderMap) -> Result<(), Reject> {
             "the request has both `content-length` and `transfer-encoding`".into(),
         ));
     }
+    let encoding = fields.get(TRANSFER_ENCODING).map(HeaderValue::as_bytes);
+    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"chunked")) {
+        return Err(Reject::Malformed("`transfer-encoding` is not `chunked` alone".into()));
+    }
     if let Some(name) = headers::mislisted(fields) {
         return Err(Reject::Malformed(format!(
             "`connection` lists `{name}`, which is no header of one connection"

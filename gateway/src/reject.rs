@@ -216,8 +216,11 @@ impl Reject {
         if self.code().status() == 401 {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"postern\""));
         }
-        // What is left of a body that was not read may not be taken for the next request.
-        if matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout | Self::BodyBroken) {
+        // What is left of a body that was not read, or whose end two servers would see in different
+        // places, may not be taken for the next request.
+        let is_framed_oddly = matches!(self, Self::Malformed(_) | Self::Upgrade);
+        if is_framed_oddly || matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout | Self::BodyBroken)
+        {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
     }

@@ -20,6 +20,7 @@ mod plugins;
 mod refusals;
 mod shadow;
 mod slips;
+mod smuggling;
 mod streams;
 mod tenancy;
 mod world;
