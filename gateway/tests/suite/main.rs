@@ -13,6 +13,7 @@
 mod bodies;
 mod disguises;
 mod filters;
+mod fuzz;
 mod identity;
 mod multiparts;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]
