@@ -18,9 +18,11 @@ mod input;
 mod keys;
 mod observe;
 mod openapi;
+mod policy_set;
 mod problems;
 mod routes;
 mod sandboxes;
+mod scope;
 mod secrets;
 mod server;
 mod sse;
@@ -33,6 +35,7 @@ use crate::driver::{Cause, Driver};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::keys::api::{Caller, Unauthenticated, authenticate};
+use crate::rights::Rights;
 use crate::runtime::Level;
 use crate::store::{Actor, Owner, Role, Store};
 use axum::body::Body;
@@ -64,6 +67,8 @@ pub(crate) struct Api {
     pub(crate) driver: Driver,
     /// Where they run.
     pub(crate) host: Arc<dyn Host>,
+    /// What API keys may do.
+    pub(crate) rights: Rights,
     /// The isolation that the operator wants exactly, if any.
     pub(crate) isolation: Option<Level>,
     /// Owns streams that outlive a request's handler.
@@ -105,6 +110,8 @@ pub(crate) type Answer = Result<Response, Problem>;
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) request_id: RequestId,
+    /// The operation that is called.
+    pub(crate) operation: &'static str,
     /// Who calls; `None` only on routes that are open.
     caller: Option<Caller>,
     path: Vec<(String, String)>,
@@ -208,8 +215,7 @@ async fn admit(
 ) -> Result<Call, Problem> {
     let caller = match route.access {
         Access::Open => None,
-        Access::Key(role) => Some(caller(api, &parts.headers, role, false).await?),
-        Access::Installation => Some(caller(api, &parts.headers, Role::Admin, true).await?),
+        Access::Key(_) | Access::Installation => Some(caller(api, &parts.headers, route).await?),
     };
     let query = QueryPairs::read(parts.uri.query().unwrap_or_default(), route.query)?;
     let path = match parts.extract::<RawPathParams>().await {
@@ -217,16 +223,23 @@ async fn admit(
         Err(_unreadable) => return Err(Problem::new(Code::RequestMalformed, "the path is not valid UTF-8")),
     };
     let body = body::read(route.body, &parts.headers, body).await?;
-    Ok(Call { request_id, caller, path, query, headers: std::mem::take(&mut parts.headers), body })
+    let headers = std::mem::take(&mut parts.headers);
+    Ok(Call { request_id, operation: route.id, caller, path, query, headers, body })
 }
 
-async fn caller(api: &Api, headers: &HeaderMap, role: Role, whole: bool) -> Result<Caller, Problem> {
+/// Who calls, and whether the policies of the control plane let them.
+async fn caller(api: &Api, headers: &HeaderMap, route: &Route) -> Result<Caller, Problem> {
     let caller = authenticate(&api.keys, &api.store, headers).await;
     let caller = caller.map_err(|error| problems::unauthenticated(&error))?;
-    if caller.role < role || (whole && caller.tenant.is_some()) {
-        return Err(problems::lacks_role(role, whole));
+    match api.rights.call(&caller, route.id) {
+        Ok(()) => Ok(caller),
+        Err(denied) if denied.policy.is_some() => Err(problems::beyond_rights(&denied)),
+        // Nothing permits it: the role is too low, and the table says which would do.
+        Err(_) => Err(match route.access {
+            Access::Key(role) => problems::lacks_role(role, false),
+            Access::Open | Access::Installation => problems::lacks_role(Role::Admin, true),
+        }),
     }
-    Ok(caller)
 }
 
 async fn unknown(request: Request) -> Response {

@@ -158,6 +158,23 @@ fn check_policies(
     }
 }
 
+/// What a tenant's policies may speak of.
+///
+/// # Errors
+/// What is wrong with its backends' documents.
+pub(crate) fn schema(tenant: &TenantId, files: &TenantFiles) -> Result<Arc<TenantSchema>, Vec<FieldError>> {
+    let mut mistakes = Mistakes::default();
+    let backends: Vec<_> = files
+        .backends
+        .iter()
+        .filter_map(|(name, backend)| check_backend(name, backend, files, &mut mistakes))
+        .map(|(name, document)| schema_from_openapi(&name, &document))
+        .collect();
+    let schema = TenantSchema::build(tenant, &backends)
+        .map_err(|error| vec![FieldError { pointer: "/backends".to_owned(), message: error.to_string() }])?;
+    mistakes.into_result(schema)
+}
+
 /// Judges a whole set; the pointers of its mistakes begin as the folder of its files does.
 fn check_set(
     schema: &Arc<TenantSchema>,

@@ -9,6 +9,7 @@ use crate::check;
 use crate::control::Gateways;
 use crate::keys::InstallationKeys;
 use crate::operations::Catalogue;
+use crate::policy_set::{PolicySetChange, version_of};
 use crate::seal::{Place, SealError};
 use crate::store::{
     Action, Actor, AuditEntry, Kind, Owner, Resource, ResourceChange, Store, StoreError, TenantRow,
@@ -117,6 +118,8 @@ pub(crate) enum Edit {
         /// Whether what they do not name goes.
         prune: bool,
     },
+    /// The policy set as a whole.
+    PolicySet(PolicySetChange),
     /// One part; the function puts it into, or takes it out of, the files.
     Part {
         /// What it is.
@@ -351,6 +354,7 @@ impl Configuration {
         match edit {
             Edit::Whole { files: wanted, prune: true } => files = TenantFiles::clone(wanted),
             Edit::Whole { files: wanted, prune: false } => merge(&mut files, wanted),
+            Edit::PolicySet(change) => change.apply(&mut files)?,
             Edit::Part { kind, name, expected, change } => {
                 let there = before.iter().find(|part| part.kind == *kind && part.name == *name);
                 if !expected.holds(there.map(|part| &part.digest)) {
@@ -552,18 +556,6 @@ fn difference(before: &[Resource], after: Vec<Resource>) -> (Vec<ResourceChange>
     (changes, lines)
 }
 
-/// A digest of all parts of one kind: what decision records name.
-fn version_of(tenant: &Tenant, kind: Kind) -> String {
-    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    for ((_, name), part) in tenant.digests.iter().filter(|((of, _), _)| *of == kind) {
-        digest.update(name.as_bytes());
-        digest.update(part.as_bytes());
-    }
-    let mut text = crate::keys::hex(digest.finish().as_ref());
-    text.truncate(16);
-    text
-}
-
 fn audit(tenant: &TenantId, edit: &Edit, changes: &[Changed], edition: &Edition) -> Vec<AuditEntry> {
     let entry = |action, subject: String| {
         AuditEntry::new(clock::now(), Some(tenant.clone()), action, edition.actor.clone())
@@ -580,8 +572,12 @@ fn audit(tenant: &TenantId, edit: &Edit, changes: &[Changed], edition: &Edition)
             entry(action, format!("{}/{}", line.kind, line.name))
         })
         .collect();
-    if matches!(edit, Edit::Whole { .. }) {
-        entries.push(entry(Action::ConfigurationApplied, format!("{} changes", changes.len())));
+    match edit {
+        Edit::Whole { .. } => {
+            entries.push(entry(Action::ConfigurationApplied, format!("{} changes", changes.len())));
+        }
+        Edit::PolicySet(change) => entries.push(entry(change.action(), change.subject())),
+        Edit::Part { .. } => {}
     }
     entries
 }

@@ -26,8 +26,9 @@ const SEND_TIME: Duration = Duration::from_secs(2);
 const COMMANDS: usize = 256;
 /// Decisions that are written in one transaction.
 const DECISION_BATCH: usize = 512;
-/// The bound on kept decisions is looked at after so many batches.
-const BATCHES_BETWEEN_TRIMS: u32 = 20;
+/// The bounds on kept decisions are looked at after so many decisions, and after so long without.
+const DECISIONS_BETWEEN_TRIMS: usize = 5_000;
+const TIME_BETWEEN_TRIMS: Duration = Duration::from_secs(3600);
 /// How long an answer may wait for gateways to put a session in force (contracts: POST /sandbox).
 pub(crate) const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(200);
 
@@ -132,19 +133,23 @@ impl Gateways {
 
 /// Keeps the decisions of one gateway until it is gone.
 async fn keep(mut decisions: mpsc::Receiver<DecisionRecord>, store: Store, uses: mpsc::Sender<SandboxId>) {
-    let mut batches = 0_u32;
+    // What a run before left may be too much already.
+    trim(&store).await;
+    let mut kept = 0;
     loop {
         let mut batch = Vec::with_capacity(DECISION_BATCH);
-        if decisions.recv_many(&mut batch, DECISION_BATCH).await == 0 {
-            return;
+        match timeout(TIME_BETWEEN_TRIMS, decisions.recv_many(&mut batch, DECISION_BATCH)).await {
+            Ok(0) => return,
+            Ok(count) => kept += count,
+            Err(_quiet) => kept = DECISIONS_BETWEEN_TRIMS,
         }
         if let Err(error) = store.keep_decisions(&batch).await {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, lost = batch.len(), "decisions were not kept");
         }
         tell_uses(batch, &uses);
-        batches += 1;
-        if batches.is_multiple_of(BATCHES_BETWEEN_TRIMS) {
+        if kept >= DECISIONS_BETWEEN_TRIMS {
+            kept = 0;
             trim(&store).await;
         }
     }
@@ -160,7 +165,7 @@ fn tell_uses(batch: Vec<DecisionRecord>, uses: &mpsc::Sender<SandboxId>) {
 }
 
 async fn trim(store: &Store) {
-    if let Err(error) = store.trim_decisions().await {
+    if let Err(error) = store.trim_decisions(postern_common::clock::now()).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "old decisions were not dropped");
     }
 }

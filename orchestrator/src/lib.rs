@@ -26,6 +26,8 @@ pub mod keys;
 mod lifecycle;
 mod operations;
 mod orchestrator;
+mod policy_set;
+mod rights;
 pub mod runtime;
 mod seal;
 mod sessions;

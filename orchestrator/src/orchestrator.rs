@@ -13,10 +13,11 @@ use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
 use crate::lifecycle::State as Status;
+use crate::rights::Rights;
 use crate::runtime::Level;
 use crate::seal::SealError;
 use crate::sessions::{Sessions, session};
-use crate::store::{Action, Actor, AuditEntry, OpenError, Owner, Role, Store, StoreError};
+use crate::store::{Action, Actor, AuditEntry, KeyScope, OpenError, Owner, Role, Store, StoreError};
 use postern_common::clock;
 use postern_common::control::{Publisher, State};
 use postern_common::folder::TenantFiles;
@@ -55,6 +56,9 @@ pub enum StartError {
     /// A query.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The policies of the control plane.
+    #[error("this release's own policies of the control plane cannot be used: {0}")]
+    Rights(String),
     /// The id of this installation is not one.
     #[error("the database holds an installation id that cannot be read; was it edited by hand?")]
     Installation,
@@ -132,7 +136,9 @@ impl Prepared {
         let watching = driver.clone();
         tasks.spawn(async move |stop: Stop| watching.watch(stop, uses).await);
         let isolation = config.isolation;
-        let api = Api { store, keys, configuration, driver, host, isolation, tasks: tasks.clone() };
+        let rights = Rights::shipped().map_err(StartError::Rights)?;
+        let tasks_of_api = tasks.clone();
+        let api = Api { store, keys, configuration, driver, host, isolation, rights, tasks: tasks_of_api };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks: tasks.clone() })
     }
 }
@@ -191,7 +197,9 @@ impl Orchestrator {
         let now = clock::now();
         let label = "first admin key".to_owned();
         let created_by = Actor::Orchestrator.to_string();
-        let wanted = WantedKey { tenant: None, role: Role::Admin, label, operations: None, created_by };
+        let scope = KeyScope::default();
+        let wanted =
+            WantedKey { tenant: None, role: Role::Admin, label, operations: None, scope, created_by };
         let minted = mint(keys, wanted, now).map_err(KeysError::from)?;
         write_key(file, &minted.key).map_err(failed)?;
         let audit = AuditEntry::new(now, None, Action::KeyCreated, Actor::Orchestrator);

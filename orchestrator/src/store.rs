@@ -10,15 +10,17 @@ mod audit;
 mod decisions;
 mod installation;
 mod migrations;
+mod policies;
 mod resources;
 mod sandboxes;
 mod sessions;
 mod tenants;
 
-pub(crate) use api_keys::{ApiKeyRow, Role};
+pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
 pub(crate) use decisions::DecisionFilter;
 pub use migrations::MigrateError;
+pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
 pub(crate) use sandboxes::{

@@ -4,7 +4,7 @@
 
 use super::input::{mistaken, parse};
 use super::problems::Refused;
-use super::{Answer, Api, Call, body, empty, etag, json};
+use super::{Answer, Api, Call, body, empty, etag, json, scope};
 use crate::configuration::{ConfigurationError, Difference, Edit};
 use crate::store::Kind;
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
@@ -20,6 +20,7 @@ use std::sync::Arc;
 pub(super) async fn apply(api: Arc<Api>, call: Call) -> Answer {
     let tenant = call.tenant()?;
     let files: Box<TenantFiles> = Box::new(typed(&call.body)?);
+    scope::templates(&api, &call, &files).await?;
     let edit = Edit::Whole { files, prune: call.query.flag("prune")? };
     let edited = api.configuration.edit(&tenant, &edit, &call.edition()?).await.map_err(Refused::from)?;
     json(StatusCode::OK, &edited)
@@ -62,6 +63,15 @@ async fn edit(
     change: Box<dyn Fn(&mut TenantFiles) -> bool + Send + Sync>,
 ) -> Result<crate::configuration::Edited, Problem> {
     let expected = etag::expected(&call.headers)?;
+    if kind == Kind::Template {
+        // What is put, alone; nothing where it is removed.
+        let mut put = TenantFiles::default();
+        if change(&mut put) {
+            scope::templates(api, call, &put).await?;
+        } else {
+            scope::removed_template(api, call, &name)?;
+        }
+    }
     let edit = Edit::Part { kind, name, expected, change };
     Ok(api.configuration.edit(&call.tenant()?, &edit, &call.edition()?).await.map_err(Refused::from)?)
 }

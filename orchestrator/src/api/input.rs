@@ -24,10 +24,15 @@ const LABEL_BYTES: usize = 256;
 impl Fields {
     /// Reads an object; no body at all is an empty one.
     pub(crate) fn read(body: &[u8]) -> Result<Self, Problem> {
+        Self::read_up_to(body, super::body::JSON_BYTES)
+    }
+
+    /// As [`Fields::read`], for bodies that may be longer than most.
+    pub(crate) fn read_up_to(body: &[u8], bytes: usize) -> Result<Self, Problem> {
         if body.is_empty() {
             return Ok(Self { rest: Map::new(), mistakes: Vec::new() });
         }
-        match parse(body, super::body::JSON_BYTES)? {
+        match parse(body, bytes)? {
             Value::Object(rest) => Ok(Self { rest, mistakes: Vec::new() }),
             _ => Err(invalid(vec![FieldError {
                 pointer: String::new(),

@@ -5,10 +5,10 @@ use super::input::Fields;
 use super::problems::Refused;
 use super::{Answer, Api, Call, empty, json};
 use crate::keys::api::{WantedKey, mint};
-use crate::store::{Action, ApiKeyRow, AuditEntry, Role};
+use crate::store::{Action, ApiKeyRow, AuditEntry, KeyScope, Role};
 use http::StatusCode;
 use postern_common::clock;
-use postern_common::id::{ApiKeyId, TenantId};
+use postern_common::id::{ApiKeyId, TemplateName, TenantId};
 use postern_common::problem::{Code, Problem};
 use postern_common::session::Grant;
 use serde_json::{Value, json as value};
@@ -24,6 +24,8 @@ fn shown(row: &ApiKeyRow) -> Value {
         "role": row.role,
         "label": row.label,
         "operations": row.operations,
+        "templates": row.scope.templates,
+        "labels": row.scope.labels,
         "created_by": row.created_by,
         "created_at": row.created_at,
     })
@@ -36,7 +38,7 @@ pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
     json(StatusCode::OK, &value!({ "keys": rows.iter().map(shown).collect::<Vec<_>>() }))
 }
 
-/// `POST /keys`: `{role, label?, tenant?, operations?}`.
+/// `POST /keys`: `{role, label?, tenant?, operations?, templates?, labels?}`.
 ///
 /// A key of the whole installation makes one for the tenant that it names, or with
 /// `"tenant": null` one like itself.
@@ -51,6 +53,7 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
     let is_whole = fields.flag("whole_installation").unwrap_or(false);
     let tenant: Option<TenantId> = fields.parsed("tenant");
     let operations: Option<Vec<Grant>> = fields.list("operations");
+    let asked = scope(&mut fields);
     let Some(role) = role else {
         fields.finish()?;
         return Err(super::input::mistaken("/role", "is required"));
@@ -66,11 +69,13 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
     };
     may_make(caller, tenant.as_ref(), role)?;
     let operations = within(&api, caller, tenant.as_ref(), operations).await?;
+    let scope = super::scope::within(caller, asked)?;
     if let Some(tenant) = &tenant {
         api.configuration.tenant(tenant).await.map_err(Refused::from)?;
     }
     let (actor, now) = (call.actor()?, clock::now());
-    let wanted = WantedKey { tenant: tenant.clone(), role, label, operations, created_by: actor.to_string() };
+    let created_by = actor.to_string();
+    let wanted = WantedKey { tenant: tenant.clone(), role, label, operations, scope, created_by };
     let minted =
         mint(&api.keys, wanted, now).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
     let audit = AuditEntry::new(now, tenant, Action::KeyCreated, actor);
@@ -91,6 +96,16 @@ fn role(fields: &mut Fields) -> Option<Role> {
             fields.mistake("/role", "expected `admin`, `developer` or `auditor`");
             None
         }
+    }
+}
+
+/// What the key is to be for, beside its role.
+fn scope(fields: &mut Fields) -> KeyScope {
+    let templates: Option<Vec<TemplateName>> = fields.list("templates");
+    let labels = fields.labels("labels");
+    KeyScope {
+        templates: templates.map(|all| all.iter().map(ToString::to_string).collect()),
+        labels: (!labels.is_empty()).then_some(labels),
     }
 }
 

@@ -50,6 +50,12 @@ pub(crate) fn unauthenticated(error: &Unauthenticated) -> Problem {
     }
 }
 
+/// What the policies of the control plane forbid to this key.
+pub(crate) fn beyond_rights(denied: &postern_policies::NotAllowed) -> Problem {
+    Problem::new(Code::Forbidden, denied.reason.clone())
+        .hint("use a key without this restriction: `GET /keys` shows what each is for")
+}
+
 pub(crate) fn lacks_role(role: Role, whole: bool) -> Problem {
     let of = if whole { " of the whole installation" } else { "" };
     Problem::new(Code::Forbidden, "the API key's role does not allow this call")

@@ -6,7 +6,7 @@
 
 use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
 use super::{Access, Answer, Api, Call, Route};
-use super::{configuration, exec, keys, observe, openapi, problems, sandboxes, secrets, tenants};
+use super::{configuration, exec, keys, observe, openapi, policy_set, problems, sandboxes, secrets, tenants};
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
 use http::Method;
@@ -83,6 +83,14 @@ routes! {
     GET "/policies/{name}" "getPolicy" READ, Kind::None, OF_TENANT, OK, configuration::get_policy, "Shows a policy file";
     PUT "/policies/{name}" "putPolicy" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_policy, "Puts a policy file";
     DELETE "/policies/{name}" "deletePolicy" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_policy, "Removes a policy file";
+    GET "/policy-set" "getPolicySet" READ, Kind::None, OF_TENANT, OK, policy_set::show, "Shows the policy set in force, its version, and what policies in shadow would have done of the newest requests";
+    PUT "/policy-set" "putPolicySet" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, OK, policy_set::push, "Puts a whole policy set, in force or in shadow, all or nothing";
+    DELETE "/policy-set/shadow" "dropShadowSet" CHANGE, Kind::None, OF_EDIT, OK, policy_set::drop_shadow, "Takes the set in shadow away";
+    POST "/policy-set/promote" "promotePolicies" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, OK, policy_set::promote, "Puts the set in shadow, or single policies in shadow, in force";
+    POST "/policy-set/rollback" "rollBackPolicies" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, OK, policy_set::roll_back, "Puts an older version of the policy set in force again";
+    GET "/policy-set/versions" "listPolicyVersions" READ, Kind::None, OF_TENANT, OK, policy_set::versions, "Lists the versions of the policy set, newest first";
+    GET "/policy-set/versions/{number}" "getPolicyVersion" READ, Kind::None, OF_TENANT, OK, policy_set::version, "Shows a version of the policy set";
+    POST "/policy-set/diff" "diffPolicies" READ, Kind::Json(CONFIGURATION_BYTES), &[TENANT, ("limit", "how many of the newest requests at most: 1 to 10000, 1000 if absent")], OK, policy_set::compare, "Decides recorded requests again under a candidate set and tells what would change";
     GET "/filters" "listFilters" READ, Kind::None, OF_TENANT, OK, configuration::list_filters, "Lists filters";
     GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, configuration::get_filter, "Shows a filter, without its component";
     PUT "/filters/{name}" "putFilter" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_filter, "Puts a filter: its manifest and its component";
@@ -103,7 +111,50 @@ routes! {
     GET "/decisions" "listDecisions" READ, Kind::None,
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("verdict", "`allow`, `deny` or `error`"), ("before", "older than this decision, for the next page")],
         OK, observe::decisions, "Shows what gateways decided, newest first";
+    GET "/decisions/{id}/explanation" "explainDecision" READ, Kind::None, OF_TENANT, OK, policy_set::explain, "Shows why a request was decided as it was";
     GET "/openapi.json" "openapi" Access::Open, Kind::None, &[], OK, openapi::document, "This document";
     GET "/problems/{code}" "problem" Access::Open, Kind::None, &[], OK, problems::page, "What a problem's code means";
     GET "/healthz" "health" Access::Open, Kind::None, &[], OK, observe::health, "Whether the orchestrator answers";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::api::Caller;
+    use crate::rights::Rights;
+    use crate::store::{KeyScope, Role};
+
+    fn caller(role: Role, is_whole: bool) -> Caller {
+        Caller {
+            key: "aaaaaaaaaaaaaaaa".parse().expect("an id"),
+            tenant: (!is_whole).then(|| "acme".parse().expect("a name")),
+            role,
+            operations: None,
+            scope: KeyScope::default(),
+        }
+    }
+
+    #[test]
+    fn the_policies_of_the_control_plane_say_what_the_table_says() {
+        let rights = Rights::shipped().expect("are sound");
+        for route in ROUTES.iter() {
+            for role in Role::ALL {
+                for is_whole in [false, true] {
+                    let wanted = match route.access {
+                        Access::Open => continue,
+                        Access::Key(least) => role >= least,
+                        Access::Installation => is_whole && role == Admin,
+                    };
+                    let allowed = rights.call(&caller(role, is_whole), route.id).is_ok();
+                    assert_eq!(allowed, wanted, "{} as {role:?}, whole: {is_whole}", route.id);
+                }
+            }
+        }
+        let known = rights.operations();
+        let routes: Vec<&str> = ROUTES.iter().map(|route| route.id).collect();
+        let groups = ["read", "use", "change", "install", "survey"];
+        let extra: Vec<&&str> =
+            known.iter().filter(|id| !routes.contains(id) && !groups.contains(id)).collect();
+        assert!(extra.is_empty(), "policies/control.cedarschema names what the API has not: {extra:?}");
+    }
 }

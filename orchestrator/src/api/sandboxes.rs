@@ -4,7 +4,7 @@
 mod wanted;
 
 use super::problems::Refused;
-use super::{Answer, Api, Call, json};
+use super::{Answer, Api, Call, json, scope};
 use crate::driver::DriveError;
 use crate::lifecycle::{Event, State};
 use crate::runtime::{Enforced, Level, RuntimeError};
@@ -137,6 +137,7 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
         }
         let level = level(&api, &wanted).await?;
         let new = wanted.sandbox(&api, &call, &tenant, clock::now())?;
+        scope::new_sandbox(&api, &call, &tenant, &new)?;
         let quotas = tenant.files.limits.quotas.clone();
         match api.driver.create(new, quotas, level, call.cause(None)?).await {
             Ok((row, token)) => {
@@ -161,6 +162,7 @@ async fn live(
 /// A repeat: the same user with the same wishes gets the sandbox and a fresh token.
 async fn found(api: &Api, call: &Call, wanted: &Wanted, row: SandboxRow, until_running: bool) -> Answer {
     wanted.compare(&row)?;
+    scope::sandbox(api, call, &row).await?;
     // Its token can be replaced once it runs; until then the one that made it is waited for.
     let row = if until_running || row.state == State::Creating { until_made(api, row).await? } else { row };
     let (row, token) = api.driver.refresh(&row.new.id, call.cause(None)?).await.map_err(Refused::from)?;
@@ -199,7 +201,8 @@ async fn level(api: &Api, wanted: &Wanted) -> Result<Level, Problem> {
         .into())
 }
 
-/// The sandbox that the path names, if the key sees its tenant. Another tenant's is not there.
+/// The sandbox that the path names, if the key sees its tenant and may do with it what is called.
+/// Another tenant's is not there.
 pub(super) async fn named(api: &Api, call: &Call, parameter: &str) -> Result<SandboxRow, Problem> {
     let id: SandboxId = call.path(parameter)?;
     let row = api.driver.sandbox(&id).await.map_err(Refused::from)?;
@@ -207,7 +210,11 @@ pub(super) async fn named(api: &Api, call: &Call, parameter: &str) -> Result<San
         Some(tenant) => row.new.tenant == tenant,
         None => true,
     };
-    if is_visible { Ok(row) } else { Err(Refused::from(DriveError::Unknown(id)).into()) }
+    if !is_visible {
+        return Err(Refused::from(DriveError::Unknown(id)).into());
+    }
+    scope::sandbox(api, call, &row).await?;
+    Ok(row)
 }
 
 /// `GET /sandbox`.
@@ -228,7 +235,9 @@ pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
     };
     let page = api.store.list_sandboxes(&filter).await.map_err(Refused::from)?;
     let next = page.sandboxes.last().filter(|_| page.has_more).map(|row| row.new.id.to_string());
-    let sandboxes = page.sandboxes.iter().map(|row| Shown::of(&api, row, None)).collect();
+    let caller = call.caller()?;
+    let seen = page.sandboxes.iter().filter(|row| scope::sees(caller, row));
+    let sandboxes = seen.map(|row| Shown::of(&api, row, None)).collect();
     json(StatusCode::OK, &Page { sandboxes, next })
 }
 

@@ -3,7 +3,7 @@
 
 use super::{InstallationKeys, random};
 use crate::seal::SealError;
-use crate::store::{ApiKeyRow, Role, Store, StoreError};
+use crate::store::{ApiKeyRow, KeyScope, Role, Store, StoreError};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, header};
@@ -28,6 +28,8 @@ pub(crate) struct Caller {
     pub(crate) role: Role,
     /// What sandboxes that it makes may call at most; see [`ApiKeyRow::operations`].
     pub(crate) operations: Option<Vec<Grant>>,
+    /// What it is for besides.
+    pub(crate) scope: KeyScope,
 }
 
 /// Why a caller was not believed.
@@ -64,6 +66,8 @@ pub(crate) struct WantedKey {
     pub(crate) label: String,
     /// See [`ApiKeyRow::operations`].
     pub(crate) operations: Option<Vec<Grant>>,
+    /// What it is for besides.
+    pub(crate) scope: KeyScope,
     /// Who makes it.
     pub(crate) created_by: String,
 }
@@ -89,6 +93,7 @@ pub(crate) fn mint(
         role: wanted.role,
         label: wanted.label,
         operations: wanted.operations,
+        scope: wanted.scope,
         created_by: wanted.created_by,
         created_at: now,
     };
@@ -141,5 +146,11 @@ pub(crate) async fn verify(
     if !keys.is_key_hash(text.as_bytes(), &row.hash) {
         return Err(Unauthenticated::Invalid);
     }
-    Ok(Caller { key: row.id, tenant: row.tenant, role: row.role, operations: row.operations })
+    Ok(Caller {
+        key: row.id,
+        tenant: row.tenant,
+        role: row.role,
+        operations: row.operations,
+        scope: row.scope,
+    })
 }

@@ -5,7 +5,9 @@ use super::{Action, AuditEntry, Columns, Store, StoreError, json_text, micros};
 use jiff::Timestamp;
 use postern_common::id::{ApiKeyId, TenantId};
 use postern_common::session::Grant;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What a key may do, each more than the one before.
 #[derive(
@@ -43,6 +45,15 @@ impl std::str::FromStr for Role {
     }
 }
 
+/// What a key is for, beside its role and its operations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct KeyScope {
+    /// The templates that it may use and put; `None`: every one.
+    pub(crate) templates: Option<Vec<String>>,
+    /// The labels that every sandbox which it touches must have; `None`: none.
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+}
+
 /// A key, without its secret.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiKeyRow {
@@ -57,6 +68,8 @@ pub(crate) struct ApiKeyRow {
     /// The operations that sandboxes which it makes may have at most; `None`: any that a template
     /// names, but not `*`.
     pub(crate) operations: Option<Vec<Grant>>,
+    /// What it is for besides.
+    pub(crate) scope: KeyScope,
     /// Who made it.
     pub(crate) created_by: String,
     /// When.
@@ -66,18 +79,24 @@ pub(crate) struct ApiKeyRow {
 }
 
 fn row(row: &impl Columns) -> Result<ApiKeyRow, StoreError> {
-    let operations = row.maybe_text("operations")?;
-    let operations = operations.map(|text| serde_json::from_str(&text)).transpose();
+    let operations = maybe_json(row, "operations")?;
+    let scope = KeyScope { templates: maybe_json(row, "templates")?, labels: maybe_json(row, "labels")? };
     Ok(ApiKeyRow {
         id: row.parsed("id")?,
         tenant: row.maybe_parsed("tenant")?,
         role: row.parsed("role")?,
         label: row.text("label")?,
-        operations: operations.map_err(|_malformed| StoreError::Corrupt { what: "operations" })?,
+        operations,
+        scope,
         created_by: row.text("created_by")?,
         created_at: row.time("created_at_micros")?,
         hash: row.bytes("hash")?,
     })
+}
+
+fn maybe_json<T: DeserializeOwned>(row: &impl Columns, name: &'static str) -> Result<Option<T>, StoreError> {
+    let value = row.maybe_text(name)?.map(|text| serde_json::from_str(&text)).transpose();
+    value.map_err(|_malformed| StoreError::Corrupt { what: name })
 }
 
 impl Store {
@@ -87,8 +106,8 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn add_key(&self, key: &ApiKeyRow, audit: &AuditEntry) -> Result<(), StoreError> {
         let mut change = self.change().await?;
-        let insert = "INSERT INTO api_keys (id, tenant, role, label, operations, hash, created_by, created_at_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        let insert = "INSERT INTO api_keys (id, tenant, role, label, operations, hash, created_by, created_at_micros, templates, labels) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         let operations = key.operations.as_ref().map(|list| json_text(list, "operations")).transpose()?;
         sqlx::query(insert)
             .bind(key.id.as_str().to_owned())
@@ -99,6 +118,8 @@ impl Store {
             .bind(key.hash.clone())
             .bind(key.created_by.clone())
             .bind(micros(key.created_at))
+            .bind(key.scope.templates.as_ref().map(|list| json_text(list, "templates")).transpose()?)
+            .bind(key.scope.labels.as_ref().map(|labels| json_text(labels, "labels")).transpose()?)
             .execute(&mut *change.0)
             .await?;
         change.record(audit).await?;

@@ -67,6 +67,12 @@ actions! {
     ResourceRemoved "resource.removed";
     /// A tenant's configuration was applied whole.
     ConfigurationApplied "configuration.applied";
+    /// A policy set was put whole, in force or in shadow.
+    PoliciesPushed "policies.pushed";
+    /// Policies came out of shadow.
+    PoliciesPromoted "policies.promoted";
+    /// A policy set of before is in force again.
+    PoliciesRolledBack "policies.rolled-back";
     /// A secret was set.
     SecretSet "secret.set";
     /// A secret was removed.

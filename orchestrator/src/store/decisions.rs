@@ -2,11 +2,18 @@
 //! Decisions of the gateways: kept up to a bound, the oldest go first.
 
 use super::{Columns, Store, StoreError, json_text, micros};
+use jiff::{SignedDuration, Timestamp};
 use postern_common::decision::{DecisionRecord, Verdict};
-use postern_common::id::{SandboxId, TenantId};
+use postern_common::id::{DecisionId, SandboxId, TenantId};
 
-/// Decisions that are kept: about 100 MB of records.
+/// Decisions that are kept.
 const KEPT: i64 = 100_000;
+/// Bytes of their records and what policies saw, together.
+const KEPT_BYTES: i64 = 256 << 20;
+/// How long they are kept.
+const KEPT_TIME: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Decisions that are decided again at once, at most.
+const REPLAYED: u32 = 10_000;
 
 /// Which decisions to show.
 #[derive(Debug, Clone, Default)]
@@ -38,9 +45,14 @@ impl Store {
     /// [`StoreError`]; then none of the batch was kept.
     pub(crate) async fn keep_decisions(&self, batch: &[DecisionRecord]) -> Result<(), StoreError> {
         let mut change = self.change().await?;
-        let insert = "INSERT INTO decisions (id, at_micros, tenant, sandbox_id, verdict, code, record) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING";
+        let insert = "INSERT INTO decisions (id, at_micros, tenant, sandbox_id, verdict, code, record, evidence, bytes) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
         for record in batch {
+            let evidence = record.evidence.as_deref().map(str::to_owned);
+            // The record is shown as it is; what policies saw is shown by its explanation alone.
+            let shown = DecisionRecord { evidence: None, ..record.clone() };
+            let text = json_text(&shown, "record")?;
+            let bytes = text.len() + evidence.as_ref().map_or(0, String::len);
             sqlx::query(insert)
                 .bind(record.id.as_str().to_owned())
                 .bind(micros(record.at))
@@ -48,22 +60,63 @@ impl Store {
                 .bind(record.sandbox_id.as_ref().map(|sandbox| sandbox.as_str().to_owned()))
                 .bind(verdict_name(record.verdict))
                 .bind(record.code.map(|code| code.as_str()))
-                .bind(json_text(record, "record")?)
+                .bind(text)
+                .bind(evidence)
+                .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
                 .execute(&mut *change.0)
                 .await?;
         }
         change.commit().await
     }
 
-    /// Drops what is over the bound.
+    /// Drops what is over one of the bounds: number, bytes, age.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn trim_decisions(&self) -> Result<(), StoreError> {
-        let delete =
+    pub(crate) async fn trim_decisions(&self, now: Timestamp) -> Result<(), StoreError> {
+        let number =
             "DELETE FROM decisions WHERE id <= (SELECT id FROM decisions ORDER BY id DESC LIMIT 1 OFFSET $1)";
-        sqlx::query(delete).bind(KEPT).execute(&self.pool).await?;
+        sqlx::query(number).bind(KEPT).execute(&self.pool).await?;
+        let oldest = now.saturating_sub(KEPT_TIME).unwrap_or(Timestamp::MIN);
+        let age = "DELETE FROM decisions WHERE at_micros < $1";
+        sqlx::query(age).bind(micros(oldest)).execute(&self.pool).await?;
+        let bytes = "DELETE FROM decisions WHERE id <= (SELECT MAX(id) FROM \
+             (SELECT id, SUM(bytes) OVER (ORDER BY id DESC) AS total FROM decisions) AS sized WHERE total > $1)";
+        sqlx::query(bytes).bind(KEPT_BYTES).execute(&self.pool).await?;
         Ok(())
+    }
+
+    /// One decision: the JSON that the gateway sent, and what policies saw of the request.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn decision(
+        &self,
+        tenant: Option<&TenantId>,
+        id: &DecisionId,
+    ) -> Result<Option<(serde_json::Value, Option<String>)>, StoreError> {
+        let select = "SELECT record, evidence FROM decisions WHERE id = $1 AND ($2 = '' OR tenant = $2)";
+        let row = sqlx::query(select)
+            .bind(id.as_str().to_owned())
+            .bind(tenant.map_or("", TenantId::as_str).to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| Ok((row.json("record")?, row.maybe_text("evidence")?))).transpose()
+    }
+
+    /// What policies saw of a tenant's newest requests, newest first, where it was kept.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn evidence(&self, tenant: &TenantId, limit: u32) -> Result<Vec<String>, StoreError> {
+        let select = "SELECT evidence FROM decisions WHERE tenant = $1 AND evidence IS NOT NULL \
+             ORDER BY id DESC LIMIT $2";
+        let rows = sqlx::query(select)
+            .bind(tenant.as_str().to_owned())
+            .bind(i64::from(limit.clamp(1, REPLAYED)))
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| row.text("evidence")).collect()
     }
 
     /// A page of decisions, newest first, as the JSON that the gateways sent.

@@ -33,6 +33,8 @@ const MIGRATIONS: &[Migration] = migrations![
     5 "000005_create_tenants",
     6 "000006_create_sandboxes",
     7 "000007_create_decisions",
+    8 "000008_create_policy_versions",
+    9 "000009_scope_api_keys",
 ];
 
 /// The tables could not be brought up to date.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a tenant owns: the parts of its configuration, and its sealed secrets.
 
-use super::{AuditEntry, Change, Columns, Store, StoreError, micros};
+use super::{Action, AuditEntry, Change, Columns, NewVersion, Store, StoreError, micros};
 use jiff::Timestamp;
 use postern_common::id::{SecretName, TenantId};
 
@@ -71,6 +71,29 @@ pub(crate) enum ResourceChange {
     Remove(Kind, String),
 }
 
+impl ResourceChange {
+    const fn kind(&self) -> Kind {
+        match self {
+            Self::Put(resource) => resource.kind,
+            Self::Remove(kind, _) => *kind,
+        }
+    }
+}
+
+/// Who changes policies and how, as the log of the same change says.
+fn new_version(audit: &[AuditEntry]) -> NewVersion<'static> {
+    let how = audit.iter().rev().find_map(|entry| match entry.action {
+        Action::PoliciesPushed => Some("pushed"),
+        Action::PoliciesPromoted => Some("promoted"),
+        Action::PoliciesRolledBack => Some("rolled-back"),
+        Action::ConfigurationApplied => Some("applied"),
+        _ => None,
+    });
+    let author = audit.first().map_or_else(|| "unknown".to_owned(), |entry| entry.actor.to_string());
+    let at = audit.first().map_or_else(postern_common::clock::now, |entry| entry.at);
+    NewVersion { author, how: how.unwrap_or("put"), at }
+}
+
 /// A secret as it is stored.
 #[derive(Debug, Clone)]
 pub(crate) struct SealedSecret {
@@ -119,11 +142,21 @@ impl Store {
         audit: &[AuditEntry],
     ) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
+        let had_policies = change.has_policies(tenant).await?;
         if !change.next_version(tenant, expected, has_policies).await? {
             return Ok(false);
         }
+        let new = new_version(audit);
+        let is_about_policies =
+            had_policies != has_policies || changes.iter().any(|each| each.kind() == Kind::Policy);
+        if is_about_policies {
+            change.note_policies_before(tenant, had_policies, new.at).await?;
+        }
         for each in changes {
             change.apply(tenant, each).await?;
+        }
+        if is_about_policies {
+            change.note_policies(tenant, has_policies, &new).await?;
         }
         for entry in audit {
             change.record(entry).await?;

@@ -149,6 +149,13 @@ impl Store {
 }
 
 impl Change {
+    /// Whether a tenant has a policy set of its own.
+    pub(crate) async fn has_policies(&mut self, name: &TenantId) -> Result<bool, StoreError> {
+        let select = "SELECT has_policies FROM tenants WHERE name = $1";
+        let row = sqlx::query(select).bind(name.as_str().to_owned()).fetch_optional(&mut *self.0).await?;
+        Ok(row.map(|row| row.number("has_policies")).transpose()?.is_some_and(|has| has != 0))
+    }
+
     /// Counts a tenant's version up, if it still is `expected`; `false` if somebody was faster.
     pub(crate) async fn next_version(
         &mut self,

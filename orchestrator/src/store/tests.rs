@@ -127,7 +127,12 @@ on_each_database!(
     keys_tenants_and_secrets_are_kept_and_go_with_their_tenant,
     changes_of_a_configuration_rest_on_a_version,
     opening_again_changes_nothing,
+    every_set_that_was_in_force_is_a_version,
+    decisions_are_kept_within_their_bounds,
 );
+
+mod policies;
+use policies::{decisions_are_kept_within_their_bounds, every_set_that_was_in_force_is_a_version};
 
 fn tenant() -> TenantId {
     TenantId::parse("acme").expect("a name")
@@ -309,6 +314,10 @@ async fn keys_tenants_and_secrets_are_kept_and_go_with_their_tenant(store: &Stor
         role: Role::Developer,
         label: "ci".to_owned(),
         operations: Some(vec!["*".parse().expect("a grant")]),
+        scope: KeyScope {
+            templates: Some(vec!["small".to_owned()]),
+            labels: Some(BTreeMap::from([("team".to_owned(), "a".to_owned())])),
+        },
         created_by: "x".to_owned(),
         created_at: now(),
         hash: vec![1, 2, 3],
@@ -316,8 +325,8 @@ async fn keys_tenants_and_secrets_are_kept_and_go_with_their_tenant(store: &Stor
     store.add_key(&key, &audit(Action::KeyCreated)).await.expect("answers");
     let found = store.key(&key.id).await.expect("answers").expect("is there");
     assert_eq!(
-        (found.role, found.operations, found.hash),
-        (key.role, key.operations.clone(), key.hash.clone())
+        (found.role, found.operations, found.hash, found.scope),
+        (key.role, key.operations.clone(), key.hash.clone(), key.scope.clone())
     );
     let secret = SecretName::parse("desk").expect("a name");
     for version in 1..=2 {
@@ -383,7 +392,13 @@ async fn an_interrupted_migration_of_another_tool_is_refused_with_the_repair() {
 async fn a_database_begun_by_another_tool_is_gone_on_with() {
     let database = Database::sqlite().await;
     let store = &database.store;
-    let undo = ["000007_create_decisions", "000006_create_sandboxes"].map(|name| {
+    let undo = [
+        "000009_scope_api_keys",
+        "000008_create_policy_versions",
+        "000007_create_decisions",
+        "000006_create_sandboxes",
+    ]
+    .map(|name| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/sqlite");
         std::fs::read_to_string(folder.join(format!("{name}.down.sql"))).expect("is there")
     });

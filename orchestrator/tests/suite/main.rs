@@ -9,6 +9,8 @@ mod bench;
 #[cfg(test)]
 mod configuration;
 #[cfg(test)]
+mod policy_set;
+#[cfg(test)]
 mod problems;
 #[cfg(test)]
 mod repeats;
@@ -18,3 +20,5 @@ mod restart;
 mod roles;
 #[cfg(test)]
 mod sandboxes;
+#[cfg(test)]
+mod scopes;
