@@ -243,6 +243,50 @@ pub(crate) enum Policy {
     },
     /// Judge requests by policies and entities that files hold; answers are JSON.
     Authorize(Authorize),
+    /// Why a request was decided as it was: policies, clauses, entities.
+    Explain {
+        /// The decision, as refusals and `postern`'s lists name it.
+        decision: String,
+    },
+    /// What a folder's policies would change of the requests that were recorded.
+    Diff {
+        /// The configuration folder of the candidate.
+        #[arg(long, value_name = "DIR")]
+        candidate: PathBuf,
+        /// The newest so many requests.
+        #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+        limit: u32,
+    },
+    /// Put a folder's policies in force, or in shadow: the whole set, or nothing.
+    Push {
+        /// The configuration folder.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// Only watch: decisions tell what this set would have done.
+        #[arg(long)]
+        shadow: bool,
+        /// Only check, and print the difference.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Put the set in shadow in force, or single policies that only watch.
+    Promote {
+        /// Ids of policies with `@mode("shadow")`; none: the set in shadow.
+        policies: Vec<String>,
+        /// Only check, and print the difference.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Put an older version of the set in force again.
+    Rollback {
+        /// Which, as `status` lists them; else the one before.
+        #[arg(long, value_name = "VERSION")]
+        to: Option<i64>,
+    },
+    /// What is in force since when, what watches, and the versions before.
+    Status,
+    /// Take the set in shadow away.
+    DropShadow,
 }
 
 /// `postern policy authorize`.
@@ -304,6 +348,18 @@ pub(crate) enum Key {
         /// admin, developer or auditor.
         #[arg(long, default_value = "developer")]
         role: String,
+        /// What people call it.
+        #[arg(long)]
+        label: Option<String>,
+        /// Sandboxes that it makes may call this at most; may be repeated.
+        #[arg(long = "operation", value_name = "OPERATION")]
+        operations: Vec<String>,
+        /// It is for this template only; may be repeated.
+        #[arg(long = "template", value_name = "TEMPLATE")]
+        templates: Vec<String>,
+        /// It is for sandboxes with this label only; may be repeated.
+        #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+        only: Vec<(String, String)>,
     },
     /// List keys, never their secrets.
     Ls,

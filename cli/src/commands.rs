@@ -42,7 +42,8 @@ pub(crate) async fn run(
         Command::Schema { kind } => schema::run(kind, output),
         Command::Demo(wanted) => crate::demo::run(&wanted, output).await,
         Command::Policy(wanted) => {
-            policy::run(wanted, settings.tenant().map_err(Failure::Usage)?, output).await
+            let tenant = settings.tenant().map_err(Failure::Usage)?;
+            policy::run(wanted, tenant, server, output).await
         }
         Command::Up(_) => crate::up::run(&settings, around, output).await,
         Command::Doctor => Err(Failure::Usage("this command is not there yet".to_owned())),

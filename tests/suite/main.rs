@@ -16,6 +16,8 @@ mod reload;
 #[cfg(test)]
 mod repeat;
 #[cfg(test)]
+mod rollout;
+#[cfg(test)]
 mod running;
 #[cfg(test)]
 mod story;

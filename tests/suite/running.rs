@@ -95,25 +95,27 @@ pub(crate) struct Up {
 impl Up {
     /// Starts with the example's configuration.
     pub(crate) fn start(backend: &Backend) -> Self {
-        let folder = tempfile::Builder::new().prefix("postern-test-").tempdir().expect("a folder");
-        let config = folder.path().join("config");
-        copy_folder(&project().join("examples/support-desk/config"), &config);
-        let file = config.join("backends/support-desk/backend.toml");
-        let text = fs::read_to_string(&file).expect("reads");
-        fs::write(&file, text.replace("127.0.0.1:9000", &format!("127.0.0.1:{}", backend.port)))
-            .expect("writes");
-        Self::on(Arc::new(folder))
+        Self::on(Arc::new(configured(backend)))
+    }
+
+    /// Starts without a watched folder: the API owns the tenant, and `config/` waits to be applied.
+    pub(crate) fn unwatched(backend: &Backend) -> Self {
+        let folder = Arc::new(configured(backend));
+        let mut command = postern(folder.path());
+        command.arg("up").env("POSTERN_UPSTREAMS_ALLOW", format!("127.0.0.1:{}", backend.port));
+        Self::launch(folder, command)
     }
 
     /// Starts on folders that are there already, and waits until it serves.
     pub(crate) fn on(folder: Arc<tempfile::TempDir>) -> Self {
-        let mut child = postern(folder.path())
-            .args(["up", "--config"])
-            .arg(folder.path().join("config"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("postern starts");
+        let mut command = postern(folder.path());
+        command.args(["up", "--config"]).arg(folder.path().join("config"));
+        Self::launch(folder, command)
+    }
+
+    fn launch(folder: Arc<tempfile::TempDir>, mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("postern starts");
         let log = Arc::new(Mutex::new(String::new()));
         follow(child.stdout.take().expect("is piped"), &log);
         follow(child.stderr.take().expect("is piped"), &log);
@@ -226,6 +228,17 @@ impl Drop for Up {
     }
 }
 
+/// A folder with the example's configuration, which points at the backend.
+fn configured(backend: &Backend) -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("postern-test-").tempdir().expect("a folder");
+    let config = folder.path().join("config");
+    copy_folder(&project().join("examples/support-desk/config"), &config);
+    let file = config.join("backends/support-desk/backend.toml");
+    let text = fs::read_to_string(&file).expect("reads");
+    fs::write(&file, text.replace("127.0.0.1:9000", &format!("127.0.0.1:{}", backend.port))).expect("writes");
+    folder
+}
+
 /// `postern` with nothing of this process's own settings, on this folder's data.
 pub(crate) fn postern(folder: &Path) -> Command {
     let mut command = Command::new(programs().join("postern"));
@@ -249,7 +262,7 @@ fn follow(output: impl std::io::Read + Send + 'static, log: &Arc<Mutex<String>>)
     });
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("makes folders");
     for entry in fs::read_dir(from).expect("reads") {
         let entry = entry.expect("reads");

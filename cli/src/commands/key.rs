@@ -8,12 +8,17 @@ use crate::client::segment;
 use crate::failure::Failure;
 use anyhow::Context as _;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// Runs one of the commands.
 pub(super) async fn run(server: &Server, wanted: Key) -> Result<(), Failure> {
     match wanted {
-        Key::Create { role } => {
-            let made = server.post("/keys", &json!({ "role": role })).await?;
+        Key::Create { role, label, operations, templates, only } => {
+            let listed = |list: Vec<String>| (!list.is_empty()).then_some(list);
+            let labels: BTreeMap<String, String> = only.into_iter().collect();
+            let body = json!({ "role": role, "label": label, "operations": listed(operations),
+                "templates": listed(templates), "labels": labels });
+            let made = server.post("/keys", &body).await?;
             let key =
                 made.get("key").and_then(serde_json::Value::as_str).context("the answer holds no key")?;
             server.output.answer(&made, || key.to_owned());

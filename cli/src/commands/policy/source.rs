@@ -15,6 +15,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) schema: Arc<TenantSchema>,
+    /// The same files by their bare names, as the API takes them.
+    pub(super) files: TenantFiles,
     /// `None`: the folder has no set of its own.
     pub(super) policies: Option<Vec<PolicySource>>,
     pub(super) tests: Vec<PolicySource>,
@@ -28,12 +30,19 @@ impl Sources {
             schema: schema_of(&files, tenant)?,
             policies: files.policies.as_ref().map(|policies| named(policies, "", "cedar")),
             tests: named(&files.policy_tests, "tests/", "toml"),
+            files,
         })
     }
 
     /// The set, checked; mistakes are the failure.
     pub(super) fn load(&self) -> Result<TenantPolicies, Failure> {
         TenantPolicies::load(&self.schema, self.policies.as_deref()).map_err(mistakes)
+    }
+
+    /// The folder's set, as the API takes it.
+    pub(super) fn texts(&self) -> Result<&BTreeMap<PolicyName, String>, Failure> {
+        let none = || anyhow!("the folder has no `policies/`: there is no set to send");
+        Ok(self.files.policies.as_ref().ok_or_else(none)?)
     }
 }
 
