@@ -20,8 +20,8 @@ use crate::lifecycle::{self, Effect, Event, Refusal, State};
 use crate::runtime::{Level, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{
-    Action, Actor, AddedSandbox, AuditEntry, NewSandbox, OverQuota, Quotas, SandboxRow, Store, StoreError,
-    Transition,
+    Action, Actor, AddedSandbox, AuditEntry, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxRow, Store,
+    StoreError, Transition,
 };
 use lanes::Lanes;
 use postern_common::clock;
@@ -364,12 +364,66 @@ impl Driver {
         answer.await.unwrap_or_else(|_stopped| Err(DriveError::Silent(id.clone())))
     }
 
+    /// Changes a live sandbox's deadlines or labels, and what gateways know of them; its token is
+    /// replaced by one that is good for as long as it may be now. A caller who leaves interrupts
+    /// nothing of that.
+    ///
+    /// # Errors
+    /// [`DriveError`]; [`DriveError::Session`] if it is on its way out.
+    pub(crate) async fn change(
+        &self,
+        id: &SandboxId,
+        change: SandboxChange,
+        cause: Cause,
+    ) -> Result<SandboxRow, DriveError> {
+        let (told, answer) = oneshot::channel();
+        let (driver, of) = (self.clone(), id.clone());
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let _ = told.send(driver.make_change(&of, &change, cause).await).is_ok();
+        });
+        answer.await.unwrap_or_else(|_stopped| Err(DriveError::Silent(id.clone())))
+    }
+
+    async fn make_change(
+        &self,
+        id: &SandboxId,
+        change: &SandboxChange,
+        cause: Cause,
+    ) -> Result<SandboxRow, DriveError> {
+        let turn = self.0.lanes.turn(id).await;
+        let row = self.sandbox(id).await?;
+        let entry = entry(&row.new, Action::SandboxPatched, &cause);
+        if !self.parts().store.change_sandbox(id, change, &entry).await? {
+            if row.state.is_over() {
+                self.0.lanes.remove(id);
+            }
+            return Err(SessionError::Ended(id.clone()).into());
+        }
+        if row.state == State::Running
+            && let Err(error) = self.replace_in_turn(id, cause).await
+        {
+            // It is changed; its token is tried again soon.
+            log(id, &error, "hand over the token of its new deadline");
+        }
+        drop(turn);
+        self.sandbox(id).await
+    }
+
     async fn replace_token(
         &self,
         id: &SandboxId,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let _turn = self.0.lanes.turn(id).await;
+        self.replace_in_turn(id, cause).await
+    }
+
+    /// The caller is in the sandbox's lane.
+    async fn replace_in_turn(
+        &self,
+        id: &SandboxId,
+        cause: Cause,
+    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let row = self.sandbox(id).await?;
         if row.state != State::Running {
             if row.state.is_over() {

@@ -24,7 +24,7 @@ pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_di
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
 pub(crate) use sandboxes::{
-    AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxFilter, SandboxRow, Transition,
+    AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow, Transition,
 };
 pub(crate) use sessions::SessionRow;
 pub use tenants::Owner;

@@ -141,8 +141,8 @@ impl Fields {
     }
 
     /// Takes labels: few, short, without control characters.
-    pub(crate) fn labels(&mut self, name: &str) -> BTreeMap<String, String> {
-        let labels = self.texts(name).unwrap_or_default();
+    pub(crate) fn labels(&mut self, name: &str) -> Option<BTreeMap<String, String>> {
+        let labels = self.texts(name)?;
         if labels.len() > MAX_LABELS {
             self.mistake(format!("/{name}"), format!("there are {}; {MAX_LABELS} are allowed", labels.len()));
         }
@@ -154,7 +154,7 @@ impl Fields {
                 self.mistake(format!("/{name}/{}", escaped(key)), message);
             }
         }
-        labels
+        Some(labels)
     }
 
     /// Takes an object as it is.

@@ -59,6 +59,7 @@ routes! {
         &[TENANT, LIMIT, ("user_id", "of this user"), ("conversation_id", "of this conversation"), ("status", "with this status"), ("after", "after this sandbox, for the next page")],
         OK, sandboxes::list, "Lists sandboxes, newest first";
     GET "/sandbox/{id}" "getSandbox" READ, Kind::None, OF_TENANT, OK, sandboxes::show, "Shows a sandbox";
+    PATCH "/sandbox/{id}" "changeSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::change, "Extends a sandbox's life (`ttl`, from now), or changes its `idle` or `labels`";
     DELETE "/sandbox/{id}" "destroySandbox" USE, Kind::None,
         &[TENANT, ("wait", "`destroyed` (as if absent): answer once it is gone; `no`: at once")],
         &[(200, "it is gone"), (202, "it is being destroyed")],

@@ -247,6 +247,14 @@ pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
     json(StatusCode::OK, &Shown::of(&api, &row, None))
 }
 
+/// `PATCH /sandbox/{id}`.
+pub(super) async fn change(api: Arc<Api>, call: Call) -> Answer {
+    let change = wanted::changes(&call.body, clock::now())?;
+    let row = named(&api, &call, "id").await?;
+    let row = api.driver.change(&row.new.id, change, call.cause(None)?).await.map_err(Refused::from)?;
+    json(StatusCode::OK, &Shown::of(&api, &row, None))
+}
+
 /// `DELETE /sandbox/{id}`.
 pub(super) async fn destroy(api: Arc<Api>, call: Call) -> Answer {
     let patience = match call.query.text("wait") {

@@ -49,6 +49,8 @@ actions! {
     SandboxCreated "sandbox.created";
     /// A sandbox changed its state.
     SandboxChanged "sandbox.changed";
+    /// A sandbox's deadlines or labels were changed.
+    SandboxPatched "sandbox.patched";
     /// A sandbox's token was replaced.
     TokenRefreshed "token.refreshed";
     /// Files that could not be kept, or how many were.

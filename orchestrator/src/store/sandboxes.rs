@@ -70,6 +70,17 @@ pub(crate) enum AddedSandbox {
     OverQuota(OverQuota),
 }
 
+/// What may be changed of a live sandbox; what is `None` stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SandboxChange {
+    /// Its end.
+    pub(crate) expires_at: Option<Timestamp>,
+    /// How long it may be unused.
+    pub(crate) idle: Option<Duration>,
+    /// Its labels, all of them.
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+}
+
 /// A quota that is used up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the quota `{name}` of {quota} is used up: there are {number}")]
@@ -300,6 +311,38 @@ impl Store {
             .bind(transition.running.as_ref().map(RunningRecord::write).transpose()?)
             .bind(i64::from(is_over))
             .bind(micros(audit.at))
+            .execute(&mut *change.0)
+            .await?;
+        if updated.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// Changes a sandbox that is being made, runs or is kept; `false` if it is not any more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn change_sandbox(
+        &self,
+        id: &SandboxId,
+        new: &SandboxChange,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let mut change = self.change().await?;
+        let update = "UPDATE sandboxes SET expires_at_micros = COALESCE($2, expires_at_micros), \
+             idle_micros = COALESCE($3, idle_micros), \
+             idle_at_micros = CASE WHEN $3 IS NULL THEN idle_at_micros ELSE $4 + $3 END, \
+             labels = COALESCE($5, labels) \
+             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped')";
+        let updated = sqlx::query(update)
+            .bind(id.as_str().to_owned())
+            .bind(new.expires_at.map(micros))
+            .bind(new.idle.map(duration_micros))
+            .bind(micros(audit.at))
+            .bind(new.labels.as_ref().map(|labels| json_text(labels, "labels")).transpose()?)
             .execute(&mut *change.0)
             .await?;
         if updated.rows_affected() == 0 {

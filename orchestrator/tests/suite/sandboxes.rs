@@ -189,3 +189,40 @@ async fn decisions_of_gateways_are_kept_and_shown() {
     assert_eq!(seen["decisions"].as_array().map(Vec::len), Some(2), "a tenant sees its own only");
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_is_extended_and_labelled() {
+    let bench = Bench::real().await;
+    let body =
+        json!({ "user_id": "alice", "conversation_id": "c1", "ttl": "5m", "labels": { "team": "desk" } });
+    let made = bench.post("/sandbox?wait=running", body).await;
+    let (sandbox, first) = (made.field("sandbox_id"), claims(&bench.orchestrator, &made.field("token")));
+    let path = format!("/sandbox/{sandbox}");
+    let patch = async |body| bench.call(Method::PATCH, &path, body).await;
+
+    let changed = patch(json!({ "ttl": "50m", "idle": "20m" })).await;
+    assert_eq!(changed.status, StatusCode::OK, "{}", changed.text);
+    let (before, after) = (made.json(), changed.json());
+    let time = |json: &serde_json::Value, name: &str| -> jiff::Timestamp {
+        json[name].as_str().expect("a time").parse().expect("a time")
+    };
+    assert!(time(&after, "expires_at") > time(&before, "expires_at"), "{after}");
+    assert!(time(&after, "idle_at") > time(&before, "idle_at"), "{after}");
+    assert_eq!(after["labels"], json!({ "team": "desk" }), "what is left out stays");
+    assert!(after.get("token").is_none());
+    let session = bench.told().last_session(&sandbox);
+    assert_eq!(session.expires_at, time(&after, "expires_at"), "gateways know");
+    let longest = session.tokens.iter().map(|token| token.until.as_second()).max().expect("has one");
+    assert!(longest > i64::try_from(first.exp).expect("fits") + 60 * 40, "its token lives as long");
+
+    let labelled = patch(json!({ "labels": { "plan": "gold" } })).await;
+    assert_eq!(labelled.json()["labels"], json!({ "plan": "gold" }));
+    assert_eq!(bench.told().last_session(&sandbox).labels["plan"], "gold");
+    assert_eq!(bench.shell(&sandbox, "echo alive").await, "alive\n");
+
+    assert_eq!(patch(json!({})).await.code(), "invalid-input");
+    assert_eq!(patch(json!({ "ttl": "25h", "user_id": "bob" })).await.code(), "invalid-input");
+    bench.delete(&path).await;
+    assert_eq!(patch(json!({ "ttl": "1h" })).await.code(), "state-conflict");
+    bench.close().await;
+}

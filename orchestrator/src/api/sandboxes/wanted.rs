@@ -9,7 +9,7 @@ use crate::keys::random;
 use crate::operations::{Ungrantable, resolve};
 use crate::runtime::{self, Level, Limits};
 use crate::seal::Place;
-use crate::store::{Asked, NewSandbox, SandboxRow};
+use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow};
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
 use jiff::Timestamp;
 use postern_common::folder::TemplateFile;
@@ -73,13 +73,8 @@ impl Wanted {
         {
             fields.mistake("/claims", format!("claims have at most {CLAIMS_BYTES} bytes"));
         }
-        let labels = fields.labels("labels");
-        let (ttl, idle) = (fields.duration("ttl"), fields.duration("idle"));
-        for (name, time) in [("ttl", ttl), ("idle", idle)] {
-            if time.is_some_and(|time| time > MAX_TTL) {
-                fields.mistake(format!("/{name}"), "at most 24h");
-            }
-        }
+        let labels = fields.labels("labels").unwrap_or_default();
+        let (ttl, idle) = times(&mut fields);
         let (made_of, granted) = judge(&mut fields, call, tenant, template.as_ref(), operations.as_deref())?;
         let isolation = isolation(&mut fields, api, &made_of);
         let (Some(user_id), Some(conversation_id)) = (user_id, conversation_id) else {
@@ -182,13 +177,39 @@ impl Wanted {
             env_digest: self.env_digest.clone().unwrap_or_else(|| env_digest(api, &BTreeMap::new())),
             asked: Asked { isolation: self.isolation, limits: limits(&self.made_of) },
             created_by: call.actor()?.to_string(),
-            // As the database keeps it, so that what is told now and after a restart is the same.
-            expires_at: crate::store::whole_micros(
-                now.saturating_add(crate::driver::signed(ttl)).unwrap_or(Timestamp::MAX),
-            ),
+            expires_at: end(now, ttl),
             idle: self.idle.or(self.made_of.idle).unwrap_or(IDLE),
         })
     }
+}
+
+/// Takes `ttl` and `idle`.
+fn times(fields: &mut Fields) -> (Option<Duration>, Option<Duration>) {
+    let (ttl, idle) = (fields.duration("ttl"), fields.duration("idle"));
+    for (name, time) in [("ttl", ttl), ("idle", idle)] {
+        if time.is_some_and(|time| time > MAX_TTL) {
+            fields.mistake(format!("/{name}"), "at most 24h");
+        }
+    }
+    (ttl, idle)
+}
+
+/// Reads what is to be changed of a sandbox; a `ttl` counts from now.
+pub(super) fn changes(body: &[u8], now: Timestamp) -> Result<SandboxChange, Problem> {
+    let mut fields = Fields::read(body)?;
+    let labels = fields.labels("labels");
+    let (ttl, idle) = times(&mut fields);
+    if labels.is_none() && ttl.is_none() && idle.is_none() {
+        fields.mistake("", "nothing is to be changed: give `ttl`, `idle` or `labels`");
+    }
+    fields.finish()?;
+    Ok(SandboxChange { expires_at: ttl.map(|ttl| end(now, ttl)), idle, labels })
+}
+
+/// The end of a life that begins now, as the database keeps it, so that what is told now and after
+/// a restart is the same.
+fn end(now: Timestamp, ttl: Duration) -> Timestamp {
+    crate::store::whole_micros(now.saturating_add(crate::driver::signed(ttl)).unwrap_or(Timestamp::MAX))
 }
 
 fn template_name(asked: Option<&TemplateName>) -> Result<TemplateName, Problem> {
