@@ -36,7 +36,7 @@ use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::keys::api::{Caller, Unauthenticated, authenticate};
 use crate::rights::Rights;
-use crate::runtime::Level;
+use crate::runtime::Isolation;
 use crate::store::{Actor, Owner, Role, Store};
 use axum::body::Body;
 use axum::extract::{RawPathParams, Request, State};
@@ -70,7 +70,7 @@ pub(crate) struct Api {
     /// What API keys may do.
     pub(crate) rights: Rights,
     /// The isolation that the operator wants exactly, if any.
-    pub(crate) isolation: Option<Level>,
+    pub(crate) isolation: Option<Isolation>,
     /// Owns streams that outlive a request's handler.
     pub(crate) tasks: Tasks,
 }

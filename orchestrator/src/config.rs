@@ -2,7 +2,7 @@
 //! What an orchestrator is told when it starts.
 
 use crate::keys::GivenKeys;
-use crate::runtime::Level;
+use crate::runtime::Isolation;
 use postern_common::secret::Secret;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct Config {
     /// Makes the backend `default` of tenant `default`.
     pub backend_url: Option<Url>,
     /// The isolation that every sandbox must have exactly; `None`: the best that works.
-    pub isolation: Option<Level>,
+    pub isolation: Option<Isolation>,
     /// The program `postern-compile`; without it filters are refused.
     pub compiler: Option<PathBuf>,
 }

@@ -17,7 +17,7 @@ use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
-use crate::runtime::{Level, Running, RuntimeError};
+use crate::runtime::{Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{
     Action, Actor, AddedSandbox, AuditEntry, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxRow, Store,
@@ -141,7 +141,7 @@ impl Driver {
         &self,
         new: NewSandbox,
         quotas: Quotas,
-        level: Level,
+        level: Isolation,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let (told, answer) = oneshot::channel();
@@ -172,7 +172,7 @@ impl Driver {
         &self,
         new: NewSandbox,
         quotas: &Quotas,
-        level: Level,
+        level: Isolation,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let now = clock::now();
@@ -431,7 +431,7 @@ impl Driver {
             }
             return Err(SessionError::Ended(id.clone()).into());
         }
-        let level = row.running.as_ref().map_or(Level::Namespaces, |running| running.isolation);
+        let level = row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation);
         // Until the sandbox has it, it holds a token that is good for a minute only: whatever
         // cuts this off, it is begun again before.
         let soon = clock::now().saturating_add(signed(HAND_OVER_AGAIN)).unwrap_or(row.new.expires_at);

@@ -14,7 +14,7 @@ use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
 use crate::lifecycle::State as Status;
 use crate::rights::Rights;
-use crate::runtime::Level;
+use crate::runtime::Isolation;
 use crate::seal::SealError;
 use crate::sessions::{Sessions, session};
 use crate::store::{Action, Actor, AuditEntry, KeyScope, OpenError, Owner, Role, Store, StoreError};
@@ -280,7 +280,7 @@ async fn known_sessions(store: &Store) -> Result<State, StoreError> {
             continue;
         }
         if let Some(kept) = store.session(&row.new.id).await? {
-            let level = row.running.as_ref().map_or(Level::Namespaces, |running| running.isolation);
+            let level = row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation);
             state.sessions.push(session(&row, kept, level));
         }
     }

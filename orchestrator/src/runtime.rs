@@ -13,49 +13,20 @@ pub use agent::{Agent, AgentError};
 
 use futures_util::future::BoxFuture;
 use postern_common::id::SandboxId;
+pub use postern_common::session::Isolation;
 pub use postern_shim::exit::{Exit, Reason};
 pub use postern_shim::spec::{Enforced, Limits};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-
-/// How well a sandbox is kept apart from what runs it; a greater one is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Namespaces, seccomp and Landlock on the shared kernel.
-    Namespaces,
-    /// gVisor: a kernel of its own in user space.
-    Gvisor,
-}
-
-impl Level {
-    /// All of them, best first.
-    pub const BEST_FIRST: [Self; 2] = [Self::Gvisor, Self::Namespaces];
-
-    /// The name that the API, the CLI and templates use.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespaces => "namespaces",
-            Self::Gvisor => "gvisor",
-        }
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
 
 /// Which isolation a sandbox is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wanted {
     /// The best that works here, but not below this.
-    AtLeast(Level),
+    AtLeast(Isolation),
     /// Exactly this.
-    Exactly(Level),
+    Exactly(Isolation),
 }
 
 /// A sandbox to be made.
@@ -75,7 +46,7 @@ pub struct Running {
     /// Its id.
     pub sandbox: SandboxId,
     /// The isolation that was reached.
-    pub isolation: Level,
+    pub isolation: Isolation,
     /// What it may use.
     pub limits: Limits,
     /// Which of the limits really hold.
@@ -112,7 +83,7 @@ impl Found {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Probed {
     /// The level.
-    pub level: Level,
+    pub level: Isolation,
     /// Which limits hold, or why it does not work and what to do.
     pub outcome: Result<Enforced, String>,
 }

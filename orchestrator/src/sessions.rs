@@ -7,7 +7,6 @@
 
 use crate::control::{ACKNOWLEDGE_TIME, Gateways};
 use crate::keys::InstallationKeys;
-use crate::runtime::Level;
 use crate::seal::SealError;
 use crate::store::{SandboxRow, SessionRow, Store, StoreError};
 use jiff::{SignedDuration, Timestamp};
@@ -86,7 +85,7 @@ impl Sessions {
         &self,
         sandbox: &SandboxRow,
         peer: Peer,
-        level: Level,
+        level: Isolation,
         now: Timestamp,
     ) -> Result<Secret<String>, SessionError> {
         let Minted { accepted, token, rotate_at } = self.mint(sandbox, now)?;
@@ -105,7 +104,7 @@ impl Sessions {
     pub(crate) async fn refresh(
         &self,
         sandbox: &SandboxRow,
-        level: Level,
+        level: Isolation,
         now: Timestamp,
         again: Timestamp,
     ) -> Result<Replaced, SessionError> {
@@ -118,7 +117,7 @@ impl Sessions {
         Ok(Replaced { token, rotate_at })
     }
 
-    async fn put(&self, sandbox: &SandboxRow, row: SessionRow, level: Level) -> Result<(), SessionError> {
+    async fn put(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation) -> Result<(), SessionError> {
         if !self.store.put_session(&row).await? {
             return Err(SessionError::Ended(row.sandbox_id));
         }
@@ -127,7 +126,7 @@ impl Sessions {
     }
 
     /// Tells the gateways of a session.
-    pub(crate) async fn publish(&self, sandbox: &SandboxRow, row: SessionRow, level: Level) {
+    pub(crate) async fn publish(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation) {
         let session = session(sandbox, row, level);
         let told = self.gateways.publish(Change::Session(Box::new(session)), ACKNOWLEDGE_TIME).await;
         if !told.refused.is_empty() {
@@ -197,7 +196,7 @@ fn rotation(now: Timestamp, until: Timestamp, end: Timestamp) -> Timestamp {
 
 /// A session as gateways know it.
 #[must_use]
-pub(crate) fn session(sandbox: &SandboxRow, row: SessionRow, level: Level) -> Session {
+pub(crate) fn session(sandbox: &SandboxRow, row: SessionRow, level: Isolation) -> Session {
     let new = &sandbox.new;
     Session {
         sandbox_id: new.id.clone(),
@@ -209,10 +208,7 @@ pub(crate) fn session(sandbox: &SandboxRow, row: SessionRow, level: Level) -> Se
         peer: row.peer,
         expires_at: row.expires_at,
         template: new.template.clone(),
-        isolation: match level {
-            Level::Namespaces => Isolation::Namespaces,
-            Level::Gvisor => Isolation::Gvisor,
-        },
+        isolation: level,
         labels: new.labels.clone(),
         claims: new.claims.clone(),
     }

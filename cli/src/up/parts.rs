@@ -17,7 +17,7 @@ use postern_common::tasks::Tasks;
 use postern_gateway::{Config as GatewayConfig, Gateway, Settings as GatewaySettings};
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
-use postern_orchestrator::runtime::{Enforced, Level, Probed, Runtime as _};
+use postern_orchestrator::runtime::{Enforced, Isolation, Probed, Runtime as _};
 use postern_orchestrator::{Config, Orchestrator, Prepared};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -186,18 +186,18 @@ fn gateway_config(
     GatewayConfig::check(gateway).map_err(|mistakes| Failure::Usage(joined(&mistakes)))
 }
 
-const fn exactly(wanted: WantedIsolation) -> Option<Level> {
+const fn exactly(wanted: WantedIsolation) -> Option<Isolation> {
     match wanted {
         WantedIsolation::Auto => None,
-        WantedIsolation::Gvisor => Some(Level::Gvisor),
-        WantedIsolation::Namespaces => Some(Level::Namespaces),
+        WantedIsolation::Gvisor => Some(Isolation::Gvisor),
+        WantedIsolation::Namespaces => Some(Isolation::Namespaces),
     }
 }
 
 /// Makes sure that some isolation that would do works here; else says what each one lacks.
 fn is_isolated(settings: &Settings, probed: &[Probed]) -> Result<(), Failure> {
     let wanted = exactly(settings.isolation());
-    let would_do = |level: Level| wanted.is_none_or(|wanted| wanted == level);
+    let would_do = |level: Isolation| wanted.is_none_or(|wanted| wanted == level);
     if probed.iter().any(|it| would_do(it.level) && it.outcome.is_ok()) {
         return Ok(());
     }
@@ -259,8 +259,8 @@ mod tests {
 
     fn probed() -> Vec<Probed> {
         vec![
-            Probed { level: Level::Gvisor, outcome: Err("there is no `runsc`".into()) },
-            Probed { level: Level::Namespaces, outcome: Ok(Enforced { disk: false, ..ALL }) },
+            Probed { level: Isolation::Gvisor, outcome: Err("there is no `runsc`".into()) },
+            Probed { level: Isolation::Namespaces, outcome: Ok(Enforced { disk: false, ..ALL }) },
         ]
     }
 

@@ -7,7 +7,7 @@ use super::problems::Refused;
 use super::{Answer, Api, Call, json, scope};
 use crate::driver::DriveError;
 use crate::lifecycle::{Event, State};
-use crate::runtime::{Enforced, Level, RuntimeError};
+use crate::runtime::{Enforced, Isolation, RuntimeError};
 use crate::store::{SandboxFilter, SandboxRow};
 use http::StatusCode;
 use jiff::Timestamp;
@@ -182,13 +182,13 @@ async fn until_made(api: &Api, row: SandboxRow) -> Result<SandboxRow, Problem> {
 }
 
 /// The isolation that a new sandbox will have.
-async fn level(api: &Api, wanted: &Wanted) -> Result<Level, Problem> {
+async fn level(api: &Api, wanted: &Wanted) -> Result<Isolation, Problem> {
     let (least, exact) = match wanted.isolation() {
         crate::runtime::Wanted::AtLeast(least) => (least, None),
         crate::runtime::Wanted::Exactly(exact) => (exact, Some(exact)),
     };
     let probed = api.host.probe().await;
-    let fits = |level: Level| level >= least && exact.is_none_or(|exact| exact == level);
+    let fits = |level: Isolation| level >= least && exact.is_none_or(|exact| exact == level);
     let best = probed.iter().find(|probed| fits(probed.level) && probed.outcome.is_ok());
     if let Some(best) = best {
         return Ok(best.level);

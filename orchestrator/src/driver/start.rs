@@ -4,7 +4,7 @@
 use super::{AGENT_TIME, Cause, DriveError, Driver, keep};
 use crate::lifecycle::{self, Event};
 use crate::runtime::agent::Identity;
-use crate::runtime::{Create, Level, Running, RuntimeError};
+use crate::runtime::{Create, Isolation, Running, RuntimeError};
 use crate::seal::Place;
 use crate::store::SandboxRow;
 use postern_common::secret::Secret;
@@ -13,7 +13,13 @@ use std::collections::BTreeMap;
 
 impl Driver {
     /// Makes a sandbox whose row and session are there. The caller is in its lane.
-    pub(super) async fn start(&self, row: SandboxRow, token: Secret<String>, level: Level, shutdown: &Stop) {
+    pub(super) async fn start(
+        &self,
+        row: SandboxRow,
+        token: Secret<String>,
+        level: Isolation,
+        shutdown: &Stop,
+    ) {
         let called_off = self.0.lanes.start(&row.new.id);
         let made =
             shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(&row, token, level)));
@@ -39,7 +45,7 @@ impl Driver {
         &self,
         row: &SandboxRow,
         token: Secret<String>,
-        level: Level,
+        level: Isolation,
     ) -> Result<Running, DriveError> {
         let (parts, new) = (self.parts(), &row.new);
         // It may have been destroyed since it was written down, by another orchestrator too.

@@ -51,7 +51,7 @@ impl Runtime for Stand {
             self.made.lock().expect("no panic").insert(create.sandbox.clone());
             drop(self.making.acquire().await.expect("is open"));
             let Create { sandbox, limits, .. } = create;
-            Ok(Running { sandbox, isolation: Level::Namespaces, limits, enforced: Enforced::default() })
+            Ok(Running { sandbox, isolation: Isolation::Namespaces, limits, enforced: Enforced::default() })
         })
     }
     fn connect<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<Agent, RuntimeError>> {
@@ -150,7 +150,7 @@ impl Bench {
     }
 
     async fn create(&self, new: NewSandbox) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        self.driver.create(new, Quotas::default(), Level::Namespaces, Cause::own("")).await
+        self.driver.create(new, Quotas::default(), Isolation::Namespaces, Cause::own("")).await
     }
 
     /// A sandbox that counts as running, with its session.
@@ -160,7 +160,7 @@ impl Bench {
         self.store.add_sandbox(&new, &Quotas::default(), &audit).await.expect("answers");
         let row = self.row(&new.id).await;
         let peer = self.host.door(&new.id).expect("has one");
-        let opened = self.driver.parts().sessions.open(&row, peer, Level::Namespaces, clock::now()).await;
+        let opened = self.driver.parts().sessions.open(&row, peer, Isolation::Namespaces, clock::now()).await;
         opened.expect("opens");
         let (from, to) = (State::Creating, State::Running);
         let transition = Transition { from, to, reason: None, running: None };
@@ -287,7 +287,7 @@ async fn a_sandbox_that_is_destroyed_before_it_is_made_is_not_made() {
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
     let token = Secret::new("t".to_owned());
-    bench.driver.start(row, token, Level::Namespaces, &Stop::new()).await;
+    bench.driver.start(row, token, Isolation::Namespaces, &Stop::new()).await;
     assert_eq!(bench.host.made(), BTreeSet::new());
 }
 
@@ -386,7 +386,7 @@ async fn what_is_refused_leaves_nothing_behind() {
     let again = NewSandbox { id: new(2).id, ..new(1) };
     assert!(matches!(bench.create(again).await, Err(DriveError::Taken)));
     let quotas = Quotas { sandboxes: Some(1), creates_per_minute: None };
-    let refused = bench.driver.create(new(3), quotas, Level::Namespaces, Cause::own("")).await;
+    let refused = bench.driver.create(new(3), quotas, Isolation::Namespaces, Cause::own("")).await;
     let refused = refused.expect_err("is one too many").to_string();
     assert_eq!(refused, "the quota `sandboxes` of 1 is used up: there are 1");
     assert_eq!(bench.driver.0.lanes.count(), before);

@@ -17,7 +17,7 @@ mod start;
 mod tests;
 
 use super::{
-    Agent, AgentError, Create, Exit, Found, Kind, Level, Probed, Running, Runtime, RuntimeError, Swept,
+    Agent, AgentError, Create, Exit, Found, Isolation, Kind, Probed, Running, Runtime, RuntimeError, Swept,
 };
 use futures_util::future::BoxFuture;
 use http::{Method, Request, StatusCode, Uri};
@@ -29,7 +29,7 @@ use postern_shim::control::Status;
 use postern_shim::disk;
 use postern_shim::folder::RunFolder;
 use postern_shim::rootfs::{SkeletonError, make_skeleton};
-use postern_shim::spec::{Installation, Isolation, Spec, guest_uid};
+use postern_shim::spec::{Installation, IsolatedBy, Spec, guest_uid};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -38,6 +38,8 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
+/// What this runtime can do, best first.
+const BEST_FIRST: [Isolation; 2] = [Isolation::Gvisor, Isolation::Namespaces];
 /// How long a shim may take to answer for itself. It never waits for the sandbox to do so.
 const SHIM_TIME: Duration = Duration::from_secs(5);
 /// How long a shim may take to end its sandbox before we do it ourselves.
@@ -184,19 +186,20 @@ impl LocalRuntime {
     }
 
     /// The program of a level, or what to do to get it.
-    fn program(&self, level: Level) -> Result<Isolation, String> {
+    fn program(&self, level: Isolation) -> Result<IsolatedBy, String> {
         let found = |name: &str| {
             self.settings.search_path.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
         };
         match level {
-            Level::Gvisor => match self.settings.runsc.clone().or_else(|| found("runsc")) {
-                Some(runsc) => Ok(Isolation::Gvisor { runsc }),
+            Isolation::Gvisor => match self.settings.runsc.clone().or_else(|| found("runsc")) {
+                Some(runsc) => Ok(IsolatedBy::Gvisor { runsc }),
                 None => Err("there is no `runsc`; `make gvisor` builds it, or install gVisor".to_owned()),
             },
-            Level::Namespaces => match found("bwrap") {
-                Some(bwrap) => Ok(Isolation::Namespaces { bwrap }),
+            Isolation::Namespaces => match found("bwrap") {
+                Some(bwrap) => Ok(IsolatedBy::Namespaces { bwrap }),
                 None => Err("there is no `bwrap`; install it (`apt install bubblewrap`)".to_owned()),
             },
+            Isolation::Kata => Err("a virtual machine takes a cluster".to_owned()),
         }
     }
 
@@ -233,8 +236,8 @@ impl LocalRuntime {
             .map_err(failed(sandbox))?;
         let Status { sandbox, spec: Spec { isolation, limits, .. }, enforced, .. } = status;
         let isolation = match isolation {
-            Isolation::Gvisor { .. } => Level::Gvisor,
-            Isolation::Namespaces { .. } => Level::Namespaces,
+            IsolatedBy::Gvisor { .. } => Isolation::Gvisor,
+            IsolatedBy::Namespaces { .. } => Isolation::Namespaces,
         };
         Ok(Running { sandbox, isolation, limits, enforced })
     }

@@ -215,7 +215,7 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
 /// [`Running`] as the table keeps it: without the id, which is the row's.
 #[derive(Serialize, Deserialize)]
 struct RunningRecord {
-    isolation: crate::runtime::Level,
+    isolation: crate::runtime::Isolation,
     limits: Limits,
     enforced: crate::runtime::Enforced,
 }

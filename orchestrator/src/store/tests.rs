@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::lifecycle::{Outcome, State};
-use crate::runtime::{Level, Limits, Wanted};
+use crate::runtime::{Isolation, Limits, Wanted};
 use postern_common::clock::now;
 use postern_common::control::EndedSession;
 use postern_common::id::{ApiKeyId, ConversationId, SandboxId, SecretName, TemplateName, TenantId, UserId};
@@ -155,7 +155,7 @@ pub(crate) fn sandbox(number: u8, conversation: &str) -> NewSandbox {
         labels: BTreeMap::from([("team".to_owned(), "désk".to_owned())]),
         env_sealed: Some(vec![0, 1, 255]),
         env_digest: "digest".to_owned(),
-        asked: Asked { isolation: Wanted::AtLeast(Level::Namespaces), limits },
+        asked: Asked { isolation: Wanted::AtLeast(Isolation::Namespaces), limits },
         created_by: "key:x".to_owned(),
         expires_at: now().saturating_add(jiff::SignedDuration::from_hours(1)).expect("in range"),
         idle: Duration::from_secs(60),

@@ -11,7 +11,7 @@ use postern_common::id::SandboxId;
 use postern_common::secret::Secret;
 use postern_common::session::Session;
 use postern_common::tasks::{Stop, Tasks};
-use postern_orchestrator::runtime::Level;
+use postern_orchestrator::runtime::Isolation;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::{Config, Orchestrator, Prepared};
 use serde_json::Value;
@@ -115,7 +115,7 @@ impl Bench {
     pub(crate) async fn open(folder: Arc<TempDir>, is_real: bool, adjust: impl FnOnce(&mut Config)) -> Self {
         let tasks = Tasks::new();
         let mut config = Config::new(folder.path().join("data"));
-        config.isolation = Some(Level::Namespaces);
+        config.isolation = Some(Isolation::Namespaces);
         adjust(&mut config);
         let prepared = Prepared::open(config).await.expect("opens");
         let (shim, sandboxd) = if is_real {

@@ -2,7 +2,7 @@
 //! An orchestrator ends, and the next one goes on: nothing is lost, nothing is left over.
 
 use crate::bench::{Bench, id, until};
-use postern_orchestrator::runtime::Level;
+use postern_orchestrator::runtime::Isolation;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -14,7 +14,7 @@ async fn a_running_sandbox_is_adopted_with_its_session() {
     let epoch = bench.told().versions.last().expect("was told").0;
     let folder = bench.stop().await;
 
-    let bench = Bench::open(folder, true, |config| config.isolation = Some(Level::Namespaces)).await;
+    let bench = Bench::open(folder, true, |config| config.isolation = Some(Isolation::Namespaces)).await;
     assert_eq!(bench.orchestrator.reconciled().adopted, [id(&sandbox)]);
     assert_eq!(bench.key, key, "the first admin key is still good");
     let told = bench.told().last_session(&sandbox);

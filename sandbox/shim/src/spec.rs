@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for Installation {
 /// How a sandbox is kept apart from this machine, with the program that does it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "level", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Isolation {
+pub enum IsolatedBy {
     /// A kernel of its own in user space.
     Gvisor {
         /// The program.
@@ -139,7 +139,7 @@ pub struct Spec {
     /// Which one.
     pub sandbox: SandboxId,
     /// How it is kept apart.
-    pub isolation: Isolation,
+    pub isolation: IsolatedBy,
     /// A root folder made by [`crate::rootfs::make_skeleton`]; sandboxes share it.
     pub skeleton: PathBuf,
     /// The program that becomes process 1.
@@ -164,7 +164,7 @@ impl Spec {
     #[must_use]
     pub const fn inside_uid(&self) -> u32 {
         match (&self.isolation, self.guest) {
-            (Isolation::Gvisor { .. }, None) => 0,
+            (IsolatedBy::Gvisor { .. }, None) => 0,
             _ => INSIDE_UID,
         }
     }
@@ -173,8 +173,8 @@ impl Spec {
     #[must_use]
     pub fn memory_with_runtime(&self) -> u64 {
         match self.isolation {
-            Isolation::Gvisor { .. } => self.limits.memory_bytes.saturating_add(GVISOR_MEMORY_BYTES),
-            Isolation::Namespaces { .. } => self.limits.memory_bytes,
+            IsolatedBy::Gvisor { .. } => self.limits.memory_bytes.saturating_add(GVISOR_MEMORY_BYTES),
+            IsolatedBy::Namespaces { .. } => self.limits.memory_bytes,
         }
     }
 
@@ -196,9 +196,9 @@ impl Spec {
     #[must_use]
     pub fn tasks_with_runtime(&self) -> u32 {
         match self.isolation {
-            Isolation::Gvisor { .. } => self.limits.pids.saturating_mul(4).saturating_add(256),
+            IsolatedBy::Gvisor { .. } => self.limits.pids.saturating_mul(4).saturating_add(256),
             // bubblewrap's own process.
-            Isolation::Namespaces { .. } => self.limits.pids.saturating_add(1),
+            IsolatedBy::Namespaces { .. } => self.limits.pids.saturating_add(1),
         }
     }
 }

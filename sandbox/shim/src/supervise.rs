@@ -9,7 +9,7 @@ use crate::disk::{self, Disk, DiskError};
 use crate::exit::{Exit, Reason};
 use crate::folder::RunFolder;
 use crate::launch::Launch;
-use crate::spec::{Enforced, Isolation, Spec};
+use crate::spec::{Enforced, IsolatedBy, Spec};
 use crate::{bubblewrap, gvisor, mounts, processes, restrictions};
 use postern_common::tasks::{Stop, Tasks};
 use std::fs;
@@ -152,7 +152,7 @@ async fn live(
 
 /// gVisor counts the agent's processes itself, cgroup or not.
 fn pids_enforced(spec: &Spec, enforced: Enforced) -> bool {
-    enforced.pids || matches!(spec.isolation, Isolation::Gvisor { .. })
+    enforced.pids || matches!(spec.isolation, IsolatedBy::Gvisor { .. })
 }
 
 fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, StartError> {
@@ -175,12 +175,12 @@ fn launch(
     let failed = |error| StartError::Prepare("runtime process", error);
     let cgroups = cgroups.folders().into_iter().collect();
     let launch = match &spec.isolation {
-        Isolation::Gvisor { runsc } => {
+        IsolatedBy::Gvisor { runsc } => {
             gvisor::write_bundle(spec, folder, disk).map_err(failed)?;
             let arguments = gvisor::arguments(spec, folder);
             Launch { cgroups, user: None, has_seccomp: false, program: runsc.clone(), arguments }
         }
-        Isolation::Namespaces { bwrap } => {
+        IsolatedBy::Namespaces { bwrap } => {
             let arguments = bubblewrap::arguments(spec, folder, disk);
             Launch { cgroups, user: spec.guest, has_seccomp: true, program: bwrap.clone(), arguments }
         }

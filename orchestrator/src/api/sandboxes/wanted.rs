@@ -7,7 +7,7 @@ use crate::api::{Api, Call};
 use crate::check::{MAX_TTL, environment_mistakes};
 use crate::keys::random;
 use crate::operations::{Ungrantable, resolve};
-use crate::runtime::{self, Level, Limits};
+use crate::runtime::{self, Isolation, Limits};
 use crate::seal::Place;
 use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow};
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use postern_common::folder::TemplateFile;
 use postern_common::id::{ConversationId, SandboxId, TemplateName, UserId};
 use postern_common::problem::{Code, Problem};
-use postern_common::session::{Grant, Isolation};
+use postern_common::session::Grant;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -255,14 +255,10 @@ fn judge(
 
 /// The template's least isolation, within what the operator allows.
 fn isolation(fields: &mut Fields, api: &Api, template: &TemplateFile) -> runtime::Wanted {
-    let least = match template.isolation {
-        None | Some(Isolation::Namespaces) => Level::Namespaces,
-        Some(Isolation::Gvisor) => Level::Gvisor,
-        Some(Isolation::Kata) => {
-            fields.mistake("/template", "its isolation `kata` is not to be had on one machine");
-            Level::Gvisor
-        }
-    };
+    let least = template.isolation.unwrap_or(Isolation::Namespaces);
+    if least == Isolation::Kata {
+        fields.mistake("/template", "its isolation `kata` is not to be had on one machine");
+    }
     match api.isolation {
         Some(exact) if exact < least => {
             fields.mistake(

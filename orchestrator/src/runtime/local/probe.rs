@@ -2,11 +2,11 @@
 //! What this machine can isolate, found out by doing it: that a program or a device is there
 //! means nothing (facts/isolation.md knows one that hangs).
 
-use super::{LocalRuntime, start};
-use crate::runtime::{Enforced, Level, Limits, Probed, Running, Runtime, RuntimeError, Wanted};
+use super::{BEST_FIRST, LocalRuntime, start};
+use crate::runtime::{Enforced, Isolation, Limits, Probed, Running, Runtime, RuntimeError, Wanted};
 use aws_lc_rs::rand;
 use postern_common::id::SandboxId;
-use postern_shim::spec::Isolation;
+use postern_shim::spec::IsolatedBy;
 use std::time::Duration;
 
 /// A level that takes longer does not work. A cold first start of gVisor on a busy machine took 3 s.
@@ -17,13 +17,13 @@ const LIMITS: Limits = Limits { memory_bytes: 128 << 20, cpu_millis: 1000, pids:
 /// Tries every level, best first.
 pub(super) async fn all(runtime: &LocalRuntime) -> Vec<Probed> {
     let mut probed = Vec::new();
-    for level in Level::BEST_FIRST {
+    for level in BEST_FIRST {
         probed.push(Probed { level, outcome: one(runtime, level).await });
     }
     probed
 }
 
-async fn one(runtime: &LocalRuntime, level: Level) -> Result<Enforced, String> {
+async fn one(runtime: &LocalRuntime, level: Isolation) -> Result<Enforced, String> {
     let isolation = runtime.program(level)?;
     let mut random = [0; 12];
     rand::fill(&mut random).map_err(|_unspecified| "there is no randomness".to_owned())?;
@@ -49,9 +49,9 @@ fn explain(error: RuntimeError) -> String {
 pub(super) async fn choose(
     runtime: &LocalRuntime,
     wanted: Wanted,
-) -> Result<(Isolation, Enforced), RuntimeError> {
+) -> Result<(IsolatedBy, Enforced), RuntimeError> {
     let probed = runtime.probe().await;
-    let would_do = |level: Level| match wanted {
+    let would_do = |level: Isolation| match wanted {
         Wanted::AtLeast(least) => level >= least,
         Wanted::Exactly(exactly) => level == exactly,
     };

@@ -5,7 +5,7 @@ use super::LocalRuntime;
 use crate::runtime::{Running, RuntimeError};
 use postern_common::id::SandboxId;
 use postern_shim::folder::RunFolder;
-use postern_shim::spec::{Enforced, Isolation, Limits, Spec, guest_uid};
+use postern_shim::spec::{Enforced, IsolatedBy, Limits, Spec, guest_uid};
 use std::fs;
 use std::io;
 use std::process::Stdio;
@@ -24,7 +24,7 @@ const READY: &[u8] = b"ready\n";
 pub(super) async fn start(
     runtime: &LocalRuntime,
     sandbox: &SandboxId,
-    isolation: Isolation,
+    isolation: IsolatedBy,
     limits: Limits,
     must_hold: Enforced,
 ) -> Result<Running, RuntimeError> {

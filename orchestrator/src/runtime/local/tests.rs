@@ -19,7 +19,7 @@ macro_rules! on_each_level {
         mod gvisor {$(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(bench) = $crate::runtime::local::tests::bench::Bench::open($crate::runtime::Level::Gvisor) {
+                if let Some(bench) = $crate::runtime::local::tests::bench::Bench::open($crate::runtime::Isolation::Gvisor) {
                     super::$name(&bench).await;
                     bench.close().await;
                 }
@@ -28,7 +28,7 @@ macro_rules! on_each_level {
         mod namespaces {$(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(bench) = $crate::runtime::local::tests::bench::Bench::open($crate::runtime::Level::Namespaces) {
+                if let Some(bench) = $crate::runtime::local::tests::bench::Bench::open($crate::runtime::Isolation::Namespaces) {
                     super::$name(&bench).await;
                     bench.close().await;
                 }

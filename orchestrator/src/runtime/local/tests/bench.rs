@@ -3,7 +3,7 @@
 
 use crate::runtime::agent::{Event, Events, Identity, Process};
 use crate::runtime::local::{LocalRuntime, LocalSettings};
-use crate::runtime::{Agent, Create, Level, Limits, Running, Runtime, Wanted};
+use crate::runtime::{Agent, Create, Isolation, Limits, Running, Runtime, Wanted};
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
@@ -39,7 +39,7 @@ pub(super) const RUNSC: &str = "runsc";
 pub(super) struct Bench {
     pub(super) runtime: LocalRuntime,
     pub(super) settings: LocalSettings,
-    level: Level,
+    level: Isolation,
     folder: TempDir,
 }
 
@@ -52,12 +52,12 @@ pub(super) struct Output {
 }
 
 impl Bench {
-    pub(super) fn open(level: Level) -> Option<Self> {
+    pub(super) fn open(level: Isolation) -> Option<Self> {
         Self::open_with(level, |_settings| {})
     }
 
     /// One whose settings a test changed.
-    pub(super) fn open_with(level: Level, change: impl FnOnce(&mut LocalSettings)) -> Option<Self> {
+    pub(super) fn open_with(level: Isolation, change: impl FnOnce(&mut LocalSettings)) -> Option<Self> {
         if is_left_out(level) {
             return None;
         }
@@ -107,10 +107,10 @@ impl Bench {
     /// The agent's user id inside: an ordinary user can give gVisor's agent no other than 0.
     pub(super) fn agent_uid(&self) -> u32 {
         let is_root = rustix::process::geteuid().is_root();
-        if self.level == Level::Gvisor && !is_root { 0 } else { 1000 }
+        if self.level == Isolation::Gvisor && !is_root { 0 } else { 1000 }
     }
 
-    pub(super) fn level(&self) -> Level {
+    pub(super) fn level(&self) -> Isolation {
         self.level
     }
 
@@ -166,7 +166,7 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    async fn make(runtime: &LocalRuntime, id: SandboxId, level: Level, limits: Limits) -> Self {
+    async fn make(runtime: &LocalRuntime, id: SandboxId, level: Isolation, limits: Limits) -> Self {
         let create = Create { sandbox: id.clone(), isolation: Wanted::Exactly(level), limits };
         let running = runtime.create(create).await.expect("starts");
         let agent = runtime.connect(&id).await.expect("connects");
@@ -281,9 +281,9 @@ pub(super) fn runsc() -> PathBuf {
 
 /// Whether tests of this level are left out, which the machine's owner must have allowed: a suite
 /// that passes has shown what it says.
-pub(super) fn is_left_out(level: Level) -> bool {
+pub(super) fn is_left_out(level: Isolation) -> bool {
     let runsc = runsc();
-    if level != Level::Gvisor || runsc.is_file() {
+    if level != Isolation::Gvisor || runsc.is_file() {
         return false;
     }
     let missing = format!("there is no {}; `make gvisor` builds it", runsc.display());

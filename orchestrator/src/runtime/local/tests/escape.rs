@@ -3,7 +3,7 @@
 
 use super::bench::Bench;
 use super::on_each_level;
-use crate::runtime::Level;
+use crate::runtime::Isolation;
 use std::fs;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -185,7 +185,7 @@ print('done')";
     // gVisor's own kernel grants these two, of its own keyrings and execution domains; each of
     // the others would be a request to a kernel that they are no part of.
     let granted_inside = ["keyctl", "personality"];
-    let expected: Vec<&str> = if bench.level() == Level::Gvisor {
+    let expected: Vec<&str> = if bench.level() == Isolation::Gvisor {
         open.iter()
             .filter(|line| granted_inside.iter().any(|name| line.starts_with(name)))
             .copied()
@@ -211,7 +211,7 @@ awk '/ \\/(usr|data) / && !/nosuid/' /proc/self/mounts";
     let output = sandbox.shell(script).await;
     let first = output.stdout.lines().next().map(str::to_owned);
     assert_eq!(first, Some(bench.agent_uid().to_string()), "{output:?}");
-    if bench.level() == Level::Namespaces {
+    if bench.level() == Isolation::Namespaces {
         assert_eq!(output.stdout.lines().count(), 1, "mounted without nosuid: {output:?}");
     }
 }

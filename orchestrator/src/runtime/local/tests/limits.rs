@@ -38,7 +38,7 @@ async fn memory_over_the_limit_ends_the_process_or_the_sandbox_and_nothing_else(
         said.push(format!("{event:?}"));
     }
     assert!(!said.concat().contains("took it"), "{said:?}");
-    if bench.level() == crate::runtime::Level::Gvisor {
+    if bench.level() == crate::runtime::Isolation::Gvisor {
         // The sentry holds the memory, so the kernel ends the whole sandbox; its end says why.
         until("it ends for want of memory", async || {
             let found = bench.runtime.status(&sandbox.id).await;

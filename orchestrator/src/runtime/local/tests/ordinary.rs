@@ -5,7 +5,8 @@
 //! ordinary user the suite itself is the first proof; the others then have nothing to start.
 
 use super::bench::{Bench, PROGRAMS, RUNSC, SANDBOXD, SHIM, is_left_out, programs, runsc};
-use crate::runtime::{Enforced, Level, Runtime};
+use crate::runtime::local::BEST_FIRST;
+use crate::runtime::{Enforced, Isolation, Runtime};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -82,8 +83,8 @@ fn the_whole_suite_holds_for_an_ordinary_user() {
     somebody.run("suite", BECOME, &[&named(""), "--skip", "ordinary", "--test-threads=2"]);
 }
 
-fn levels() -> impl Iterator<Item = Level> {
-    Level::BEST_FIRST.into_iter().filter(|level| !is_left_out(*level))
+fn levels() -> impl Iterator<Item = Isolation> {
+    BEST_FIRST.into_iter().filter(|level| !is_left_out(*level))
 }
 
 #[tokio::test]
@@ -94,7 +95,7 @@ async fn limits_of_an_ordinary_user_are_reported_as_not_enforced() {
             let bench = Bench::open(level).expect("opens");
             let enforced = bench.sandbox().await.running.enforced;
             // gVisor counts processes itself.
-            assert_eq!(enforced, Enforced { pids: level == Level::Gvisor, ..Enforced::default() });
+            assert_eq!(enforced, Enforced { pids: level == Isolation::Gvisor, ..Enforced::default() });
             bench.close().await;
         }
     } else if let Some(somebody) = Somebody::new() {
@@ -191,7 +192,7 @@ async fn where_user_namespaces_are_forbidden_the_setting_is_named() {
     }
 }
 
-async fn why_not(level: Level, bench: &Bench) -> String {
+async fn why_not(level: Isolation, bench: &Bench) -> String {
     let probed = bench.runtime.probe().await;
     let ours = probed.into_iter().find(|probed| probed.level == level).expect("was probed");
     ours.outcome.expect_err("does not work here")
@@ -199,8 +200,9 @@ async fn why_not(level: Level, bench: &Bench) -> String {
 
 #[tokio::test]
 async fn without_bubblewrap_its_package_is_named() {
-    let bench = Bench::open_with(Level::Namespaces, |settings| settings.search_path.clear()).expect("opens");
-    let why = why_not(Level::Namespaces, &bench).await;
+    let bench =
+        Bench::open_with(Isolation::Namespaces, |settings| settings.search_path.clear()).expect("opens");
+    let why = why_not(Isolation::Namespaces, &bench).await;
     assert!(why.contains("apt install bubblewrap"), "{why}");
 }
 
@@ -214,9 +216,9 @@ async fn where_apparmor_forbids_them_its_setting_is_named() {
     fs::set_permissions(&bwrap, fs::Permissions::from_mode(0o755)).expect("ours");
     fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let search_path = vec![programs.path().to_owned()];
-    let bench =
-        Bench::open_with(Level::Namespaces, |settings| settings.search_path = search_path).expect("opens");
-    let why = why_not(Level::Namespaces, &bench).await;
+    let bench = Bench::open_with(Isolation::Namespaces, |settings| settings.search_path = search_path)
+        .expect("opens");
+    let why = why_not(Isolation::Namespaces, &bench).await;
     assert!(why.contains("setting up uid map: Permission denied"), "{why}");
     assert!(why.contains("kernel.apparmor_restrict_unprivileged_userns"), "{why}");
 }

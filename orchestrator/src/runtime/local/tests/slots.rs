@@ -123,7 +123,7 @@ async fn a_limit_that_works_here_and_is_refused_is_a_failed_start(bench: &Bench)
     if holds.disk {
         refuse(LIMITS, "disk image").await;
     }
-    if holds.pids && bench.level() == crate::runtime::Level::Namespaces {
+    if holds.pids && bench.level() == crate::runtime::Isolation::Namespaces {
         // More than any kernel has (PID_MAX_LIMIT): `pids.max` refuses it.
         refuse(Limits { pids: 5_000_000, ..LIMITS }, "pids").await;
     }
