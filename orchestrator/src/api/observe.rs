@@ -3,15 +3,32 @@
 
 use super::input::mistaken;
 use super::problems::Refused;
-use super::{Answer, Api, Call, json};
-use crate::store::{AuditFilter, DecisionFilter};
-use http::StatusCode;
+use super::{Answer, Api, Call, json, sse};
+use crate::store::{AuditFilter, DecisionFilter, Store};
+use bytes::Bytes;
+use http::{StatusCode, header};
 use postern_common::decision::Verdict;
 use postern_common::id::DecisionId;
+use postern_common::problem::{Code, Problem};
 use serde_json::json as value;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep};
 
-/// `GET /events`.
+/// Readers of the log that are told as it grows, of all tenants together: each asks the database
+/// once a second.
+const MAX_FOLLOWERS: usize = 64;
+static FOLLOWERS: Semaphore = Semaphore::const_new(MAX_FOLLOWERS);
+/// How often a reader that has all is looked after.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A quiet connection is kept alive so.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
+/// Events that may wait for a slow reader.
+const QUEUED_EVENTS: usize = 64;
+
+/// `GET /events`: a page, or for a reader that accepts server-sent events all that come, from
+/// `Last-Event-ID` or `after` on.
 pub(super) async fn events(api: Arc<Api>, call: Call) -> Answer {
     let filter = AuditFilter {
         tenant: call.tenant_filter()?,
@@ -19,9 +36,57 @@ pub(super) async fn events(api: Arc<Api>, call: Call) -> Answer {
         after: call.query.parsed("after")?.unwrap_or(0),
         limit: call.query.parsed("limit")?,
     };
+    let accepts = call.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    if accepts.is_some_and(|accept| accept.contains("text/event-stream")) {
+        return stream(&api, &call, filter);
+    }
     let events = api.store.events(&filter).await.map_err(Refused::from)?;
     let next = events.last().map(|event| event.sequence);
     json(StatusCode::OK, &value!({ "events": events, "next": next }))
+}
+
+fn stream(api: &Api, call: &Call, mut filter: AuditFilter) -> Answer {
+    if let Some(last) = call.headers.get("last-event-id") {
+        let last = last.to_str().ok().and_then(|last| last.parse().ok());
+        filter.after = last.ok_or_else(|| mistaken("/header/Last-Event-ID", "expected an event's number"))?;
+    }
+    let place = FOLLOWERS.try_acquire().map_err(|_full| {
+        Problem::new(Code::ConcurrencyLimited, format!("{MAX_FOLLOWERS} readers follow the log already"))
+            .hint("read pages: `GET /events?after=`")
+    })?;
+    let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
+    let store = api.store.clone();
+    api.tasks.spawn(async move |stop| {
+        let _ = stop.run_until_cancelled(follow(store, filter, sender)).await;
+        drop(place);
+    });
+    Ok(sse::response(receiver))
+}
+
+/// Tells a reader what is in the log and what comes, until it leaves. If the database fails, the
+/// stream ends, and the reader begins again where it was (`Last-Event-ID`).
+async fn follow(store: Store, mut filter: AuditFilter, sender: mpsc::Sender<Bytes>) {
+    let mut told = Instant::now();
+    while let Ok(events) = store.events(&filter).await {
+        for event in &events {
+            let Ok(json) = serde_json::to_value(event) else { return };
+            let number = u64::try_from(event.sequence).unwrap_or(0);
+            if sender.send(sse::event(number, &event.action, &json)).await.is_err() {
+                return;
+            }
+            (filter.after, told) = (event.sequence, Instant::now());
+        }
+        if !events.is_empty() {
+            continue;
+        }
+        if told.elapsed() >= KEEP_ALIVE_EVERY {
+            told = Instant::now();
+            if sender.send(sse::KEEP_ALIVE).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! { () = sender.closed() => return, () = sleep(LOOK_EVERY) => {} }
+    }
 }
 
 /// `GET /decisions`.

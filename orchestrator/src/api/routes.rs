@@ -108,7 +108,8 @@ routes! {
         OK, configuration::apply, "Checks a whole configuration and puts it in force, all or nothing";
     GET "/events" "listEvents" READ, Kind::None,
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("after", "after this place in the log, for the next page")],
-        OK, observe::events, "Shows what happened, oldest first";
+        &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, from `Last-Event-ID` or `after` on")],
+        observe::events, "Shows what happened, oldest first";
     GET "/decisions" "listDecisions" READ, Kind::None,
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("verdict", "`allow`, `deny` or `error`"), ("before", "older than this decision, for the next page")],
         OK, observe::decisions, "Shows what gateways decided, newest first";

@@ -3,8 +3,9 @@
 //! a gateway's end of the control stream that remembers what it was told.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use postern_common::control::{Applied, Change, EndedSession, Follower, State, TenantConfig, link};
 use postern_common::id::SandboxId;
@@ -196,6 +197,23 @@ impl Bench {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
+        let exchange = async {
+            let (parts, body) = self.open_stream(method, path, headers, body).await.into_parts();
+            let bytes = body.collect().await.expect("is whole").to_bytes();
+            let text = String::from_utf8(bytes.to_vec()).expect("is text");
+            Answer { status: parts.status, headers: parts.headers, text }
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.expect("in time")
+    }
+
+    /// [`Bench::send`] to where the answer begins.
+    pub(crate) async fn open_stream(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Response<Incoming> {
         let mut request = Request::builder().method(method).uri(path);
         let has = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
         if !has("host") {
@@ -213,11 +231,7 @@ impl Bench {
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("speaks HTTP");
             self.tasks.spawn(async |_stop| drop(connection.await));
-            let response = sender.send_request(request).await.expect("is answered");
-            let (parts, body) = response.into_parts();
-            let bytes = body.collect().await.expect("is whole").to_bytes();
-            let text = String::from_utf8(bytes.to_vec()).expect("is text");
-            Answer { status: parts.status, headers: parts.headers, text }
+            sender.send_request(request).await.expect("is answered")
         };
         tokio::time::timeout(PATIENCE, exchange).await.expect("in time")
     }

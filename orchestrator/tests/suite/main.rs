@@ -9,6 +9,8 @@ mod bench;
 #[cfg(test)]
 mod configuration;
 #[cfg(test)]
+mod log;
+#[cfg(test)]
 mod policy_set;
 #[cfg(test)]
 mod problems;
