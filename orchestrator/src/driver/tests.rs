@@ -283,6 +283,7 @@ async fn an_old_creating_row_that_nobody_works_on_is_ended() {
 #[tokio::test]
 async fn a_sandbox_that_is_destroyed_before_it_is_made_is_not_made() {
     let bench = Bench::new().await;
+    bench.open_all_doors();
     let row = bench.running().await;
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
