@@ -226,3 +226,30 @@ async fn a_sandbox_is_extended_and_labelled() {
     assert_eq!(patch(json!({ "ttl": "1h" })).await.code(), "state-conflict");
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_its_disk_cannot_hold_are_told_before_it_is_made() {
+    let bench = Bench::real().await;
+    for (name, disk) in [("small", "32MiB"), ("large", "128MiB")] {
+        let put = bench.put(&format!("/templates/{name}"), json!({ "disk": disk })).await;
+        assert_eq!(put.status, StatusCode::CREATED, "{}", put.text);
+    }
+    let first = json!({ "user_id": "alice", "conversation_id": "c1", "template": "large" });
+    let sandbox = bench.post("/sandbox?wait=running", first).await.field("sandbox_id");
+    bench.shell(&sandbox, "head -c 40000000 /dev/urandom > /data/user/big").await;
+    bench.delete(&format!("/sandbox/{sandbox}")).await;
+    let wish = |template| json!({ "user_id": "alice", "conversation_id": "c2", "template": template });
+    let refused = bench.post("/sandbox?wait=running", wish("small")).await;
+    assert_eq!(refused.code(), "quota-exceeded");
+    assert!(
+        refused.field("detail").contains("the sandbox's disk has room for 29360128 bytes"),
+        "{}",
+        refused.text
+    );
+    assert!(refused.field("hint").contains("`disk`"), "{}", refused.text);
+    let listed = bench.get("/sandbox?conversation_id=c2").await.json();
+    assert_eq!(listed["sandboxes"], json!([]), "nothing was made");
+    let made = bench.post("/sandbox?wait=running", wish("large")).await;
+    assert_eq!(bench.shell(&made.field("sandbox_id"), "stat -c %s /data/user/big").await, "40000000\n");
+    bench.close().await;
+}
