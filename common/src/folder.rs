@@ -307,6 +307,17 @@ pub struct Quotas {
     /// Sandboxes made in any minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creates_per_minute: Option<u32>,
+    /// Cores that its sandboxes may use, added up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// Memory, likewise, such as `16GiB`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub memory: Option<ByteSize>,
+    /// Disks, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub disk: Option<ByteSize>,
 }
 
 /// `templates/NAME.toml`: what a sandbox is made of.

@@ -386,9 +386,9 @@ async fn what_is_refused_leaves_nothing_behind() {
     let before = bench.driver.0.lanes.count();
     let again = NewSandbox { id: new(2).id, ..new(1) };
     assert!(matches!(bench.create(again).await, Err(DriveError::Taken)));
-    let quotas = Quotas { sandboxes: Some(1), creates_per_minute: None };
+    let quotas = Quotas { sandboxes: Some(1), ..Quotas::default() };
     let refused = bench.driver.create(new(3), quotas, Isolation::Namespaces, Cause::own("")).await;
     let refused = refused.expect_err("is one too many").to_string();
-    assert_eq!(refused, "the quota `sandboxes` of 1 is used up: there are 1");
+    assert_eq!(refused, "the quota `sandboxes` of 1 would be exceeded: 1 are used, 1 more wanted");
     assert_eq!(bench.driver.0.lanes.count(), before);
 }

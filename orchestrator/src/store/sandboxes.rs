@@ -81,25 +81,39 @@ pub(crate) struct SandboxChange {
     pub(crate) labels: Option<BTreeMap<String, String>>,
 }
 
-/// A quota that is used up.
+/// A quota that a sandbox would exceed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the quota `{name}` of {quota} is used up: there are {number}")]
+#[error("the quota `{name}` of {quota}{unit} would be exceeded: {used} are used, {asked} more wanted")]
 pub(crate) struct OverQuota {
     /// Its name in `limits.toml`.
     pub(crate) name: &'static str,
+    /// What is counted, for people.
+    pub(crate) unit: &'static str,
     /// What is allowed.
-    pub(crate) quota: u32,
+    pub(crate) quota: u64,
     /// What there is.
-    pub(crate) number: i64,
+    pub(crate) used: u64,
+    /// What the sandbox would add.
+    pub(crate) asked: u64,
 }
 
-/// The first of a tenant's quotas that is used up.
+/// What a tenant uses.
+#[derive(Debug, Default)]
+struct Used {
+    sandboxes: u64,
+    recent: u64,
+    cpu_millis: u64,
+    memory_bytes: u64,
+    disk_bytes: u64,
+}
+
+/// The first of a tenant's quotas that a sandbox would exceed.
 ///
 /// The tenant's row is written first, to no other value: that makes all who count for this tenant
 /// wait for each other until their change is made, on Postgres too.
 async fn over_quota(
     change: &mut super::Change,
-    tenant: &TenantId,
+    new: &NewSandbox,
     quotas: &Quotas,
     now: Timestamp,
 ) -> Result<Option<OverQuota>, StoreError> {
@@ -107,22 +121,48 @@ async fn over_quota(
         return Ok(None);
     }
     let lock = "UPDATE tenants SET version = version WHERE name = $1";
-    sqlx::query(lock).bind(tenant.as_str().to_owned()).execute(&mut *change.0).await?;
+    sqlx::query(lock).bind(new.tenant.as_str().to_owned()).execute(&mut *change.0).await?;
+    let used = used(change, &new.tenant, now).await?;
+    let limits = new.asked.limits;
+    let cpu = quotas.cpu.map(|cores| u64::from(cores) * 1000);
+    let counted = [
+        ("sandboxes", "", quotas.sandboxes.map(u64::from), used.sandboxes, 1),
+        ("creates_per_minute", "", quotas.creates_per_minute.map(u64::from), used.recent, 1),
+        ("cpu", " millicores", cpu, used.cpu_millis, u64::from(limits.cpu_millis)),
+        (
+            "memory",
+            " bytes",
+            quotas.memory.map(|quota| quota.as_u64()),
+            used.memory_bytes,
+            limits.memory_bytes,
+        ),
+        ("disk", " bytes", quotas.disk.map(|quota| quota.as_u64()), used.disk_bytes, limits.disk_bytes),
+    ];
+    let over = |(name, unit, quota, used, asked): (_, _, Option<u64>, u64, u64)| {
+        let quota = quota.filter(|quota| used.saturating_add(asked) > *quota)?;
+        Some(OverQuota { name, unit, quota, used, asked })
+    };
+    Ok(counted.into_iter().find_map(over))
+}
+
+async fn used(change: &mut super::Change, tenant: &TenantId, now: Timestamp) -> Result<Used, StoreError> {
     let since = now.saturating_sub(jiff::SignedDuration::from_mins(1)).unwrap_or(Timestamp::MIN);
-    let row = sqlx::query(COUNTS)
+    let counts = sqlx::query(COUNTS)
         .bind(tenant.as_str().to_owned())
         .bind(micros(since))
         .fetch_one(&mut *change.0)
         .await?;
-    let over = |name, number: i64, quota: Option<u32>| {
-        let quota = quota.filter(|quota| number >= i64::from(*quota))?;
-        Some(OverQuota { name, quota, number })
-    };
-    Ok(over("sandboxes", row.number("live")?, quotas.sandboxes).or(over(
-        "creates_per_minute",
-        row.number("recent")?,
-        quotas.creates_per_minute,
-    )))
+    let recent = u64::try_from(counts.number("recent")?).unwrap_or(0);
+    let mut used = Used { recent, ..Used::default() };
+    let select = "SELECT wanted FROM sandboxes WHERE tenant = $1 AND status NOT IN ('destroyed', 'failed')";
+    for row in sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&mut *change.0).await? {
+        let Asked { limits, .. } = row.json("wanted")?;
+        used.sandboxes += 1;
+        used.cpu_millis = used.cpu_millis.saturating_add(u64::from(limits.cpu_millis));
+        used.memory_bytes = used.memory_bytes.saturating_add(limits.memory_bytes);
+        used.disk_bytes = used.disk_bytes.saturating_add(limits.disk_bytes);
+    }
+    Ok(used)
 }
 
 /// A sandbox that is or was.
@@ -248,7 +288,7 @@ impl Store {
         audit: &AuditEntry,
     ) -> Result<AddedSandbox, StoreError> {
         let mut change = self.change().await?;
-        if let Some(over) = over_quota(&mut change, &new.tenant, quotas, audit.at).await? {
+        if let Some(over) = over_quota(&mut change, new, quotas, audit.at).await? {
             return Ok(AddedSandbox::OverQuota(over));
         }
         let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \

@@ -262,16 +262,28 @@ async fn a_session_is_written_only_while_its_sandbox_lives(store: &Store) {
 
 async fn a_quota_holds_however_many_ask_at_once(store: &Store) {
     store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers");
-    let quotas = Quotas { sandboxes: Some(3), creates_per_minute: Some(100) };
+    let quotas = Quotas { sandboxes: Some(3), creates_per_minute: Some(100), ..Quotas::default() };
     let wanted: Vec<_> = (0..12).map(|number| sandbox(number, &format!("c{number}"))).collect();
     let all = futures_util::future::join_all(wanted.iter().map(|new| added(store, new, &quotas))).await;
     let made = all.iter().filter(|added| **added == AddedSandbox::Added).count();
     assert_eq!(made, 3, "{all:?}");
-    let over = OverQuota { name: "sandboxes", quota: 3, number: 3 };
-    assert!(all.contains(&AddedSandbox::OverQuota(over)), "{all:?}");
-    let few = Quotas { sandboxes: None, creates_per_minute: Some(3) };
-    let over = OverQuota { name: "creates_per_minute", quota: 3, number: 3 };
-    assert_eq!(added(store, &sandbox(99, "another"), &few).await, AddedSandbox::OverQuota(over));
+    let over = |name, unit, quota, used, asked| {
+        AddedSandbox::OverQuota(OverQuota { name, unit, quota, used, asked })
+    };
+    assert!(all.contains(&over("sandboxes", "", 3, 3, 1)), "{all:?}");
+    // Three live ones of 1 GiB and half a core each.
+    const GIB: u64 = 1 << 30;
+    let ask = async |quotas: serde_json::Value| {
+        let quotas: Quotas = serde_json::from_value(quotas).expect("quotas");
+        added(store, &sandbox(99, "another"), &quotas).await
+    };
+    let json = |name: &str, quota: u64| serde_json::json!({ name: quota });
+    assert_eq!(ask(json("creates_per_minute", 3)).await, over("creates_per_minute", "", 3, 3, 1));
+    assert_eq!(ask(json("memory", 4 * GIB - 1)).await, over("memory", " bytes", 4 * GIB - 1, 3 * GIB, GIB));
+    assert_eq!(ask(json("disk", 3 * GIB)).await, over("disk", " bytes", 3 * GIB, 3 * GIB, GIB));
+    assert_eq!(ask(json("cpu", 1)).await, over("cpu", " millicores", 1000, 1500, 500));
+    let enough = serde_json::json!({ "cpu": 2, "memory": "4GiB", "disk": "4GiB" });
+    assert_eq!(ask(enough).await, AddedSandbox::Added);
 }
 
 async fn an_ended_session_never_lives_again(store: &Store) {
