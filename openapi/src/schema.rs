@@ -6,7 +6,8 @@
 //! other module sees `jsonschema`.
 
 use crate::limits;
-use crate::mistake::{Violation, push_token};
+use crate::mistake::{Mistake, Mistakes, Violation, push_token};
+use crate::source::At;
 use indexmap::IndexMap;
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, PatternCache, PatternOptions, ValidationError, Validator};
@@ -78,14 +79,40 @@ pub struct Schema(Arc<Compiled>);
 
 struct Compiled {
     json: Value,
+    /// What it unfolds to, references followed.
+    parts: usize,
     schema_type: SchemaType,
     is_sensitive: bool,
     validator: Validator,
 }
 
 impl Schema {
-    /// Compiles plain JSON Schema 2020-12 that `convert` made; the error is for the author.
-    fn compile(json: Value, patterns: &PatternCache) -> Result<Self, String> {
+    /// Compiles a schema that stands alone, such as a filter's manifest holds, under every bound
+    /// of a document's: keywords, patterns, recursion, cost. Nothing that it names is fetched.
+    ///
+    /// # Errors
+    /// Every mistake, each with its pointer.
+    pub fn alone(json: &Value) -> Result<Self, Vec<Mistake>> {
+        let node = crate::source::read(&json.to_string()).map_err(|mistake| vec![mistake])?;
+        let root = At::root(&node);
+        let mut mistakes = Mistakes::default();
+        let schema = SchemaReader::new(root.clone(), Dialect::V31).read(&root, &mut mistakes);
+        match schema {
+            Some(schema) if mistakes.is_empty() => Ok(schema),
+            _ => Err(mistakes.into_vec()),
+        }
+    }
+
+    /// The number of schemas that it unfolds to: checking a value costs at most this much for
+    /// each value inside it.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.0.parts
+    }
+
+    /// Compiles plain JSON Schema 2020-12 that `convert` made, which unfolds to so many parts; the
+    /// error is for the author.
+    fn compile(json: Value, parts: usize, patterns: &PatternCache) -> Result<Self, String> {
         let engine =
             PatternOptions::regex().size_limit(limits::PATTERN_BYTES).dfa_size_limit(limits::PATTERN_BYTES);
         let validator = jsonschema::options()
@@ -98,7 +125,7 @@ impl Schema {
             .map_err(|error| unusable(&error))?;
         let schema_type = shape::of(&json);
         let is_sensitive = shape::is_sensitive(&json);
-        Ok(Self(Arc::new(Compiled { json, schema_type, is_sensitive, validator })))
+        Ok(Self(Arc::new(Compiled { json, parts, schema_type, is_sensitive, validator })))
     }
 
     /// The schema as a type.

@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("postern-common", &[]),
     ("postern-openapi", &["postern-common"]),
     ("postern-policies", &["postern-common", "postern-openapi"]),
-    ("postern-filter-engine", &["postern-common"]),
+    ("postern-filter-engine", &["postern-common", "postern-openapi"]),
     ("postern-compile", &["postern-common", "postern-filter-engine"]),
     ("postern-gateway", &["postern-common", "postern-openapi", "postern-policies", "postern-filter-engine"]),
     (
@@ -60,7 +60,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("object_store::", &["orchestrator/src/storage"]),
     ("landlock::", &["sandbox/"]),
     ("seccompiler::", &["sandbox/", "gateway/compile/"]),
-    ("jsonschema::", &["openapi/", "gateway/filter-engine/"]),
+    ("jsonschema::", &["openapi/"]),
     ("jsonwebtoken::", &["common/src/token"]),
 ];
 

@@ -6,6 +6,7 @@ use crate::filter::Shared;
 use crate::gauge::{Place, Turn};
 use crate::manifest::{Limits, Phase};
 use crate::outcome::{Change, Changes, LogLevel, LogLine};
+use crate::schema::Work;
 use crate::settings::TICK;
 use crate::view::{RequestView, ResponseView};
 use postern_common::session::Session;
@@ -17,6 +18,9 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 const TURNS_FACTOR: u32 = 5;
 /// Beyond the log's bytes, so that empty lines have an end too.
 const MAX_LOG_LINES: usize = 256;
+
+/// Checks of one call against schemas, in all: a quarter of a second at the worst.
+const CHECK_WORK: Work = 5_000_000;
 
 /// The state of one call, which its instance's host functions work on.
 pub(crate) struct Call {
@@ -31,6 +35,7 @@ pub(crate) struct Call {
     limits: Limits,
     host_calls: u32,
     log_bytes: u32,
+    check_work: Work,
     ticks: u128,
     started: Instant,
     place: Place,
@@ -60,6 +65,7 @@ impl Call {
             limits,
             host_calls: limits.host_calls,
             log_bytes: limits.log,
+            check_work: CHECK_WORK,
             // One more: the first tick may come at once.
             ticks: limits.time.as_nanos().div_ceil(TICK.as_nanos()).saturating_add(1),
             started: Instant::now(),
@@ -71,6 +77,12 @@ impl Call {
     /// Counts a call of a host function.
     pub(crate) fn count(&mut self) -> Result<(), FilterFailure> {
         self.host_calls = self.host_calls.checked_sub(1).ok_or(FilterFailure::HostCalls)?;
+        Ok(())
+    }
+
+    /// Takes the cost of a check from what the call has left, before it is done.
+    pub(crate) fn charge(&mut self, work: Work) -> Result<(), FilterFailure> {
+        self.check_work = self.check_work.checked_sub(work).ok_or(FilterFailure::Checks)?;
         Ok(())
     }
 

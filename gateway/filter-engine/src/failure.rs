@@ -25,6 +25,11 @@ pub enum FilterFailure {
     /// It called the host too often.
     #[error("the filter called the host more often than its manifest's `limits.host_calls`")]
     HostCalls,
+    /// Its checks against JSON Schemas cost too much altogether.
+    #[error(
+        "the filter's checks of documents against schemas cost more than one call may; check less, or against a smaller schema"
+    )]
+    Checks,
     /// It asked for what it may not have or do.
     #[error("the filter may not {what}")]
     Forbidden {
@@ -59,6 +64,7 @@ impl FilterFailure {
             Self::Table => "table",
             Self::Stack => "stack",
             Self::HostCalls => "host_calls",
+            Self::Checks => "checks",
             Self::Forbidden { .. } => "forbidden",
             Self::Changes => "changes",
             Self::Verdict { .. } => "verdict",

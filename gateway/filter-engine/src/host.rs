@@ -11,15 +11,19 @@ use crate::failure::FilterFailure;
 use crate::manifest::{HostFunction, Manifest, Phase};
 use crate::names::is_changeable;
 use crate::outcome::{Change, LogLevel};
-use crate::schema::Schema;
+use crate::schema::{self, Schema, Work};
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use std::time::Instant;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use wasmtime::Result;
 use wasmtime::component::{HasSelf, Linker};
 
 /// The longest path that a filter may set; the listener takes no longer one either.
 const MAX_PATH_BYTES: usize = 8 * 1024;
+
+/// Work beyond which a check leaves the runtime's workers: some 2.5 ms.
+const BIG_WORK: Work = 50_000;
 
 /// Adds what every filter gets, and what this manifest asks for.
 pub(crate) fn add_to(linker: &mut Linker<Call>, manifest: &Manifest) -> Result<()> {
@@ -337,19 +341,47 @@ impl wit::rate_limit::Host for Call {
 impl wit::json_schema::Host for Call {
     fn check(&mut self, schema: String, document: Vec<u8>) -> Result<Vec<wit::json_schema::Mistake>> {
         self.count()?;
-        Ok(mistakes(&self.schema(&schema)?, &document))
+        let schema = self.schema(&schema)?;
+        Ok(self.mistakes(&schema, &document)?)
     }
 
     fn check_body(&mut self, schema: String) -> Result<Vec<wit::json_schema::Mistake>> {
         self.count()?;
-        let schema = self.schema(&schema)?;
-        Ok(mistakes(&schema, self.request_body()?))
+        let (schema, body) = (self.schema(&schema)?, self.request_body()?.clone());
+        Ok(self.mistakes(&schema, &body)?)
     }
 }
 
-fn mistakes(schema: &Schema, document: &[u8]) -> Vec<wit::json_schema::Mistake> {
-    let found = schema.mistakes_of_text(document).into_iter();
-    found
-        .map(|mistake| wit::json_schema::Mistake { pointer: mistake.pointer, message: mistake.message })
-        .collect()
+impl Call {
+    /// Checks a document; what that costs is taken from the call before it is done.
+    fn mistakes(
+        &mut self,
+        schema: &Schema,
+        document: &[u8],
+    ) -> Result<Vec<wit::json_schema::Mistake>, FilterFailure> {
+        let reading = schema::reading(document)
+            .map_err(|_too_long| FilterFailure::forbidden("check a document longer than 1 MiB"))?;
+        self.charge(reading)?;
+        let found = match off_workers(reading, || schema::read(document)) {
+            Err(mistake) => vec![mistake],
+            Ok(document) => {
+                let work = schema.work(&document);
+                self.charge(work)?;
+                off_workers(work, || schema.mistakes(&document))
+            }
+        };
+        let told = found.into_iter();
+        Ok(told
+            .map(|mistake| wit::json_schema::Mistake { pointer: mistake.pointer, message: mistake.message })
+            .collect())
+    }
+}
+
+/// Does what takes long where it holds up no other task of the runtime.
+fn off_workers<Done>(work: Work, check: impl FnOnce() -> Done) -> Done {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) if work > BIG_WORK => tokio::task::block_in_place(check),
+        _ => check(),
+    }
 }

@@ -99,14 +99,14 @@ impl<'d> SchemaReader<'d> {
     fn checked(&mut self, whole: Value) -> Result<Schema, String> {
         let cost = cost::check(&whole);
         self.expansion += *cost.as_ref().unwrap_or(&limits::SCHEMA_EXPANSION);
-        cost?;
+        let parts = cost?;
         if self.expansion > limits::TOTAL_EXPANSION {
             return Err(format!(
                 "all schemas together unfold to more than {} parts; share less",
                 limits::TOTAL_EXPANSION
             ));
         }
-        Schema::compile(whole, &self.compiled_patterns)
+        Schema::compile(whole, parts, &self.compiled_patterns)
     }
 
     /// Adds the definitions that `json` needs; `None` if one of them has a mistake.
