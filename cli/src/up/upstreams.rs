@@ -24,9 +24,10 @@ impl Upstreams {
     pub(super) fn new(settings: &Settings, own: &[SocketAddr], named: Vec<&Url>) -> Result<Self, Failure> {
         let mut listed = settings.list(name::UPSTREAMS_ALLOW);
         listed.extend(spelled(settings.backend_url().iter()));
-        let never: Vec<String> = own.iter().map(ToString::to_string).collect();
+        let never = database(settings).into_iter().collect();
         let upstreams =
             Self { rules: UpstreamRules::default(), listed, never, named: Mutex::new(spelled(named)) };
+        own.iter().for_each(|own| upstreams.rules.never_ourselves(*own));
         upstreams.replace(&[]).map_err(Failure::Usage)?;
         Ok(upstreams)
     }
@@ -61,6 +62,15 @@ impl Upstreams {
     }
 }
 
+/// Where the database is, if it is elsewhere.
+fn database(settings: &Settings) -> Option<String> {
+    let url = settings.secret(name::DATABASE_URL)?;
+    let url = Url::parse(url.reveal()).ok()?;
+    let is_server = matches!(url.scheme(), "postgres" | "postgresql");
+    let host = url.host_str().filter(|host| is_server && !host.is_empty())?;
+    Some(format!("{host}:{}", url.port().unwrap_or(5432)))
+}
+
 /// Hosts and ports, as the gateway's list spells them.
 fn spelled<'a>(urls: impl IntoIterator<Item = &'a Url>) -> Vec<String> {
     let spelled = |url: &Url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?));
@@ -74,16 +84,21 @@ fn spelled<'a>(urls: impl IntoIterator<Item = &'a Url>) -> Vec<String> {
 mod tests {
     use super::*;
     use postern_common::settings::Sources;
+    use std::net::IpAddr;
 
     fn url(text: &str) -> Url {
         Url::parse(text).expect("a URL")
     }
 
     fn upstreams(named: &[Url]) -> Upstreams {
+        upstreams_of([127, 0, 0, 1].into(), named)
+    }
+
+    fn upstreams_of(own: IpAddr, named: &[Url]) -> Upstreams {
         let environment = [("POSTERN_UPSTREAMS_ALLOW".to_owned(), "10.0.0.0/8:80".to_owned())];
         let sources = Sources { environment: environment.into(), ..Sources::default() };
         let settings = Settings::resolve(&sources).expect("resolves");
-        let own = [SocketAddr::from(([127, 0, 0, 1], 8080))];
+        let own = [SocketAddr::new(own, 8080)];
         Upstreams::new(&settings, &own, named.iter().collect()).expect("can be read")
     }
 
@@ -117,6 +132,10 @@ mod tests {
     fn our_own_listeners_are_never_a_backend() {
         let own = url("http://127.0.0.1:8080/");
         assert!(!is_allowed(&upstreams(std::slice::from_ref(&own)), own.as_str()));
+        let everywhere = upstreams_of([0, 0, 0, 0].into(), std::slice::from_ref(&own));
+        assert!(!is_allowed(&everywhere, own.as_str()), "the API listens on every address");
+        everywhere.also([&own]).expect("can be read");
+        assert!(!is_allowed(&everywhere, own.as_str()), "also after the folder changed");
     }
 
     #[test]

@@ -13,7 +13,7 @@
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use url::{Host, Url};
 
@@ -44,6 +44,12 @@ pub enum RefusedAddress {
         /// What it is.
         reason: &'static str,
     },
+}
+
+impl RefusedAddress {
+    pub(crate) const fn ours(address: IpAddr) -> Self {
+        Self::Never { address, reason: "it belongs to Postern itself, or the operator closed it" }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,14 +124,28 @@ fn canonical(name: &str) -> String {
 struct Rules {
     allow: Vec<Entry>,
     never: Vec<Entry>,
-    /// This gateway's own listeners, which no replacement opens.
-    own: Vec<Entry>,
+    /// This process's own listeners, which no replacement opens.
+    own: Vec<SocketAddr>,
 }
 
 impl Rules {
     fn closes(&self, is_entry: impl Fn(&&Entry) -> bool) -> bool {
-        self.never.iter().chain(&self.own).any(|entry| is_entry(&entry))
+        self.never.iter().any(|entry| is_entry(&entry))
     }
+
+    /// Whether a listener of ours would be reached there. One on every address is at each address
+    /// of this host.
+    fn is_ourselves(&self, to: SocketAddr, is_this_host: impl Fn(IpAddr) -> bool) -> bool {
+        self.own.iter().filter(|own| own.port() == to.port()).any(|own| {
+            own.ip() == to.ip()
+                || (own.ip().is_unspecified() && (to.ip().is_loopback() || is_this_host(to.ip())))
+        })
+    }
+}
+
+/// Whether an address is one of this host's: nothing can be bound to any other.
+fn is_this_host(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// The operator's rules. Clones share one list, which may be replaced while the gateway runs.
@@ -163,21 +183,38 @@ impl UpstreamRules {
         }
     }
 
-    /// Adds an address of our own to what is never reachable; a listener on every address is
-    /// refused on loopback too.
-    pub(crate) fn never_ourselves(&self, own: SocketAddr) {
-        let hosts = if own.ip().is_unspecified() {
-            vec!["127.0.0.0/8".to_owned(), "[::1/128]".to_owned()]
-        } else {
-            vec![bracketed(&own.ip().to_string())]
-        };
-        let entries = hosts.iter().filter_map(|host| Entry::parse(&format!("{host}:{}", own.port())).ok());
-        let entries: Vec<_> = entries.collect();
+    /// Adds a listener of this process to what is never reachable. One on every address
+    /// (`0.0.0.0`, `[::]`) is unreachable at each address of this host.
+    pub fn never_ourselves(&self, own: SocketAddr) {
+        let own = SocketAddr::new(own.ip().to_canonical(), own.port());
         self.0.rcu(|rules| Rules {
             allow: rules.allow.clone(),
             never: rules.never.clone(),
-            own: rules.own.iter().chain(&entries).cloned().collect(),
+            own: rules.own.iter().copied().chain([own]).collect(),
         });
+    }
+
+    /// The names whose addresses are closed on this port: they are looked up when we connect, since
+    /// what is never reachable must not be reachable by another name either.
+    pub(crate) fn never_names(&self, port: u16) -> Vec<String> {
+        let rules = self.0.load();
+        let names = rules.never.iter().filter(|entry| entry.has_port(port));
+        names
+            .filter_map(|entry| match &entry.place {
+                Place::Name(name) => Some(name.clone()),
+                Place::Network(_) => None,
+            })
+            .collect()
+    }
+
+    /// Checks a connection before a byte is sent on it: whatever was looked up, a connection from
+    /// an address of this host to the same address ends at this host.
+    ///
+    /// # Errors
+    /// [`RefusedAddress::Never`] if it has reached a listener of this process.
+    pub(crate) fn check_connection(&self, from: SocketAddr, to: SocketAddr) -> Result<(), RefusedAddress> {
+        let is_ourselves = self.0.load().is_ourselves(to, |address| address == from.ip());
+        if is_ourselves { Err(RefusedAddress::ours(to.ip())) } else { Ok(()) }
     }
 
     /// Checks a backend's URL by its text alone.
@@ -225,8 +262,8 @@ impl UpstreamRules {
         let host = canonical(host);
         let is_entry =
             |entry: &&Entry| (entry.holds(address) || entry.is_name(&host)) && entry.has_port(to.port());
-        if rules.closes(is_entry) {
-            return Err(never("it belongs to Postern itself, or the operator closed it"));
+        if rules.closes(is_entry) || rules.is_ourselves(to, is_this_host) {
+            return Err(RefusedAddress::ours(address));
         }
         let is_open = |entry: &Entry| entry.holds(address) || !address.is_loopback() || host == "localhost";
         if rules.allow.iter().filter(is_entry).any(is_open) {

@@ -25,6 +25,14 @@ pub(crate) enum ConnectError {
     NoHost,
     #[error("the backend's name could not be looked up")]
     LookUp(#[source] std::io::Error),
+    #[error(
+        "`{name}`, which is never reachable, could not be looked up, so that no address can be told from it"
+    )]
+    Closed {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the backend's name has no address")]
     NoAddress,
     #[error("the address is not allowed")]
@@ -88,13 +96,17 @@ impl Connector {
     /// the allowed ones accepts, the refusal is what is told.
     async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
         let mut last = ConnectError::NoAddress;
+        let closed = self.closed(port).await?;
         for address in look_up(host, port).await? {
-            if let Err(refused) = self.rules.check_address(host, address) {
+            if let Err(refused) = self.check(host, address, &closed) {
                 last = refused.into();
                 continue;
             }
             match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => match self.check_connected(&stream) {
+                    Ok(()) => return Ok(stream),
+                    Err(refused) => last = refused,
+                },
                 Err(error) if !matches!(last, ConnectError::Refused(_)) => {
                     last = ConnectError::Connect(error);
                 }
@@ -102,6 +114,32 @@ impl Connector {
             }
         }
         Err(last)
+    }
+
+    /// What the names that are never reachable stand for now.
+    ///
+    /// If one cannot be looked up nothing is reached: any address could be its.
+    async fn closed(&self, port: u16) -> Result<Vec<IpAddr>, ConnectError> {
+        let mut closed = Vec::new();
+        for name in self.rules.never_names(port) {
+            let found = look_up(&name, port).await.map_err(|error| match error {
+                ConnectError::LookUp(source) => ConnectError::Closed { name, source },
+                other => other,
+            })?;
+            closed.extend(found.iter().map(SocketAddr::ip));
+        }
+        Ok(closed)
+    }
+
+    fn check(&self, host: &str, to: SocketAddr, closed: &[IpAddr]) -> Result<(), RefusedAddress> {
+        self.rules.check_address(host, to)?;
+        if closed.contains(&to.ip()) { Err(RefusedAddress::ours(to.ip())) } else { Ok(()) }
+    }
+
+    fn check_connected(&self, stream: &TcpStream) -> Result<(), ConnectError> {
+        let from = stream.local_addr().map_err(ConnectError::Connect)?;
+        let to = stream.peer_addr().map_err(ConnectError::Connect)?;
+        Ok(self.rules.check_connection(from, to)?)
     }
 }
 

@@ -137,3 +137,51 @@ fn an_empty_list_allows_nothing() {
     assert!(rules.check_url(&url("http://desk.internal/")).is_err());
     assert!(rules.check_address("desk.internal", "10.0.0.1:80".parse().expect("an address")).is_err());
 }
+
+#[test]
+fn a_listener_on_every_address_is_unreachable_at_each_address_of_this_host() {
+    for own in ["0.0.0.0:8081", "[::]:8081", "[::ffff:0.0.0.0]:8081"] {
+        let rules = wide_open();
+        rules.never_ourselves(own.parse().expect("an address"));
+        let mut here: Vec<IpAddr> =
+            vec![[127, 0, 0, 1].into(), [127, 1, 2, 3].into(), Ipv6Addr::LOCALHOST.into()];
+        here.extend(own_address());
+        for address in here {
+            let to = SocketAddr::new(address, 8081);
+            let refused = rules.check_address("localhost", to);
+            assert!(matches!(refused, Err(RefusedAddress::Never { .. })), "{own} at {to}: {refused:?}");
+            assert!(
+                rules.check_address("localhost", SocketAddr::new(address, 9000)).is_ok(),
+                "{to}: the control"
+            );
+        }
+        let elsewhere = SocketAddr::new([203, 0, 113, 7].into(), 8081);
+        assert!(rules.check_address("203.0.113.7", elsewhere).is_ok(), "another host's port is not ours");
+    }
+}
+
+/// An address of this machine that is not loopback, if it has one: no packet is sent.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("203.0.113.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
+}
+
+#[test]
+fn a_connection_that_has_come_back_to_us_is_refused() {
+    let rules = wide_open();
+    rules.never_ourselves(([0, 0, 0, 0], 8081).into());
+    let here = |port: u16| SocketAddr::from(([198, 51, 100, 4], port));
+    assert!(rules.check_connection(here(50_000), here(8081)).is_err());
+    assert!(rules.check_connection(here(50_000), here(9000)).is_ok());
+    assert!(rules.check_connection(([198, 51, 100, 9], 50_000).into(), here(8081)).is_ok());
+}
+
+#[test]
+fn own_listeners_stay_closed_when_the_lists_are_replaced() {
+    let rules = wide_open();
+    rules.never_ourselves(([127, 0, 0, 1], 8081).into());
+    rules.replace(&["127.0.0.1".to_owned()], &[]).expect("readable rules");
+    assert!(rules.check_url(&url("http://127.0.0.1:8081/")).is_err());
+    assert!(rules.check_url(&url("http://127.0.0.1:8082/")).is_ok());
+}
