@@ -134,6 +134,8 @@ pub struct Delivery {
 #[derive(Debug)]
 pub struct Publisher {
     deliveries: mpsc::Sender<Delivery>,
+    /// A gateway whose link was dropped asks for a new one, of the same decisions.
+    pub redials: mpsc::Receiver<DeliverySender>,
     /// The gateway's decisions, in the order in which they fell.
     pub decisions: mpsc::Receiver<DecisionRecord>,
 }
@@ -143,8 +145,25 @@ pub struct Publisher {
 pub struct Follower {
     /// Messages, in order.
     pub deliveries: mpsc::Receiver<Delivery>,
+    /// Opens the link again when it is lost.
+    pub link: Link,
     /// Takes decisions back; when it is full, a decision is dropped and counted, never waited for.
     pub decisions: mpsc::Sender<DecisionRecord>,
+}
+
+/// The way to the orchestrator of this process, for a link that was lost.
+#[derive(Debug, Clone)]
+pub struct Link(mpsc::Sender<DeliverySender>);
+
+impl Link {
+    /// Opens a new link; the orchestrator begins with a snapshot.
+    ///
+    /// Waits for the orchestrator to take it; `None` if there is no orchestrator any more.
+    pub async fn redial(&self) -> Option<mpsc::Receiver<Delivery>> {
+        let (deliveries, received) = mpsc::channel(DELIVERIES_IN_FLIGHT);
+        self.0.send(DeliverySender(deliveries)).await.ok()?;
+        Some(received)
+    }
 }
 
 /// The gateway is gone.
@@ -162,7 +181,9 @@ const DECISIONS_IN_FLIGHT: usize = 8192;
 pub fn link() -> (Publisher, Follower) {
     let (deliveries, received) = mpsc::channel(DELIVERIES_IN_FLIGHT);
     let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
-    (Publisher { deliveries, decisions: decided }, Follower { deliveries: received, decisions })
+    let (link, redials) = mpsc::channel(1);
+    let publisher = Publisher { deliveries, redials, decisions: decided };
+    (publisher, Follower { deliveries: received, link: Link(link), decisions })
 }
 
 impl Publisher {

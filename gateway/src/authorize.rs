@@ -9,6 +9,7 @@
 //! with what policies saw, for the record.
 
 use crate::body::{Admitted, AdmittedBody};
+use crate::config::{HEAVY_CANDIDATES, HEAVY_EXPRESSIONS};
 use crate::identify::Caller;
 use crate::registry::Source;
 use crate::reject::Reject;
@@ -17,7 +18,7 @@ use crate::snapshot::TenantRules;
 use crate::validate::Valid;
 use jiff::Timestamp;
 use postern_common::decision::{PolicyPart, ShadowPart, ShadowScope};
-use postern_common::id::{BackendName, DecisionId, PolicyName, TenantId};
+use postern_common::id::{BackendName, DecisionId, OperationId, PolicyName, TenantId};
 use postern_common::problem::Code;
 use postern_common::session::{Peer, Session};
 use postern_openapi::Document;
@@ -25,7 +26,7 @@ use postern_policies::{
     Decision, PeerFacts, PolicySource, Refused, RequestFacts, SessionEntities, TenantPolicies, TenantSchema,
     TypedRequest, record, schema_from_openapi,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A tenant's policies in force.
@@ -35,6 +36,8 @@ pub(crate) struct Policies {
     set: TenantPolicies,
     /// A whole set that only watches.
     shadow: Option<TenantPolicies>,
+    /// Operations whose policies take long to decide.
+    heavy: HashSet<(BackendName, OperationId)>,
 }
 
 /// The texts of a tenant's sets.
@@ -47,6 +50,11 @@ pub(crate) struct Sources<'c> {
 }
 
 impl Policies {
+    /// Whether it may take more than a few milliseconds to decide a request to this operation.
+    pub(crate) fn is_heavy(&self, backend: &BackendName, operation: &OperationId) -> bool {
+        !self.heavy.is_empty() && self.heavy.contains(&(backend.clone(), operation.clone()))
+    }
+
     /// Loads a set against the backends' documents; what did not change since `before` is kept.
     ///
     /// # Errors
@@ -59,6 +67,10 @@ impl Policies {
     ) -> Result<Self, Vec<String>> {
         let backends: Vec<_> =
             documents.map(|(name, document)| schema_from_openapi(name, document)).collect();
+        let operations: Vec<_> = backends
+            .iter()
+            .flat_map(|backend| backend.operations.iter().map(|it| (backend.name.clone(), it.id.clone())))
+            .collect();
         let schema = match before {
             Some(before) => TenantSchema::rebuild(&before.schema, tenant, &backends),
             None => TenantSchema::build(tenant, &backends),
@@ -73,7 +85,16 @@ impl Policies {
             let before = before.and_then(|before| before.shadow.as_ref());
             Some(loaded(&schema, Some(&files), before)?)
         };
-        Ok(Self { schema, set, shadow })
+        let sets = [Some(&set), shadow.as_ref()];
+        let is_heavy = |operation: &(BackendName, OperationId)| {
+            schema.action(&operation.0, &operation.1).is_some_and(|action| {
+                let loads: Vec<_> = sets.iter().flatten().map(|set| set.load_of(action)).collect();
+                loads.iter().map(|load| load.candidates).sum::<usize>() > HEAVY_CANDIDATES
+                    || loads.iter().map(|load| load.expressions).sum::<usize>() > HEAVY_EXPRESSIONS
+            })
+        };
+        let heavy = operations.into_iter().filter(is_heavy).collect();
+        Ok(Self { schema, set, shadow, heavy })
     }
 }
 
@@ -242,10 +263,7 @@ fn error(decision: &Decision) -> Reject {
         Some(stale @ Refused::Stale) => stale.to_string(),
         None => "could not be evaluated for this request".to_owned(),
     };
-    Reject::PolicyError {
-        policies: decision.determining().into_iter().map(|part| part.id).collect(),
-        message,
-    }
+    Reject::PolicyError { policies: decision.determining(), message }
 }
 
 fn peer(caller: &Caller) -> PeerFacts {

@@ -11,10 +11,10 @@ mod doubt;
 pub(crate) mod multipart;
 pub(crate) mod streamed;
 
-use crate::config::BODY_TIME;
-use crate::limits::{self, Room};
-use crate::registry::LiveSession;
-use crate::reject::Reject;
+use crate::config::{BODY_TIME, JUDGED_STALL_TIME};
+use crate::limits::{HeldRoom, Rooms};
+use crate::pace::Pace;
+use crate::reject::{Reject, Scope};
 use crate::route::{Call, Routed};
 use bytes::{Bytes, BytesMut};
 pub(crate) use doubt::names as names_in_doubt;
@@ -27,6 +27,7 @@ use multipart::Multipart;
 use postern_common::problem::FieldError;
 use postern_openapi::{Content, ContentKind, MediaType, Query, json};
 use serde_json::Value;
+use std::future::poll_fn;
 use std::sync::Arc;
 use streamed::StreamedBody;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,8 @@ pub(crate) enum BodyFault {
     Broken,
     #[error("the session has ended")]
     SessionEnded,
+    #[error("there is no room for the body")]
+    NoRoom(Scope),
 }
 
 /// A body on its way to a verdict.
@@ -94,33 +97,40 @@ enum Treatment {
 
 /// Admits the body of a routed request.
 ///
-/// Reads it within `config::BODY_TIME` if it is judged; stops when the session ends.
+/// Reads it within `config::BODY_TIME` if it is judged; stops when the session ends, or the
+/// sandbox only trickles.
 ///
 /// # Errors
 /// [`Reject`] for a body that is too large, slow, of a wrong type, compressed, or not strict JSON,
 /// and for one more than the session may have held at a time.
-pub(crate) async fn admit(routed: Routed, session: &LiveSession, all: &Room) -> Result<Admitted, Reject> {
+pub(crate) async fn admit(
+    routed: Routed,
+    ended: &CancellationToken,
+    rooms: &Rooms,
+) -> Result<Admitted, Reject> {
     let Routed { mut call, body } = routed;
-    let ended = &session.ended;
     let media = media_type(&mut call)?;
+    let room = rooms.enter();
     if body.is_end_stream() {
         return Ok(Admitted { call, body: AdmittedBody::None, content: None });
     }
     let Some(plan) = plan(&call, media)? else {
-        return refuse(body, call, ended).await;
+        return refuse(body, call, ended, &room).await;
     };
     let limit = call.backend.judged_body_bytes;
     if !matches!(plan.treatment, Treatment::Opaque { is_declared: true, has_reader: false }) {
-        let bytes = expected_bytes(&body, plan.treatment, limit)?;
-        call.room = Some(Arc::new(limits::room(&session.limiter, all, bytes)?));
+        check_declared(&body, plan.treatment, limit)?;
+        call.room = Some(Arc::clone(&room));
     }
     let admitted = match plan.treatment {
         Treatment::Opaque { is_declared: true, has_reader: false } => {
             AdmittedBody::Stream(StreamedBody::new(body, None, &call.backend, ended)?)
         }
-        Treatment::Opaque { is_declared: false, has_reader: false } => look(body, &call, ended).await?,
+        Treatment::Opaque { is_declared: false, has_reader: false } => {
+            look(body, &call, ended, &room).await?
+        }
         Treatment::Judge(_) | Treatment::Doubt | Treatment::Opaque { has_reader: true, .. } => {
-            read(collect(body, limit, ended).await?, &plan, limit)?
+            read(collect(body, limit, ended, &room).await?, &plan, limit)?
         }
     };
     if matches!(admitted, AdmittedBody::Stream(_)) {
@@ -150,20 +160,27 @@ impl Plan {
     }
 }
 
-/// How much memory a body may take: what it declares, or all that it may have.
-fn expected_bytes(body: &Incoming, treatment: Treatment, limit: u64) -> Result<u64, Reject> {
+/// Refuses a body that declares more than it may have, before it is read.
+fn check_declared(body: &Incoming, treatment: Treatment, limit: u64) -> Result<(), Reject> {
     match body.size_hint().exact() {
-        None => Ok(limit),
-        Some(declared) if declared <= limit => Ok(declared),
-        // It may turn out to be one that is streamed.
-        Some(_) if matches!(treatment, Treatment::Opaque { has_reader: false, .. }) => Ok(limit),
-        Some(_) => Err(Reject::BodyTooLarge { limit }),
+        // One that is only looked at may turn out to be one that is streamed.
+        Some(declared)
+            if declared > limit && !matches!(treatment, Treatment::Opaque { has_reader: false, .. }) =>
+        {
+            Err(Reject::BodyTooLarge { limit })
+        }
+        _ => Ok(()),
     }
 }
 
 /// A body that the operation does not take: nothing but an empty one will do.
-async fn refuse(body: Incoming, call: Call, ended: &CancellationToken) -> Result<Admitted, Reject> {
-    match collect(body, 0, ended).await {
+async fn refuse(
+    body: Incoming,
+    call: Call,
+    ended: &CancellationToken,
+    room: &HeldRoom,
+) -> Result<Admitted, Reject> {
+    match collect(body, 0, ended, room).await {
         Ok(_empty) => Ok(Admitted { call, body: AdmittedBody::None, content: None }),
         Err(BodyFault::TooLarge { .. }) => Err(takes_none()),
         Err(fault) => Err(fault.into()),
@@ -312,7 +329,12 @@ pub(crate) fn read_again(mut call: Call, bytes: Bytes) -> Result<Admitted, Rejec
 }
 
 /// A body of an opaque type that is not declared by name: judged if it begins like JSON.
-async fn look(mut body: Incoming, call: &Call, ended: &CancellationToken) -> Result<AdmittedBody, Reject> {
+async fn look(
+    mut body: Incoming,
+    call: &Call,
+    ended: &CancellationToken,
+    room: &HeldRoom,
+) -> Result<AdmittedBody, Reject> {
     let limit = call.backend.judged_body_bytes;
     let begun = tokio::time::Instant::now();
     let mut start = BytesMut::new();
@@ -336,7 +358,7 @@ async fn look(mut body: Incoming, call: &Call, ended: &CancellationToken) -> Res
             }
         };
     }
-    let rest = collect(body, limit.saturating_sub(start.len() as u64), ended).await;
+    let rest = collect(body, limit.saturating_sub(start.len() as u64), ended, room).await;
     let rest = rest.map_err(|fault| match fault {
         BodyFault::TooLarge { .. } => BodyFault::TooLarge { limit },
         other => other,
@@ -361,17 +383,31 @@ async fn next_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Opt
     }
 }
 
-/// Reads a whole body of at most `limit` bytes.
-async fn collect(mut body: Incoming, limit: u64, ended: &CancellationToken) -> Result<Bytes, BodyFault> {
+/// Reads a whole body of at most `limit` bytes, taking room as it comes.
+async fn collect(
+    mut body: Incoming,
+    limit: u64,
+    ended: &CancellationToken,
+    room: &HeldRoom,
+) -> Result<Bytes, BodyFault> {
+    let mut pace = Pace::new(JUDGED_STALL_TIME);
     let all = async {
         let mut whole = BytesMut::new();
-        while let Some(data) = next_data(&mut body, ended).await? {
-            if (whole.len() + data.len()) as u64 > limit {
+        loop {
+            let data = tokio::select! {
+                biased;
+                data = next_data(&mut body, ended) => data?,
+                () = poll_fn(|context| pace.poll_too_slow(context)) => return Err(BodyFault::TooSlow),
+            };
+            let Some(data) = data else { return Ok(whole.freeze()) };
+            pace.moved(data.len());
+            let length = (whole.len() + data.len()) as u64;
+            if length > limit {
                 return Err(BodyFault::TooLarge { limit });
             }
+            room.grow_to(length).map_err(BodyFault::NoRoom)?;
             whole.extend_from_slice(&data);
         }
-        Ok(whole.freeze())
     };
     tokio::time::timeout(BODY_TIME, all).await.map_err(|_elapsed| BodyFault::TooSlow)?
 }

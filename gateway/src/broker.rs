@@ -9,6 +9,7 @@ use crate::authorize::Granted;
 use crate::body::streamed::StreamedBody;
 use crate::body::{AdmittedBody, BodyFault};
 use crate::headers::is_tenants;
+use crate::limits::{HeldRoom, roomed};
 use crate::registry::Source;
 use crate::reject::Reject;
 use crate::snapshot::Backend;
@@ -26,6 +27,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use tokio::sync::watch;
 
 /// The header that ties the backend's log to ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -117,7 +119,7 @@ pub(crate) fn attach(granted: Granted, source: &Source, request_id: &RequestId) 
         .map_err(|_unreadable| Reject::Internal("a rebuilt path is no URI"))?;
     let method = http::Method::from_bytes(call.operation.operation.method.as_str().as_bytes())
         .map_err(|_unreadable| Reject::Internal("a known method is none"))?;
-    let mut request = Request::new(sealed_body(body));
+    let mut request = Request::new(sealed_body(body, call.room));
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.headers_mut() = call.headers;
@@ -153,15 +155,36 @@ fn forwarded(headers: &mut HeaderMap, source: &Source, backend: &Backend) {
     }
 }
 
-fn sealed_body(body: AdmittedBody) -> SealedBody {
+/// A body as it is sent. A whole one keeps its room until its last byte is gone.
+fn sealed_body(body: AdmittedBody, room: Option<Arc<HeldRoom>>) -> SealedBody {
+    let whole = |bytes: Bytes| SealedBody::Whole(roomed(bytes, room));
     match body {
         AdmittedBody::None => SealedBody::Whole(Bytes::new()),
-        AdmittedBody::Json(value) => SealedBody::Whole(json::write(&value).into()),
-        AdmittedBody::Form(form) => SealedBody::Whole(form.rebuild().into()),
-        AdmittedBody::Multipart(multipart) => SealedBody::Whole(multipart.rebuild()),
-        AdmittedBody::Doubtful(text) => SealedBody::Whole(text.into()),
-        AdmittedBody::Whole(bytes) => SealedBody::Whole(bytes),
-        AdmittedBody::Stream(stream) => SealedBody::Stream(stream),
+        AdmittedBody::Json(value) => whole(json::write(&value).into()),
+        AdmittedBody::Form(form) => whole(form.rebuild().into()),
+        AdmittedBody::Multipart(multipart) => whole(multipart.rebuild()),
+        AdmittedBody::Doubtful(text) => whole(text.into()),
+        AdmittedBody::Whole(bytes) => whole(bytes),
+        AdmittedBody::Stream(stream) => SealedBody::Stream(stream, watch::Sender::new(Flow::Backend(0))),
+    }
+}
+
+/// Whom a streamed body waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// The sandbox, whose pace is bounded.
+    Sandbox,
+    /// The backend, which has taken so many parts.
+    Backend(u64),
+}
+
+impl Flow {
+    const fn after(self, is_pending: bool) -> Self {
+        match self {
+            _ if is_pending => Self::Sandbox,
+            Self::Sandbox => Self::Backend(0),
+            Self::Backend(parts) => Self::Backend(parts.wrapping_add(1)),
+        }
     }
 }
 
@@ -169,15 +192,23 @@ fn sealed_body(body: AdmittedBody) -> SealedBody {
 #[derive(Debug)]
 pub(crate) enum SealedBody {
     Whole(Bytes),
-    Stream(Box<StreamedBody>),
+    Stream(Box<StreamedBody>, watch::Sender<Flow>),
 }
 
 impl SealedBody {
+    /// How a streamed body flows; its end is told by the channel's.
+    pub(crate) fn flow(&self) -> Option<watch::Receiver<Flow>> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Stream(_, flow) => Some(flow.subscribe()),
+        }
+    }
+
     /// Where a streamed body tells why it failed.
     pub(crate) fn fault(&self) -> Option<Arc<OnceLock<BodyFault>>> {
         match self {
             Self::Whole(_) => None,
-            Self::Stream(stream) => Some(stream.fault()),
+            Self::Stream(stream, _) => Some(stream.fault()),
         }
     }
 }
@@ -193,21 +224,25 @@ impl http_body::Body for SealedBody {
         match &mut *self {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Stream(stream) => Pin::new(&mut **stream).poll_frame(context),
+            Self::Stream(stream, flow) => {
+                let polled = Pin::new(&mut **stream).poll_frame(context);
+                flow.send_modify(|flow| *flow = flow.after(polled.is_pending()));
+                polled
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
-            Self::Stream(stream) => stream.is_end_stream(),
+            Self::Stream(stream, _) => stream.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(stream) => stream.size_hint(),
+            Self::Stream(stream, _) => stream.size_hint(),
         }
     }
 }

@@ -16,13 +16,26 @@ pub(crate) const HEADER_BYTES: usize = 64 * 1024;
 pub(crate) const HEADER_COUNT: usize = 100;
 /// Time for the head of each request, and for an idle connection to send one (nginx: 60 s).
 pub(crate) const HEADER_TIME: Duration = Duration::from_secs(30);
+/// How long a connection may have nothing in flight after a request (nginx's `keepalive_timeout`:
+/// 75 s). HTTP/1.1 waits for the next head for [`HEADER_TIME`] only.
+pub(crate) const IDLE_TIME: Duration = Duration::from_secs(60);
 /// Time for a whole body that is judged, after which the answer is 408.
 pub(crate) const BODY_TIME: Duration = Duration::from_secs(60);
 /// How long a peer may keep us waiting in the middle of a streamed body or of an answer (nginx's
 /// `client_body_timeout` and `send_timeout`: 60 s).
 pub const STALL_TIME: Duration = Duration::from_secs(60);
+/// The same in the middle of a body that is judged, for which we hold memory.
+pub(crate) const JUDGED_STALL_TIME: Duration = Duration::from_secs(30);
 /// The pace below which a peer uses that time up (Apache's `mod_reqtimeout`: `MinRate=500`).
 pub(crate) const STALL_BYTES_PER_SECOND: u64 = 500;
+/// How long a request waits until its tenant's others are judged.
+pub(crate) const TURN_TIME: Duration = Duration::from_secs(5);
+/// A judged body beyond which judging leaves the runtime's workers: some 3 ms to read and check.
+pub(crate) const HEAVY_BODY_BYTES: u64 = 256 * 1024;
+/// Expressions in the conditions of an operation's policies beyond which it does too (some 2 ms).
+pub(crate) const HEAVY_EXPRESSIONS: usize = 10_000;
+/// The same of policies.
+pub(crate) const HEAVY_CANDIDATES: usize = 500;
 /// A body that is judged, unless the backend's `limits.body` says otherwise.
 pub(crate) const JUDGED_BODY_BYTES: u64 = 1024 * 1024;
 /// A body that is streamed, unless the backend's `limits.body` says otherwise.
@@ -36,6 +49,13 @@ pub(crate) const BODY_ROOM: u64 = 512 * 1024 * 1024;
 /// From a request's head to the head of the backend's answer, unless `limits.timeout` says
 /// otherwise (nginx's `proxy_read_timeout`: 60 s).
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// The longest `limits.timeout` that a tenant may set, unless the operator says otherwise.
+pub const TIMEOUT_CEILING: Duration = Duration::from_secs(10 * 60);
+/// The largest `concurrent` that a tenant may set, unless the operator says otherwise: each request
+/// in flight holds some 100 KiB.
+pub const CONCURRENT_CEILING: u32 = 4096;
+/// The longest ceiling: instants of a machine that has just started must hold it.
+const LONGEST_CEILING: Duration = Duration::from_secs(24 * 60 * 60);
 /// Time to reach a backend, look-up and TLS included.
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// How long an idle connection to a backend is kept (below common servers' 60 to 75 s).
@@ -59,6 +79,21 @@ pub const STALENESS: Duration = Duration::from_secs(10);
 /// Requests in flight get this long to finish when the gateway stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
+/// What tenants may set at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ceilings {
+    /// `limits.timeout` of a backend.
+    pub timeout: Duration,
+    /// `concurrent` of a backend, of a session and of the tenant.
+    pub concurrent: u32,
+}
+
+impl Default for Ceilings {
+    fn default() -> Self {
+        Self { timeout: TIMEOUT_CEILING, concurrent: CONCURRENT_CEILING }
+    }
+}
+
 /// What was read from flags, environment and file, not yet checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -78,6 +113,8 @@ pub struct Settings {
     pub drain: Duration,
     /// How long a peer may keep us waiting in the middle of a streamed body or of an answer.
     pub stall: Duration,
+    /// What tenants may set at most.
+    pub ceilings: Ceilings,
     /// Whose filters are believed: the orchestrator's public artefact key (Ed25519, 32 bytes).
     /// Without one no filter is loaded.
     pub artefact_key: Option<[u8; 32]>,
@@ -96,6 +133,7 @@ impl Settings {
             staleness: STALENESS,
             drain: DRAIN,
             stall: STALL_TIME,
+            ceilings: Ceilings::default(),
             artefact_key: None,
         }
     }
@@ -110,6 +148,9 @@ pub enum ConfigMistake {
     /// The staleness bound would outlive tokens.
     #[error("a staleness bound of {0:?} is longer than a token lives: use at most 1h")]
     Staleness(Duration),
+    /// A ceiling that ends nothing, or allows nothing.
+    #[error("a ceiling of {0:?} for timeouts and {1} for requests in flight: use 1s to 24h, and at least 1")]
+    Ceilings(Duration, u32),
     /// An entry of `gateway.upstreams` cannot be read.
     #[error(transparent)]
     Upstream(#[from] MistakenRule),
@@ -129,6 +170,7 @@ pub struct Config {
     pub(crate) staleness: Duration,
     pub(crate) drain: Duration,
     pub(crate) stall: Duration,
+    pub(crate) ceilings: Ceilings,
     pub(crate) artefact_key: Option<[u8; 32]>,
 }
 
@@ -144,6 +186,10 @@ impl Config {
         }
         if settings.staleness > postern_common::token::MAX_TTL {
             mistakes.push(ConfigMistake::Staleness(settings.staleness));
+        }
+        let Ceilings { timeout, concurrent } = settings.ceilings;
+        if !(Duration::from_secs(1)..=LONGEST_CEILING).contains(&timeout) || concurrent == 0 {
+            mistakes.push(ConfigMistake::Ceilings(timeout, concurrent));
         }
         if let (Some(tcp), Some(admin)) = (settings.tcp, settings.admin)
             && tcp == admin
@@ -163,6 +209,7 @@ impl Config {
             staleness: settings.staleness,
             drain: settings.drain,
             stall: settings.stall,
+            ceilings: settings.ceilings,
             artefact_key: settings.artefact_key,
         })
     }
@@ -178,8 +225,9 @@ mod tests {
         settings.staleness = Duration::from_secs(7200);
         settings.tcp = Some(([127, 0, 0, 1], 9091).into());
         settings.admin = settings.tcp;
-        let mistakes = Config::check(settings).expect_err("three mistakes");
-        assert_eq!(mistakes.len(), 3);
+        settings.ceilings.timeout = Duration::MAX;
+        let mistakes = Config::check(settings).expect_err("four mistakes");
+        assert_eq!(mistakes.len(), 4);
         assert!(mistakes.contains(&ConfigMistake::NoKey));
     }
 

@@ -2,125 +2,95 @@
 //! Follows the orchestrator: sessions into the registry, configurations into the snapshot.
 //!
 //! ```text
-//! deliveries ──▶ follow ──▶ registry, doors        (sessions: at once)
-//!                   └─────▶ compile ──▶ snapshot   (configurations: in order, off this task)
+//! deliveries ──▶ follow ──▶ registry, doors                (sessions: at once)
+//!                   └─────▶ pending ──▶ compile ──▶ snapshot (configurations: off this task)
 //! ```
 //!
-//! Sessions never wait for a configuration that takes long to compile. Within an epoch versions
-//! only rise; an older message is refused. Each message is answered when it is in force.
+//! Sessions never wait for a configuration, and no tenant's configuration for more than one of
+//! each other tenant's. Within an epoch versions only rise; an older message is refused. Each
+//! message is answered when it is in force. A link that is lost is opened again.
+
+pub(crate) mod freshness;
+mod pending;
 
 use crate::Gateway;
 use crate::config::SWEEP_INTERVAL;
 use crate::listener::{accept_sandbox, open_door};
-use crate::registry::Lookup;
+use crate::registry::{LiveSession, Lookup};
 use crate::snapshot::{Snapshot, build};
+use freshness::Generation;
+use pending::{Answer, Batch, Job, Pending, Work};
 use postern_common::clock;
-use postern_common::control::{Applied, Change, Delivery, State, TenantConfig};
+use postern_common::control::{Applied, Change, Delivery, Link, State, TenantConfig};
 use postern_common::id::TenantId;
 use postern_common::session::{Peer, Session};
 use postern_common::tasks::Stop;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::reject::Reject;
+/// Configurations that are compiled at the same time: one that takes long leaves the other.
+const COMPILERS: usize = 2;
+/// The pause before a lost link is opened again; it doubles up to [`REDIAL_LONGEST`].
+const REDIAL_PAUSE: Duration = Duration::from_millis(50);
+/// Well below the staleness bound.
+const REDIAL_LONGEST: Duration = Duration::from_secs(2);
 
-/// Whether the gateway has state, and how old it is.
-///
-/// Within one process the link is either there or gone, so age begins when it goes.
-#[derive(Debug)]
-pub(crate) struct Freshness {
-    bound: Duration,
-    state: Mutex<Hearing>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Hearing {
-    Never(Instant),
-    Now,
-    LostAt(Instant),
-}
-
-impl Freshness {
-    pub(crate) fn new(bound: Duration) -> Self {
-        Self { bound, state: Mutex::new(Hearing::Never(Instant::now())) }
+/// Follows until the orchestrator is gone for good or the gateway stops.
+pub(crate) async fn follow(
+    gateway: Arc<Gateway>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    link: Link,
+    stop: Stop,
+) {
+    let pending = Arc::<Pending>::default();
+    for _ in 0..COMPILERS {
+        let (compiling, pending) = (Arc::clone(&gateway), Arc::clone(&pending));
+        gateway.tasks.spawn(move |stop| compile(compiling, pending, stop));
     }
-
-    fn set(&self, hearing: Hearing) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = hearing;
-    }
-
-    fn heard(&self) {
-        self.set(Hearing::Now);
-    }
-
-    fn lost(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Hearing::Now = *state {
-            *state = Hearing::LostAt(Instant::now());
+    let mut pause = REDIAL_PAUSE;
+    let mut last = None;
+    loop {
+        let generation = gateway.freshness.connected();
+        let mut following =
+            Following { gateway: Arc::clone(&gateway), pending: Arc::clone(&pending), generation, last };
+        while let Some(Some(delivery)) = stop.run_until_cancelled(deliveries.recv()).await {
+            following.apply(delivery);
+            pause = REDIAL_PAUSE;
+        }
+        gateway.freshness.lost(generation);
+        last = following.last;
+        let wait = pause;
+        pause = pause.saturating_mul(2).min(REDIAL_LONGEST);
+        let redialled = async {
+            tokio::time::sleep(wait).await;
+            link.redial().await
+        };
+        match stop.run_until_cancelled(redialled).await {
+            Some(Some(fresh)) => {
+                tracing::info!("the link to the orchestrator was lost and is open again");
+                deliveries = fresh;
+            }
+            None | Some(None) => return,
         }
     }
-
-    fn hearing(&self) -> Hearing {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn age(&self) -> Duration {
-        match self.hearing() {
-            Hearing::Now => Duration::ZERO,
-            Hearing::Never(since) | Hearing::LostAt(since) => since.elapsed(),
-        }
-    }
-
-    /// Refuses to serve from state that is too old, or from none.
-    ///
-    /// # Errors
-    /// [`Reject::StateStale`].
-    pub(crate) fn check(&self) -> Result<(), Reject> {
-        match self.hearing() {
-            Hearing::Now => Ok(()),
-            Hearing::LostAt(since) if since.elapsed() <= self.bound => Ok(()),
-            Hearing::LostAt(_) | Hearing::Never(_) => Err(Reject::StateStale),
-        }
-    }
-}
-
-/// A change of configurations that waits to be compiled.
-enum Work {
-    Put(Arc<TenantConfig>),
-    Remove(TenantId),
-    /// All tenants, and what was wrong with the message so far.
-    Replace(Vec<Arc<TenantConfig>>, Vec<String>),
-}
-
-/// Work with the epoch of its message and the way back.
-type Waiting = (Work, u64, oneshot::Sender<Applied>);
-
-/// Configurations that may wait to be compiled; then deliveries wait too.
-const WORK_IN_FLIGHT: usize = 64;
-
-/// Follows until the orchestrator's end closes or the gateway stops.
-pub(crate) async fn follow(gateway: Arc<Gateway>, mut deliveries: mpsc::Receiver<Delivery>, stop: Stop) {
-    let (work, waiting) = mpsc::channel(WORK_IN_FLIGHT);
-    let compiling = Arc::clone(&gateway);
-    gateway.tasks.spawn(move |stop| compile(compiling, waiting, stop));
-    let mut following = Following { gateway: Arc::clone(&gateway), work, last: None };
-    while let Some(Some(delivery)) = stop.run_until_cancelled(deliveries.recv()).await {
-        following.apply(delivery).await;
-    }
-    gateway.freshness.lost();
 }
 
 struct Following {
     gateway: Arc<Gateway>,
-    work: mpsc::Sender<Waiting>,
+    pending: Arc<Pending>,
+    generation: Generation,
     /// Epoch and version of the last message.
     last: Option<(u64, u64)>,
 }
 
+type Door = Option<(Arc<Path>, tokio::net::UnixListener)>;
+
 impl Following {
-    async fn apply(&mut self, delivery: Delivery) {
+    /// Never waits: whatever takes long is done elsewhere.
+    fn apply(&mut self, delivery: Delivery) {
         let Delivery { message, applied } = delivery;
         let place = (message.epoch, message.version);
         if self.last.is_some_and(|last| place <= last) {
@@ -137,45 +107,73 @@ impl Following {
                 self.gateway.registry.end(ended);
                 Applied::InForce
             }
-            Change::Snapshot(state) => return self.replace(*state, message.epoch, applied).await,
-            Change::Tenant(config) => return self.hand_over(Work::Put(config), message.epoch, applied).await,
+            Change::Snapshot(state) => return self.replace(*state, message.epoch, applied),
+            Change::Tenant(config) => {
+                let tenant = config.tenant.clone();
+                return self.pending.add(tenant, Work::Put(config), message.epoch, Answer::One(applied));
+            }
             Change::TenantRemoved(tenant) => {
-                return self.hand_over(Work::Remove(tenant), message.epoch, applied).await;
+                return self.pending.add(tenant, Work::Remove, message.epoch, Answer::One(applied));
             }
         };
         drop(applied.send(answer));
     }
 
-    /// A dropped answer tells the orchestrator that nothing came of it.
-    async fn hand_over(&self, work: Work, epoch: u64, applied: oneshot::Sender<Applied>) {
-        drop(self.work.send((work, epoch, applied)).await);
+    fn replace(&self, state: State, epoch: u64, applied: oneshot::Sender<Applied>) {
+        let refused = self.replace_sessions(state.sessions, state.ended);
+        let named: HashSet<&TenantId> = state.tenants.iter().map(|config| &config.tenant).collect();
+        let mut gone: BTreeSet<TenantId> = self.gateway.snapshot().tenants().cloned().collect();
+        gone.extend(self.pending.tenants());
+        gone.retain(|tenant| !named.contains(tenant));
+        let had_state = self.gateway.freshness.has_state();
+        let parts = state.tenants.len() + gone.len();
+        let batch = Batch::new(&self.gateway, self.generation, parts, refused, applied);
+        for tenant in gone {
+            self.pending.add(tenant, Work::Remove, epoch, Answer::Part(Arc::clone(&batch)));
+        }
+        for config in state.tenants {
+            let part = Answer::Part(Arc::clone(&batch));
+            self.pending.add(config.tenant.clone(), Work::Put(config), epoch, part);
+        }
+        // The first state must be whole before anybody is served. Later ones change what is there,
+        // like every configuration: no tenant's slow one may keep the others from being served.
+        if had_state {
+            self.gateway.freshness.in_force(self.generation);
+        }
     }
 
-    async fn replace(&self, state: State, epoch: u64, applied: oneshot::Sender<Applied>) {
-        let mut refused = Vec::new();
-        let (mut opened, mut ended) = (Vec::new(), state.ended);
+    /// The mistakes of sessions that cannot be served.
+    fn replace_sessions(
+        &self,
+        sessions: Vec<Session>,
+        mut ended: Vec<postern_common::control::EndedSession>,
+    ) -> Vec<String> {
+        let (mut opened, mut doors, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         ended.retain(|session| session.until > clock::now());
-        for session in state.sessions {
+        for session in sessions {
             match self.door(&session) {
-                Ok(door) => opened.push((session, door)),
+                Ok(door) => {
+                    opened.push(session);
+                    doors.push(door);
+                }
                 Err(words) => refused.push(words),
             }
         }
-        let sessions = opened.iter().map(|(session, _)| session.clone()).collect();
-        self.gateway.registry.replace(sessions, ended);
-        for (session, door) in opened {
-            self.serve(session, door);
+        let live = self.gateway.registry.replace(opened, ended);
+        for (live, door) in live.into_iter().zip(doors) {
+            self.serve(live.as_deref(), door);
         }
-        self.hand_over(Work::Replace(state.tenants, refused), epoch, applied).await;
+        refused
     }
 
     fn open(&self, session: Session) -> Applied {
         match self.door(&session) {
             Ok(door) => {
-                if self.serve(session, door) {
-                    Applied::InForce
-                } else {
-                    Applied::Refused(vec!["the session has ended; an ended session stays so".into()])
+                let live = self.gateway.registry.open(session);
+                self.serve(live.as_deref(), door);
+                match live {
+                    Some(_) => Applied::InForce,
+                    None => Applied::Refused(vec!["the session has ended; an ended session stays so".into()]),
                 }
             }
             Err(words) => Applied::Refused(vec![words]),
@@ -183,7 +181,7 @@ impl Following {
     }
 
     /// Opens the session's own socket, if it has one that is not open yet.
-    fn door(&self, session: &Session) -> Result<Option<(Arc<Path>, tokio::net::UnixListener)>, String> {
+    fn door(&self, session: &Session) -> Result<Door, String> {
         let Peer::Socket(path) = &session.peer else { return Ok(None) };
         // A live session with this path has its door open: it closes with the session.
         if let Lookup::Live(live) = self.gateway.registry.find(&session.sandbox_id)
@@ -200,43 +198,32 @@ impl Following {
         }
     }
 
-    fn serve(&self, session: Session, door: Option<(Arc<Path>, tokio::net::UnixListener)>) -> bool {
-        let Some(live) = self.gateway.registry.open(session) else {
-            if let Some((path, _)) = door {
-                drop(std::fs::remove_file(&path));
-            }
-            return false;
+    /// Accepts at a session's door; without a session the door is taken away.
+    fn serve(&self, live: Option<&LiveSession>, door: Door) {
+        let Some((path, listener)) = door else { return };
+        let Some(live) = live else {
+            drop(std::fs::remove_file(&path));
+            return;
         };
-        if let Some((path, listener)) = door {
-            let (gateway, ended) = (Arc::clone(&self.gateway), live.ended.clone());
-            self.gateway.tasks.spawn(move |stop| accept_sandbox(gateway, listener, path, ended, stop));
-        }
-        true
+        let (gateway, ended) = (Arc::clone(&self.gateway), live.ended.clone());
+        self.gateway.tasks.spawn(move |stop| accept_sandbox(gateway, listener, path, ended, stop));
     }
 }
 
-/// Compiles configurations one after the other, so that the order of messages holds.
-async fn compile(gateway: Arc<Gateway>, mut waiting: mpsc::Receiver<Waiting>, stop: Stop) {
-    while let Some(Some((work, epoch, applied))) = stop.run_until_cancelled(waiting.recv()).await {
-        let answer = match work {
+/// Does what is pending, one tenant at a time.
+async fn compile(gateway: Arc<Gateway>, pending: Arc<Pending>, stop: Stop) {
+    while let Some((tenant, job)) = stop.run_until_cancelled(pending.next()).await {
+        let (work, epoch, answers) = job.into_parts();
+        let mistakes = match work {
             Work::Put(config) => put(&gateway, config, epoch).await,
-            Work::Remove(tenant) => {
+            Work::Remove => {
                 gateway.swap(|snapshot| snapshot.without(|kept| *kept != tenant));
                 Vec::new()
             }
-            Work::Replace(configs, mut mistakes) => {
-                let keep: Vec<TenantId> = configs.iter().map(|config| config.tenant.clone()).collect();
-                gateway.swap(|snapshot| snapshot.without(|tenant| keep.contains(tenant)));
-                for config in configs {
-                    mistakes.extend(put(&gateway, config, epoch).await);
-                }
-                // Not ready before the first state is whole.
-                gateway.freshness.heard();
-                mistakes
-            }
         };
-        let answer = if answer.is_empty() { Applied::InForce } else { Applied::Refused(answer) };
-        drop(applied.send(answer));
+        gateway.metrics.keep(&gateway.snapshot());
+        Job::answer(answers, &mistakes);
+        pending.done(&tenant);
     }
 }
 

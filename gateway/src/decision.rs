@@ -130,7 +130,7 @@ impl Draft {
     pub(crate) fn refused(mut self, reject: &Reject) -> DecisionRecord {
         self.record.verdict = reject.verdict();
         self.record.code = Some(reject.code());
-        if let Reject::Denied(policies) = reject {
+        if let Reject::Denied(policies) | Reject::PolicyError { policies, .. } = reject {
             self.record.policies.clone_from(policies);
         }
         self.total()

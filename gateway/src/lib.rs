@@ -31,12 +31,15 @@ mod snapshot;
 mod upstream;
 mod validate;
 
-pub use config::{Config, ConfigMistake, DRAIN, STALENESS, STALL_TIME, Settings};
+pub use config::{
+    CONCURRENT_CEILING, Ceilings, Config, ConfigMistake, DRAIN, STALENESS, STALL_TIME, Settings,
+    TIMEOUT_CEILING,
+};
 pub use upstream::TlsUnusable;
 pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
 
 use arc_swap::ArcSwap;
-use control::Freshness;
+use control::freshness::Freshness;
 use identify::Identities;
 use limits::Room;
 use metrics::Metrics;
@@ -68,7 +71,7 @@ pub struct Gateway {
     registered: MetricRegistry,
     tasks: Tasks,
     /// Memory for judged bodies of all sessions.
-    bodies: Room,
+    bodies: Arc<Room>,
     drain: Duration,
 }
 
@@ -126,6 +129,7 @@ impl Gateway {
                 upstreams: config.upstreams.clone(),
                 engines: filters::Engines::new(config.artefact_key).map_err(StartError::Filters)?,
                 stall: config.stall,
+                ceilings: config.ceilings,
             },
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness),
@@ -133,11 +137,11 @@ impl Gateway {
             metrics: Metrics::register(&mut registered),
             registered,
             tasks: tasks.clone(),
-            bodies: Room::new(config::BODY_ROOM),
+            bodies: Arc::new(Room::new(config::BODY_ROOM)),
             drain: config.drain,
         });
         let (following, sweeping) = (Arc::clone(&gateway), Arc::clone(&gateway));
-        tasks.spawn(move |stop| control::follow(following, follower.deliveries, stop));
+        tasks.spawn(move |stop| control::follow(following, follower.deliveries, follower.link, stop));
         tasks.spawn(move |stop| control::sweep(sweeping, stop));
         if let Some(listener) = tcp {
             let served = Arc::clone(&gateway);

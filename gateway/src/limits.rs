@@ -4,13 +4,16 @@
 //! A bucket is one atomic number (the generic cell rate algorithm), so it is exact across
 //! threads and never locks. Sharing a tenant's budget between gateways is not here.
 
-use crate::config::BODY_ROOM_OF_SESSION;
+use crate::config::{BODY_ROOM_OF_SESSION, TURN_TIME};
 use crate::reject::{Limited, Reject, Scope};
+use bytes::Bytes;
 use postern_common::folder::{OperationLimits, Rate};
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// A session's limits where its tenant sets none: far above an agent's pace, far below a flood's.
 pub(crate) const SESSION_DEFAULT: Rate = Rate { per_second: 100.0, burst: Some(200), concurrent: Some(64) };
@@ -160,6 +163,56 @@ pub(crate) fn semaphore(permits: u32) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(permits.clamp(1, Semaphore::MAX_PERMITS)))
 }
 
+/// How many requests of a tenant are judged at the same time.
+#[derive(Debug)]
+pub(crate) struct Judging {
+    /// For half of the workers, so that the other half is there for everybody else.
+    quick: Semaphore,
+    /// For one request that takes long, off the workers.
+    heavy: Semaphore,
+}
+
+/// The right to judge one request.
+#[derive(Debug)]
+pub(crate) struct Turn<'j> {
+    is_heavy: bool,
+    _permit: SemaphorePermit<'j>,
+}
+
+impl Default for Judging {
+    fn default() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self { quick: Semaphore::new((workers / 2).max(1)), heavy: Semaphore::new(1) }
+    }
+}
+
+impl Judging {
+    /// Waits for a turn, at most [`TURN_TIME`].
+    ///
+    /// # Errors
+    /// [`Reject::ConcurrencyLimited`] if the tenant's other requests take too long.
+    pub(crate) async fn turn(&self, is_heavy: bool) -> Result<Turn<'_>, Reject> {
+        let lane = if is_heavy { &self.heavy } else { &self.quick };
+        let permit = tokio::time::timeout(TURN_TIME, lane.acquire()).await;
+        let busy = Reject::ConcurrencyLimited(Scope::Tenant);
+        match permit {
+            Ok(Ok(permit)) => Ok(Turn { is_heavy, _permit: permit }),
+            Ok(Err(_)) | Err(_) => Err(busy),
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Does the work: what takes long, where it holds up no other task of the runtime.
+    pub(crate) fn take<Done>(self, work: impl FnOnce() -> Done) -> Done {
+        let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        match flavor {
+            Ok(RuntimeFlavor::MultiThread) if self.is_heavy => tokio::task::block_in_place(work),
+            _ => work(),
+        }
+    }
+}
+
 /// A session's limiter, which follows its tenant's configuration, and its room for bodies.
 #[derive(Debug)]
 pub(crate) struct SessionLimiter {
@@ -182,35 +235,120 @@ impl SessionLimiter {
     }
 }
 
-/// Memory for judged bodies, in steps of 1 KiB. Bodies are held before there is a permit, so
-/// that they need a bound of their own.
+/// Memory for judged bodies. Bodies are held before there is a permit, so that they need a bound
+/// of their own.
 #[derive(Debug)]
-pub(crate) struct Room(Arc<Semaphore>);
-
-/// A place in the rooms of session and gateway.
-#[derive(Debug)]
-pub(crate) struct HeldRoom {
-    _held: [OwnedSemaphorePermit; 2],
+pub(crate) struct Room {
+    bound: u64,
+    held: AtomicU64,
 }
 
 impl Room {
-    pub(crate) fn new(bytes: u64) -> Self {
-        Self(semaphore(kibibytes(bytes)))
+    pub(crate) const fn new(bytes: u64) -> Self {
+        Self { bound: bytes, held: AtomicU64::new(0) }
     }
 
-    fn take(&self, bytes: u64, scope: Scope) -> Result<OwnedSemaphorePermit, Reject> {
-        let taken = Arc::clone(&self.0).try_acquire_many_owned(kibibytes(bytes));
-        taken.map_err(|_no_room| Reject::ConcurrencyLimited(scope))
+    fn take(&self, bytes: u64, bound: u64) -> bool {
+        let taken = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+            held.checked_add(bytes).filter(|held| *held <= bound)
+        });
+        taken.is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn free(&self) -> u64 {
+        self.bound.saturating_sub(self.held.load(Ordering::Acquire))
     }
 }
 
-fn kibibytes(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+/// The rooms that one body must fit in.
+#[derive(Debug, Clone)]
+pub(crate) struct Rooms {
+    session: Arc<SessionLimiter>,
+    tenant: Arc<Room>,
+    all: Arc<Room>,
 }
 
-/// Takes room for one body; never waits.
-pub(crate) fn room(session: &SessionLimiter, all: &Room, bytes: u64) -> Result<HeldRoom, Reject> {
-    Ok(HeldRoom { _held: [session.bodies.take(bytes, Scope::Session)?, all.take(bytes, Scope::Gateway)?] })
+/// What one body takes of its rooms, which grows while it arrives. Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct HeldRoom {
+    rooms: Rooms,
+    bytes: AtomicU64,
+}
+
+impl Rooms {
+    pub(crate) const fn new(session: Arc<SessionLimiter>, tenant: Arc<Room>, all: Arc<Room>) -> Self {
+        Self { session, tenant, all }
+    }
+
+    /// A place that holds nothing yet.
+    pub(crate) fn enter(&self) -> Arc<HeldRoom> {
+        Arc::new(HeldRoom { rooms: self.clone(), bytes: AtomicU64::new(0) })
+    }
+}
+
+impl HeldRoom {
+    /// Bytes that are held.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Takes as much room as makes `bytes` in all; never waits.
+    ///
+    /// A tenant may hold as much as it leaves free, so that something is left however many
+    /// tenants take all that they may: with `n` of them, one part of `n + 1`.
+    ///
+    /// # Errors
+    /// Whose room is full.
+    pub(crate) fn grow_to(&self, bytes: u64) -> Result<(), Scope> {
+        let more = bytes.saturating_sub(self.bytes());
+        if more == 0 {
+            return Ok(());
+        }
+        let Rooms { session, tenant, all } = &self.rooms;
+        if !session.bodies.take(more, session.bodies.bound) {
+            return Err(Scope::Session);
+        }
+        if !all.take(more, all.bound) {
+            session.bodies.give_back(more);
+            return Err(Scope::Gateway);
+        }
+        if !tenant.take(more, all.free()) {
+            session.bodies.give_back(more);
+            all.give_back(more);
+            return Err(Scope::Tenant);
+        }
+        self.bytes.fetch_add(more, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+impl Drop for HeldRoom {
+    fn drop(&mut self) {
+        let bytes = self.bytes();
+        let Rooms { session, tenant, all } = &self.rooms;
+        [&session.bodies, &**tenant, &**all].into_iter().for_each(|room| room.give_back(bytes));
+    }
+}
+
+/// Bytes whose room is given back when the last part of them is dropped, wherever that is.
+pub(crate) fn roomed(bytes: Bytes, room: Option<Arc<HeldRoom>>) -> Bytes {
+    struct Roomed {
+        bytes: Bytes,
+        _room: Arc<HeldRoom>,
+    }
+    impl AsRef<[u8]> for Roomed {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    match room {
+        Some(room) => Bytes::from_owner(Roomed { bytes, _room: room }),
+        None => bytes,
+    }
 }
 
 /// The limits that count for one request.

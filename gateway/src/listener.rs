@@ -5,13 +5,17 @@
 //! for a head, connections of one peer and in all, streams and resets. When the gateway stops,
 //! listeners close at once, requests in flight get their drain time, then connections break off.
 
+mod connections;
+
 use crate::config::{
-    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, HEADER_TIME, PENDING_RESETS, STALL_TIME,
-    STREAMS,
+    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, HEADER_TIME, IDLE_TIME, PENDING_RESETS,
+    STALL_TIME, STREAMS,
 };
 use crate::pace::connection::PacedConnection;
 use crate::registry::Source;
 use crate::{Gateway, admin, request};
+use bytes::Bytes;
+use connections::{Activity, Connections, Entered, Tracked};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
@@ -20,15 +24,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use postern_common::problem::Code;
 use postern_common::tasks::{Stop, Tasks};
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -103,30 +104,28 @@ impl Unreadable {
     }
 }
 
-/// Serves one connection until it ends, falls silent before its first request, or the gateway has
-/// stopped and its drain time is over.
+/// Serves one connection until it ends, has had nothing in flight for a while, must make room for
+/// another, or the gateway has stopped and its drain time is over.
 ///
 /// Tells what the peer sent that is no request, if that ended it: hyper has answered it by itself.
 async fn serve<Io, Answer, Answered, Body>(
     tasks: &Tasks,
     io: Io,
     drain: Duration,
+    activity: &Arc<Activity>,
     answer: Answer,
 ) -> Option<Unreadable>
 where
     Io: Read + Write + Unpin + Send + 'static,
     Answer: Fn(Request<Incoming>) -> Answered + Clone,
     Answered: Future<Output = Response<Body>> + Send + 'static,
-    Body: http_body::Body + Send + 'static,
-    Body::Data: Send,
+    Body: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     Body::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let has_begun = Arc::new(AtomicBool::new(false));
-    let begun = Arc::clone(&has_begun);
+    let counting = Arc::clone(activity);
     let service = service_fn(move |request| {
-        begun.store(true, Ordering::Relaxed);
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        let (in_flight, answered) = (counting.begin(), answer(request));
+        async move { Ok::<_, Infallible>(answered.await.map(|body| Tracked::new(body, in_flight))) }
     });
     let server = server(tasks);
     let mut connection = pin!(server.serve_connection(io, service));
@@ -135,22 +134,16 @@ where
         // Other errors of one connection are its peer's; requests were logged by themselves.
         ended = connection.as_mut() => return ended.err().and_then(|error| Unreadable::of(&*error)),
         () = stop.cancelled() => {}
-        // hyper's own timer begins only once it knows which protocol is spoken.
-        () = silent(&has_begun) => return None,
+        () = activity.evicted.cancelled() => return None,
+        // hyper's own timer begins only once it knows which protocol is spoken, and HTTP/2 has none.
+        () = activity.idle(HEADER_TIME, IDLE_TIME) => {}
     }
     connection.as_mut().graceful_shutdown();
     drop(tokio::time::timeout(drain, connection).await);
     None
 }
 
-async fn silent(has_begun: &AtomicBool) {
-    tokio::time::sleep(HEADER_TIME).await;
-    if has_begun.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
-    }
-}
-
-async fn serve_sandbox<Io>(gateway: Arc<Gateway>, io: Io, source: Source)
+async fn serve_sandbox<Io>(gateway: Arc<Gateway>, io: Io, source: Source, activity: &Arc<Activity>)
 where
     Io: Read + Write + Unpin + Send + 'static,
 {
@@ -161,7 +154,8 @@ where
         let (gateway, source) = (Arc::clone(&gateway), source.clone());
         async move { Box::pin(request::handle(&gateway, &source, incoming)).await }
     };
-    if let Some(unreadable) = serve(&tasks, PacedConnection::new(io, stall), drain, answer).await {
+    let io = PacedConnection::new(io, stall);
+    if let Some(unreadable) = serve(&tasks, io, drain, activity, answer).await {
         counting.metrics.refusal(unreadable.code());
     }
 }
@@ -228,7 +222,7 @@ pub(crate) async fn accept_sandbox(
         };
         let (served, source) = (Arc::clone(&gateway), Source::Socket(Arc::clone(&path)));
         gateway.tasks.spawn(move |_stop| async move {
-            serve_sandbox(served, TokioIo::new(stream), source).await;
+            serve_sandbox(served, TokioIo::new(stream), source, &Arc::default()).await;
             drop(permit);
         });
     }
@@ -237,44 +231,9 @@ pub(crate) async fn accept_sandbox(
     drop(std::fs::remove_file(&path));
 }
 
-/// Connections of each TCP peer.
-#[derive(Debug, Default)]
-struct Peers(Mutex<HashMap<IpAddr, usize>>);
-
-/// One connection of a peer, counted until it is dropped.
-struct Counted {
-    peers: Arc<Peers>,
-    address: IpAddr,
-}
-
-impl Peers {
-    fn count(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= CONNECTIONS_OF_PEER {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { peers: Arc::clone(self), address })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// Accepts sandboxes by TCP.
 pub(crate) async fn accept_tcp(gateway: Arc<Gateway>, listener: TcpListener, stop: Stop) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let peers = Arc::<Peers>::default();
+    let connections = Connections::new(CONNECTIONS, CONNECTIONS_OF_PEER);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -287,15 +246,19 @@ pub(crate) async fn accept_tcp(gateway: Arc<Gateway>, listener: TcpListener, sto
         };
         // A dual-stack listener shows IPv4 peers in IPv6 spelling; sessions are bound in plain one.
         let address = peer.ip().to_canonical();
-        let (Some(counted), Ok(permit)) = (peers.count(address), Arc::clone(&room).try_acquire_owned())
-        else {
+        let Some((counted, entered)) = connections.enter(address) else {
+            gateway.metrics.connection_dropped("refused");
             continue;
         };
+        if entered == Entered::Instead {
+            gateway.metrics.connection_dropped("evicted");
+        }
         drop(stream.set_nodelay(true));
         let served = Arc::clone(&gateway);
         gateway.tasks.spawn(move |_stop| async move {
-            serve_sandbox(served, TokioIo::new(stream), Source::Address(address)).await;
-            drop((counted, permit));
+            let source = Source::Address(address);
+            serve_sandbox(served, TokioIo::new(stream), source, &counted.activity).await;
+            drop(counted);
         });
     }
 }
@@ -320,7 +283,7 @@ pub(crate) async fn accept_admin(gateway: Arc<Gateway>, listener: TcpListener, s
             let answer =
                 move |incoming: Request<Incoming>| std::future::ready(admin::answer(&served, &incoming));
             let connection = PacedConnection::new(TokioIo::new(stream), STALL_TIME);
-            serve(&tasks, connection, drain, answer).await;
+            serve(&tasks, connection, drain, &Arc::default(), answer).await;
             drop(permit);
         });
     }

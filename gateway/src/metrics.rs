@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The gateway's metrics (contracts: Metrics). Labels come from configuration, never from a
-//! request's own text, so their number is bounded by what tenants have declared since the start:
-//! the series of a backend or filter that is gone stays until then.
+//! request's own text, so their number is bounded by what tenants declare: names that no
+//! configuration has any more are dropped with it.
 
+use crate::snapshot::Snapshot;
 use postern_common::decision::{ShadowPart, ShadowScope, Verdict};
 use postern_common::problem::Code;
 use postern_common::telemetry::SECONDS;
@@ -14,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +43,11 @@ struct ShadowLabels {
 const SHADOW_NAMES: usize = 1_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabel {
+    how: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FilterLabel {
     filter: String,
 }
@@ -51,6 +58,37 @@ struct FailureLabels {
     cause: String,
 }
 
+/// A family that knows its labels, so that those of names that are gone can go too.
+#[derive(Debug)]
+struct Named<Labels, Metric> {
+    family: Family<Labels, Metric, fn() -> Metric>,
+    known: Mutex<HashSet<Labels>>,
+}
+
+impl<Labels: Clone + Eq + Hash + std::fmt::Debug, Metric: Clone> Named<Labels, Metric> {
+    fn new(make: fn() -> Metric) -> Self {
+        Self { family: Family::new_with_constructor(make), known: Mutex::default() }
+    }
+
+    fn with(&self, labels: &Labels, note: impl FnOnce(&Metric)) {
+        if let Some(metric) = self.family.get(labels) {
+            return note(&metric);
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(labels.clone());
+        note(&self.family.get_or_create(labels));
+    }
+
+    fn keep(&self, is_kept: impl Fn(&Labels) -> bool) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|labels| {
+            let is_kept = is_kept(labels);
+            if !is_kept {
+                self.family.remove(labels);
+            }
+            is_kept
+        });
+    }
+}
+
 fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
@@ -58,14 +96,15 @@ fn seconds() -> Histogram {
 /// What is counted and measured.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    requests: Family<RequestLabels, Counter>,
+    requests: Named<RequestLabels, Counter>,
     request_seconds: Histogram,
     refusals: Family<CodeLabel, Counter>,
     policy_seconds: Histogram,
     shadow: Family<ShadowLabels, Counter>,
     shadow_names: Mutex<HashSet<String>>,
-    filter_seconds: Family<FilterLabel, Histogram>,
-    filter_failures: Family<FailureLabels, Counter>,
+    filter_seconds: Named<FilterLabel, Histogram>,
+    filter_failures: Named<FailureLabels, Counter>,
+    connections_dropped: Family<DropLabel, Counter>,
     pub(crate) audit_dropped: Counter,
     pub(crate) control_version: Gauge,
     pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
@@ -75,19 +114,20 @@ impl Metrics {
     /// Makes them and registers them in the process's registry.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
-            requests: Family::default(),
+            requests: Named::new(Counter::default),
             request_seconds: seconds(),
             refusals: Family::default(),
             policy_seconds: seconds(),
             shadow: Family::default(),
             shadow_names: Mutex::default(),
-            filter_seconds: Family::new_with_constructor(seconds),
-            filter_failures: Family::default(),
+            filter_seconds: Named::new(seconds),
+            filter_failures: Named::new(Counter::default),
+            connections_dropped: Family::default(),
             audit_dropped: Counter::default(),
             control_version: Gauge::default(),
             control_age: Gauge::default(),
         };
-        registry.register("gateway_requests", "Requests, by how they ended", metrics.requests.clone());
+        registry.register("gateway_requests", "Requests, by how they ended", metrics.requests.family.clone());
         registry.register(
             "gateway_request_seconds",
             "From head to head of the answer",
@@ -100,11 +140,15 @@ impl Metrics {
             "What policies in shadow would have made of requests, beside what was enforced",
             metrics.shadow.clone(),
         );
-        registry.register("filter_call_seconds", "One call of a filter", metrics.filter_seconds.clone());
+        registry.register(
+            "filter_call_seconds",
+            "One call of a filter",
+            metrics.filter_seconds.family.clone(),
+        );
         registry.register(
             "filter_failures",
             "Filters that failed, by cause",
-            metrics.filter_failures.clone(),
+            metrics.filter_failures.family.clone(),
         );
         registry.register("audit_dropped", "Decision records that were lost", metrics.audit_dropped.clone());
         registry.register(
@@ -117,8 +161,13 @@ impl Metrics {
             "Since the orchestrator was last heard",
             metrics.control_age.clone(),
         );
+        registry.register(
+            "gateway_connections_dropped",
+            "Connections that were closed because too many were open",
+            metrics.connections_dropped.clone(),
+        );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "gateway")]);
-        registry.register("gateway_build", "The build of this gateway", build);
+        registry.register("build", "The build of this process", build);
         metrics
     }
 
@@ -128,7 +177,9 @@ impl Metrics {
         outcome: &'static str,
         took: Duration,
     ) {
-        self.requests.get_or_create(&RequestLabels { backend, operation, outcome }).inc();
+        self.requests.with(&RequestLabels { backend, operation, outcome }, |count| {
+            count.inc();
+        });
         self.request_seconds.observe(took.as_secs_f64());
     }
 
@@ -168,13 +219,59 @@ impl Metrics {
     }
 
     pub(crate) fn filter(&self, filter: &str, took: Duration) {
-        self.filter_seconds
-            .get_or_create(&FilterLabel { filter: filter.to_owned() })
-            .observe(took.as_secs_f64());
+        let labels = FilterLabel { filter: filter.to_owned() };
+        self.filter_seconds.with(&labels, |seconds| seconds.observe(took.as_secs_f64()));
     }
 
     pub(crate) fn filter_failure(&self, filter: &str, cause: &str) {
         let labels = FailureLabels { filter: filter.to_owned(), cause: cause.to_owned() };
-        self.filter_failures.get_or_create(&labels).inc();
+        self.filter_failures.with(&labels, |count| {
+            count.inc();
+        });
+    }
+
+    /// A connection that had to go, or could not come: `evicted` or `refused`.
+    pub(crate) fn connection_dropped(&self, how: &'static str) {
+        self.connections_dropped.get_or_create(&DropLabel { how }).inc();
+    }
+
+    /// Forgets the labels of names that the snapshot does not have.
+    pub(crate) fn keep(&self, snapshot: &Snapshot) {
+        let (mut operations, mut filters) = (HashSet::new(), HashSet::new());
+        for backend in snapshot.rules().flat_map(|rules| rules.backends.values()) {
+            for rule in &backend.operations {
+                operations.insert((backend.name.as_str(), rule.operation.id.as_str()));
+                filters.extend(rule.filters.iter().map(|filter| filter.name()));
+            }
+        }
+        self.requests.keep(|labels| {
+            let names = (labels.backend.as_str(), labels.operation.as_str());
+            names == ("", "") || operations.contains(&names)
+        });
+        self.filter_seconds.keep(|labels| filters.contains(labels.filter.as_str()));
+        self.filter_failures.keep(|labels| filters.contains(labels.filter.as_str()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postern_common::telemetry::{exposition, registry};
+
+    #[test]
+    fn labels_of_names_that_no_configuration_has_are_dropped() {
+        let mut registered = registry();
+        let metrics = Metrics::register(&mut registered);
+        for number in 0..100 {
+            metrics.request((format!("desk-{number}"), "list".to_owned()), "allow", Duration::ZERO);
+            metrics.filter(&format!("filter-{number}"), Duration::ZERO);
+            metrics.filter_failure(&format!("filter-{number}"), "trap");
+        }
+        metrics.request((String::new(), String::new()), "deny", Duration::ZERO);
+        metrics.keep(&Snapshot::default());
+        let told = exposition(&registered);
+        assert!(!told.contains("desk-") && !told.contains("filter-"), "{told}");
+        assert!(told.contains("backend=\"\""), "what has no name stays: {told}");
+        assert!(told.contains("postern_build_info{"), "{told}");
     }
 }

@@ -12,6 +12,7 @@
 //! ```
 
 use crate::authorize::EntityCache;
+use crate::identify::Caller;
 use crate::limits::SessionLimiter;
 use crate::reject::Reject;
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use postern_common::control::EndedSession;
 use postern_common::id::SandboxId;
 use postern_common::session::{AcceptedToken, Grant, Peer, Session};
 use postern_common::token::Claims;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -140,7 +141,7 @@ pub(crate) enum Lookup {
 /// All sessions of this gateway.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    entries: RwLock<HashMap<SandboxId, Entry>>,
+    entries: RwLock<Entries>,
     /// Counts changes, for whoever waits for one.
     changes: watch::Sender<u64>,
 }
@@ -151,42 +152,55 @@ impl Default for Registry {
     }
 }
 
+type Entries = HashMap<SandboxId, Entry>;
+
+fn open(entries: &mut Entries, session: Session) -> Option<Arc<LiveSession>> {
+    let before = match entries.get(&session.sandbox_id) {
+        Some(Entry::Ended { .. }) => return None,
+        Some(Entry::Live(before)) if before.is_same_principal(&session) => Some(Arc::clone(before)),
+        Some(Entry::Live(other)) => {
+            // Ids are never reused; if one is, nothing of the other session may go on.
+            other.ended.cancel();
+            None
+        }
+        None => None,
+    };
+    let id = session.sandbox_id.clone();
+    let live = Arc::new(LiveSession::new(session, before.as_deref()));
+    entries.insert(id, Entry::Live(Arc::clone(&live)));
+    Some(live)
+}
+
+fn end(entries: &mut Entries, ended: EndedSession) {
+    let before = entries.insert(ended.sandbox_id, Entry::Ended { until: ended.until });
+    if let Some(Entry::Live(live)) = before {
+        live.ended.cancel();
+    }
+}
+
 impl Registry {
     /// Opens a session, or changes one that lives. A session that ended stays ended.
     ///
     /// Returns it as it is now; `None` if it had ended.
     pub(crate) fn open(&self, session: Session) -> Option<Arc<LiveSession>> {
-        self.change(|entries| {
-            let before = match entries.get(&session.sandbox_id) {
-                Some(Entry::Ended { .. }) => return None,
-                Some(Entry::Live(before)) if before.is_same_principal(&session) => Some(Arc::clone(before)),
-                Some(Entry::Live(other)) => {
-                    // Ids are never reused; if one is, nothing of the other session may go on.
-                    other.ended.cancel();
-                    None
-                }
-                None => None,
-            };
-            let id = session.sandbox_id.clone();
-            let live = Arc::new(LiveSession::new(session, before.as_deref()));
-            entries.insert(id, Entry::Live(Arc::clone(&live)));
-            Some(live)
-        })
+        self.change(|entries| open(entries, session))
     }
 
     /// Ends a session: everything in flight stops, and its tokens are refused by name.
     pub(crate) fn end(&self, ended: EndedSession) {
-        self.change(|entries| {
-            let before = entries.insert(ended.sandbox_id, Entry::Ended { until: ended.until });
-            if let Some(Entry::Live(live)) = before {
-                live.ended.cancel();
-            }
-        });
+        self.change(|entries| end(entries, ended));
     }
 
-    /// Makes the registry hold exactly these. Sessions that live before and after go on.
-    pub(crate) fn replace(&self, sessions: Vec<Session>, ended: Vec<EndedSession>) {
-        let keep: Vec<SandboxId> = sessions.iter().map(|session| session.sandbox_id.clone()).collect();
+    /// Makes the registry hold exactly these, in one change. Sessions that live before and after
+    /// go on.
+    ///
+    /// Returns each session as it is now, in order; `None` where it had ended. Cost: linear.
+    pub(crate) fn replace(
+        &self,
+        sessions: Vec<Session>,
+        ended: Vec<EndedSession>,
+    ) -> Vec<Option<Arc<LiveSession>>> {
+        let keep: HashSet<SandboxId> = sessions.iter().map(|session| session.sandbox_id.clone()).collect();
         self.change(|entries| {
             entries.retain(|id, entry| match entry {
                 Entry::Live(live) if !keep.contains(id) => {
@@ -195,11 +209,9 @@ impl Registry {
                 }
                 Entry::Live(_) | Entry::Ended { .. } => true,
             });
-        });
-        ended.into_iter().for_each(|session| self.end(session));
-        for session in sessions {
-            self.open(session);
-        }
+            ended.into_iter().for_each(|session| end(entries, session));
+            sessions.into_iter().map(|session| open(entries, session)).collect()
+        })
     }
 
     /// Ends sessions whose time is over, and forgets ended ones whose tokens have all expired.
@@ -257,20 +269,29 @@ impl Registry {
         }
     }
 
-    /// Whether this very session still lives at `now`. Asked again right before forwarding.
-    pub(crate) fn is_live(&self, session: &LiveSession, now: Timestamp) -> bool {
-        !session.ended.is_cancelled()
-            && match self.find(&session.session.sandbox_id) {
-                Lookup::Live(live) => live.session.expires_at > now,
-                Lookup::Ended | Lookup::Unknown => false,
-            }
+    /// Judges a caller again by what is known of its session now: minutes may have passed, in
+    /// which the session ended, lost operations or its token, or was bound to another peer.
+    ///
+    /// # Errors
+    /// As when the caller was let in.
+    pub(crate) fn judge_again(&self, caller: &Caller, now: Timestamp) -> Result<(), Reject> {
+        let live = match self.find(&caller.session.session.sandbox_id) {
+            Lookup::Live(live) => live,
+            Lookup::Ended | Lookup::Unknown => return Err(Reject::SessionEnded),
+        };
+        // Looked at after the entry: another session of this id cancels the one before it.
+        if caller.session.ended.is_cancelled() {
+            return Err(Reject::SessionEnded);
+        }
+        live.accepts(&caller.claims, now)?;
+        if live.is_bound_to(&caller.source) { Ok(()) } else { Err(Reject::WrongPeer) }
     }
 
-    fn read<Found>(&self, look: impl FnOnce(&HashMap<SandboxId, Entry>) -> Found) -> Found {
+    fn read<Found>(&self, look: impl FnOnce(&Entries) -> Found) -> Found {
         look(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change<Changed>(&self, apply: impl FnOnce(&mut HashMap<SandboxId, Entry>) -> Changed) -> Changed {
+    fn change<Changed>(&self, apply: impl FnOnce(&mut Entries) -> Changed) -> Changed {
         let changed = apply(&mut self.entries.write().unwrap_or_else(PoisonError::into_inner));
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
         changed

@@ -104,7 +104,7 @@ pub(crate) enum Reject {
     Denied(Vec<PolicyPart>),
     /// A policy could not be evaluated, or the request does not fit the policies' types.
     PolicyError {
-        policies: Vec<String>,
+        policies: Vec<PolicyPart>,
         message: String,
     },
     FilterRejected(FilterRefusal),
@@ -127,6 +127,7 @@ impl From<BodyFault> for Reject {
             BodyFault::TooSlow => Self::BodyTimeout,
             BodyFault::Broken => Self::BodyBroken,
             BodyFault::SessionEnded => Self::SessionEnded,
+            BodyFault::NoRoom(scope) => Self::ConcurrencyLimited(scope),
         }
     }
 }

@@ -61,25 +61,39 @@ async fn forward(
     let backend = routed.call.backend.clone();
     limits::spend_operation(routed.call.operation.limiter.as_deref(), draft.begun)?;
     draft.stage("route");
-    let admitted = body::admit(routed, &caller.session, &gateway.bodies).await?;
+    let rooms = rules.rooms(&caller, &gateway.bodies);
+    let admitted = body::admit(routed, &caller.session.ended, &rooms).await?;
     draft.stage("body");
-    let granted = judge(gateway, &rules, &caller, admitted, draft)?;
+    let granted = judge(gateway, &rules, &caller, admitted, draft).await?;
     let granted = match filters::on_request(gateway, &caller, granted, draft).await? {
         Filtered::Same(granted) => *granted,
-        Filtered::Changed(request) => judge(gateway, &rules, &caller, *request, draft)?,
+        Filtered::Changed(request) => judge(gateway, &rules, &caller, *request, draft).await?,
     };
     let permit = limits::permit(&budget, &backend.concurrent)?;
     let sealed = broker::attach(granted, source, draft.request_id())?;
     still_welcome(gateway, &caller)?;
-    let deadline = draft.begun + backend.timeout;
-    let answer = gateway.upstream.send(sealed, permit, &caller.session.ended, deadline).await?;
+    let answer = gateway.upstream.send(sealed, permit, &caller.session.ended).await?;
     draft.upstream(answer.head.status.as_u16(), answer.took);
     draft.stage("upstream");
     Ok(response::pass_on(answer, draft.request_id(), &budget))
 }
 
+/// Judges in the tenant's turn, so that no tenant's judging takes all workers, and off the workers
+/// what takes long.
+async fn judge(
+    gateway: &Gateway,
+    rules: &TenantRules,
+    caller: &Caller,
+    request: Admitted,
+    draft: &mut Draft,
+) -> Result<Granted, Reject> {
+    let turn = rules.judging.turn(rules.is_heavy(&request.call)).await?;
+    draft.stage("turn");
+    turn.take(|| judged(gateway, rules, caller, request, draft))
+}
+
 /// Meaning, identity, schema, policies: in this order, again for whatever a filter changed.
-fn judge(
+fn judged(
     gateway: &Gateway,
     rules: &TenantRules,
     caller: &Caller,
@@ -105,9 +119,7 @@ fn judge(
 fn still_welcome(gateway: &Gateway, caller: &Caller) -> Result<(), Reject> {
     let now = clock::now();
     gateway.freshness.check()?;
-    if !gateway.registry.is_live(&caller.session, now) {
-        return Err(Reject::SessionEnded);
-    }
+    gateway.registry.judge_again(caller, now)?;
     if caller.claims.exp <= clock::unix_seconds(now) {
         return Err(Reject::SessionExpired);
     }

@@ -7,14 +7,19 @@
 
 use crate::authorize::{Policies, Sources};
 use crate::broker::AttachedHeader;
-use crate::config::{ANSWER_TIME, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES, STREAMED_BODY_BYTES};
+use crate::config::{
+    ANSWER_TIME, BODY_ROOM, Ceilings, HEAVY_BODY_BYTES, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES,
+    STREAMED_BODY_BYTES,
+};
 use crate::filters::{AttachedFilter, Engines};
 use crate::identify::Caller;
 use crate::identity::IdentityNames;
 use crate::limits::{
-    BACKEND_CONCURRENT, Budget, Limiter, OperationLimiter, SESSION_DEFAULT, TENANT_DEFAULT, semaphore,
+    BACKEND_CONCURRENT, Budget, Judging, Limiter, OperationLimiter, Room, Rooms, SESSION_DEFAULT,
+    TENANT_DEFAULT, semaphore,
 };
 use crate::reject::Reject;
+use crate::route::Call;
 use crate::upstream::address::UpstreamRules;
 use http::uri::{Authority, Scheme};
 use postern_common::control::{BackendConfig, TenantConfig};
@@ -48,6 +53,15 @@ impl Snapshot {
         self.tenants.get(tenant)
     }
 
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = &TenantId> {
+        self.tenants.keys()
+    }
+
+    /// The rules of all tenants.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &Arc<TenantRules>> {
+        self.tenants.values()
+    }
+
     pub(crate) fn with(mut self, rules: Arc<TenantRules>) -> Self {
         self.tenants.insert(rules.tenant.clone(), rules);
         self
@@ -72,12 +86,27 @@ pub(crate) struct TenantRules {
     epoch: u64,
     session_rate: Rate,
     limiter: Arc<Limiter>,
+    /// What judged bodies of all its sessions hold.
+    bodies: Arc<Room>,
+    /// Turns for judging its requests.
+    pub(crate) judging: Arc<Judging>,
 }
 
 impl TenantRules {
     /// The buckets and permits that count for this caller.
     pub(crate) fn budget(&self, caller: &Caller, now: Instant) -> Budget {
         Budget::new(&caller.session.limiter, self.session_rate, &self.limiter, now)
+    }
+
+    /// Whether judging a request may take more than a few milliseconds.
+    pub(crate) fn is_heavy(&self, call: &Call) -> bool {
+        call.room.as_ref().is_some_and(|room| room.bytes() > HEAVY_BODY_BYTES)
+            || self.policies.is_heavy(&call.backend.name, &call.operation.operation.id)
+    }
+
+    /// Where this caller's judged bodies must find room.
+    pub(crate) fn rooms(&self, caller: &Caller, all: &Arc<Room>) -> Rooms {
+        Rooms::new(Arc::clone(&caller.session.limiter), Arc::clone(&self.bodies), Arc::clone(all))
     }
 }
 
@@ -122,6 +151,7 @@ pub(crate) struct Surroundings {
     pub(crate) engines: Engines,
     /// How long a peer may keep a connection waiting in the middle of something.
     pub(crate) stall: Duration,
+    pub(crate) ceilings: Ceilings,
 }
 
 /// Builds a tenant's rules. CPU-heavy: schemas, patterns and policies are compiled here.
@@ -168,6 +198,10 @@ pub(crate) fn build(
                 .collect(),
             epoch,
             session_rate,
+            // These outlive a change of configuration, as what they count does.
+            bodies: before
+                .map_or_else(|| Arc::new(Room::new(BODY_ROOM)), |before| Arc::clone(&before.bodies)),
+            judging: before.map_or_else(Arc::default, |before| Arc::clone(&before.judging)),
             limiter: Limiter::like(before.map(|before| &before.limiter), tenant_rate, building.now),
         }),
         _ => Err(building.mistakes),
@@ -245,7 +279,8 @@ impl Building<'_> {
         let operations = self.operations(&place, config, &document, filters, before);
         let judged =
             file.limits.body.map_or(JUDGED_BODY_BYTES, |body| body.as_u64().min(LARGEST_JUDGED_BODY_BYTES));
-        let limit = file.limits.concurrent.unwrap_or(BACKEND_CONCURRENT);
+        let limit = self.concurrent(&place, file.limits.concurrent).unwrap_or(BACKEND_CONCURRENT);
+        let timeout = self.timeout(&place, file.limits.timeout);
         let concurrent = match before {
             Some(before) if before.concurrent_limit == limit => Arc::clone(&before.concurrent),
             _ => semaphore(limit),
@@ -266,7 +301,7 @@ impl Building<'_> {
             },
             judged_body_bytes: judged,
             streamed_body_bytes: file.limits.body.map_or(STREAMED_BODY_BYTES, |body| body.as_u64()),
-            timeout: file.limits.timeout.unwrap_or(ANSWER_TIME),
+            timeout,
             stall: self.around.stall,
             concurrent,
             concurrent_limit: limit,
@@ -356,7 +391,29 @@ impl Building<'_> {
         if !rate.per_second.is_finite() || rate.per_second <= 0.0 || rate.concurrent == Some(0) {
             self.mistakes.push(format!("limits.toml: [{scope}] per_second and concurrent must be above 0"));
         }
-        Rate { concurrent: rate.concurrent.or(default.concurrent), ..rate }
+        let concurrent = self.concurrent(&format!("limits.toml: [{scope}]"), rate.concurrent);
+        Rate { concurrent: concurrent.or(default.concurrent), ..rate }
+    }
+
+    /// What is declared, if the operator lets tenants set so much.
+    fn concurrent(&mut self, place: &str, declared: Option<u32>) -> Option<u32> {
+        let most = self.around.ceilings.concurrent;
+        let declared = declared?;
+        if declared > most {
+            self.mistakes.push(format!("{place}: concurrent is {declared}; the operator allows {most}"));
+        }
+        Some(declared.min(most))
+    }
+
+    fn timeout(&mut self, place: &str, declared: Option<Duration>) -> Duration {
+        let most = self.around.ceilings.timeout;
+        let Some(declared) = declared else { return ANSWER_TIME.min(most) };
+        if declared > most || declared.is_zero() {
+            self.mistakes.push(format!(
+                "{place}: limits.timeout is {declared:?}; the operator allows more than 0s, up to {most:?}"
+            ));
+        }
+        declared.min(most)
     }
 
     /// The backend of paths that begin with no backend's name.

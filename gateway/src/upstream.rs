@@ -10,7 +10,7 @@
 pub(crate) mod address;
 mod connect;
 
-use crate::broker::{Sealed, SealedBody};
+use crate::broker::{Flow, Sealed, SealedBody};
 use crate::config::{POOL_IDLE_CONNECTIONS, POOL_IDLE_TIME};
 use crate::limits::Permit;
 use crate::listener::OwnedExecutor;
@@ -28,6 +28,7 @@ use rustls::pki_types::CertificateDer;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The pool of connections to backends.
@@ -61,8 +62,9 @@ impl Upstream {
 
     /// Sends the request and waits for the head of the answer.
     ///
-    /// Ends at `deadline`, and at once when the session ends. The permit goes into the answer's
-    /// body and is held until that ends.
+    /// Ends when the backend keeps us waiting for its own timeout, and at once when the session
+    /// ends; time in which a streamed body waits for the sandbox is the sandbox's, whose pace is
+    /// bounded. The permit goes into the answer's body and is held until that ends.
     ///
     /// # Errors
     /// [`Reject`] for a refused address, a backend that cannot be reached or is too slow, a body
@@ -72,21 +74,37 @@ impl Upstream {
         sealed: Sealed,
         permit: Permit,
         ended: &CancellationToken,
-        deadline: Instant,
     ) -> Result<Answer, Reject> {
         let (backend, request) = sealed.into_parts();
-        let fault = request.body().fault();
+        let (fault, flow) = (request.body().fault(), request.body().flow());
         let begun = Instant::now();
         let answer = tokio::select! {
             biased;
             () = ended.cancelled() => return Err(Reject::SessionEnded),
-            answer = tokio::time::timeout_at(deadline.into(), self.client.request(request)) => answer,
+            answer = self.client.request(request) => answer,
+            () = overdue(flow, backend.timeout) => return Err(Reject::UpstreamTimeout),
         };
         let body_fault = || fault.as_ref().and_then(|fault| fault.get().copied());
         match answer {
-            Err(_elapsed) => Err(Reject::UpstreamTimeout),
-            Ok(Err(error)) => Err(body_fault().map_or_else(|| refusal(&error), Reject::from)),
-            Ok(Ok(response)) => answered(response, &backend, permit, ended, begun.elapsed()),
+            Err(error) => Err(body_fault().map_or_else(|| refusal(&error), Reject::from)),
+            Ok(response) => answered(response, &backend, permit, ended, begun.elapsed()),
+        }
+    }
+}
+
+/// Resolves when the backend has kept us waiting for `bound`: for an answer since the request's
+/// last byte, or for it to take more of a streamed body.
+async fn overdue(flow: Option<watch::Receiver<Flow>>, bound: Duration) {
+    let Some(mut flow) = flow else { return tokio::time::sleep(bound).await };
+    loop {
+        let is_sandboxs_turn = *flow.borrow_and_update() == Flow::Sandbox;
+        tokio::select! {
+            biased;
+            changed = flow.changed() => if changed.is_err() {
+                // The body is sent, or given up.
+                return tokio::time::sleep(bound).await;
+            },
+            () = tokio::time::sleep(bound), if !is_sandboxs_turn => return,
         }
     }
 }
@@ -119,4 +137,46 @@ fn refusal(error: &Error) -> Reject {
         cause = error.source();
     }
     Reject::UpstreamUnreachable(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(60);
+
+    async fn is_overdue_within(flow: Option<watch::Receiver<Flow>>, wait: Duration) -> bool {
+        tokio::time::timeout(wait, overdue(flow, BOUND)).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_may_take_as_long_as_its_sandbox_keeps_pace() {
+        let sender = watch::Sender::new(Flow::Backend(0));
+        let flow = || Some(sender.subscribe());
+        assert!(is_overdue_within(flow(), BOUND * 2).await, "the backend does not take its first part");
+        sender.send_replace(Flow::Sandbox);
+        assert!(!is_overdue_within(flow(), BOUND * 100).await, "the sandbox is waited for");
+        sender.send_replace(Flow::Backend(1));
+        assert!(is_overdue_within(flow(), BOUND * 2).await, "the backend takes no more");
+        let receiver = flow();
+        sender.send_replace(Flow::Sandbox);
+        drop(sender);
+        let begun = tokio::time::Instant::now();
+        overdue(receiver, BOUND).await;
+        assert_eq!(begun.elapsed(), BOUND, "its time begins with the body's end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_the_backend_takes_gives_it_time_again() {
+        let sender = watch::Sender::new(Flow::Backend(0));
+        let taking = async {
+            for part in 1..=10 {
+                tokio::time::sleep(BOUND / 2).await;
+                sender.send_replace(Flow::Backend(part));
+            }
+        };
+        let begun = tokio::time::Instant::now();
+        tokio::join!(overdue(Some(sender.subscribe()), BOUND), taking);
+        assert_eq!(begun.elapsed(), BOUND * 6);
+    }
 }

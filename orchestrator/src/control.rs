@@ -88,10 +88,19 @@ impl Gateways {
         (Self { commands, connected, uses, store, tasks: tasks.clone() }, used)
     }
 
-    /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on.
+    /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on. If it is
+    /// dropped it may connect again, and gets a snapshot again.
     pub(crate) async fn connect(&self, publisher: Publisher) {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        let (commands, mut redials) = (self.commands.clone(), publisher.redials);
+        self.tasks.spawn(async move |stop: Stop| {
+            while let Some(Some(again)) = stop.run_until_cancelled(redials.recv()).await {
+                if commands.send(Command::Connect(again)).await.is_err() {
+                    return;
+                }
+            }
+        });
         let (store, uses) = (self.store.clone(), self.uses.clone());
         self.tasks.spawn(async move |stop: Stop| {
             let _ = stop.run_until_cancelled(keep(publisher.decisions, store, uses)).await;

@@ -132,3 +132,57 @@ proptest! {
         }
     }
 }
+
+fn session() -> Arc<SessionLimiter> {
+    Arc::default()
+}
+
+#[test]
+fn many_sessions_of_one_tenant_leave_room_for_another() {
+    let all = Arc::new(Room::new(16 * 1024));
+    let greedy = Arc::new(Room::new(u64::MAX));
+    let held: Vec<_> = (0..64)
+        .map(|_| Rooms::new(session(), Arc::clone(&greedy), Arc::clone(&all)).enter())
+        .filter(|room| room.grow_to(1024).is_ok())
+        .collect();
+    assert_eq!(held.len(), 8, "half of the whole");
+    let other = Rooms::new(session(), Arc::new(Room::new(u64::MAX)), Arc::clone(&all)).enter();
+    assert!(other.grow_to(4096).is_ok());
+    assert_eq!(held[0].grow_to(2048), Err(Scope::Tenant));
+    drop((held, other));
+    assert_eq!(all.free(), 16 * 1024, "all of it came back");
+}
+
+#[test]
+fn a_session_holds_no_more_than_one_of_the_largest_bodies() {
+    let whole = Arc::new(Room::new(u64::MAX));
+    let rooms = Rooms::new(session(), Arc::new(Room::new(u64::MAX)), Arc::clone(&whole));
+    let (one, two) = (rooms.enter(), rooms.enter());
+    assert!(one.grow_to(BODY_ROOM_OF_SESSION - 1).is_ok());
+    assert!(two.grow_to(1).is_ok());
+    assert_eq!(two.grow_to(2), Err(Scope::Session));
+    assert_eq!(whole.free(), u64::MAX - BODY_ROOM_OF_SESSION, "what was refused takes nothing");
+}
+
+#[test]
+fn room_is_held_as_long_as_any_part_of_the_bytes() {
+    let all = Arc::new(Room::new(4096));
+    let room = Rooms::new(session(), Arc::new(Room::new(u64::MAX)), Arc::clone(&all)).enter();
+    room.grow_to(2000).expect("there is room");
+    let mut bytes = roomed(Bytes::from(vec![7; 2000]), Some(room));
+    let part = bytes.split_off(1000);
+    drop(bytes);
+    assert_eq!(all.free(), 4096 - 2000);
+    drop(part);
+    assert_eq!(all.free(), 4096);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_take_long_have_one_turn_and_leave_the_others_theirs() {
+    let judging = Judging::default();
+    let heavy = judging.turn(true).await.expect("a turn");
+    assert!(judging.turn(false).await.is_ok(), "quick ones go on");
+    assert!(judging.turn(true).await.is_err(), "bounded wait");
+    assert_eq!(heavy.take(|| 7), 7);
+    assert!(judging.turn(true).await.is_ok());
+}

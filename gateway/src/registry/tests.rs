@@ -28,13 +28,34 @@ fn id() -> SandboxId {
     SandboxId::from_random([1; 12])
 }
 
+/// A caller with the session's first token, from its first address.
+fn caller(live: &Arc<LiveSession>) -> Caller {
+    let session = &live.session;
+    let claims = Claims {
+        iss: "postern".into(),
+        aud: "postern-gateway".into(),
+        sub: session.sandbox_id.clone(),
+        sandbox_id: session.sandbox_id.clone(),
+        tenant: session.tenant.clone(),
+        user_id: session.user_id.clone(),
+        conversation_id: session.conversation_id.clone(),
+        operations: session.operations.clone(),
+        jti: "first".into(),
+        iat: 0,
+        nbf: 0,
+        exp: u64::MAX,
+    };
+    let source = Source::Address([10, 0, 0, 1].into());
+    Caller { session: Arc::clone(live), claims: Arc::new(claims), source }
+}
+
 #[test]
 fn a_session_ends_at_its_time_and_is_forgotten_after_its_last_token() {
     let registry = Registry::default();
     let live = registry.open(session("alice", 10)).expect("opens");
     registry.sweep(at(9));
-    assert!(registry.is_live(&live, at(9)));
-    assert!(!registry.is_live(&live, at(10)), "also before the sweep");
+    assert!(registry.judge_again(&caller(&live), at(9)).is_ok());
+    assert!(registry.judge_again(&caller(&live), at(10)).is_err(), "also before the sweep");
     registry.sweep(at(10));
     assert!(live.ended.is_cancelled());
     assert!(matches!(registry.find(&id()), Lookup::Ended));
@@ -48,10 +69,36 @@ fn a_change_keeps_what_is_in_flight_and_an_end_does_not() {
     let first = registry.open(session("alice", 10)).expect("opens");
     let longer = registry.open(session("alice", 100)).expect("changes");
     registry.sweep(at(50));
-    assert!(registry.is_live(&first, at(50)), "extended");
+    assert!(registry.judge_again(&caller(&first), at(50)).is_ok(), "extended");
     registry.end(EndedSession { sandbox_id: id(), until: at(60) });
     assert!(first.ended.is_cancelled() && longer.ended.is_cancelled());
     assert!(registry.open(session("alice", 1000)).is_none(), "an ended session stays ended");
+}
+
+#[test]
+fn a_caller_is_judged_again_by_what_its_session_has_become() {
+    let registry = Registry::default();
+    let grant = |name: &str| name.parse::<Grant>().expect("a grant");
+    let full =
+        Session { operations: vec![grant("desk/list"), grant("desk/refund")], ..session("alice", 100) };
+    let let_in = caller(&registry.open(full.clone()).expect("opens"));
+    let again = |changed: Session, now: i64| {
+        registry.open(changed).expect("changes");
+        registry.judge_again(&let_in, at(now))
+    };
+    assert!(again(full.clone(), 0).is_ok(), "the control");
+    let fewer = Session { operations: vec![grant("desk/list")], ..full.clone() };
+    assert!(matches!(again(fewer, 0), Err(Reject::TokenClaimsMore(_))), "an operation was taken away");
+    let moved = Session { peer: Peer::Address([10, 0, 0, 2].into()), ..full.clone() };
+    assert!(matches!(again(moved, 0), Err(Reject::WrongPeer)), "bound to another peer");
+    let token = |jti: &str, until| AcceptedToken { jti: jti.into(), until: at(until) };
+    let rotated = Session { tokens: vec![token("second", 200), token("first", 60)], ..full.clone() };
+    assert!(again(rotated.clone(), 59).is_ok(), "the overlap");
+    assert!(matches!(again(rotated, 60), Err(Reject::TokenReplaced)), "its end");
+    assert!(again(full, 0).is_ok(), "the control");
+    let other = registry.open(session("bob", 100)).expect("opens");
+    assert!(matches!(registry.judge_again(&let_in, at(0)), Err(Reject::SessionEnded)), "another session");
+    assert!(registry.judge_again(&caller(&other), at(0)).is_ok());
 }
 
 #[test]
@@ -78,6 +125,21 @@ fn a_snapshot_ends_what_it_does_not_hold() {
     registry.replace(vec![other], vec![EndedSession { sandbox_id: id(), until: at(99) }]);
     assert!(!kept.ended.is_cancelled(), "one that stays goes on");
     assert!(matches!(registry.find(&id()), Lookup::Ended));
+}
+
+#[test]
+fn a_snapshot_is_one_change_and_says_which_sessions_had_ended() {
+    let registry = Registry::default();
+    let numbered =
+        |number: u8| Session { sandbox_id: SandboxId::from_random([number; 12]), ..session("alice", 100) };
+    let ended = EndedSession { sandbox_id: numbered(3).sandbox_id, until: at(99) };
+    let changes = registry.changes.subscribe();
+    let before = *changes.borrow();
+    let live = registry.replace((1..=5).map(numbered).collect(), vec![ended]);
+    assert_eq!(*changes.borrow(), before + 1, "whoever waits wakes once");
+    let ids: Vec<_> = live.iter().map(|live| live.as_ref().map(|live| &live.session.sandbox_id)).collect();
+    let expected: Vec<_> = (1..=5).map(|number| numbered(number).sandbox_id).collect();
+    assert_eq!(ids, [Some(&expected[0]), Some(&expected[1]), None, Some(&expected[3]), Some(&expected[4])]);
 }
 
 #[test]

@@ -64,7 +64,8 @@ impl Reject {
             Self::Denied(policies) => denied(policies),
             Self::PolicyError { policies, message } if policies.is_empty() => message.clone(),
             Self::PolicyError { policies, message } => {
-                format!("policy `{}`: {message}", policies.join("`, `"))
+                let ids: Vec<_> = policies.iter().map(|policy| policy.id.as_str()).collect();
+                format!("policy `{}`: {message}", ids.join("`, `"))
             }
             Self::FilterRejected(refusal) => {
                 format!("filter `{}` refused it ({}): {}", refusal.filter, refusal.code, refusal.message)

@@ -222,6 +222,25 @@ async fn policies_decide_by_the_body_and_say_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_cannot_be_evaluated_is_named_by_its_record() {
+    let world = World::empty().await;
+    let policies = r#"
+        @id("all") permit (principal, action, resource);
+        @id("overflow") forbid (principal, action == desk::Action::"createRefund", resource)
+        when { context.body.amount * 9000000000000000000 > 1 };
+    "#;
+    let config = world.config("acme", &[("desk", world.described())], Some(policies));
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &ALL).await;
+    let answer = sandbox.post("/refunds", &json!({ "order": "1", "amount": 100 })).await;
+    assert_eq!((answer.status, answer.code()), (403, "policy-error"), "{:?}", answer.body);
+    world.recorded.assert_untouched("a policy that cannot be evaluated");
+    let named: Vec<_> =
+        world.decisions().into_iter().flat_map(|record| record.policies).map(|policy| policy.id).collect();
+    assert_eq!(named, ["overflow"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn paths_that_two_servers_could_read_differently_are_refused() {
     let world = World::desk().await;
     let sandbox = world.sandbox("alice", &ALL).await;

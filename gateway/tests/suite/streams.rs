@@ -4,8 +4,9 @@
 use crate::world::{PATIENCE, World, eventually, read_until};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use postern_common::control::Applied;
+use postern_common::control::{Applied, Change, State};
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -156,6 +157,23 @@ async fn a_gateway_that_lost_its_orchestrator_refuses_when_its_state_is_too_old(
     let seen = world.recorded.text().len();
     assert_eq!(sandbox.get("/orders").await.status, 503);
     assert!(seen >= before && world.recorded.text().len() == seen, "nothing reaches the backend any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_was_dropped_is_opened_again_and_brings_the_state_anew() {
+    let mut world = World::with_staleness(Duration::ZERO).await;
+    let config = Arc::new(world.config("acme", &[("desk", world.described())], None));
+    assert_eq!(world.send(Change::Tenant(Arc::clone(&config))).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    assert_eq!(sandbox.get("/orders").await.status, 200, "the control");
+    let mut stream = sandbox.connect().await;
+    world.drop_link();
+    world.take_redial().await;
+    stream.write_all(sandbox.head("GET", "/orders", "").as_bytes()).await.expect("writes");
+    assert!(read_until(&mut stream, "request_id").await.contains("state-stale"), "nothing was heard yet");
+    let state = State { tenants: vec![config], sessions: vec![sandbox.session.clone()], ended: Vec::new() };
+    assert_eq!(world.send(Change::Snapshot(Box::new(state))).await, Applied::InForce);
+    assert_eq!(sandbox.get("/orders").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

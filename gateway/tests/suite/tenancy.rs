@@ -116,6 +116,32 @@ async fn an_address_is_checked_again_when_it_is_connected_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_closed_name_stands_for_is_closed_under_every_other_name() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let (allow, never) = (format!("127.0.0.1:{}", world.port), format!("localhost:{}", world.port));
+    world.rules.replace(std::slice::from_ref(&allow), &[never]).expect("rules");
+    let answer = sandbox.get("/orders").await;
+    assert_eq!((answer.status, answer.code()), (403, "upstream-refused-address"), "{:?}", answer.body);
+    world.rules.replace(&[allow], &["localhost:1".to_owned()]).expect("rules");
+    assert_eq!(sandbox.get("/orders").await.status, 200, "another port of it is another thing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tenant_sets_stays_below_the_operators_ceilings() {
+    let world = World::with(|settings| settings.ceilings.concurrent = 10).await;
+    let mut limits = world.described();
+    limits["limits"] = json!({ "timeout": "8000000h", "concurrent": 11 });
+    let mut config = world.config("acme", &[("desk", limits)], None);
+    let rate = |concurrent| serde_json::from_value(json!({ "per_second": 1, "concurrent": concurrent }));
+    config.limits.tenant = Some(rate(11).expect("a rate"));
+    config.limits.session = Some(rate(10).expect("a rate"));
+    let found = mistakes(world.put(config).await);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().any(|mistake| mistake.contains("timeout")), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn our_own_listeners_are_never_a_backend() {
     let world = World::empty().await;
     let admin = world.running.admin.expect("listens");

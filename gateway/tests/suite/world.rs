@@ -206,7 +206,8 @@ pub(crate) struct World {
     pub(crate) rules: UpstreamRules,
     pub(crate) port: u16,
     pub(crate) recorded: Arc<Recorded>,
-    publisher: Mutex<Option<Publisher>>,
+    decided: Mutex<Option<mpsc::Receiver<DecisionRecord>>>,
+    redials: Option<mpsc::Receiver<DeliverySender>>,
     sender: Option<DeliverySender>,
     version: AtomicU64,
     folder: tempfile::TempDir,
@@ -243,6 +244,7 @@ impl World {
         let gateway_tasks = Tasks::new();
         let running = Gateway::start(config, follower, &gateway_tasks).await.expect("starts");
         let sender = publisher.sender();
+        let Publisher { redials, decisions, .. } = publisher;
         let folder = tempfile::tempdir().expect("a folder");
         let world = Self {
             tasks,
@@ -251,7 +253,8 @@ impl World {
             rules,
             port,
             recorded,
-            publisher: Mutex::new(Some(publisher)),
+            decided: Mutex::new(Some(decisions)),
+            redials: Some(redials),
             sender: Some(sender),
             version: AtomicU64::new(0),
             folder,
@@ -359,17 +362,29 @@ impl World {
         assert_eq!(self.send(Change::SessionEnded(ended)).await, Applied::InForce);
     }
 
-    /// Closes the orchestrator's end.
+    /// Closes the orchestrator's end for good.
     pub(crate) fn disconnect(&mut self) {
         self.sender = None;
-        *self.publisher.lock().expect("no panic") = None;
+        self.redials = None;
+        *self.decided.lock().expect("no panic") = None;
+    }
+
+    /// Drops the link, as an orchestrator does with a gateway that takes no messages.
+    pub(crate) fn drop_link(&mut self) {
+        self.sender = None;
+    }
+
+    /// Takes the link that the gateway opens again.
+    pub(crate) async fn take_redial(&mut self) {
+        let redial = self.redials.as_mut().expect("connected").recv();
+        self.sender = tokio::time::timeout(PATIENCE, redial).await.expect("redials in time");
     }
 
     /// The records that have come home.
     pub(crate) fn decisions(&self) -> Vec<DecisionRecord> {
-        let mut publisher = self.publisher.lock().expect("no panic");
-        let publisher = publisher.as_mut().expect("connected");
-        std::iter::from_fn(|| publisher.decisions.try_recv().ok()).collect()
+        let mut decided = self.decided.lock().expect("no panic");
+        let decided = decided.as_mut().expect("connected");
+        std::iter::from_fn(|| decided.try_recv().ok()).collect()
     }
 }
 

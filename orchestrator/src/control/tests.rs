@@ -56,6 +56,26 @@ async fn a_gateway_that_does_not_answer_holds_an_answer_up_for_a_bounded_time() 
 }
 
 #[tokio::test]
+async fn a_gateway_that_was_dropped_connects_again_and_gets_a_snapshot() {
+    let (database, tasks) = (Database::sqlite().await, Tasks::new());
+    let (gateways, _uses) = Gateways::start(1, State::default(), database.store.clone(), &tasks);
+    let (publisher, mut follower) = link();
+    gateways.connect(publisher).await;
+    let first = next(&mut follower).await.message;
+    // Its end of the link breaks; the next change finds nobody there.
+    follower.deliveries.close();
+    let told = gateways.publish(ended(1), Duration::from_secs(10)).await;
+    assert_eq!((told.in_force, gateways.connected()), (0, 0));
+    follower.deliveries = follower.link.redial().await.expect("there is an orchestrator");
+    let again = next(&mut follower).await.message;
+    let Change::Snapshot(state) = &again.change else { panic!("{again:?}") };
+    assert_eq!(state.ended.len(), 1, "what it missed is in the snapshot");
+    assert!(again.version > first.version);
+    tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
+    assert!(follower.link.redial().await.is_none(), "nobody is there any more");
+}
+
+#[tokio::test]
 async fn what_a_gateway_refuses_is_told() {
     let (database, tasks) = (Database::sqlite().await, Tasks::new());
     let (gateways, _uses) = Gateways::start(1, State::default(), database.store.clone(), &tasks);
