@@ -116,6 +116,8 @@ pub(crate) enum Reject {
     /// What happened is the operator's to read.
     UpstreamUnreachable(String),
     UpstreamTimeout,
+    /// The backend has failed too often; it is asked again after this time.
+    CircuitOpen(Duration),
     CredentialMissing,
     Internal(&'static str),
 }
@@ -164,6 +166,7 @@ impl Reject {
             Self::UpstreamAddress(_) => Code::UpstreamRefusedAddress,
             Self::UpstreamUnreachable(_) => Code::UpstreamUnreachable,
             Self::UpstreamTimeout => Code::UpstreamTimeout,
+            Self::CircuitOpen(_) => Code::CircuitOpen,
             Self::Internal(_) => Code::Internal,
         }
     }
@@ -203,6 +206,9 @@ impl Reject {
     fn headers(&self, headers: &mut HeaderMap) {
         match self {
             Self::RateLimited(limited) => limited.headers(headers),
+            Self::CircuitOpen(wait) => {
+                headers.insert(RETRY_AFTER, words::whole_seconds(*wait).into());
+            }
             Self::ConcurrencyLimited(_)
             | Self::SessionUnknown
             | Self::StateStale

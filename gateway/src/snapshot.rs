@@ -21,6 +21,7 @@ use crate::limits::{
 use crate::reject::Reject;
 use crate::route::Call;
 use crate::upstream::address::UpstreamRules;
+use crate::upstream::circuit::Circuit;
 use http::uri::{Authority, Scheme};
 use postern_common::control::{BackendConfig, TenantConfig};
 use postern_common::decision::Versions;
@@ -132,6 +133,7 @@ pub(crate) struct Backend {
     pub(crate) stall: Duration,
     pub(crate) concurrent: Arc<Semaphore>,
     concurrent_limit: u32,
+    pub(crate) circuit: Arc<Circuit>,
 }
 
 /// One operation and what belongs to it.
@@ -285,6 +287,9 @@ impl Building<'_> {
             Some(before) if before.concurrent_limit == limit => Arc::clone(&before.concurrent),
             _ => semaphore(limit),
         };
+        // What was learnt of a place says nothing of another.
+        let circuit = before.filter(|before| before.scheme == scheme && before.authority == authority);
+        let circuit = circuit.map_or_else(Arc::default, |before| Arc::clone(&before.circuit));
         Some(Backend {
             name: name.clone(),
             document,
@@ -305,6 +310,7 @@ impl Building<'_> {
             stall: self.around.stall,
             concurrent,
             concurrent_limit: limit,
+            circuit,
         })
     }
 

@@ -4,10 +4,13 @@
 //! One pool of HTTP/1.1 connections for all tenants, by scheme and authority: the tenant is not part
 //! of the key, since a connection carries no identity of its own, requests on it are framed by hyper
 //! alone (no sandbox, filter or tenant can name a header that frames: `headers::is_tenants`), and two
-//! tenants with one authority reach the same server either way. Each is opened by [`connect`] to an address that was checked right before. Redirects are
-//! passed back, never followed. Nothing is retried but what was never written to a connection.
+//! tenants with one authority reach the same server either way. Each is opened by [`connect`] to an
+//! address that was checked right before. Redirects are passed back, never followed. Repeated is what
+//! was never written to a connection, and, within a budget, what changes nothing; a backend that only
+//! fails is left alone for a while ([`circuit`]).
 
 pub(crate) mod address;
+pub(crate) mod circuit;
 mod connect;
 
 use crate::broker::{Flow, Sealed, SealedBody};
@@ -18,8 +21,11 @@ use crate::reject::Reject;
 use crate::response::{Answer, BackendBody};
 use crate::snapshot::Backend;
 use address::{RefusedAddress, UpstreamRules};
+use bytes::Bytes;
+use circuit::Outcome;
 use connect::Connector;
-use http::Response;
+use http::{Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
@@ -76,19 +82,62 @@ impl Upstream {
         ended: &CancellationToken,
     ) -> Result<Answer, Reject> {
         let (backend, request) = sealed.into_parts();
-        let (fault, flow) = (request.body().fault(), request.body().flow());
         let begun = Instant::now();
+        let attempt = backend.circuit.enter(begun).map_err(Reject::CircuitOpen)?;
+        let flow = request.body().flow();
         let answer = tokio::select! {
             biased;
             () = ended.cancelled() => return Err(Reject::SessionEnded),
-            answer = self.client.request(request) => answer,
-            () = overdue(flow, backend.timeout) => return Err(Reject::UpstreamTimeout),
+            answer = self.ask(request, &backend) => answer,
+            () = overdue(flow, backend.timeout) => Err(Reject::UpstreamTimeout),
         };
-        let body_fault = || fault.as_ref().and_then(|fault| fault.get().copied());
-        match answer {
-            Err(error) => Err(body_fault().map_or_else(|| refusal(&error), Reject::from)),
-            Ok(response) => answered(response, &backend, permit, ended, begun.elapsed()),
+        attempt.end(outcome(&answer), Instant::now());
+        answered(answer?, &backend, permit, ended, begun.elapsed())
+    }
+
+    /// Asks the backend; once more if that is safe, no answer came, and its budget allows it.
+    async fn ask(
+        &self,
+        request: Request<SealedBody>,
+        backend: &Backend,
+    ) -> Result<Response<Incoming>, Reject> {
+        let again = repeatable(&request);
+        let answer = self.ask_once(request).await;
+        match (&answer, again) {
+            (Err(Reject::UpstreamUnreachable(_)), Some(again)) if backend.circuit.may_repeat() => {
+                self.ask_once(again).await
+            }
+            _ => answer,
         }
+    }
+
+    async fn ask_once(&self, request: Request<SealedBody>) -> Result<Response<Incoming>, Reject> {
+        let fault = request.body().fault();
+        let body_fault = || fault.as_ref().and_then(|fault| fault.get().copied());
+        let answer = self.client.request(request).await;
+        answer.map_err(|error| body_fault().map_or_else(|| refusal(&error), Reject::from))
+    }
+}
+
+/// The same request once more, if sending it twice means what sending it once does: its method is
+/// safe (RFC 9110 §9.2.1, not only idempotent: between two of those another's may lie) and it has
+/// no body.
+fn repeatable(request: &Request<SealedBody>) -> Option<Request<SealedBody>> {
+    if !request.method().is_safe() || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut again = Request::new(SealedBody::Whole(Bytes::new()));
+    request.method().clone_into(again.method_mut());
+    request.uri().clone_into(again.uri_mut());
+    request.headers().clone_into(again.headers_mut());
+    Some(again)
+}
+
+fn outcome<Answer>(answer: &Result<Answer, Reject>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::Answered,
+        Err(Reject::UpstreamUnreachable(_) | Reject::UpstreamTimeout) => Outcome::Failed,
+        Err(_) => Outcome::Unknown,
     }
 }
 

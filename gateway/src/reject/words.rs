@@ -6,15 +6,20 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use postern_common::decision::{Effect, Mode, PolicyPart};
 use postern_common::token::BadToken;
+use std::time::Duration;
+
+/// A wait as `Retry-After` tells it: rounded up, so that whoever keeps to it is not too early.
+pub(super) fn whole_seconds(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX).max(1)
+}
 
 impl Limited {
     /// `Retry-After` (RFC 9110 §10.2.3) in whole seconds, rounded up, and the `RateLimit` fields of
     /// the IETF's draft-ietf-httpapi-ratelimit-headers.
     pub(super) fn headers(self, headers: &mut HeaderMap) {
-        let seconds = self.wait.map_or(0, |wait| wait.as_millis().div_ceil(1000).max(1));
+        let seconds = self.wait.map_or(0, whole_seconds);
         if self.wait.is_some() {
-            headers
-                .extend(HeaderValue::from_str(&seconds.to_string()).ok().map(|value| (RETRY_AFTER, value)));
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         let name = self.scope.as_str();
         let fields = [
@@ -76,6 +81,9 @@ impl Reject {
             Self::UpstreamAddress(_) => "the backend is at an address that requests may not go to".into(),
             Self::UpstreamUnreachable(_) => "no answer came from the backend".into(),
             Self::UpstreamTimeout => "the backend did not begin to answer in time".into(),
+            Self::CircuitOpen(_) => {
+                "the backend has failed too often, so it is left alone for a while".into()
+            }
             Self::CredentialMissing => "the backend's credential is not available here".into(),
             Self::Internal(_) => "the gateway made a mistake".into(),
         }
@@ -119,6 +127,9 @@ impl Reject {
             Self::PolicyError { .. } => "`postern policy explain` with the decision id shows the error",
             Self::FilterFailed { .. } => "the tenant's operator finds the cause in the gateway's log",
             Self::UpstreamAddress(_) => "ask the operator about gateway.upstreams.allow",
+            Self::CircuitOpen(_) => {
+                "try again after the time in `Retry-After`; if it stays, look at the backend"
+            }
             Self::UpstreamUnreachable(_) | Self::UpstreamTimeout => {
                 "try again; if it stays, look at the backend"
             }

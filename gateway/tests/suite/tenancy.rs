@@ -4,6 +4,7 @@
 use crate::world::World;
 use postern_common::control::{Applied, Change, Message};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn mistakes(applied: Applied) -> Vec<String> {
     match applied {
@@ -176,4 +177,50 @@ async fn an_older_message_is_refused() {
     assert!(told[0].contains("older"), "{told:?}");
     let sandbox = world.sandbox("alice", &["*"]).await;
     assert_eq!(sandbox.get("/orders").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_only_fails_is_left_alone_for_a_while() {
+    let world = World::empty().await;
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = closed.local_addr().expect("bound").port();
+    drop(closed);
+    world.rules.replace(&[format!("127.0.0.1:{port}")], &[]).expect("rules");
+    let file = json!({ "url": format!("http://127.0.0.1:{port}"), "openapi": "openapi.yaml" });
+    let config = world.config("acme", &[("desk", file)], None);
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    for _ in 0..10 {
+        assert_eq!(sandbox.get("/orders").await.code(), "upstream-unreachable");
+    }
+    let answer = sandbox.get("/orders").await;
+    assert_eq!((answer.status, answer.code()), (503, "circuit-open"), "{:?}", answer.body);
+    assert_eq!(answer.headers["retry-after"], "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_nothing_is_asked_once_more_when_no_answer_came() {
+    let world = World::empty().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    world.rules.replace(&[format!("127.0.0.1:{port}")], &[]).expect("rules");
+    // Every other connection breaks off after the head of the request.
+    world.tasks.spawn(move |stop| async move {
+        let mut breaks_off = true;
+        while let Some(Ok((mut stream, _))) = stop.run_until_cancelled(listener.accept()).await {
+            drop(stream.read(&mut [0; 4096]).await);
+            if !breaks_off {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                drop(stream.write_all(answer).await);
+            }
+            breaks_off = !breaks_off;
+        }
+    });
+    let file = json!({ "url": format!("http://127.0.0.1:{port}"), "openapi": "openapi.yaml" });
+    let config = world.config("acme", &[("desk", file)], None);
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    assert_eq!(sandbox.get("/orders").await.status, 200, "repeated");
+    let refund = sandbox.post("/refunds", &json!({ "order": "1", "amount": 1 })).await;
+    assert_eq!((refund.status, refund.code()), (502, "upstream-unreachable"), "never repeated");
 }
