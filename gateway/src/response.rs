@@ -8,6 +8,7 @@ use crate::headers::clean_response;
 use crate::limits::{Budget, Permit};
 use crate::snapshot::Backend;
 use bytes::Bytes;
+use http::header::LOCATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, response::Parts};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use url::Url;
 
 /// What a backend answered: the head, and the body as it comes.
 #[derive(Debug)]
@@ -113,6 +115,7 @@ impl http_body::Body for Body {
 pub(crate) fn pass_on(answer: Answer, request_id: &RequestId, budget: &Budget) -> Response<Body> {
     let Answer { mut head, body, backend, .. } = answer;
     clean_response(&mut head.headers, |folded| backend.identity.has_folded(folded));
+    relocate(&mut head.headers, &backend);
     mark(&mut head.headers, request_id);
     let (left, quota) = budget.session_level(Instant::now());
     let fields = [
@@ -130,9 +133,78 @@ pub(crate) fn pass_on(answer: Answer, request_id: &RequestId, budget: &Budget) -
     response
 }
 
+/// Where a `Location` points to.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// The backend: the path under which the sandbox reaches it.
+    Own(String),
+    /// The backend's host, but nothing that requests may go to.
+    Beside,
+    /// Somewhere else, or relative to the request.
+    Elsewhere,
+}
+
+/// Turns a `Location` on the backend's own host into a path that the sandbox can ask for: the
+/// backend's host is none of its business, and not to be reached from there.
+fn relocate(headers: &mut HeaderMap, backend: &Backend) {
+    let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else { return };
+    let own = format!("{}://{}/", backend.scheme, backend.authority);
+    match target(location, backend.name.as_str(), &own, &backend.base_path) {
+        Target::Elsewhere => {}
+        Target::Own(path) => match HeaderValue::try_from(path) {
+            Ok(path) => drop(headers.insert(LOCATION, path)),
+            Err(_unreadable) => drop(headers.remove(LOCATION)),
+        },
+        Target::Beside => drop(headers.remove(LOCATION)),
+    }
+}
+
+fn target(location: &str, name: &str, own: &str, base_path: &str) -> Target {
+    let Ok(own) = Url::parse(own) else { return Target::Elsewhere };
+    let is_relative = !location.starts_with(['/', '\\']) && Url::parse(location).is_err();
+    let Some(found) = own.join(location).ok().filter(|_| !is_relative) else { return Target::Elsewhere };
+    if found.origin() != own.origin() {
+        return Target::Elsewhere;
+    }
+    let rest = found.path().strip_prefix(base_path);
+    let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
+        return Target::Beside;
+    };
+    let part = |sign: &str, part: Option<&str>| part.map(|part| format!("{sign}{part}")).unwrap_or_default();
+    Target::Own(format!("/{name}{rest}{}{}", part("?", found.query()), part("#", found.fragment())))
+}
+
 /// Writes the request's id into an answer.
 pub(crate) fn mark(headers: &mut HeaderMap, request_id: &RequestId) {
     if let Ok(id) = HeaderValue::from_str(request_id.as_str()) {
         headers.insert(REQUEST_ID, id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_on_the_backends_host_becomes_a_path_of_the_gateways() {
+        let of = |location: &str| target(location, "desk", "https://desk.internal:8443/", "/api/v1");
+        let own = |path: &str| Target::Own(path.to_owned());
+        assert_eq!(of("https://desk.internal:8443/api/v1/orders/7?a=b#c"), own("/desk/orders/7?a=b#c"));
+        assert_eq!(of("//DESK.internal:8443/api/v1/orders"), own("/desk/orders"));
+        assert_eq!(of("/api/v1/orders/7"), own("/desk/orders/7"));
+        assert_eq!(of("/api/v1"), own("/desk"));
+        assert_eq!(of("/api/v1/../v1/orders"), own("/desk/orders"));
+        for beside in ["/api/v10/orders", "/login", "/api/v1/../../admin", "https://desk.internal:8443/"] {
+            assert_eq!(of(beside), Target::Beside, "{beside}");
+        }
+        for elsewhere in [
+            "7",
+            "../orders",
+            "?page=2",
+            "http://desk.internal:8443/api/v1/x",
+            "https://desk.internal/api/v1/x",
+        ] {
+            assert_eq!(of(elsewhere), Target::Elsewhere, "{elsewhere}");
+        }
     }
 }
