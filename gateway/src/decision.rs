@@ -75,6 +75,10 @@ impl Draft {
         self.last_mark = now;
     }
 
+    pub(crate) fn trace(&mut self, id: Option<String>) {
+        self.record.trace_id = id;
+    }
+
     pub(crate) fn caller(&mut self, caller: &Caller) {
         let session = &caller.session.session;
         self.record.tenant = Some(session.tenant.clone());

@@ -28,6 +28,7 @@ mod request;
 mod response;
 mod route;
 mod snapshot;
+mod trace;
 mod upstream;
 mod validate;
 

@@ -10,7 +10,7 @@ use crate::registry::Source;
 use crate::reject::Reject;
 use crate::response::{self, Body};
 use crate::snapshot::TenantRules;
-use crate::{Gateway, body, broker, head, identify, identity, limits, meaning, route, validate};
+use crate::{Gateway, body, broker, head, identify, identity, limits, meaning, route, trace, validate};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use postern_common::clock;
@@ -46,7 +46,8 @@ async fn forward(
 ) -> Result<Response<Body>, Reject> {
     gateway.freshness.check()?;
     let snapshot = gateway.snapshot();
-    let request = head::parse(request)?;
+    let mut request = head::parse(request)?;
+    draft.trace(trace::go_on(&mut request.headers));
     let caller =
         identify::caller(&gateway.identities, &gateway.registry, source, &request.authorization, draft.at())
             .await?;

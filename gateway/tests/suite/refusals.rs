@@ -241,6 +241,18 @@ async fn a_policy_that_cannot_be_evaluated_is_named_by_its_record() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_trace_goes_through_the_gateway_and_into_the_record() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &ALL).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let sent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let answer = sandbox.call("GET", "/orders", &[("traceparent", &sent)], b"").await;
+    let seen = answer.body["headers"]["traceparent"][0].as_str().unwrap_or_default();
+    assert!(seen.starts_with(&format!("00-{trace}-")) && seen != sent, "{:?}", answer.body);
+    assert_eq!(world.decisions()[0].trace_id.as_deref(), Some(trace));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn paths_that_two_servers_could_read_differently_are_refused() {
     let world = World::desk().await;
     let sandbox = world.sandbox("alice", &ALL).await;
