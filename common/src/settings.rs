@@ -80,6 +80,8 @@ settings! {
     GATEWAY_LISTEN = "gateway.listen", "POSTERN_GATEWAY_LISTEN", Some("127.0.0.1:8081"), open, "the gateway's door over TCP";
     GATEWAY_ADMIN_LISTEN = "gateway.admin_listen", "POSTERN_GATEWAY_ADMIN_LISTEN", Some("127.0.0.1:9091"), open, "health and metrics of the gateway";
     UPSTREAMS_ALLOW = "gateway.upstreams.allow", "POSTERN_UPSTREAMS_ALLOW", None, open, "hosts and networks that backends may be at";
+    TIMEOUT_CEILING = "gateway.timeout_ceiling", "POSTERN_TIMEOUT_CEILING", Some("10m"), open, "the longest timeout that tenants may set, at most 24h";
+    REQUEST_CEILING = "gateway.request_ceiling", "POSTERN_REQUEST_CEILING", Some("4096"), open, "the most requests in flight that tenants may set";
     LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";
     LOG_FORMAT = "log.format", "POSTERN_LOG_FORMAT", Some("text"), open, "text or json";
     URL = "client.url", "POSTERN_URL", None, open, "the API that commands talk to";

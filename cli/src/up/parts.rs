@@ -14,7 +14,7 @@ use postern_common::control;
 use postern_common::id::TenantId;
 use postern_common::settings::{Settings, WantedIsolation, name};
 use postern_common::tasks::Tasks;
-use postern_gateway::{Config as GatewayConfig, Gateway, Settings as GatewaySettings};
+use postern_gateway::{Ceilings, Config as GatewayConfig, Gateway, Settings as GatewaySettings};
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Enforced, Isolation, Probed, Runtime as _};
@@ -182,6 +182,11 @@ fn gateway_config(
     let mut gateway = GatewaySettings::new(keys.token_keys().cloned().collect(), upstreams.rules());
     gateway.tcp = ports::choose(settings, name::GATEWAY_LISTEN)?;
     gateway.admin = ports::choose(settings, name::GATEWAY_ADMIN_LISTEN)?;
+    let ceilings = gateway.ceilings;
+    gateway.ceilings = Ceilings {
+        timeout: settings.timeout_ceiling().unwrap_or(ceilings.timeout),
+        concurrent: settings.request_ceiling().unwrap_or(ceilings.concurrent),
+    };
     gateway.artefact_key = <[u8; 32]>::try_from(keys.artefact_public_key()).ok();
     GatewayConfig::check(gateway).map_err(|mistakes| Failure::Usage(joined(&mistakes)))
 }

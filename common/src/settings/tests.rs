@@ -185,6 +185,22 @@ fn lists_and_switched_off_listeners_are_read() {
 }
 
 #[test]
+fn ceilings_have_bounds_of_their_own() {
+    let settings = resolve(&[("POSTERN_REQUEST_CEILING", "7")], "[gateway]\ntimeout_ceiling = '90s'");
+    assert_eq!(settings.request_ceiling(), Some(7));
+    assert_eq!(settings.timeout_ceiling(), Some(Duration::from_secs(90)));
+    for (name, value) in [
+        ("POSTERN_REQUEST_CEILING", "0"),
+        ("POSTERN_TIMEOUT_CEILING", "25h"),
+        ("POSTERN_TIMEOUT_CEILING", "-1s"),
+        ("POSTERN_TIMEOUT_CEILING", "soon"),
+    ] {
+        let told = mistakes(&[(name, value)], "");
+        assert!(told.contains(name), "{told}");
+    }
+}
+
+#[test]
 fn names_of_settings_are_unique_and_none_hides_another_table() {
     for (at, setting) in ALL.iter().enumerate() {
         for other in ALL.iter().skip(at + 1) {

@@ -13,10 +13,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::SignedDuration;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
+
+/// The longest ceiling of timeouts.
+const LONGEST_CEILING: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An address to listen on.
 pub type ListenAddress = SocketAddr;
@@ -110,6 +114,8 @@ impl Settings {
         for setting in LISTENERS {
             see(setting, self.address(setting).map(drop));
         }
+        see(name::TIMEOUT_CEILING, self.try_timeout_ceiling().map(drop));
+        see(name::REQUEST_CEILING, self.parsed::<NonZeroU32>(name::REQUEST_CEILING).map(drop));
         see(name::LOG_FORMAT, self.parsed::<LogFormatName>(name::LOG_FORMAT).map(drop));
         see(name::URL, self.try_url(name::URL).map(drop));
     }
@@ -183,6 +189,18 @@ impl Settings {
         items.filter(|item| !item.is_empty()).map(ToOwned::to_owned).collect()
     }
 
+    /// The longest timeout that a tenant may set.
+    #[must_use]
+    pub fn timeout_ceiling(&self) -> Option<Duration> {
+        self.try_timeout_ceiling().ok().flatten()
+    }
+
+    /// The most requests in flight that a tenant may set.
+    #[must_use]
+    pub fn request_ceiling(&self) -> Option<u32> {
+        self.parsed::<NonZeroU32>(name::REQUEST_CEILING).ok().flatten().map(NonZeroU32::get)
+    }
+
     /// How log lines look.
     #[must_use]
     pub fn log_format(&self) -> LogFormat {
@@ -220,6 +238,16 @@ impl Settings {
         match Duration::try_from(ttl) {
             Ok(ttl) if (Duration::from_secs(60)..=MAX_TTL).contains(&ttl) => Ok(ttl),
             _ => Err(format!("`{text}` is out of range: from 1m to 1h")),
+        }
+    }
+
+    fn try_timeout_ceiling(&self) -> Result<Option<Duration>, String> {
+        let Some(text) = self.raw(name::TIMEOUT_CEILING) else { return Ok(None) };
+        let malformed = |_error| format!("`{text}` is no duration: expected one such as `30s` or `10m`");
+        let ceiling: SignedDuration = text.parse().map_err(malformed)?;
+        match Duration::try_from(ceiling) {
+            Ok(ceiling) if (Duration::from_secs(1)..=LONGEST_CEILING).contains(&ceiling) => Ok(Some(ceiling)),
+            _ => Err(format!("`{text}` is out of range: from 1s to 24h")),
         }
     }
 
