@@ -215,7 +215,7 @@ fn outcome(
     (id, now): (&DecisionId, Timestamp),
     watched: &mut Watched,
 ) -> Result<Granted, Reject> {
-    let Policies { schema, set, shadow } = &rules.policies;
+    let Policies { schema, set, shadow, heavy: _ } = &rules.policies;
     let entities = caller.session.entities.entities(schema, &caller.session.session)?;
     let call = &valid.request.call;
     let named = (&call.backend.name, &call.operation.operation.id);

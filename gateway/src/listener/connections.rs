@@ -225,7 +225,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_idlest_of_the_busiest_peer_gives_way() {
         let connections = Connections::new(4, 4);
-        let mut enter = |number| {
+        let enter = |number| {
             let entered = connections.enter(peer(number));
             entered.map(|(counted, how)| (counted, how == Entered::Instead))
         };
