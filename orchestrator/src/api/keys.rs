@@ -105,7 +105,7 @@ fn scope(fields: &mut Fields) -> KeyScope {
     let labels = fields.labels("labels");
     KeyScope {
         templates: templates.map(|all| all.iter().map(ToString::to_string).collect()),
-        labels: (!labels.is_empty()).then_some(labels),
+        labels: labels.filter(|labels| !labels.is_empty()),
     }
 }
 

@@ -250,7 +250,12 @@ pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
 /// `PATCH /sandbox/{id}`.
 pub(super) async fn change(api: Arc<Api>, call: Call) -> Answer {
     let change = wanted::changes(&call.body, clock::now())?;
-    let row = named(&api, &call, "id").await?;
+    let mut row = named(&api, &call, "id").await?;
+    if let Some(labels) = &change.labels {
+        // A key for some labels does not take a sandbox out of its own sight, nor into another's.
+        row.new.labels.clone_from(labels);
+        scope::sandbox(&api, &call, &row).await?;
+    }
     let row = api.driver.change(&row.new.id, change, call.cause(None)?).await.map_err(Refused::from)?;
     json(StatusCode::OK, &Shown::of(&api, &row, None))
 }
