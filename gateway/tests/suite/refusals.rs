@@ -379,7 +379,7 @@ async fn headers_that_change_or_relay_a_request_do_not_reach_the_backend() {
     let mut seen: Vec<_> =
         answer.body["headers"].as_object().expect("headers").keys().map(String::as_str).collect();
     seen.sort_unstable();
-    let ours = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+    let ours = ["traceparent", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
     assert_eq!(seen, [&["host"][..], &ours, &["x-kept", "x-request-id", "x-user-id"]].concat());
     assert_eq!(answer.seen_header("x-forwarded-for"), ["unknown"], "a unix socket has no address");
     assert_eq!(answer.seen_header("x-forwarded-host"), answer.seen_header("host"), "the backend's own");
