@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a tenant owns, over HTTP: backends, policies, filters and templates one by one with `ETags`,
 //! or a whole configuration at once.
+//!
+//! The four calls of a part are one piece of code; what the kinds differ in is [`Part`].
 
 use super::input::{mistaken, parse};
 use super::problems::Refused;
 use super::{Answer, Api, Call, body, empty, etag, json, scope};
-use crate::configuration::{ConfigurationError, Difference, Edit};
+use crate::configuration::{ConfigurationError, Difference, Edit, Edited};
 use crate::store::Kind;
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
 use http::{HeaderValue, StatusCode, header};
@@ -14,6 +16,8 @@ use postern_common::id::{BackendName, FilterName, PolicyName, TemplateName};
 use postern_common::problem::Problem;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json as value};
+use std::fmt::Display;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// `POST /apply`.
@@ -55,234 +59,209 @@ fn missing(kind: Kind, name: &str) -> Problem {
     Refused::from(ConfigurationError::Unknown { kind, name: name.to_owned() }).into()
 }
 
-async fn edit(
-    api: &Api,
-    call: &Call,
-    kind: Kind,
-    name: String,
-    change: Box<dyn Fn(&mut TenantFiles) -> bool + Send + Sync>,
-) -> Result<crate::configuration::Edited, Problem> {
-    let expected = etag::expected(&call.headers)?;
-    if kind == Kind::Template {
-        // What is put, alone; nothing where it is removed.
-        let mut put = TenantFiles::default();
-        if change(&mut put) {
-            scope::templates(api, call, &put).await?;
-        } else {
-            scope::removed_template(api, call, &name)?;
-        }
-    }
-    let edit = Edit::Part { kind, name, expected, change };
-    Ok(api.configuration.edit(&call.tenant()?, &edit, &call.edition()?).await.map_err(Refused::from)?)
+/// A kind of part: what its four calls differ in.
+pub(super) trait Part: 'static {
+    /// How it is stored.
+    const KIND: Kind;
+    /// Its name in the path.
+    type Name: FromStr<Err: Display> + Display + Clone + Send + Sync + 'static;
+    /// What a PUT carries.
+    type Body: DeserializeOwned + Send + Sync + 'static;
+
+    /// The answer to a list.
+    fn list(tenant: &Tenant) -> Value;
+    /// One of them, as it is shown.
+    fn show(tenant: &Tenant, name: &Self::Name) -> Option<Value>;
+    /// Puts one.
+    fn put(files: &mut TenantFiles, name: &Self::Name, body: &Self::Body);
+    /// Takes one away; `false` if there is none.
+    fn remove(files: &mut TenantFiles, name: &Self::Name) -> bool;
 }
 
-/// Puts a part and answers with what changed and the new `ETag`.
-async fn put(
-    api: &Api,
-    call: &Call,
-    kind: Kind,
-    name: String,
-    change: Box<dyn Fn(&mut TenantFiles) -> bool + Send + Sync>,
-) -> Answer {
-    let edited = edit(api, call, kind, name.clone(), change).await?;
-    let is_new = edited.changes.iter().any(|line| line.name == name && line.change == Difference::Added);
+/// `GET /KIND`.
+pub(super) async fn list<P: Part>(api: Arc<Api>, call: Call) -> Answer {
+    json(StatusCode::OK, &P::list(&*tenant(&api, &call).await?))
+}
+
+/// `GET /KIND/{name}`.
+pub(super) async fn get<P: Part>(api: Arc<Api>, call: Call) -> Answer {
+    let name: P::Name = call.path("name")?;
+    let tenant = tenant(&api, &call).await?;
+    let name_text = name.to_string();
+    let body = P::show(&tenant, &name).ok_or_else(|| missing(P::KIND, &name_text))?;
+    shown(&call, &tenant, P::KIND, &name_text, &body)
+}
+
+/// `PUT /KIND/{name}`: answers with what changed and the new `ETag`.
+pub(super) async fn put<P: Part>(api: Arc<Api>, call: Call) -> Answer {
+    let name: P::Name = call.path("name")?;
+    let body: P::Body = typed(&call.body)?;
+    let name_text = name.to_string();
+    let change = move |files: &mut TenantFiles| {
+        P::put(files, &name, &body);
+        true
+    };
+    let edited = edit::<P>(&api, &call, &name_text, Box::new(change)).await?;
+    let is_new = edited.changes.iter().any(|line| line.name == name_text && line.change == Difference::Added);
     let status = if is_new && !edited.dry_run { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = json(status, &edited)?;
     if !edited.dry_run
-        && let Some(digest) = tenant(api, call).await?.digests.get(&(kind, name))
+        && let Some(digest) = tenant(&api, &call).await?.digests.get(&(P::KIND, name_text))
     {
         response.headers_mut().insert(header::ETAG, etag::of(digest));
     }
     Ok(response)
 }
 
-async fn remove(
-    api: &Api,
-    call: &Call,
-    kind: Kind,
-    name: String,
-    change: Box<dyn Fn(&mut TenantFiles) -> bool + Send + Sync>,
-) -> Answer {
-    let edited = edit(api, call, kind, name, change).await?;
+/// `DELETE /KIND/{name}`.
+pub(super) async fn remove<P: Part>(api: Arc<Api>, call: Call) -> Answer {
+    let name: P::Name = call.path("name")?;
+    let name_text = name.to_string();
+    let change = move |files: &mut TenantFiles| P::remove(files, &name);
+    let edited = edit::<P>(&api, &call, &name_text, Box::new(change)).await?;
     if edited.dry_run { json(StatusCode::OK, &edited) } else { Ok(empty(StatusCode::NO_CONTENT)) }
 }
 
-/// `GET /backends`.
-pub(super) async fn list_backends(api: Arc<Api>, call: Call) -> Answer {
-    let tenant = tenant(&api, &call).await?;
-    let list: Vec<Value> = tenant
-        .files
-        .backends
-        .iter()
-        .map(|(name, backend)| value!({ "name": name, "url": backend.backend.url, "has_document": backend.document.is_some() }))
-        .collect();
-    json(StatusCode::OK, &value!({ "backends": list }))
-}
-
-/// `GET /backends/{name}`.
-pub(super) async fn get_backend(api: Arc<Api>, call: Call) -> Answer {
-    let name: BackendName = call.path("name")?;
-    let tenant = tenant(&api, &call).await?;
-    let backend = tenant.files.backends.get(&name).ok_or_else(|| missing(Kind::Backend, name.as_str()))?;
-    shown(&call, &tenant, Kind::Backend, name.as_str(), &value!(backend))
-}
-
-/// `PUT /backends/{name}`: `{backend, document?}`.
-pub(super) async fn put_backend(api: Arc<Api>, call: Call) -> Answer {
-    let name: BackendName = call.path("name")?;
-    let files: BackendFiles = typed(&call.body)?;
-    let change = {
-        let name = name.clone();
-        move |all: &mut TenantFiles| {
-            all.backends.insert(name.clone(), files.clone());
-            true
+async fn edit<P: Part>(
+    api: &Api,
+    call: &Call,
+    name: &str,
+    change: Box<dyn Fn(&mut TenantFiles) -> bool + Send + Sync>,
+) -> Result<Edited, Problem> {
+    let expected = etag::expected(&call.headers)?;
+    if P::KIND == Kind::Template {
+        // What is put, alone; nothing where it is removed.
+        let mut put = TenantFiles::default();
+        if change(&mut put) {
+            scope::templates(api, call, &put).await?;
+        } else {
+            scope::removed_template(api, call, name)?;
         }
-    };
-    put(&api, &call, Kind::Backend, name.to_string(), Box::new(change)).await
-}
-
-/// `DELETE /backends/{name}`.
-pub(super) async fn remove_backend(api: Arc<Api>, call: Call) -> Answer {
-    let name: BackendName = call.path("name")?;
-    let gone = name.clone();
-    let change = move |all: &mut TenantFiles| all.backends.remove(&gone).is_some();
-    remove(&api, &call, Kind::Backend, name.to_string(), Box::new(change)).await
-}
-
-/// `GET /policies`.
-pub(super) async fn list_policies(api: Arc<Api>, call: Call) -> Answer {
-    let tenant = tenant(&api, &call).await?;
-    let names: Option<Vec<Value>> =
-        tenant.files.policies.as_ref().map(|all| all.keys().map(|name| value!({ "name": name })).collect());
-    // Without a set of its own, the tenant has the one permit of the baseline.
-    json(
-        StatusCode::OK,
-        &value!({ "policies": names.clone().unwrap_or_default(), "has_own_set": names.is_some() }),
-    )
-}
-
-/// `GET /policies/{name}`.
-pub(super) async fn get_policy(api: Arc<Api>, call: Call) -> Answer {
-    let name: PolicyName = call.path("name")?;
-    let tenant = tenant(&api, &call).await?;
-    let text = tenant.files.policies.as_ref().and_then(|all| all.get(&name));
-    let text = text.ok_or_else(|| missing(Kind::Policy, name.as_str()))?;
-    shown(&call, &tenant, Kind::Policy, name.as_str(), &value!({ "name": name, "text": text }))
-}
-
-/// `PUT /policies/{name}`: `{text}`.
-pub(super) async fn put_policy(api: Arc<Api>, call: Call) -> Answer {
-    let name: PolicyName = call.path("name")?;
-    let text = policy_text(&call.body)?;
-    let change = {
-        let name = name.clone();
-        move |all: &mut TenantFiles| {
-            all.policies.get_or_insert_default().insert(name.clone(), text.clone());
-            true
-        }
-    };
-    put(&api, &call, Kind::Policy, name.to_string(), Box::new(change)).await
-}
-
-fn policy_text(bytes: &[u8]) -> Result<String, Problem> {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Body {
-        text: String,
     }
-    typed::<Body>(bytes).map(|body| body.text)
+    let edit = Edit::Part { kind: P::KIND, name: name.to_owned(), expected, change };
+    Ok(api.configuration.edit(&call.tenant()?, &edit, &call.edition()?).await.map_err(Refused::from)?)
 }
 
-/// `DELETE /policies/{name}`. The tenant's set stays its own, if an empty one.
-pub(super) async fn remove_policy(api: Arc<Api>, call: Call) -> Answer {
-    let name: PolicyName = call.path("name")?;
-    let gone = name.clone();
-    let change =
-        move |all: &mut TenantFiles| all.policies.as_mut().is_some_and(|all| all.remove(&gone).is_some());
-    remove(&api, &call, Kind::Policy, name.to_string(), Box::new(change)).await
-}
+/// `/backends`: a body is `{backend, document?}`.
+pub(super) enum Backends {}
 
-/// `GET /filters`.
-pub(super) async fn list_filters(api: Arc<Api>, call: Call) -> Answer {
-    let tenant = tenant(&api, &call).await?;
-    let digest = |name: &FilterName| tenant.digests.get(&(Kind::Filter, name.to_string()));
-    let list: Vec<Value> = tenant
-        .files
-        .filters
-        .iter()
-        .map(|(name, filter)| value!({ "name": name, "version": digest(name), "size_bytes": filter.component.len() }))
-        .collect();
-    json(StatusCode::OK, &value!({ "filters": list }))
-}
+impl Part for Backends {
+    const KIND: Kind = Kind::Backend;
+    type Name = BackendName;
+    type Body = BackendFiles;
 
-/// `GET /filters/{name}`.
-pub(super) async fn get_filter(api: Arc<Api>, call: Call) -> Answer {
-    let name: FilterName = call.path("name")?;
-    let tenant = tenant(&api, &call).await?;
-    let filter = tenant.files.filters.get(&name).ok_or_else(|| missing(Kind::Filter, name.as_str()))?;
-    let body = value!({ "name": name, "manifest": filter.manifest, "size_bytes": filter.component.len() });
-    shown(&call, &tenant, Kind::Filter, name.as_str(), &body)
-}
-
-/// `PUT /filters/{name}`: `{manifest, component}`, the component in base64.
-pub(super) async fn put_filter(api: Arc<Api>, call: Call) -> Answer {
-    let name: FilterName = call.path("name")?;
-    let filter: FilterFiles = typed(&call.body)?;
-    let change = {
-        let name = name.clone();
-        move |all: &mut TenantFiles| {
-            all.filters.insert(name.clone(), filter.clone());
-            true
-        }
-    };
-    put(&api, &call, Kind::Filter, name.to_string(), Box::new(change)).await
-}
-
-/// `DELETE /filters/{name}`.
-pub(super) async fn remove_filter(api: Arc<Api>, call: Call) -> Answer {
-    let name: FilterName = call.path("name")?;
-    let gone = name.clone();
-    let change = move |all: &mut TenantFiles| all.filters.remove(&gone).is_some();
-    remove(&api, &call, Kind::Filter, name.to_string(), Box::new(change)).await
-}
-
-/// `GET /templates`.
-pub(super) async fn list_templates(api: Arc<Api>, call: Call) -> Answer {
-    let tenant = tenant(&api, &call).await?;
-    let mut list: Vec<Value> =
-        tenant.files.templates.keys().map(|name| value!({ "name": name, "built_in": false })).collect();
-    if !tenant.files.templates.keys().any(|name| name.as_str() == DEFAULT_TEMPLATE) {
-        list.insert(0, value!({ "name": DEFAULT_TEMPLATE, "built_in": true }));
+    fn list(tenant: &Tenant) -> Value {
+        let shown = |(name, files): (&BackendName, &BackendFiles)| value!({ "name": name, "url": files.backend.url, "has_document": files.document.is_some() });
+        value!({ "backends": tenant.files.backends.iter().map(shown).collect::<Vec<_>>() })
     }
-    json(StatusCode::OK, &value!({ "templates": list }))
+
+    fn show(tenant: &Tenant, name: &BackendName) -> Option<Value> {
+        tenant.files.backends.get(name).map(|backend| value!(backend))
+    }
+
+    fn put(files: &mut TenantFiles, name: &BackendName, body: &BackendFiles) {
+        files.backends.insert(name.clone(), body.clone());
+    }
+
+    fn remove(files: &mut TenantFiles, name: &BackendName) -> bool {
+        files.backends.remove(name).is_some()
+    }
 }
 
-/// `GET /templates/{name}`.
-pub(super) async fn get_template(api: Arc<Api>, call: Call) -> Answer {
-    let name: TemplateName = call.path("name")?;
-    let tenant = tenant(&api, &call).await?;
-    let template = tenant.template(&name).ok_or_else(|| missing(Kind::Template, name.as_str()))?;
-    shown(&call, &tenant, Kind::Template, name.as_str(), &value!(template))
+/// `/policies`: files of Cedar policies.
+pub(super) enum Policies {}
+
+/// A file of policies.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PolicyText {
+    text: String,
 }
 
-/// `PUT /templates/{name}`.
-pub(super) async fn put_template(api: Arc<Api>, call: Call) -> Answer {
-    let name: TemplateName = call.path("name")?;
-    let template: TemplateFile = typed(&call.body)?;
-    let change = {
-        let name = name.clone();
-        move |all: &mut TenantFiles| {
-            all.templates.insert(name.clone(), template.clone());
-            true
+impl Part for Policies {
+    const KIND: Kind = Kind::Policy;
+    type Name = PolicyName;
+    type Body = PolicyText;
+
+    fn list(tenant: &Tenant) -> Value {
+        // Without a set of its own, the tenant has the one permit of the baseline.
+        let own = tenant.files.policies.as_ref();
+        let shown = own.iter().flat_map(|all| all.keys()).map(|name| value!({ "name": name }));
+        value!({ "policies": shown.collect::<Vec<_>>(), "has_own_set": own.is_some() })
+    }
+
+    fn show(tenant: &Tenant, name: &PolicyName) -> Option<Value> {
+        let text = tenant.files.policies.as_ref()?.get(name)?;
+        Some(value!({ "name": name, "text": text }))
+    }
+
+    fn put(files: &mut TenantFiles, name: &PolicyName, body: &PolicyText) {
+        files.policies.get_or_insert_default().insert(name.clone(), body.text.clone());
+    }
+
+    /// The tenant's set stays its own, if an empty one.
+    fn remove(files: &mut TenantFiles, name: &PolicyName) -> bool {
+        files.policies.as_mut().is_some_and(|all| all.remove(name).is_some())
+    }
+}
+
+/// `/filters`: a body is `{manifest, component}`, the component in base64. It is never shown.
+pub(super) enum Filters {}
+
+impl Part for Filters {
+    const KIND: Kind = Kind::Filter;
+    type Name = FilterName;
+    type Body = FilterFiles;
+
+    fn list(tenant: &Tenant) -> Value {
+        let shown = |(name, filter): (&FilterName, &FilterFiles)| {
+            let digest = tenant.digests.get(&(Kind::Filter, name.to_string()));
+            value!({ "name": name, "version": digest, "size_bytes": filter.component.len() })
+        };
+        value!({ "filters": tenant.files.filters.iter().map(shown).collect::<Vec<_>>() })
+    }
+
+    fn show(tenant: &Tenant, name: &FilterName) -> Option<Value> {
+        let filter = tenant.files.filters.get(name)?;
+        let size_bytes = filter.component.len();
+        Some(value!({ "name": name, "manifest": filter.manifest, "size_bytes": size_bytes }))
+    }
+
+    fn put(files: &mut TenantFiles, name: &FilterName, body: &FilterFiles) {
+        files.filters.insert(name.clone(), body.clone());
+    }
+
+    fn remove(files: &mut TenantFiles, name: &FilterName) -> bool {
+        files.filters.remove(name).is_some()
+    }
+}
+
+/// `/templates`.
+pub(super) enum Templates {}
+
+impl Part for Templates {
+    const KIND: Kind = Kind::Template;
+    type Name = TemplateName;
+    type Body = TemplateFile;
+
+    fn list(tenant: &Tenant) -> Value {
+        let own = tenant.files.templates.keys();
+        let mut all: Vec<Value> = own.map(|name| value!({ "name": name, "built_in": false })).collect();
+        if !tenant.files.templates.keys().any(|name| name.as_str() == DEFAULT_TEMPLATE) {
+            all.insert(0, value!({ "name": DEFAULT_TEMPLATE, "built_in": true }));
         }
-    };
-    put(&api, &call, Kind::Template, name.to_string(), Box::new(change)).await
-}
+        value!({ "templates": all })
+    }
 
-/// `DELETE /templates/{name}`.
-pub(super) async fn remove_template(api: Arc<Api>, call: Call) -> Answer {
-    let name: TemplateName = call.path("name")?;
-    let gone = name.clone();
-    let change = move |all: &mut TenantFiles| all.templates.remove(&gone).is_some();
-    remove(&api, &call, Kind::Template, name.to_string(), Box::new(change)).await
+    fn show(tenant: &Tenant, name: &TemplateName) -> Option<Value> {
+        tenant.template(name).map(|template| value!(template))
+    }
+
+    fn put(files: &mut TenantFiles, name: &TemplateName, body: &TemplateFile) {
+        files.templates.insert(name.clone(), body.clone());
+    }
+
+    fn remove(files: &mut TenantFiles, name: &TemplateName) -> bool {
+        files.templates.remove(name).is_some()
+    }
 }

@@ -5,6 +5,7 @@
 //! not.
 
 use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
+use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
 use super::{configuration, exec, keys, observe, openapi, policy_set, problems, sandboxes, secrets, tenants};
 use crate::store::Role::{Admin, Auditor, Developer};
@@ -76,14 +77,14 @@ routes! {
     GET "/keys" "listKeys" CHANGE, Kind::None, OF_TENANT, OK, keys::list, "Lists API keys, without their secrets";
     POST "/keys" "createKey" CHANGE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "made; the key is shown this once")], keys::create, "Makes an API key that can do no more than the one that makes it";
     DELETE "/keys/{id}" "deleteKey" CHANGE, Kind::None, OF_TENANT, GONE, keys::remove, "Removes an API key at once";
-    GET "/backends" "listBackends" READ, Kind::None, OF_TENANT, OK, configuration::list_backends, "Lists backends";
-    GET "/backends/{name}" "getBackend" READ, Kind::None, OF_TENANT, OK, configuration::get_backend, "Shows a backend";
-    PUT "/backends/{name}" "putBackend" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_backend, "Puts a backend";
-    DELETE "/backends/{name}" "deleteBackend" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_backend, "Removes a backend";
-    GET "/policies" "listPolicies" READ, Kind::None, OF_TENANT, OK, configuration::list_policies, "Lists policy files";
-    GET "/policies/{name}" "getPolicy" READ, Kind::None, OF_TENANT, OK, configuration::get_policy, "Shows a policy file";
-    PUT "/policies/{name}" "putPolicy" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_policy, "Puts a policy file";
-    DELETE "/policies/{name}" "deletePolicy" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_policy, "Removes a policy file";
+    GET "/backends" "listBackends" READ, Kind::None, OF_TENANT, OK, configuration::list::<Backends>, "Lists backends";
+    GET "/backends/{name}" "getBackend" READ, Kind::None, OF_TENANT, OK, configuration::get::<Backends>, "Shows a backend";
+    PUT "/backends/{name}" "putBackend" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put::<Backends>, "Puts a backend";
+    DELETE "/backends/{name}" "deleteBackend" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove::<Backends>, "Removes a backend";
+    GET "/policies" "listPolicies" READ, Kind::None, OF_TENANT, OK, configuration::list::<Policies>, "Lists policy files";
+    GET "/policies/{name}" "getPolicy" READ, Kind::None, OF_TENANT, OK, configuration::get::<Policies>, "Shows a policy file";
+    PUT "/policies/{name}" "putPolicy" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put::<Policies>, "Puts a policy file";
+    DELETE "/policies/{name}" "deletePolicy" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove::<Policies>, "Removes a policy file";
     GET "/policy-set" "getPolicySet" READ, Kind::None, OF_TENANT, OK, policy_set::show, "Shows the policy set in force, its version, and what policies in shadow would have done of the newest requests";
     PUT "/policy-set" "putPolicySet" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, OK, policy_set::push, "Puts a whole policy set, in force or in shadow, all or nothing";
     DELETE "/policy-set/shadow" "dropShadowSet" CHANGE, Kind::None, OF_EDIT, OK, policy_set::drop_shadow, "Takes the set in shadow away";
@@ -92,14 +93,14 @@ routes! {
     GET "/policy-set/versions" "listPolicyVersions" READ, Kind::None, OF_TENANT, OK, policy_set::versions, "Lists the versions of the policy set, newest first";
     GET "/policy-set/versions/{number}" "getPolicyVersion" READ, Kind::None, OF_TENANT, OK, policy_set::version, "Shows a version of the policy set";
     POST "/policy-set/diff" "diffPolicies" READ, Kind::Json(CONFIGURATION_BYTES), &[TENANT, ("limit", "how many of the newest requests at most: 1 to 10000, 1000 if absent")], OK, policy_set::compare, "Decides recorded requests again under a candidate set and tells what would change";
-    GET "/filters" "listFilters" READ, Kind::None, OF_TENANT, OK, configuration::list_filters, "Lists filters";
-    GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, configuration::get_filter, "Shows a filter, without its component";
-    PUT "/filters/{name}" "putFilter" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put_filter, "Puts a filter: its manifest and its component";
-    DELETE "/filters/{name}" "deleteFilter" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_filter, "Removes a filter";
-    GET "/templates" "listTemplates" READ, Kind::None, OF_TENANT, OK, configuration::list_templates, "Lists templates";
-    GET "/templates/{name}" "getTemplate" READ, Kind::None, OF_TENANT, OK, configuration::get_template, "Shows a template";
-    PUT "/templates/{name}" "putTemplate" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, PUT, configuration::put_template, "Puts a template";
-    DELETE "/templates/{name}" "deleteTemplate" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove_template, "Removes a template";
+    GET "/filters" "listFilters" READ, Kind::None, OF_TENANT, OK, configuration::list::<Filters>, "Lists filters";
+    GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, configuration::get::<Filters>, "Shows a filter, without its component";
+    PUT "/filters/{name}" "putFilter" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put::<Filters>, "Puts a filter: its manifest and its component";
+    DELETE "/filters/{name}" "deleteFilter" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove::<Filters>, "Removes a filter";
+    GET "/templates" "listTemplates" READ, Kind::None, OF_TENANT, OK, configuration::list::<Templates>, "Lists templates";
+    GET "/templates/{name}" "getTemplate" READ, Kind::None, OF_TENANT, OK, configuration::get::<Templates>, "Shows a template";
+    PUT "/templates/{name}" "putTemplate" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, PUT, configuration::put::<Templates>, "Puts a template";
+    DELETE "/templates/{name}" "deleteTemplate" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove::<Templates>, "Removes a template";
     GET "/secrets" "listSecrets" CHANGE, Kind::None, OF_TENANT, OK, secrets::list, "Lists the names of secrets";
     PUT "/secrets/{name}" "putSecret" CHANGE, Kind::Json(SECRET_BYTES), OF_TENANT, &[(204, "set")], secrets::put, "Gives a secret a value, which is never shown again";
     DELETE "/secrets/{name}" "deleteSecret" CHANGE, Kind::None, OF_TENANT, GONE, secrets::remove, "Removes a secret";
