@@ -44,6 +44,9 @@ pub enum Change {
     SessionEnded(EndedSession),
     /// A tenant's whole configuration, to be put in force as one.
     Tenant(Arc<TenantConfig>),
+    /// A configuration that is to be judged and not put in force: [`Applied::InForce`] says that it
+    /// could be.
+    Try(Arc<TenantConfig>),
     /// A tenant that is no more.
     TenantRemoved(TenantId),
 }
@@ -73,6 +76,9 @@ pub struct State {
 pub struct TenantConfig {
     /// Whose it is.
     pub tenant: TenantId,
+    /// Rises with every change of any tenant's configuration or secrets: one that is lower than
+    /// what was heard of before comes too late, and is refused.
+    pub revision: u64,
     /// Digests that decision records name.
     pub versions: Versions,
     /// Backends by name.

@@ -17,7 +17,7 @@ use crate::Gateway;
 use crate::config::SWEEP_INTERVAL;
 use crate::listener::{accept_sandbox, open_door};
 use crate::registry::{LiveSession, Lookup};
-use crate::snapshot::{Snapshot, build};
+use crate::snapshot::{Snapshot, TenantRules, build};
 use freshness::Generation;
 use pending::{Answer, Batch, Job, Pending, Work};
 use postern_common::clock;
@@ -25,14 +25,16 @@ use postern_common::control::{Applied, Change, Delivery, Link, State, TenantConf
 use postern_common::id::TenantId;
 use postern_common::session::{Peer, Session};
 use postern_common::tasks::Stop;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Configurations that are compiled at the same time: one that takes long leaves the other.
 const COMPILERS: usize = 2;
+/// Configurations that are tried at the same time, beside those.
+const TRIALS: usize = 1;
 /// The pause before a lost link is opened again; it doubles up to [`REDIAL_LONGEST`].
 const REDIAL_PAUSE: Duration = Duration::from_millis(50);
 /// Well below the staleness bound.
@@ -51,17 +53,24 @@ pub(crate) async fn follow(
         gateway.tasks.spawn(move |stop| compile(compiling, pending, stop));
     }
     let mut pause = REDIAL_PAUSE;
-    let mut last = None;
+    let (mut last, mut newest) = (None, Newest::default());
+    let trials = Arc::new(Semaphore::new(TRIALS));
     loop {
         let generation = gateway.freshness.connected();
-        let mut following =
-            Following { gateway: Arc::clone(&gateway), pending: Arc::clone(&pending), generation, last };
+        let mut following = Following {
+            gateway: Arc::clone(&gateway),
+            pending: Arc::clone(&pending),
+            trials: Arc::clone(&trials),
+            generation,
+            last,
+            newest,
+        };
         while let Some(Some(delivery)) = stop.run_until_cancelled(deliveries.recv()).await {
             following.apply(delivery);
             pause = REDIAL_PAUSE;
         }
         gateway.freshness.lost(generation);
-        last = following.last;
+        (last, newest) = (following.last, following.newest);
         let wait = pause;
         pause = pause.saturating_mul(2).min(REDIAL_LONGEST);
         let redialled = async {
@@ -81,9 +90,11 @@ pub(crate) async fn follow(
 struct Following {
     gateway: Arc<Gateway>,
     pending: Arc<Pending>,
+    trials: Arc<Semaphore>,
     generation: Generation,
     /// Epoch and version of the last message.
     last: Option<(u64, u64)>,
+    newest: Newest,
 }
 
 type Door = Option<(Arc<Path>, tokio::net::UnixListener)>;
@@ -109,18 +120,48 @@ impl Following {
             }
             Change::Snapshot(state) => return self.replace(*state, message.epoch, applied),
             Change::Tenant(config) => {
+                if let Some(words) = self.newest.refusal(&config, message.epoch) {
+                    drop(applied.send(Applied::Refused(vec![words])));
+                    return;
+                }
                 let tenant = config.tenant.clone();
                 return self.pending.add(tenant, Work::Put(config), message.epoch, Answer::One(applied));
             }
+            Change::Try(config) => return self.try_out(config, message.epoch, applied),
             Change::TenantRemoved(tenant) => {
+                self.newest.removed(tenant.clone(), message.epoch);
                 return self.pending.add(tenant, Work::Remove, message.epoch, Answer::One(applied));
             }
         };
         drop(applied.send(answer));
     }
 
-    fn replace(&self, state: State, epoch: u64, applied: oneshot::Sender<Applied>) {
-        let refused = self.replace_sessions(state.sessions, state.ended);
+    /// Judges a configuration beside what is compiled, which it never takes the place of.
+    fn try_out(&self, config: Arc<TenantConfig>, epoch: u64, applied: oneshot::Sender<Applied>) {
+        let (gateway, trials) = (Arc::clone(&self.gateway), Arc::clone(&self.trials));
+        self.gateway.tasks.spawn(async move |stop: Stop| {
+            let judged = async {
+                // Never closed; closed, nobody would be waiting.
+                let _room = trials.acquire().await;
+                built(&gateway, config, epoch).await
+            };
+            let answer = match stop.run_until_cancelled(judged).await {
+                None => return,
+                Some(Ok(_unused)) => Applied::InForce,
+                Some(Err(mistakes)) => Applied::Refused(mistakes),
+            };
+            drop(applied.send(answer));
+        });
+    }
+
+    fn replace(&mut self, mut state: State, epoch: u64, applied: oneshot::Sender<Applied>) {
+        let mut refused = self.replace_sessions(state.sessions, state.ended);
+        state.tenants.retain(|config| {
+            let words = self.newest.refusal(config, epoch);
+            let is_new = words.is_none();
+            refused.extend(words);
+            is_new
+        });
         let named: HashSet<&TenantId> = state.tenants.iter().map(|config| &config.tenant).collect();
         let mut gone: BTreeSet<TenantId> = self.gateway.snapshot().tenants().cloned().collect();
         gone.extend(self.pending.tenants());
@@ -227,27 +268,61 @@ async fn compile(gateway: Arc<Gateway>, pending: Arc<Pending>, stop: Stop) {
     }
 }
 
+/// Epoch and revision of the newest configuration that was heard of each tenant, in force or not.
+///
+/// A tenant's name is never given again, so nothing is newer than its removal.
+#[derive(Debug, Default)]
+struct Newest(BTreeMap<TenantId, (u64, u64)>);
+
+impl Newest {
+    /// Why this one comes too late; if it does not, it is the newest now.
+    fn refusal(&mut self, config: &TenantConfig, epoch: u64) -> Option<String> {
+        let place = (epoch, config.revision);
+        let newest = self.0.entry(config.tenant.clone()).or_insert(place);
+        if place < *newest {
+            let (tenant, revision) = (&config.tenant, config.revision);
+            return Some(format!("revision {revision} of `{tenant}` is older than what was told before"));
+        }
+        *newest = place;
+        None
+    }
+
+    fn removed(&mut self, tenant: TenantId, epoch: u64) {
+        self.0.insert(tenant, (epoch, u64::MAX));
+    }
+}
+
 /// Puts one tenant's configuration in force; the mistakes, if it cannot be.
 async fn put(gateway: &Arc<Gateway>, config: Arc<TenantConfig>, epoch: u64) -> Vec<String> {
     let tenant = config.tenant.clone();
+    match built(gateway, config, epoch).await {
+        Ok(rules) => {
+            let rules = Arc::new(rules);
+            gateway.swap(|snapshot: Snapshot| snapshot.with(Arc::clone(&rules)));
+            Vec::new()
+        }
+        Err(mistakes) => {
+            tracing::warn!(%tenant, mistakes = mistakes.len(), "a configuration was refused; the last good one stays");
+            mistakes
+        }
+    }
+}
+
+/// What a configuration would be in force; the mistakes, if it cannot be.
+async fn built(
+    gateway: &Arc<Gateway>,
+    config: Arc<TenantConfig>,
+    epoch: u64,
+) -> Result<TenantRules, Vec<String>> {
     let building = Arc::clone(gateway);
     let built = tokio::task::spawn_blocking(move || {
         let before = building.snapshot();
         let before = before.tenant(&config.tenant).map(|rules| &**rules);
         build(&config, before, &building.surroundings, epoch)
     });
-    match built.await {
-        Ok(Ok(rules)) => {
-            let rules = Arc::new(rules);
-            gateway.swap(|snapshot: Snapshot| snapshot.with(Arc::clone(&rules)));
-            Vec::new()
-        }
-        Ok(Err(mistakes)) => {
-            tracing::warn!(%tenant, mistakes = mistakes.len(), "a configuration was refused; the last good one stays");
-            mistakes
-        }
-        Err(_panicked) => vec!["the configuration could not be compiled; the last good one stays".into()],
-    }
+    built
+        .await
+        .unwrap_or_else(|_panicked| Err(vec!["the configuration could not be compiled; simplify it".into()]))
 }
 
 /// Ends sessions whose time is over, so that their streams end too.

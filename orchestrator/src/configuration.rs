@@ -3,6 +3,9 @@
 //!
 //! A tenant is owned by the API or by a watched folder, never by both. Each change rests on a
 //! version: of two that are made at the same time, the second is judged again on top of the first.
+//! Gateways that are connected judge it too, before it is written; `publish` tells them of it.
+
+mod publish;
 
 use crate::artefacts::Artefacts;
 use crate::check;
@@ -22,6 +25,8 @@ use postern_common::folder::{BackendFile, BackendFiles, IdentityFields, TenantFi
 use postern_common::id::{BackendName, RequestId, SecretName, TenantId};
 use postern_common::problem::FieldError;
 use postern_common::secret::Secret;
+use postern_common::tasks::Tasks;
+use publish::Lines;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -32,8 +37,9 @@ use url::Url;
 pub(crate) const DEFAULT_TENANT: &str = "default";
 /// The backend that `BACKEND_URL` makes.
 const DEFAULT_BACKEND: &str = "default";
-/// How long a change waits for gateways to put it in force before it is answered as pending.
-const PUBLISH_TIME: Duration = Duration::from_secs(10);
+/// How long a change waits for gateways to judge it. One that does not answer judges it when it
+/// is told of it.
+const TRY_TIME: Duration = Duration::from_secs(10);
 /// How often a change is judged anew because another was faster.
 const ATTEMPTS: u32 = 5;
 
@@ -84,6 +90,17 @@ pub enum ConfigurationError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl ConfigurationError {
+    /// What is wrong with the configuration, where that is the error.
+    #[must_use]
+    pub fn mistakes(&self) -> &[FieldError] {
+        match self {
+            Self::Mistakes(mistakes) => mistakes,
+            _ => &[],
+        }
+    }
 }
 
 /// What the caller expects to be there.
@@ -199,13 +216,16 @@ struct Inner {
     artefacts: Artefacts,
     backend_url: Option<Url>,
     loaded: RwLock<BTreeMap<TenantId, Arc<Tenant>>>,
+    lines: Lines,
+    tasks: Tasks,
 }
 
 /// A configuration that was judged, with what it would change.
 struct Judged {
-    files: TenantFiles,
     changes: Vec<ResourceChange>,
     lines: Vec<Changed>,
+    /// What the tenant will be.
+    tenant: Tenant,
 }
 
 impl Configuration {
@@ -217,25 +237,23 @@ impl Configuration {
         gateways: Gateways,
         artefacts: Artefacts,
         backend_url: Option<Url>,
+        tasks: Tasks,
     ) -> Self {
-        Self(Arc::new(Inner { store, keys, gateways, artefacts, backend_url, loaded: RwLock::default() }))
+        let (loaded, lines) = (RwLock::default(), Lines::default());
+        Self(Arc::new(Inner { store, keys, gateways, artefacts, backend_url, loaded, lines, tasks }))
     }
 
     /// Makes the default tenant if it is not there, loads every tenant and tells the gateways.
     ///
     /// # Errors
-    /// [`StoreError`]. A tenant whose configuration does not pass any more is logged and left out.
+    /// [`StoreError`]. A tenant whose configuration does not pass any more, or that a gateway
+    /// refuses, is logged and left out.
     pub(crate) async fn publish_all(&self) -> Result<(), StoreError> {
         if let Ok(name) = TenantId::parse(DEFAULT_TENANT) {
             self.make(&name, &Owner::Api, Actor::Orchestrator, None).await?;
         }
         for row in self.0.store.tenants().await? {
-            let name = row.name.clone();
-            let published = async { self.publish(&*self.load(row).await?).await };
-            if let Err(error) = published.await {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(tenant = %name, error, "this tenant's configuration is not in force");
-            }
+            drop(self.tell(&row.name).outcome().await);
         }
         Ok(())
     }
@@ -256,10 +274,18 @@ impl Configuration {
         self.0.store.add_tenant(name, owner, &audit).await
     }
 
-    /// Forgets a tenant that was removed and tells the gateways.
-    pub(crate) async fn forget(&self, name: &TenantId) {
-        self.0.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        self.0.gateways.publish(Change::TenantRemoved(name.clone()), PUBLISH_TIME).await;
+    /// Removes a tenant and tells the gateways; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn remove(
+        &self,
+        name: &TenantId,
+        audit: AuditEntry,
+    ) -> Result<bool, ConfigurationError> {
+        let (store, gone) = (self.0.store.clone(), name.clone());
+        let removed = self.commit(name, async move { store.remove_tenant(&gone, &audit).await }).await?;
+        Ok(removed.is_some())
     }
 
     /// A tenant with its configuration as it is now.
@@ -268,8 +294,11 @@ impl Configuration {
     /// [`ConfigurationError::UnknownTenant`].
     pub(crate) async fn tenant(&self, name: &TenantId) -> Result<Arc<Tenant>, ConfigurationError> {
         let row = self.0.store.tenant(name).await?;
-        let row = row.ok_or_else(|| ConfigurationError::UnknownTenant(name.clone()))?;
-        let loaded = self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        self.loaded(row.ok_or_else(|| ConfigurationError::UnknownTenant(name.clone()))?).await
+    }
+
+    async fn loaded(&self, row: TenantRow) -> Result<Arc<Tenant>, ConfigurationError> {
+        let loaded = self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).get(&row.name).cloned();
         match loaded {
             Some(tenant) if tenant.row == row => Ok(tenant),
             _ => self.load(row).await,
@@ -279,8 +308,7 @@ impl Configuration {
     async fn load(&self, row: TenantRow) -> Result<Arc<Tenant>, ConfigurationError> {
         let parts = self.0.store.resources(&row.name).await?;
         let files = files_of(&parts, row.has_policies)?;
-        let digests =
-            parts.iter().map(|part| ((part.kind, part.name.clone()), part.digest.clone())).collect();
+        let digests = digests(&parts);
         let (files, default_backend) = self.with_backend_url(&row.name, files);
         let (files, catalogue) = checked(row.name.clone(), files).await?;
         let tenant = Arc::new(Tenant { row, files, catalogue, default_backend, digests });
@@ -329,23 +357,46 @@ impl Configuration {
                 gateways_pending: 0,
                 refused_by_gateways: Vec::new(),
             };
-            let has_policies = judged.files.policies.is_some();
-            if edition.dry_run || (edited.changes.is_empty() && has_policies == row.has_policies) {
+            let has_policies = judged.tenant.row.has_policies;
+            let is_same = edited.changes.is_empty() && has_policies == row.has_policies;
+            if !is_same {
+                self.try_out(&judged.tenant).await?;
+            }
+            if edition.dry_run {
                 return Ok(edited);
             }
-            let audit = audit(tenant, edit, &edited.changes, edition);
-            let store = &self.0.store;
-            if !store.change_resources(tenant, row.version, has_policies, &judged.changes, &audit).await? {
-                continue;
-            }
-            let told = self.publish(&*self.tenant(tenant).await?).await?;
-            edited.version = row.version + 1;
+            let told = if is_same {
+                // Told again: what a gateway once refused it may take by now.
+                self.tell(tenant).outcome().await
+            } else {
+                let audit = audit(tenant, edit, &edited.changes, edition);
+                let (store, name, expected) = (self.0.store.clone(), tenant.clone(), row.version);
+                let changes = judged.changes;
+                let change = async move {
+                    store.change_resources(&name, expected, has_policies, &changes, &audit).await
+                };
+                let Some(told) = self.commit(tenant, change).await? else { continue };
+                edited.version = row.version + 1;
+                told
+            };
             edited.gateways_in_force = told.in_force;
             edited.gateways_pending = told.pending;
             edited.refused_by_gateways = told.refused;
             return Ok(edited);
         }
         Err(ConfigurationError::Busy(tenant.clone()))
+    }
+
+    /// Has the gateways that are connected judge what a tenant is to be.
+    async fn try_out(&self, tenant: &Tenant) -> Result<(), ConfigurationError> {
+        let config = Arc::new(self.gateway_config(tenant).await?);
+        let mut refused = self.0.gateways.publish(Change::Try(config), TRY_TIME).await.refused;
+        refused.sort();
+        refused.dedup();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        Err(ConfigurationError::Mistakes(refused.into_iter().map(placed).collect()))
     }
 
     async fn judge(&self, row: &TenantRow, edit: &Edit) -> Result<Judged, ConfigurationError> {
@@ -366,18 +417,20 @@ impl Configuration {
             }
         }
         // Judged as it will be used, stored as it was put.
-        let (used, _) = self.with_backend_url(&row.name, files.clone());
-        let (used, _) = checked(row.name.clone(), used).await?;
+        let (used, default_backend) = self.with_backend_url(&row.name, files.clone());
+        let (used, catalogue) = checked(row.name.clone(), used).await?;
         self.0.artefacts.check(&used).await.map_err(ConfigurationError::Mistakes)?;
         let after = parts_of(&files)?;
+        let row = TenantRow {
+            version: row.version + 1,
+            revision: row.revision + 1,
+            has_policies: files.policies.is_some(),
+            ..row.clone()
+        };
+        let digests = digests(&after);
         let (changes, lines) = difference(&before, after);
-        Ok(Judged { files, changes, lines })
-    }
-
-    /// Tells the gateways what a tenant's configuration is.
-    async fn publish(&self, tenant: &Tenant) -> Result<crate::control::Acknowledged, ConfigurationError> {
-        let config = self.gateway_config(tenant).await?;
-        Ok(self.0.gateways.publish(Change::Tenant(Arc::new(config)), PUBLISH_TIME).await)
+        let tenant = Tenant { row, files: used, catalogue, default_backend, digests };
+        Ok(Judged { changes, lines, tenant })
     }
 
     /// What a gateway enforces for a tenant.
@@ -395,6 +448,7 @@ impl Configuration {
             .map_err(ConfigurationError::Mistakes)?;
         Ok(TenantConfig {
             tenant: name.clone(),
+            revision: u64::try_from(tenant.row.revision).unwrap_or(0),
             versions: Versions {
                 routes: version_of(tenant, Kind::Backend),
                 policies: version_of(tenant, Kind::Policy),
@@ -449,15 +503,15 @@ impl Configuration {
         value: &Secret<String>,
         edition: &Edition,
     ) -> Result<(), ConfigurationError> {
-        let known = self.tenant(tenant).await?;
         let place = Place::Secret { tenant: tenant.as_str(), name: name.as_str() };
         let sealed = self.0.keys.data.seal(place, value.reveal().as_bytes());
         let sealed = sealed.map_err(|source| ConfigurationError::Seal { tenant: tenant.clone(), source })?;
         let audit =
             AuditEntry::new(clock::now(), Some(tenant.clone()), Action::SecretSet, edition.actor.clone());
         let audit = audit.subject(format!("secret/{name}")).request(edition.request.clone());
-        self.0.store.set_secret(tenant, name, sealed, &audit).await?;
-        self.publish(&known).await.map(drop)
+        let (store, of, name) = (self.0.store.clone(), tenant.clone(), name.clone());
+        let set = self.commit(tenant, async move { store.set_secret(&of, &name, sealed, &audit).await });
+        set.await?.map(drop).ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))
     }
 
     /// Removes a secret and tells the gateways; `false` if there is none.
@@ -470,15 +524,13 @@ impl Configuration {
         name: &SecretName,
         edition: &Edition,
     ) -> Result<bool, ConfigurationError> {
-        let known = self.tenant(tenant).await?;
+        self.tenant(tenant).await?;
         let audit =
             AuditEntry::new(clock::now(), Some(tenant.clone()), Action::SecretRemoved, edition.actor.clone());
         let audit = audit.subject(format!("secret/{name}")).request(edition.request.clone());
-        let removed = self.0.store.remove_secret(tenant, name, &audit).await?;
-        if removed {
-            self.publish(&known).await?;
-        }
-        Ok(removed)
+        let (store, of, name) = (self.0.store.clone(), tenant.clone(), name.clone());
+        let removed = self.commit(tenant, async move { store.remove_secret(&of, &name, &audit).await });
+        Ok(removed.await?.is_some())
     }
 }
 
@@ -554,6 +606,23 @@ fn difference(before: &[Resource], after: Vec<Resource>) -> (Vec<ResourceChange>
         changes.push(ResourceChange::Put(part));
     }
     (changes, lines)
+}
+
+/// The digest of each part.
+fn digests(parts: &[Resource]) -> BTreeMap<(Kind, String), String> {
+    parts.iter().map(|part| ((part.kind, part.name.clone()), part.digest.clone())).collect()
+}
+
+/// A gateway's words as a mistake: they begin with the place, such as `backends/desk: …`.
+fn placed(words: String) -> FieldError {
+    match words.split_once(": ") {
+        Some((place, message))
+            if place.starts_with(|first: char| first.is_ascii_lowercase()) && !place.contains(' ') =>
+        {
+            FieldError { pointer: format!("/{place}"), message: message.to_owned() }
+        }
+        _ => FieldError { pointer: String::new(), message: words },
+    }
 }
 
 fn audit(tenant: &TenantId, edit: &Edit, changes: &[Changed], edition: &Edition) -> Vec<AuditEntry> {

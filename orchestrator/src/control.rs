@@ -81,7 +81,14 @@ impl Gateways {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (count, connected) = watch::channel(0);
         let (uses, used) = mpsc::channel(DECISION_BATCH * 2);
-        let stream = Stream { epoch, version: 0, known: Known::from(state), senders: Vec::new(), count };
+        let stream = Stream {
+            epoch,
+            version: 0,
+            known: Known::from(state),
+            senders: Vec::new(),
+            count,
+            tasks: tasks.clone(),
+        };
         tasks.spawn(async move |stop: Stop| {
             let _ = stop.run_until_cancelled(stream.run(received)).await;
         });
@@ -185,11 +192,14 @@ struct Known {
     tenants: BTreeMap<TenantId, Arc<TenantConfig>>,
     sessions: BTreeMap<SandboxId, Session>,
     ended: BTreeMap<SandboxId, EndedSession>,
+    /// Tenants that are no more. A name is never given again, so they stay so.
+    removed: BTreeSet<TenantId>,
 }
 
 impl From<State> for Known {
     fn from(state: State) -> Self {
         Self {
+            removed: BTreeSet::new(),
             tenants: state.tenants.into_iter().map(|tenant| (tenant.tenant.clone(), tenant)).collect(),
             sessions: state
                 .sessions
@@ -228,11 +238,18 @@ impl Known {
                 self.ended.insert(ended.sandbox_id.clone(), ended.clone());
             }
             Change::Tenant(tenant) => {
+                let known = self.tenants.get(&tenant.tenant);
+                let is_past = known.is_some_and(|known| known.revision > tenant.revision);
+                if is_past || self.removed.contains(&tenant.tenant) {
+                    return false;
+                }
                 self.tenants.insert(tenant.tenant.clone(), Arc::clone(tenant));
             }
             Change::TenantRemoved(tenant) => {
                 self.tenants.remove(tenant);
+                self.removed.insert(tenant.clone());
             }
+            Change::Try(_) => {}
         }
         true
     }
@@ -244,6 +261,7 @@ struct Stream {
     known: Known,
     senders: Vec<DeliverySender>,
     count: watch::Sender<usize>,
+    tasks: Tasks,
 }
 
 impl Stream {
@@ -253,8 +271,11 @@ impl Stream {
                 Command::Connect(sender) => {
                     let snapshot = Change::Snapshot(Box::new(self.known.snapshot()));
                     let message = self.message(snapshot);
-                    if let Ok(Ok(_answer)) = timeout(SEND_TIME, sender.send(message)).await {
+                    if let Ok(Ok(answer)) = timeout(SEND_TIME, sender.send(message)).await {
                         self.senders.push(sender);
+                        self.tasks.spawn(async move |stop: Stop| {
+                            let _ = stop.run_until_cancelled(log_refusal(answer)).await;
+                        });
                     }
                     self.count.send_replace(self.senders.len());
                 }
@@ -292,6 +313,13 @@ impl Stream {
         self.senders = kept;
         self.count.send_replace(self.senders.len());
         answers
+    }
+}
+
+/// What a gateway refuses of its first snapshot nobody waits for: the operator is told.
+async fn log_refusal(answer: oneshot::Receiver<Applied>) {
+    if let Ok(Applied::Refused(refused)) = answer.await {
+        tracing::error!(?refused, "a gateway that connected does not take everything over");
     }
 }
 

@@ -120,8 +120,14 @@ impl Prepared {
         let files = UserFiles::new(config.data_dir.join("files"), Bounds::default());
         let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
         let backend_url = config.backend_url.clone();
-        let configuration =
-            Configuration::new(store.clone(), Arc::clone(&keys), gateways.clone(), artefacts, backend_url);
+        let configuration = Configuration::new(
+            store.clone(),
+            Arc::clone(&keys),
+            gateways.clone(),
+            artefacts,
+            backend_url,
+            tasks.clone(),
+        );
         configuration.publish_all().await?;
         let parts = Parts {
             store: store.clone(),

@@ -224,3 +224,45 @@ async fn what_changes_nothing_is_asked_once_more_when_no_answer_came() {
     let refund = sandbox.post("/refunds", &json!({ "order": "1", "amount": 1 })).await;
     assert_eq!((refund.status, refund.code()), (502, "upstream-unreachable"), "never repeated");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_configuration_never_replaces_a_newer_one() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let revised = |revision, policies| {
+        let mut config = world.config("acme", &[("desk", world.described())], policies);
+        config.revision = revision;
+        config
+    };
+    assert_eq!(world.put(revised(7, None)).await, Applied::InForce);
+    let told = mistakes(world.put(revised(6, Some(""))).await);
+    assert!(told[0].contains("revision 6") && told[0].contains("older"), "{told:?}");
+    assert_eq!(sandbox.get("/orders").await.status, 200);
+    assert_eq!(world.put(revised(7, Some(""))).await, Applied::InForce, "the same again is fine");
+    assert_eq!(sandbox.get("/orders").await.status, 403);
+    let removed = world.send(Change::TenantRemoved("acme".parse().expect("a tenant"))).await;
+    assert_eq!(removed, Applied::InForce);
+    assert!(!mistakes(world.put(revised(9, None)).await).is_empty(), "a removed tenant stays so");
+    assert_eq!(sandbox.get("/orders").await.code(), "route-unknown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_can_be_tried_without_being_put_in_force() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let tried = |policies, url: Option<&str>| {
+        let mut file = world.described();
+        if let Some(url) = url {
+            file["url"] = json!(url);
+        }
+        let mut config = world.config("acme", &[("desk", file)], policies);
+        config.revision = 9;
+        Change::Try(std::sync::Arc::new(config))
+    };
+    assert_eq!(world.send(tried(Some(""), None)).await, Applied::InForce);
+    assert_eq!(sandbox.get("/orders").await.status, 200, "what permits nothing was only tried");
+    let told = mistakes(world.send(tried(None, Some("http://elsewhere.example:80/"))).await);
+    assert!(told[0].contains("gateway.upstreams.allow"), "{told:?}");
+    let older = world.config("acme", &[("desk", world.described())], None);
+    assert_eq!(world.put(older).await, Applied::InForce, "a trial is no revision that was told");
+}

@@ -296,6 +296,7 @@ impl World {
             .map(|text| BTreeMap::from([(PolicyName::parse("desk").expect("a name"), text.to_owned())]));
         TenantConfig {
             tenant: TenantId::parse(tenant).expect("a tenant"),
+            revision: 1,
             versions: Versions::default(),
             backends: backends.collect(),
             default_backend: None,

@@ -74,9 +74,8 @@ pub(super) async fn remove(api: Arc<Api>, call: Call) -> Answer {
     }
     let audit = AuditEntry::new(clock::now(), Some(name.clone()), Action::TenantRemoved, call.actor()?);
     let audit = audit.request(Some(call.request_id.clone()));
-    if !api.store.remove_tenant(&name, &audit).await.map_err(Refused::from)? {
+    if !api.configuration.remove(&name, audit).await.map_err(Refused::from)? {
         return Err(missing());
     }
-    api.configuration.forget(&name).await;
     Ok(empty(StatusCode::NO_CONTENT))
 }

@@ -88,3 +88,30 @@ async fn what_a_gateway_refuses_is_told() {
     });
     assert_eq!(told.refused, ["no such filter"]);
 }
+
+fn configuration(revision: u64) -> Arc<TenantConfig> {
+    Arc::new(TenantConfig {
+        tenant: TenantId::parse("acme").expect("a name"),
+        revision,
+        versions: Default::default(),
+        backends: BTreeMap::new(),
+        default_backend: None,
+        policies: None,
+        filters: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        limits: Default::default(),
+    })
+}
+
+#[test]
+fn what_comes_too_late_is_not_told_and_a_removed_tenant_stays_so() {
+    let mut known = Known::default();
+    assert!(known.apply(&Change::Tenant(configuration(5))));
+    assert!(!known.apply(&Change::Tenant(configuration(4))), "an older one");
+    assert!(known.apply(&Change::Tenant(configuration(5))), "the same again");
+    assert!(known.apply(&Change::Try(configuration(6))));
+    assert_eq!(known.snapshot().tenants[0].revision, 5, "a trial changes nothing");
+    assert!(known.apply(&Change::TenantRemoved(configuration(5).tenant.clone())));
+    assert!(!known.apply(&Change::Tenant(configuration(9))), "a name is never given again");
+    assert!(known.snapshot().tenants.is_empty());
+}

@@ -183,7 +183,7 @@ impl Store {
         rows.iter().map(secret).collect()
     }
 
-    /// Gives a secret a value.
+    /// Gives a secret a value; `false` if there is no such tenant.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -193,8 +193,11 @@ impl Store {
         name: &SecretName,
         sealed: Vec<u8>,
         audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
+        if !change.lock_tenant(tenant).await? {
+            return Ok(false);
+        }
         let upsert = "INSERT INTO secrets (tenant, name, sealed, version, updated_at_micros) VALUES ($1, $2, $3, 1, $4) \
              ON CONFLICT (tenant, name) DO UPDATE SET sealed = excluded.sealed, \
              version = secrets.version + 1, updated_at_micros = excluded.updated_at_micros";
@@ -205,8 +208,10 @@ impl Store {
             .bind(micros(audit.at))
             .execute(&mut *change.0)
             .await?;
+        change.raise_revision(tenant).await?;
         change.record(audit).await?;
-        change.commit().await
+        change.commit().await?;
+        Ok(true)
     }
 
     /// Removes a secret; `false` if there is none.
@@ -220,12 +225,16 @@ impl Store {
         audit: &AuditEntry,
     ) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
+        if !change.lock_tenant(tenant).await? {
+            return Ok(false);
+        }
         let delete = sqlx::query("DELETE FROM secrets WHERE tenant = $1 AND name = $2")
             .bind(tenant.as_str().to_owned())
             .bind(name.as_str().to_owned());
         if delete.execute(&mut *change.0).await?.rows_affected() == 0 {
             return Ok(false);
         }
+        change.raise_revision(tenant).await?;
         change.record(audit).await?;
         change.commit().await?;
         Ok(true)

@@ -44,6 +44,8 @@ pub(crate) struct TenantRow {
     pub(crate) has_policies: bool,
     /// Rises with each change of its configuration.
     pub(crate) version: i64,
+    /// Rises with each change of its configuration or its secrets, over all tenants.
+    pub(crate) revision: i64,
     /// When it was made.
     pub(crate) created_at: Timestamp,
 }
@@ -60,6 +62,7 @@ fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
         owner,
         has_policies: row.number("has_policies")? != 0,
         version: row.number("version")?,
+        revision: row.number("revision")?,
         created_at: row.time("created_at_micros")?,
     })
 }
@@ -89,6 +92,7 @@ impl Store {
         if inserted.rows_affected() == 0 {
             return Ok(false);
         }
+        change.raise_revision(name).await?;
         change.record(audit).await?;
         change.commit().await?;
         Ok(true)
@@ -171,6 +175,33 @@ impl Change {
             .bind(i64::from(has_policies))
             .execute(&mut *self.0)
             .await?;
-        Ok(updated.rows_affected() == 1)
+        if updated.rows_affected() != 1 {
+            return Ok(false);
+        }
+        self.raise_revision(name).await?;
+        Ok(true)
+    }
+
+    /// Notes that a tenant is about to change and keeps others from changing it until the commit;
+    /// `false` if there is none.
+    pub(crate) async fn lock_tenant(&mut self, name: &TenantId) -> Result<bool, StoreError> {
+        let update = "UPDATE tenants SET revision = revision WHERE name = $1";
+        let locked = sqlx::query(update).bind(name.as_str().to_owned()).execute(&mut *self.0).await?;
+        Ok(locked.rows_affected() == 1)
+    }
+
+    /// Gives a tenant the next revision.
+    ///
+    /// INVARIANT: the tenant's row is locked before, by an update or [`Change::lock_tenant`]; all
+    /// changes take the two in this order, so that none waits for another in a circle.
+    pub(crate) async fn raise_revision(&mut self, name: &TenantId) -> Result<(), StoreError> {
+        let raise = "UPDATE revision SET value = value + 1 WHERE only_row = 1 RETURNING value";
+        let revision = sqlx::query(raise).fetch_one(&mut *self.0).await?.number("value")?;
+        sqlx::query("UPDATE tenants SET revision = $2 WHERE name = $1")
+            .bind(name.as_str().to_owned())
+            .bind(revision)
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
     }
 }

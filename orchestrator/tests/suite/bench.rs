@@ -76,6 +76,8 @@ pub(crate) struct Told {
     pub(crate) tenants: Vec<Arc<TenantConfig>>,
     pub(crate) snapshots: Vec<State>,
     pub(crate) versions: Vec<(u64, u64)>,
+    /// What it says to a configuration that it is to judge, if it refuses.
+    pub(crate) refuses: Option<Vec<String>>,
 }
 
 impl Told {
@@ -273,10 +275,11 @@ fn body_text(body: &Value) -> String {
     if body.is_null() { String::new() } else { body.to_string() }
 }
 
-/// Follows the control stream as a gateway does that refuses nothing.
+/// Follows the control stream as a gateway does that refuses nothing but what it is told to.
 fn follow(tasks: &Tasks, mut follower: Follower, told: Arc<Mutex<Told>>) {
     tasks.spawn(async move |stop: Stop| {
         while let Some(Some(delivery)) = stop.run_until_cancelled(follower.deliveries.recv()).await {
+            let mut answer = Applied::InForce;
             {
                 let mut told = told.lock().expect("not poisoned");
                 told.versions.push((delivery.message.epoch, delivery.message.version));
@@ -285,10 +288,11 @@ fn follow(tasks: &Tasks, mut follower: Follower, told: Arc<Mutex<Told>>) {
                     Change::Session(session) => told.sessions.push(*session),
                     Change::SessionEnded(ended) => told.ended.push(ended),
                     Change::Tenant(tenant) => told.tenants.push(tenant),
+                    Change::Try(_) => answer = told.refuses.clone().map_or(answer, Applied::Refused),
                     Change::TenantRemoved(_) => {}
                 }
             }
-            let _ = delivery.applied.send(Applied::InForce).is_ok();
+            let _ = delivery.applied.send(answer).is_ok();
         }
     });
 }

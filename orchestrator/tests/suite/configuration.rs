@@ -106,6 +106,49 @@ async fn every_mistake_is_told_at_once_and_nothing_is_activated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_refuses_is_refused_when_it_is_put() {
+    let bench = Bench::without_sandboxes().await;
+    let words = "backends/desk: `desk.internal:8080` is not in gateway.upstreams.allow";
+    bench.told().refuses = Some(vec![words.to_owned(), "no place: is named here".to_owned()]);
+    for (method, path, body) in [
+        (Method::POST, "/apply", whole()),
+        (Method::POST, "/apply?dry_run", whole()),
+        (Method::PUT, "/backends/desk", desk()),
+    ] {
+        let refused = bench.call(method, path, body).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{path}: {}", refused.text);
+        let errors = refused.json()["errors"].clone();
+        assert_eq!(errors[0]["pointer"], "/backends/desk", "{path}");
+        assert!(errors[0]["message"].as_str().is_some_and(|text| text.contains("upstreams.allow")));
+        assert_eq!(errors[1], json!({ "pointer": "", "message": "no place: is named here" }));
+    }
+    assert_eq!(bench.get("/backends").await.json()["backends"], json!([]), "nothing was stored");
+    assert!(bench.told().tenants.is_empty(), "and nothing told");
+    bench.told().refuses = None;
+    assert_eq!(bench.post("/apply", whole()).await.json()["gateways_in_force"], 1);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_changes_at_the_same_time_gateways_end_with_the_last() {
+    let bench = Bench::without_sandboxes().await;
+    let puts = (0..6).map(|number| {
+        let path = format!("/templates/t{number}");
+        let bench = &bench;
+        async move {
+            let secret = bench.put("/secrets/desk-token", json!({ "value": format!("v{number}") })).await;
+            assert_eq!(secret.status, StatusCode::NO_CONTENT, "{}", secret.text);
+            bench.put(&path, json!({ "operations": [] })).await.status
+        }
+    });
+    let statuses = futures_util::future::join_all(puts).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::CREATED), "{statuses:?}");
+    let revisions: Vec<u64> = bench.told().tenants.iter().map(|tenant| tenant.revision).collect();
+    assert!(revisions.is_sorted(), "{revisions:?}");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_rests_on_what_its_author_saw() {
     let bench = Bench::without_sandboxes().await;
     let put = async |headers: &[(&str, &str)], ttl: &str| {

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tells gateways what the database says, whatever became of whoever changed it.
+//!
+//! ```text
+//!   a commit ─▶ asked + 1 ─▶ the tenant's task: read the newest, publish ─▶ outcome, told = asked
+//!                                ▲───────────── asked again meanwhile ◀──────────┘
+//! ```
+//!
+//! Each tenant has one task while there is something to tell, and it always tells what is newest:
+//! two changes cannot overtake each other, and a caller who leaves leaves nothing untold.
+
+use super::{Configuration, ConfigurationError};
+use crate::control::Acknowledged;
+use crate::store::StoreError;
+use postern_common::control::Change;
+use postern_common::id::TenantId;
+use postern_common::tasks::Stop;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// How long a change waits for gateways to put it in force before it is answered as pending.
+const PUBLISH_TIME: Duration = Duration::from_secs(10);
+/// After the database did not answer.
+const RETRY_TIME: Duration = Duration::from_secs(1);
+
+/// The tenants that are being told of.
+#[derive(Debug, Default)]
+pub(super) struct Lines(Mutex<BTreeMap<TenantId, watch::Sender<Line>>>);
+
+/// What was asked to be told of one tenant, and what was.
+#[derive(Debug, Default)]
+struct Line {
+    asked: u64,
+    told: u64,
+    outcome: Acknowledged,
+}
+
+/// Something that is being told.
+pub(super) struct Telling {
+    line: watch::Receiver<Line>,
+    number: u64,
+    connected: usize,
+}
+
+impl Telling {
+    /// Waits until it was told, for a bounded time; the telling itself goes on.
+    pub(super) async fn outcome(mut self) -> Acknowledged {
+        let pending = Acknowledged { pending: self.connected, ..Acknowledged::default() };
+        let told = self.line.wait_for(|line| line.told >= self.number);
+        match tokio::time::timeout(PUBLISH_TIME, told).await {
+            Ok(Ok(line)) => line.outcome.clone(),
+            // Late, or at shutdown.
+            Ok(Err(_)) | Err(_) => pending,
+        }
+    }
+}
+
+fn log_late(tenant: &TenantId, error: &StoreError) {
+    tracing::error!(%tenant, error = error as &dyn std::error::Error, "gateways are told later");
+}
+
+impl Configuration {
+    /// Makes a change in the database and has it told, even if the caller leaves meanwhile; `None`
+    /// if the change says that it did nothing.
+    pub(super) async fn commit(
+        &self,
+        tenant: &TenantId,
+        change: impl Future<Output = Result<bool, StoreError>> + Send + 'static,
+    ) -> Result<Option<Acknowledged>, ConfigurationError> {
+        let (sender, done) = oneshot::channel();
+        let (configuration, name) = (self.clone(), tenant.clone());
+        self.0.tasks.spawn(async move |_finishes: Stop| {
+            let changed = change.await;
+            // A commit whose answer was lost may have happened: what there is, is told.
+            let telling = (!matches!(changed, Ok(false))).then(|| configuration.tell(&name));
+            // Whoever asked may have left.
+            let _ = sender.send((changed, telling)).is_ok();
+        });
+        // The task is dropped only when the whole process is.
+        let (changed, telling) = done.await.map_err(|_ended| ConfigurationError::Busy(tenant.clone()))?;
+        changed?;
+        match telling {
+            Some(telling) => Ok(Some(telling.outcome().await)),
+            None => Ok(None),
+        }
+    }
+
+    /// Has the gateways told what a tenant's configuration is by now.
+    pub(super) fn tell(&self, tenant: &TenantId) -> Telling {
+        let connected = self.0.gateways.connected();
+        let mut lines = self.0.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.get(tenant) {
+            line.send_modify(|line| line.asked += 1);
+            return Telling { line: line.subscribe(), number: line.borrow().asked, connected };
+        }
+        let (line, receiver) = watch::channel(Line { asked: 1, ..Line::default() });
+        lines.insert(tenant.clone(), line);
+        drop(lines);
+        let (configuration, name) = (self.clone(), tenant.clone());
+        self.0.tasks.spawn(async move |stop: Stop| {
+            if stop.run_until_cancelled(configuration.tell_until_told(&name)).await.is_none() {
+                // Shutdown: who waits is answered now.
+                configuration.forget_line(&name);
+            }
+        });
+        Telling { line: receiver, number: 1, connected }
+    }
+
+    async fn tell_until_told(&self, tenant: &TenantId) {
+        while let Some(number) = self.untold(tenant) {
+            let outcome = self.tell_newest(tenant).await;
+            let lines = self.0.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(line) = lines.get(tenant) {
+                line.send_modify(|line| (line.told, line.outcome) = (number, outcome));
+            }
+        }
+    }
+
+    /// What is asked and not told yet; if nothing is, the line is closed, in one step, so that who
+    /// asks next begins a new one.
+    fn untold(&self, tenant: &TenantId) -> Option<u64> {
+        let mut lines = self.0.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = lines.get(tenant)?;
+        let (asked, told) = (line.borrow().asked, line.borrow().told);
+        if asked > told {
+            return Some(asked);
+        }
+        lines.remove(tenant);
+        None
+    }
+
+    fn forget_line(&self, tenant: &TenantId) {
+        self.0.lines.0.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+    }
+
+    /// Reads what a tenant's configuration is and tells the gateways. What they refuse is logged
+    /// here, for not everybody who changes something waits to hear it.
+    async fn tell_newest(&self, tenant: &TenantId) -> Acknowledged {
+        let change = loop {
+            match self.newest(tenant).await {
+                Ok(change) => break change,
+                Err(ConfigurationError::Store(error)) => {
+                    log_late(tenant, &error);
+                    tokio::time::sleep(RETRY_TIME).await;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        %tenant,
+                        error = &error as &dyn std::error::Error,
+                        mistakes = ?error.mistakes(),
+                        "this tenant's configuration is not in force"
+                    );
+                    return Acknowledged { refused: vec![error.to_string()], ..Acknowledged::default() };
+                }
+            }
+        };
+        let told = self.0.gateways.publish(change, PUBLISH_TIME).await;
+        if !told.refused.is_empty() {
+            tracing::error!(%tenant, refused = ?told.refused, "a gateway keeps to the configuration before");
+        }
+        told
+    }
+
+    async fn newest(&self, tenant: &TenantId) -> Result<Change, ConfigurationError> {
+        let Some(row) = self.0.store.tenant(tenant).await? else {
+            self.0.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+            return Ok(Change::TenantRemoved(tenant.clone()));
+        };
+        let loaded = self.loaded(row).await?;
+        Ok(Change::Tenant(Arc::new(self.gateway_config(&loaded).await?)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

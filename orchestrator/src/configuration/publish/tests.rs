@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use crate::artefacts::Artefacts;
+use crate::configuration::DEFAULT_TENANT;
+use crate::control::Gateways;
+use crate::keys::{GivenKeys, InstallationKeys};
+use crate::store::tests::Database;
+use crate::store::{Action, Actor, AuditEntry};
+use postern_common::clock;
+use postern_common::control::{Applied, Follower, State, TenantConfig, link};
+use postern_common::id::SecretName;
+use postern_common::tasks::Tasks;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A configuration over a real database, and the far end of its control stream.
+struct Room {
+    configuration: Configuration,
+    database: Database,
+    follower: Follower,
+    tasks: Tasks,
+    _folder: TempDir,
+}
+
+impl Room {
+    async fn open() -> Self {
+        let (database, tasks) = (Database::sqlite().await, Tasks::new());
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = database.store.clone();
+        let keys = InstallationKeys::open(GivenKeys::default(), &folder.path().join("keys"), &store).await;
+        let keys = Arc::new(keys.expect("makes keys"));
+        let artefacts = Artefacts::new(None, folder.path().join("artefacts"), &keys).expect("has a key");
+        let (gateways, _uses) = Gateways::start(1, State::default(), store.clone(), &tasks);
+        let configuration = Configuration::new(store, keys, gateways.clone(), artefacts, None, tasks.clone());
+        configuration.publish_all().await.expect("publishes");
+        let (publisher, follower) = link();
+        gateways.connect(publisher).await;
+        let mut room = Self { configuration, database, follower, tasks, _folder: folder };
+        assert!(matches!(room.next().await, Change::Snapshot(_)));
+        room
+    }
+
+    /// The next message; it is put in force at once.
+    async fn next(&mut self) -> Change {
+        let received = tokio::time::timeout(PATIENCE, self.follower.deliveries.recv()).await;
+        let delivery = received.expect("in time").expect("connected");
+        let _ = delivery.applied.send(Applied::InForce).is_ok();
+        delivery.message.change
+    }
+
+    async fn next_of_tenant(&mut self) -> Arc<TenantConfig> {
+        match self.next().await {
+            Change::Tenant(tenant) => tenant,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sets a secret in the database; it is the caller's to have it told.
+    fn set(&self) -> impl Future<Output = Result<bool, StoreError>> + Send + 'static {
+        let store = self.database.store.clone();
+        async move {
+            let audit = AuditEntry::new(clock::now(), Some(tenant()), Action::SecretSet, Actor::Orchestrator);
+            let name = SecretName::parse("desk").expect("a name");
+            store.set_secret(&tenant(), &name, vec![1], &audit).await
+        }
+    }
+}
+
+fn tenant() -> TenantId {
+    TenantId::parse(DEFAULT_TENANT).expect("a name")
+}
+
+#[tokio::test]
+async fn a_change_is_told_also_when_its_caller_leaves_before() {
+    let mut room = Room::open().await;
+    let (open, gate) = oneshot::channel::<()>();
+    let set = room.set();
+    let configuration = room.configuration.clone();
+    let name = tenant();
+    let mut asking = Box::pin(configuration.commit(&name, async move {
+        gate.await.expect("opens");
+        set.await
+    }));
+    // Asked for, and then the caller is gone before the change is written.
+    assert!(futures_util::poll!(asking.as_mut()).is_pending());
+    drop(asking);
+    open.send(()).expect("somebody waits");
+    let told = room.next_of_tenant().await;
+    let row = room.database.store.tenant(&name).await.expect("answers").expect("is there");
+    assert_eq!(told.revision, u64::try_from(row.revision).expect("positive"));
+    room.tasks.shut_down(PATIENCE).await.expect("ends");
+}
+
+#[tokio::test]
+async fn whoever_is_told_first_is_told_the_newest_and_nobody_waits_for_another_telling() {
+    let mut room = Room::open().await;
+    let before = room.database.store.tenant(&tenant()).await.expect("answers").expect("is there").revision;
+    for _ in 0..3 {
+        assert!(room.set().await.expect("answers"));
+    }
+    let told: Vec<Telling> = (0..3).map(|_| room.configuration.tell(&tenant())).collect();
+    let first = room.next_of_tenant().await;
+    assert_eq!(i64::try_from(first.revision).expect("fits"), before + 3, "the newest, not each");
+    for telling in told {
+        let outcome = tokio::select! {
+            outcome = telling.outcome() => outcome,
+            never = async { loop { room.next().await; } } => never,
+        };
+        assert_eq!((outcome.in_force, outcome.pending), (1, 0));
+    }
+    room.tasks.shut_down(PATIENCE).await.expect("ends");
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_gone_is_told_as_gone() {
+    let mut room = Room::open().await;
+    let acme = TenantId::parse("acme").expect("a name");
+    let telling = room.configuration.tell(&acme);
+    assert!(matches!(room.next().await, Change::TenantRemoved(name) if name == acme));
+    assert_eq!(telling.outcome().await.in_force, 1);
+    room.tasks.shut_down(PATIENCE).await.expect("ends");
+}
