@@ -14,3 +14,12 @@ CREATE TABLE removed_tenants (
     removed_at_micros BIGINT NOT NULL,
     erased_at_micros BIGINT
 );
+-- What of a part is shown to nobody, sealed with the data key: the values of a template's `env`.
+ALTER TABLE resources ADD COLUMN sealed BYTEA;
+-- What is asked all the time must not read what ended long ago, and what is forgotten in the end
+-- is found by its age.
+CREATE INDEX sandboxes_live_by_age ON sandboxes (created_at_micros)
+    WHERE status NOT IN ('destroyed', 'failed');
+CREATE INDEX sandboxes_ended ON sandboxes (ended_at_micros) WHERE ended_at_micros IS NOT NULL;
+CREATE INDEX sandboxes_by_age ON sandboxes (created_at_micros, id);
+CREATE INDEX sandbox_audit_log_by_age ON sandbox_audit_log (at_micros);

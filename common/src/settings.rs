@@ -14,7 +14,10 @@
 mod layers;
 mod values;
 
-pub use values::{ListenAddress, LogFormatName, Storage, StorageKind, TokenSettings, WantedIsolation};
+pub use values::{
+    KeptTimes, ListenAddress, LogFormatName, SandboxCaps, Storage, StorageKind, TokenSettings,
+    WantedIsolation,
+};
 
 use crate::secret::Secret;
 use std::collections::BTreeMap;
@@ -72,10 +75,18 @@ settings! {
     SANDBOX_NAMESPACE = "sandbox.namespace", "SANDBOX_NAMESPACE", Some("sandbox-system"), open, "Kubernetes namespace of sandboxes";
     ISOLATION = "sandbox.isolation", "POSTERN_ISOLATION", Some("auto"), open, "gvisor, namespaces or auto";
     RUNSC = "sandbox.runsc", "POSTERN_RUNSC", None, open, "path of gVisor's runsc, if it is not on PATH";
+    MAX_MEMORY = "sandbox.max_memory", "POSTERN_SANDBOX_MAX_MEMORY", Some("8GiB"), open, "memory that a template may ask for";
+    MAX_CPU = "sandbox.max_cpu", "POSTERN_SANDBOX_MAX_CPU", Some("4"), open, "cores that a template may ask for";
+    MAX_PIDS = "sandbox.max_pids", "POSTERN_SANDBOX_MAX_PIDS", Some("4096"), open, "processes and threads that a template may ask for";
+    MAX_DISK = "sandbox.max_disk", "POSTERN_SANDBOX_MAX_DISK", Some("16GiB"), open, "size of `/data` that a template may ask for";
+    MAX_SANDBOX_TTL = "sandbox.max_ttl", "POSTERN_SANDBOX_MAX_TTL", Some("24h"), open, "longest life of a sandbox, at most 24h";
+    KEEP_SANDBOXES = "retention.sandboxes", "POSTERN_RETENTION_SANDBOXES", Some("30d"), open, "how long a sandbox that is over is listed, at least 1d";
+    KEEP_EVENTS = "retention.events", "POSTERN_RETENTION_EVENTS", Some("365d"), open, "how long lines of the audit log are kept, at least 1d";
     DATA_DIR = "data_dir", "POSTERN_DATA_DIR", Some("./.postern"), open, "where this installation keeps everything";
     CONFIG = "config", "POSTERN_CONFIG", None, open, "a tenant's configuration folder, watched";
     TENANT = "tenant", "POSTERN_TENANT", Some("default"), open, "the tenant of the watched folder";
     API_LISTEN = "api.listen", "POSTERN_API_LISTEN", Some("127.0.0.1:8080"), open, "REST API";
+    INSECURE_LISTEN = "api.insecure_listen", "POSTERN_API_INSECURE_LISTEN", Some("false"), open, "lets the API and admin ports listen off loopback, where they speak plain HTTP";
     API_ADMIN_LISTEN = "api.admin_listen", "POSTERN_API_ADMIN_LISTEN", Some("127.0.0.1:9090"), open, "health and metrics of the orchestrator";
     GATEWAY_LISTEN = "gateway.listen", "POSTERN_GATEWAY_LISTEN", Some("127.0.0.1:8081"), open, "the gateway's door over TCP";
     GATEWAY_ADMIN_LISTEN = "gateway.admin_listen", "POSTERN_GATEWAY_ADMIN_LISTEN", Some("127.0.0.1:9091"), open, "health and metrics of the gateway";

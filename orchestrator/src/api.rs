@@ -35,6 +35,7 @@ use crate::driver::{Cause, Driver};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::keys::api::{Caller, Unauthenticated, authenticate};
+use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
 use crate::store::{Actor, Owner, Role, Store};
@@ -65,6 +66,8 @@ pub(crate) struct Api {
     pub(crate) configuration: Configuration,
     /// Sandboxes.
     pub(crate) driver: Driver,
+    /// What is kept for how long.
+    pub(crate) retention: Retention,
     /// Where they run.
     pub(crate) host: Arc<dyn Host>,
     /// What API keys may do.

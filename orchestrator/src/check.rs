@@ -10,6 +10,7 @@ use postern_common::folder::{BackendFiles, Credential, Rate, TemplateFile, Tenan
 use postern_common::id::{BackendName, FilterName, PolicyName, TemplateName, TenantId};
 use postern_common::problem::FieldError;
 use postern_common::session::{Grant, Isolation};
+use postern_common::settings::SandboxCaps;
 use postern_openapi::Document;
 use postern_policies::{PolicySource, TenantPolicies, TenantSchema, schema_from_openapi};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,9 +31,16 @@ pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 /// Judges a configuration and returns what its backends offer. Blocking: a document may take a
 /// second.
 ///
+/// The operator's `caps` are for what is put: where they were lowered later, sandboxes get less
+/// than their template asks for, and its tenant goes on.
+///
 /// # Errors
 /// Every mistake, each with a JSON pointer into the configuration.
-pub(crate) fn check(tenant: &TenantId, files: &TenantFiles) -> Result<Catalogue, Vec<FieldError>> {
+pub(crate) fn check(
+    tenant: &TenantId,
+    files: &TenantFiles,
+    caps: Option<&SandboxCaps>,
+) -> Result<Catalogue, Vec<FieldError>> {
     let mut mistakes = Mistakes::default();
     let documents: Vec<(BackendName, Document)> = files
         .backends
@@ -46,6 +54,9 @@ pub(crate) fn check(tenant: &TenantId, files: &TenantFiles) -> Result<Catalogue,
     }
     for (name, template) in &files.templates {
         check_template(name, template, &catalogue, are_documents_good, &mut mistakes);
+        if let Some(caps) = caps {
+            check_caps(name, template, caps, &mut mistakes);
+        }
     }
     for (field, rate) in [("tenant", files.limits.tenant), ("session", files.limits.session)] {
         if let Some(rate) = rate {
@@ -249,6 +260,36 @@ fn check_template(
     for (pointer, message) in environment_mistakes(&template.env) {
         mistakes.add(format!("{at}/env{pointer}"), message);
     }
+}
+
+/// What a template asks for beyond what the operator allows.
+fn check_caps(name: &TemplateName, template: &TemplateFile, caps: &SandboxCaps, mistakes: &mut Mistakes) {
+    let mut refuse = |field: &str, asked: String, cap: String| {
+        let message = format!("{asked} is more than the operator allows: at most {cap}");
+        mistakes.add(format!("/templates/{name}/{field}"), message);
+    };
+    for (field, size, cap) in [("memory", template.memory, caps.memory), ("disk", template.disk, caps.disk)] {
+        if let Some(size) = size.filter(|size| *size > cap) {
+            refuse(field, size.to_string(), cap.to_string());
+        }
+    }
+    if let Some(cpu) = template.cpu.filter(|cpu| *cpu > caps.cpu) {
+        refuse("cpu", cpu.to_string(), caps.cpu.to_string());
+    }
+    if let Some(pids) = template.pids.filter(|pids| *pids > caps.pids) {
+        refuse("pids", pids.to_string(), caps.pids.to_string());
+    }
+    for (field, time) in [("ttl", template.ttl), ("idle", template.idle)] {
+        if let Some(time) = time.filter(|time| *time > caps.ttl && *time <= MAX_TTL) {
+            refuse(field, compact(time), compact(caps.ttl));
+        }
+    }
+}
+
+/// A duration as configurations spell it, such as `1h`.
+pub(crate) fn compact(time: Duration) -> String {
+    use jiff::fmt::friendly::{Designator, SpanPrinter};
+    SpanPrinter::new().designator(Designator::Compact).unsigned_duration_to_string(&time)
 }
 
 /// What is wrong with an environment, with pointers into it.

@@ -4,6 +4,7 @@
 use crate::keys::GivenKeys;
 use crate::runtime::Isolation;
 use postern_common::secret::Secret;
+use postern_common::settings::{KeptTimes, SandboxCaps};
 use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
@@ -23,6 +24,10 @@ pub struct Config {
     pub backend_url: Option<Url>,
     /// The isolation that every sandbox must have exactly; `None`: the best that works.
     pub isolation: Option<Isolation>,
+    /// How long what is over is remembered.
+    pub kept: KeptTimes,
+    /// What a template may ask for at most.
+    pub caps: SandboxCaps,
     /// The program `postern-compile`; without it filters are refused.
     pub compiler: Option<PathBuf>,
 }
@@ -38,6 +43,8 @@ impl Config {
             token_ttl: postern_common::token::MAX_TTL,
             backend_url: None,
             isolation: None,
+            kept: KeptTimes::default(),
+            caps: SandboxCaps::default(),
             compiler: None,
         }
     }

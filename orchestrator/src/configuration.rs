@@ -15,7 +15,8 @@ use crate::operations::Catalogue;
 use crate::policy_set::{PolicySetChange, version_of};
 use crate::seal::{Place, SealError};
 use crate::store::{
-    Action, Actor, AuditEntry, Kind, Owner, Resource, ResourceChange, Store, StoreError, TenantRow,
+    Action, Actor, AuditEntry, Kind, MadeTenant, Owner, RemovedTenant, Resource, ResourceChange, Store,
+    StoreError, TenantRow,
 };
 use crate::tenant::{Tenant, files_of, parts_of};
 use postern_common::clock;
@@ -25,6 +26,7 @@ use postern_common::folder::{BackendFile, BackendFiles, IdentityFields, TenantFi
 use postern_common::id::{BackendName, RequestId, SecretName, TenantId};
 use postern_common::problem::FieldError;
 use postern_common::secret::Secret;
+use postern_common::settings::SandboxCaps;
 use postern_common::tasks::Tasks;
 use publish::Lines;
 use serde::Serialize;
@@ -49,6 +51,9 @@ pub enum ConfigurationError {
     /// There is no such tenant.
     #[error("there is no tenant `{0}`")]
     UnknownTenant(TenantId),
+    /// A tenant of this name was removed.
+    #[error("a tenant `{0}` was removed, and its name is never given again")]
+    Retired(TenantId),
     /// There is no such thing.
     #[error("there is no {} `{name}`", kind.as_str())]
     Unknown {
@@ -208,16 +213,37 @@ pub struct Edited {
 #[derive(Debug, Clone)]
 pub(crate) struct Configuration(Arc<Inner>);
 
+/// Everything that configurations take.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The database.
+    pub(crate) store: Store,
+    /// Seal secrets.
+    pub(crate) keys: Arc<InstallationKeys>,
+    /// Judge configurations, and are told of them.
+    pub(crate) gateways: Gateways,
+    /// Compiles filters.
+    pub(crate) artefacts: Artefacts,
+    /// Makes the backend `default` of tenant `default`.
+    pub(crate) backend_url: Option<Url>,
+    /// What a template may ask for at most.
+    pub(crate) caps: SandboxCaps,
+    /// Owns what goes on when a caller has left.
+    pub(crate) tasks: Tasks,
+}
+
 #[derive(Debug)]
 struct Inner {
-    store: Store,
-    keys: Arc<InstallationKeys>,
-    gateways: Gateways,
-    artefacts: Artefacts,
-    backend_url: Option<Url>,
+    parts: Parts,
     loaded: RwLock<BTreeMap<TenantId, Arc<Tenant>>>,
     lines: Lines,
-    tasks: Tasks,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 /// A configuration that was judged, with what it would change.
@@ -231,16 +257,13 @@ struct Judged {
 impl Configuration {
     /// Nothing is loaded yet; see [`Configuration::publish_all`].
     #[must_use]
-    pub(crate) fn new(
-        store: Store,
-        keys: Arc<InstallationKeys>,
-        gateways: Gateways,
-        artefacts: Artefacts,
-        backend_url: Option<Url>,
-        tasks: Tasks,
-    ) -> Self {
-        let (loaded, lines) = (RwLock::default(), Lines::default());
-        Self(Arc::new(Inner { store, keys, gateways, artefacts, backend_url, loaded, lines, tasks }))
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(Inner { parts, loaded: RwLock::default(), lines: Lines::default() }))
+    }
+
+    /// What a template may ask for at most.
+    pub(crate) fn caps(&self) -> &SandboxCaps {
+        &self.0.caps
     }
 
     /// Makes the default tenant if it is not there, loads every tenant and tells the gateways.
@@ -258,7 +281,7 @@ impl Configuration {
         Ok(())
     }
 
-    /// Makes a tenant; `false` if there is one of this name.
+    /// Makes a tenant.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -268,13 +291,13 @@ impl Configuration {
         owner: &Owner,
         actor: Actor,
         request: Option<RequestId>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<MadeTenant, StoreError> {
         let audit =
             AuditEntry::new(clock::now(), Some(name.clone()), Action::TenantCreated, actor).request(request);
         self.0.store.add_tenant(name, owner, &audit).await
     }
 
-    /// Removes a tenant and tells the gateways; `false` if there is none.
+    /// Removes a tenant and tells the gateways.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -282,10 +305,11 @@ impl Configuration {
         &self,
         name: &TenantId,
         audit: AuditEntry,
-    ) -> Result<bool, ConfigurationError> {
+    ) -> Result<RemovedTenant, ConfigurationError> {
         let (store, gone) = (self.0.store.clone(), name.clone());
-        let removed = self.commit(name, async move { store.remove_tenant(&gone, &audit).await }).await?;
-        Ok(removed.is_some())
+        let is_change = |removed: &RemovedTenant| *removed == RemovedTenant::Removed;
+        let change = async move { store.remove_tenant(&gone, &audit).await };
+        Ok(self.commit(name, is_change, change).await?.0)
     }
 
     /// A tenant with its configuration as it is now.
@@ -310,7 +334,7 @@ impl Configuration {
         let files = files_of(&parts, row.has_policies)?;
         let digests = digests(&parts);
         let (files, default_backend) = self.with_backend_url(&row.name, files);
-        let (files, catalogue) = checked(row.name.clone(), files).await?;
+        let (files, catalogue) = checked(row.name.clone(), files, None).await?;
         let tenant = Arc::new(Tenant { row, files, catalogue, default_backend, digests });
         let mut loaded = self.0.loaded.write().unwrap_or_else(PoisonError::into_inner);
         loaded.insert(tenant.row.name.clone(), Arc::clone(&tenant));
@@ -375,7 +399,10 @@ impl Configuration {
                 let change = async move {
                     store.change_resources(&name, expected, has_policies, &changes, &audit).await
                 };
-                let Some(told) = self.commit(tenant, change).await? else { continue };
+                let (is_changed, told) = self.commit(tenant, |changed| *changed, change).await?;
+                if !is_changed {
+                    continue;
+                }
                 edited.version = row.version + 1;
                 told
             };
@@ -418,7 +445,7 @@ impl Configuration {
         }
         // Judged as it will be used, stored as it was put.
         let (used, default_backend) = self.with_backend_url(&row.name, files.clone());
-        let (used, catalogue) = checked(row.name.clone(), used).await?;
+        let (used, catalogue) = checked(row.name.clone(), used, Some(self.0.caps)).await?;
         self.0.artefacts.check(&used).await.map_err(ConfigurationError::Mistakes)?;
         let after = parts_of(&files)?;
         let row = TenantRow {
@@ -510,8 +537,9 @@ impl Configuration {
             AuditEntry::new(clock::now(), Some(tenant.clone()), Action::SecretSet, edition.actor.clone());
         let audit = audit.subject(format!("secret/{name}")).request(edition.request.clone());
         let (store, of, name) = (self.0.store.clone(), tenant.clone(), name.clone());
-        let set = self.commit(tenant, async move { store.set_secret(&of, &name, sealed, &audit).await });
-        set.await?.map(drop).ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))
+        let change = async move { store.set_secret(&of, &name, sealed, &audit).await };
+        let (is_set, _) = self.commit(tenant, |set| *set, change).await?;
+        if is_set { Ok(()) } else { Err(ConfigurationError::UnknownTenant(tenant.clone())) }
     }
 
     /// Removes a secret and tells the gateways; `false` if there is none.
@@ -529,8 +557,8 @@ impl Configuration {
             AuditEntry::new(clock::now(), Some(tenant.clone()), Action::SecretRemoved, edition.actor.clone());
         let audit = audit.subject(format!("secret/{name}")).request(edition.request.clone());
         let (store, of, name) = (self.0.store.clone(), tenant.clone(), name.clone());
-        let removed = self.commit(tenant, async move { store.remove_secret(&of, &name, &audit).await });
-        Ok(removed.await?.is_some())
+        let change = async move { store.remove_secret(&of, &name, &audit).await };
+        Ok(self.commit(tenant, |removed| *removed, change).await?.0)
     }
 }
 
@@ -554,9 +582,10 @@ fn plain_backend(url: Url) -> BackendFiles {
 async fn checked(
     tenant: TenantId,
     files: TenantFiles,
+    caps: Option<SandboxCaps>,
 ) -> Result<(TenantFiles, Catalogue), ConfigurationError> {
     let judged = tokio::task::spawn_blocking(move || {
-        check::check(&tenant, &files).map(|catalogue| (files, catalogue))
+        check::check(&tenant, &files, caps.as_ref()).map(|catalogue| (files, catalogue))
     });
     match judged.await {
         Ok(judged) => judged.map_err(ConfigurationError::Mistakes),

@@ -25,7 +25,7 @@ use crate::store::{
 };
 use lanes::Lanes;
 use postern_common::clock;
-use postern_common::id::{RequestId, SandboxId};
+use postern_common::id::{RequestId, SandboxId, TenantId};
 use postern_common::secret::Secret;
 use postern_common::tasks::{Stop, Tasks};
 use std::sync::Arc;
@@ -54,6 +54,9 @@ pub(crate) enum DriveError {
     /// Its disk would not hold its user's files.
     #[error(transparent)]
     TooMuch(#[from] TooMuch),
+    /// Its tenant was removed meanwhile.
+    #[error("there is no tenant `{0}`")]
+    NoTenant(TenantId),
     /// Not in this state.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -157,7 +160,14 @@ impl Driver {
                     driver.start(row, token, level, &shutdown).await;
                 }
                 Err(error) => {
-                    if matches!(error, DriveError::Taken | DriveError::Quota(_) | DriveError::TooMuch(_)) {
+                    let is_none = matches!(
+                        error,
+                        DriveError::Taken
+                            | DriveError::Quota(_)
+                            | DriveError::TooMuch(_)
+                            | DriveError::NoTenant(_)
+                    );
+                    if is_none {
                         // There is no such sandbox.
                         driver.0.lanes.remove(&of);
                     }
@@ -190,6 +200,7 @@ impl Driver {
             AddedSandbox::Added => {}
             AddedSandbox::Taken => return Err(DriveError::Taken),
             AddedSandbox::OverQuota(quota) => return Err(DriveError::Quota(quota)),
+            AddedSandbox::NoTenant => return Err(DriveError::NoTenant(row.new.tenant)),
         }
         let opened = async {
             let peer = self.parts().host.door(&row.new.id)?;

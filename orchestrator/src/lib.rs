@@ -27,6 +27,7 @@ mod lifecycle;
 mod operations;
 mod orchestrator;
 mod policy_set;
+mod retention;
 mod rights;
 pub mod runtime;
 mod seal;

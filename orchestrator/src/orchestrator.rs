@@ -5,7 +5,7 @@ use crate::admin::{self, Admin};
 use crate::api::{self, Api};
 use crate::artefacts::Artefacts;
 use crate::config::Config;
-use crate::configuration::{Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
+use crate::configuration::{self, Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
 use crate::control::Gateways;
 use crate::driver::{Driver, Parts, Reconciled};
 use crate::files::{Bounds, UserFiles};
@@ -13,11 +13,14 @@ use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
 use crate::lifecycle::State as Status;
+use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
 use crate::seal::SealError;
 use crate::sessions::{Sessions, session};
-use crate::store::{Action, Actor, AuditEntry, KeyScope, OpenError, Owner, Role, Store, StoreError};
+use crate::store::{
+    Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Role, Store, StoreError,
+};
 use postern_common::clock;
 use postern_common::control::{Publisher, State};
 use postern_common::folder::TenantFiles;
@@ -120,15 +123,17 @@ impl Prepared {
         let files = UserFiles::new(config.data_dir.join("files"), Bounds::default());
         let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
         let backend_url = config.backend_url.clone();
-        let configuration = Configuration::new(
-            store.clone(),
-            Arc::clone(&keys),
-            gateways.clone(),
+        let configuration = Configuration::new(configuration::Parts {
+            store: store.clone(),
+            keys: Arc::clone(&keys),
+            gateways: gateways.clone(),
             artefacts,
             backend_url,
-            tasks.clone(),
-        );
+            caps: config.caps,
+            tasks: tasks.clone(),
+        });
         configuration.publish_all().await?;
+        let retention = Retention::new(store.clone(), files.clone(), config.kept);
         let parts = Parts {
             store: store.clone(),
             host: Arc::clone(&host),
@@ -141,10 +146,22 @@ impl Prepared {
         let reconciled = driver.reconcile().await?;
         let watching = driver.clone();
         tasks.spawn(async move |stop: Stop| watching.watch(stop, uses).await);
+        let sweeping = retention.clone();
+        tasks.spawn(async move |stop: Stop| sweeping.watch(stop).await);
         let isolation = config.isolation;
         let rights = Rights::shipped().map_err(StartError::Rights)?;
         let tasks_of_api = tasks.clone();
-        let api = Api { store, keys, configuration, driver, host, isolation, rights, tasks: tasks_of_api };
+        let api = Api {
+            store,
+            keys,
+            configuration,
+            driver,
+            retention,
+            host,
+            isolation,
+            rights,
+            tasks: tasks_of_api,
+        };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks: tasks.clone() })
     }
 }
@@ -247,8 +264,10 @@ impl Orchestrator {
     /// Makes a folder the owner of a tenant that nobody has configured yet, or that it owns.
     async fn own(&self, tenant: &TenantId, owner: &Owner) -> Result<(), ConfigurationError> {
         let Api { store, configuration, .. } = &*self.api;
-        if configuration.make(tenant, owner, Actor::Folder, None).await? {
-            return Ok(());
+        match configuration.make(tenant, owner, Actor::Folder, None).await? {
+            MadeTenant::Made => return Ok(()),
+            MadeTenant::Exists => {}
+            MadeTenant::Retired => return Err(ConfigurationError::Retired(tenant.clone())),
         }
         let row =
             store.tenant(tenant).await?.ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))?;

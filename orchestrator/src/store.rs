@@ -13,6 +13,7 @@ mod migrations;
 mod policies;
 mod resources;
 mod sandboxes;
+mod select;
 mod sessions;
 mod tenants;
 
@@ -26,9 +27,10 @@ pub(crate) use resources::{Resource, ResourceChange};
 pub(crate) use sandboxes::{
     AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow, Transition,
 };
+use select::Select;
 pub(crate) use sessions::SessionRow;
 pub use tenants::Owner;
-pub(crate) use tenants::TenantRow;
+pub(crate) use tenants::{MadeTenant, RemovedTenant, TenantRow};
 
 use jiff::Timestamp;
 use postern_common::secret::Secret;

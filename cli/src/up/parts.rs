@@ -168,6 +168,8 @@ fn config(settings: &Settings, data: &DataFolder, programs: &Programs) -> Config
         token_ttl: token.ttl,
         backend_url: settings.backend_url(),
         isolation: exactly(settings.isolation()),
+        kept: settings.kept_times(),
+        caps: settings.sandbox_caps(),
         compiler: Some(programs.compile.clone()),
         ..Config::new(data.path().to_owned())
     }

@@ -197,6 +197,7 @@ impl TomlReader<'_> {
         let scalar = |value: &DeValue<'_>| match value {
             DeValue::String(text) => Some(text.to_string()),
             DeValue::Integer(number) => Some(number.to_string()),
+            DeValue::Float(number) => Some(number.to_string()),
             DeValue::Boolean(flag) => Some(flag.to_string()),
             _ => None,
         };

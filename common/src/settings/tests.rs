@@ -221,3 +221,30 @@ proptest! {
         drop(Settings::resolve(&sources(&[(ALL[at].variable, &text)], "")));
     }
 }
+
+#[test]
+fn bounds_of_the_operator_have_defaults_and_are_judged() {
+    let caps = SandboxCaps::default();
+    assert_eq!((caps.memory.as_u64(), caps.cpu, caps.pids), (8 << 30, 4.0, 4096));
+    assert_eq!((caps.disk.as_u64(), caps.ttl.as_secs()), (16 << 30, 24 * 3600));
+    let kept = KeptTimes::default();
+    assert_eq!((kept.sandboxes.as_secs(), kept.events.as_secs()), (30 * 86_400, 365 * 86_400));
+    let wrong = [
+        ("POSTERN_SANDBOX_MAX_MEMORY", "much"),
+        ("POSTERN_SANDBOX_MAX_CPU", "0"),
+        ("POSTERN_SANDBOX_MAX_CPU", "NaN"),
+        ("POSTERN_SANDBOX_MAX_PIDS", "-1"),
+        ("POSTERN_SANDBOX_MAX_DISK", "0"),
+        ("POSTERN_SANDBOX_MAX_TTL", "25h"),
+        ("POSTERN_RETENTION_EVENTS", "1h"),
+        ("POSTERN_API_INSECURE_LISTEN", "yes"),
+    ];
+    for (variable, text) in wrong {
+        let environment = [(variable.to_owned(), text.to_owned())].into();
+        let refused = Settings::resolve(&Sources { environment, ..Sources::default() }).expect_err(variable);
+        assert!(refused.to_string().contains(variable), "{refused}");
+    }
+    let environment = [("POSTERN_SANDBOX_MAX_CPU".to_owned(), "0.5".to_owned())].into();
+    let settings = Settings::resolve(&Sources { environment, ..Sources::default() }).expect("resolves");
+    assert!((settings.sandbox_caps().cpu - 0.5).abs() < f64::EPSILON);
+}

@@ -11,9 +11,11 @@ use crate::telemetry::LogFormat;
 use crate::token::{MAX_TTL, SigningKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::SignedDuration;
+use bytesize::ByteSize;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -44,6 +46,49 @@ pub struct Storage {
     /// Its bucket, where it has one.
     pub bucket: Option<String>,
 }
+
+/// What a template may ask for at most: the operator's bound on every tenant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SandboxCaps {
+    /// Memory.
+    pub memory: ByteSize,
+    /// Cores.
+    pub cpu: f64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// The size of `/data`.
+    pub disk: ByteSize,
+    /// A sandbox's life.
+    pub ttl: Duration,
+}
+
+impl Default for SandboxCaps {
+    fn default() -> Self {
+        Settings::unset().sandbox_caps()
+    }
+}
+
+/// How long what is over is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptTimes {
+    /// Sandboxes that ended.
+    pub sandboxes: Duration,
+    /// Lines of the audit log.
+    pub events: Duration,
+}
+
+impl Default for KeptTimes {
+    fn default() -> Self {
+        Settings::unset().kept_times()
+    }
+}
+
+/// A sandbox lives no longer (contracts: Sandbox).
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// What is over is kept this long at least: tokens, deadlines and waiting callers are over by then.
+const SHORTEST_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// And no longer: a hundred years.
+const LONGEST_KEPT: Duration = Duration::from_secs(36_525 * 24 * 3600);
 
 macro_rules! words {
     ($($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* })*) => {$(
@@ -116,6 +161,16 @@ impl Settings {
         }
         see(name::TIMEOUT_CEILING, self.try_timeout_ceiling().map(drop));
         see(name::REQUEST_CEILING, self.parsed::<NonZeroU32>(name::REQUEST_CEILING).map(drop));
+        see(name::MAX_MEMORY, self.size(name::MAX_MEMORY).map(drop));
+        see(name::MAX_DISK, self.size(name::MAX_DISK).map(drop));
+        see(name::MAX_CPU, self.cores().map(drop));
+        see(name::MAX_PIDS, self.number(name::MAX_PIDS).map(drop));
+        let life = Duration::from_secs(1)..=LONGEST_LIFE;
+        see(name::MAX_SANDBOX_TTL, self.time(name::MAX_SANDBOX_TTL, life, "from 1s to 24h").map(drop));
+        for setting in [name::KEEP_SANDBOXES, name::KEEP_EVENTS] {
+            see(setting, self.kept(setting).map(drop));
+        }
+        see(name::INSECURE_LISTEN, self.parsed::<bool>(name::INSECURE_LISTEN).map(drop));
         see(name::LOG_FORMAT, self.parsed::<LogFormatName>(name::LOG_FORMAT).map(drop));
         see(name::URL, self.try_url(name::URL).map(drop));
     }
@@ -153,6 +208,40 @@ impl Settings {
     #[must_use]
     pub fn isolation(&self) -> WantedIsolation {
         self.parsed(name::ISOLATION).ok().flatten().unwrap_or(WantedIsolation::Auto)
+    }
+
+    /// What a template may ask for at most.
+    #[must_use]
+    pub fn sandbox_caps(&self) -> SandboxCaps {
+        // Each was read once by `check`: what cannot be read is not there any more.
+        let life = Duration::ZERO..=LONGEST_LIFE;
+        SandboxCaps {
+            memory: self.size(name::MAX_MEMORY).unwrap_or_default(),
+            cpu: self.cores().unwrap_or_default(),
+            pids: self.number(name::MAX_PIDS).unwrap_or_default(),
+            disk: self.size(name::MAX_DISK).unwrap_or_default(),
+            ttl: self.time(name::MAX_SANDBOX_TTL, life, "").unwrap_or_default(),
+        }
+    }
+
+    /// How long what is over is remembered.
+    #[must_use]
+    pub fn kept_times(&self) -> KeptTimes {
+        KeptTimes {
+            sandboxes: self.kept(name::KEEP_SANDBOXES).unwrap_or(LONGEST_KEPT),
+            events: self.kept(name::KEEP_EVENTS).unwrap_or(LONGEST_KEPT),
+        }
+    }
+
+    /// Whether the API and admin ports may listen off loopback without TLS.
+    #[must_use]
+    pub fn is_insecure_listen_allowed(&self) -> bool {
+        self.parsed(name::INSECURE_LISTEN).ok().flatten().unwrap_or(false)
+    }
+
+    /// The settings when nobody says anything.
+    fn unset() -> Self {
+        Self { given: super::layers::layer(&super::Sources::default(), &mut Vec::new()) }
     }
 
     /// The tenant of the watched folder.
@@ -218,6 +307,49 @@ impl Settings {
 
     fn parsed<T: FromStr<Err: ToString>>(&self, setting: &Setting) -> Result<Option<T>, String> {
         self.raw(setting).map(|text| text.parse().map_err(|error: T::Err| error.to_string())).transpose()
+    }
+
+    fn size(&self, setting: &Setting) -> Result<ByteSize, String> {
+        let text = self.raw(setting).unwrap_or_default();
+        match text.parse::<ByteSize>() {
+            Ok(size) if size.as_u64() > 0 => Ok(size),
+            _ => Err(format!("`{text}` is no size: expected one such as `512MiB` or `8GiB`")),
+        }
+    }
+
+    fn cores(&self) -> Result<f64, String> {
+        let text = self.raw(name::MAX_CPU).unwrap_or_default();
+        let number = text.parse::<f64>().ok().filter(|cores| cores.is_finite() && *cores > 0.0);
+        number.ok_or_else(|| format!("`{text}` is no number of cores: expected one such as `0.5` or `4`"))
+    }
+
+    fn number(&self, setting: &Setting) -> Result<u32, String> {
+        let text = self.raw(setting).unwrap_or_default();
+        let number = text.parse::<u32>().ok().filter(|number| *number > 0);
+        number.ok_or_else(|| format!("`{text}` is no number above 0"))
+    }
+
+    fn kept(&self, setting: &Setting) -> Result<Duration, String> {
+        self.time(setting, SHORTEST_KEPT..=LONGEST_KEPT, "from 1d to 36525d")
+    }
+
+    /// A duration, in which `d` is 24 hours.
+    fn time(
+        &self,
+        setting: &Setting,
+        range: RangeInclusive<Duration>,
+        shown: &str,
+    ) -> Result<Duration, String> {
+        let text = self.raw(setting).unwrap_or_default();
+        let days = SpanRelativeTo::days_are_24_hours();
+        let time = text.parse::<Span>().and_then(|span| span.to_duration(days)).and_then(Duration::try_from);
+        match time {
+            Ok(time) if range.contains(&time) => Ok(time),
+            Ok(_) => Err(format!("`{text}` is out of range: {shown}")),
+            Err(_malformed) => {
+                Err(format!("`{text}` is no duration: expected one such as `90s`, `1h` or `30d`"))
+            }
+        }
     }
 
     fn signing_key(&self) -> Result<Option<SigningKey>, String> {

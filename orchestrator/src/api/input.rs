@@ -168,6 +168,11 @@ impl Fields {
         }
     }
 
+    /// Whether all that was read is right, and nothing is left over.
+    pub(crate) fn is_right(&self) -> bool {
+        self.mistakes.is_empty() && self.rest.is_empty()
+    }
+
     /// Ends the reading: what is left over is not known.
     pub(crate) fn finish(mut self) -> Result<(), Problem> {
         let unknown: Vec<String> = self.rest.keys().cloned().collect();

@@ -102,6 +102,9 @@ impl From<ConfigurationError> for Refused {
             ConfigurationError::UnknownTenant(_) => {
                 Problem::new(Code::NotFound, error.to_string()).hint("`GET /tenants` lists what there is")
             }
+            ConfigurationError::Retired(_) => {
+                Problem::new(Code::StateConflict, error.to_string()).hint("choose another name")
+            }
             ConfigurationError::Unknown { .. } => Problem::new(Code::NotFound, error.to_string()),
             ConfigurationError::OwnedElsewhere { .. } => {
                 Problem::new(Code::OwnedElsewhere, error.to_string()).hint(
@@ -129,6 +132,9 @@ impl From<DriveError> for Refused {
         Self(match error {
             DriveError::Unknown(_) => {
                 Problem::new(Code::NotFound, error.to_string()).hint("`GET /sandbox` lists what there is")
+            }
+            DriveError::NoTenant(_) => {
+                Problem::new(Code::NotFound, error.to_string()).hint("`GET /tenants` lists what there is")
             }
             DriveError::Taken | DriveError::Refused(_) => {
                 Problem::new(Code::StateConflict, error.to_string())

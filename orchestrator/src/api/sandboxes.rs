@@ -121,7 +121,8 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
     loop {
         if let Some(row) = live(&api, &tenant.row.name, &wanted.conversation_id).await? {
             if row.state.outcome().is_none() {
-                return found(&api, &call, &wanted, row, until_running).await;
+                wanted.compare(&row)?;
+                return found(&api, &call, row, until_running).await;
             }
             // It is on its way out; the conversation may have a new one once it is gone.
             let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
@@ -135,8 +136,9 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
             }
             continue;
         }
-        let level = level(&api, &wanted).await?;
-        let new = wanted.sandbox(&api, &call, &tenant, clock::now())?;
+        let judged = wanted.judge(&api, &call, &tenant)?;
+        let level = level(&api, judged.isolation()).await?;
+        let new = wanted.sandbox(&api, &call, &tenant, &judged, clock::now())?;
         scope::new_sandbox(&api, &call, &tenant, &new)?;
         let quotas = tenant.files.limits.quotas.clone();
         match api.driver.create(new, quotas, level, call.cause(None)?).await {
@@ -160,8 +162,7 @@ async fn live(
 }
 
 /// A repeat: the same user with the same wishes gets the sandbox and a fresh token.
-async fn found(api: &Api, call: &Call, wanted: &Wanted, row: SandboxRow, until_running: bool) -> Answer {
-    wanted.compare(&row)?;
+async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> Answer {
     scope::sandbox(api, call, &row).await?;
     // Its token can be replaced once it runs; until then the one that made it is waited for.
     let row = if until_running || row.state == State::Creating { until_made(api, row).await? } else { row };
@@ -182,8 +183,8 @@ async fn until_made(api: &Api, row: SandboxRow) -> Result<SandboxRow, Problem> {
 }
 
 /// The isolation that a new sandbox will have.
-async fn level(api: &Api, wanted: &Wanted) -> Result<Isolation, Problem> {
-    let (least, exact) = match wanted.isolation() {
+async fn level(api: &Api, wanted: crate::runtime::Wanted) -> Result<Isolation, Problem> {
+    let (least, exact) = match wanted {
         crate::runtime::Wanted::AtLeast(least) => (least, None),
         crate::runtime::Wanted::Exactly(exact) => (exact, Some(exact)),
     };

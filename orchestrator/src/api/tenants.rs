@@ -4,10 +4,9 @@
 use super::input::Fields;
 use super::problems::Refused;
 use super::{Answer, Api, Call, empty, json};
-use crate::configuration::DEFAULT_TENANT;
-use crate::store::{Action, AuditEntry, Owner, TenantRow};
+use crate::configuration::{ConfigurationError, DEFAULT_TENANT};
+use crate::store::{Action, AuditEntry, MadeTenant, Owner, RemovedTenant, TenantRow};
 use http::StatusCode;
-use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::TenantId;
 use postern_common::problem::{Code, Problem};
@@ -37,8 +36,12 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
     fields.finish()?;
     let Some(name) = name else { return Err(super::input::mistaken("/name", "is required")) };
     let made = api.configuration.make(&name, &Owner::Api, call.actor()?, Some(call.request_id.clone())).await;
-    if !made.map_err(Refused::from)? {
-        return Err(Problem::new(Code::StateConflict, format!("there is a tenant `{name}` already")));
+    match made.map_err(Refused::from)? {
+        MadeTenant::Made => {}
+        MadeTenant::Exists => {
+            return Err(Problem::new(Code::StateConflict, format!("there is a tenant `{name}` already")));
+        }
+        MadeTenant::Retired => return Err(Refused::from(ConfigurationError::Retired(name)).into()),
     }
     let tenant = api.configuration.tenant(&name).await.map_err(Refused::from)?;
     json(StatusCode::CREATED, &shown(&tenant.row))
@@ -55,27 +58,27 @@ pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
     json(StatusCode::OK, &shown(&row))
 }
 
-/// `DELETE /tenants/{name}`.
+/// `DELETE /tenants/{name}`. Its name is never given again; its files are erased soon after.
 pub(super) async fn remove(api: Arc<Api>, call: Call) -> Answer {
     let name: TenantId = call.path("name")?;
-    let missing = || Problem::new(Code::NotFound, format!("there is no tenant `{name}`"));
-    let row = api.store.tenant(&name).await.map_err(Refused::from)?.ok_or_else(missing)?;
     if name.as_str() == DEFAULT_TENANT {
         return Err(Problem::new(Code::StateConflict, "the tenant `default` is always there"));
     }
-    if let Owner::Folder(_) = row.owner {
-        let detail = format!("the configuration of tenant `{name}` is owned by {}", row.owner);
-        return Err(Problem::new(Code::OwnedElsewhere, detail).hint("start without the watched folder first"));
-    }
-    let (live, _) = api.store.sandbox_counts(&name, Timestamp::MAX).await.map_err(Refused::from)?;
-    if live > 0 {
-        return Err(Problem::new(Code::StateConflict, format!("tenant `{name}` has {live} live sandboxes"))
-            .hint("destroy them first: `GET /sandbox?tenant=…`"));
-    }
     let audit = AuditEntry::new(clock::now(), Some(name.clone()), Action::TenantRemoved, call.actor()?);
     let audit = audit.request(Some(call.request_id.clone()));
-    if !api.configuration.remove(&name, audit).await.map_err(Refused::from)? {
-        return Err(missing());
+    match api.configuration.remove(&name, audit).await.map_err(Refused::from)? {
+        RemovedTenant::Removed => {
+            api.retention.begin();
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
+        RemovedTenant::Unknown => Err(Problem::new(Code::NotFound, format!("there is no tenant `{name}`"))),
+        RemovedTenant::Lives(live) => {
+            Err(Problem::new(Code::StateConflict, format!("tenant `{name}` has {live} live sandboxes"))
+                .hint("destroy them first: `GET /sandbox?tenant=…`"))
+        }
+        RemovedTenant::Owned(owner) => {
+            let detail = format!("the configuration of tenant `{name}` is owned by {owner}");
+            Err(Problem::new(Code::OwnedElsewhere, detail).hint("start without the watched folder first"))
+        }
     }
-    Ok(empty(StatusCode::NO_CONTENT))
 }

@@ -62,29 +62,32 @@ fn log_late(tenant: &TenantId, error: &StoreError) {
 }
 
 impl Configuration {
-    /// Makes a change in the database and has it told, even if the caller leaves meanwhile; `None`
-    /// if the change says that it did nothing.
-    pub(super) async fn commit(
+    /// Makes a change in the database and, if `is_change` says that it was one, has it told, even
+    /// if the caller leaves meanwhile.
+    pub(super) async fn commit<Outcome: Send + 'static>(
         &self,
         tenant: &TenantId,
-        change: impl Future<Output = Result<bool, StoreError>> + Send + 'static,
-    ) -> Result<Option<Acknowledged>, ConfigurationError> {
+        is_change: fn(&Outcome) -> bool,
+        change: impl Future<Output = Result<Outcome, StoreError>> + Send + 'static,
+    ) -> Result<(Outcome, Acknowledged), ConfigurationError> {
         let (sender, done) = oneshot::channel();
         let (configuration, name) = (self.clone(), tenant.clone());
         self.0.tasks.spawn(async move |_finishes: Stop| {
             let changed = change.await;
             // A commit whose answer was lost may have happened: what there is, is told.
-            let telling = (!matches!(changed, Ok(false))).then(|| configuration.tell(&name));
+            let is_told = changed.as_ref().map_or(true, is_change);
+            let telling = is_told.then(|| configuration.tell(&name));
             // Whoever asked may have left.
             let _ = sender.send((changed, telling)).is_ok();
         });
         // The task is dropped only when the whole process is.
         let (changed, telling) = done.await.map_err(|_ended| ConfigurationError::Busy(tenant.clone()))?;
-        changed?;
-        match telling {
-            Some(telling) => Ok(Some(telling.outcome().await)),
-            None => Ok(None),
-        }
+        let outcome = changed?;
+        let told = match telling {
+            Some(telling) => telling.outcome().await,
+            None => Acknowledged::default(),
+        };
+        Ok((outcome, told))
     }
 
     /// Has the gateways told what a tenant's configuration is by now.

@@ -9,7 +9,7 @@ use crate::host::UserFolder;
 use crate::keys::GivenKeys;
 use crate::lifecycle::Outcome;
 use crate::runtime::{Agent, Create, Enforced, Found, Probed, Runtime, Swept};
-use crate::store::tests::{Database, sandbox};
+use crate::store::tests::{Database, make, sandbox};
 use crate::store::{AuditFilter, SessionRow};
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
@@ -122,6 +122,7 @@ impl Bench {
     async fn new() -> Self {
         let (database, folder) = (Database::sqlite().await, tempfile::tempdir().expect("a folder"));
         let (store, tasks) = (database.store.clone(), Tasks::new());
+        make(&store, sandbox(1, "c1").tenant.as_str()).await;
         let keys = InstallationKeys::open(GivenKeys::default(), &folder.path().join("keys"), &store).await;
         let keys = Arc::new(keys.expect("opens"));
         let state = postern_common::control::State::default();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! API keys: what is known of each, and the keyed hash that stands for its secret.
 
-use super::{Action, AuditEntry, Columns, Store, StoreError, json_text, micros};
+use super::{Action, AuditEntry, Columns, Select, Store, StoreError, json_text, micros};
 use jiff::Timestamp;
 use postern_common::id::{ApiKeyId, TenantId};
 use postern_common::session::Grant;
@@ -141,11 +141,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn keys(&self, tenant: Option<&TenantId>) -> Result<Vec<ApiKeyRow>, StoreError> {
-        let select =
-            "SELECT * FROM api_keys WHERE ($1 = '' OR tenant = $1) ORDER BY created_at_micros, id LIMIT 1000";
-        let rows = sqlx::query(select)
-            .bind(tenant.map_or("", TenantId::as_str).to_owned())
-            .fetch_all(&self.pool)
+        const MOST: u32 = 1000;
+        let rows = Select::of("SELECT * FROM api_keys")
+            .and("tenant = ?", tenant.map(TenantId::as_str))
+            .page("created_at_micros, id", MOST, &self.pool)
             .await?;
         rows.iter().map(row).collect()
     }

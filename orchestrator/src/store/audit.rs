@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The audit log of sandboxes and of what tenants own; also what `/events` shows.
 
-use super::{Change, Columns, Store, StoreError, micros};
+use super::{Change, Columns, Select, Store, StoreError, micros};
 use jiff::Timestamp;
 use postern_common::id::{ApiKeyId, ConversationId, EventId, RequestId, SandboxId, TenantId, UserId};
 use serde::Serialize;
@@ -245,16 +245,25 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn events(&self, filter: &AuditFilter) -> Result<Vec<Event>, StoreError> {
-        let select = "SELECT * FROM sandbox_audit_log WHERE sequence > $1 \
-             AND ($2 = '' OR tenant = $2) AND ($3 = '' OR sandbox_id = $3) ORDER BY sequence LIMIT $4";
-        let rows = sqlx::query(select)
-            .bind(filter.after)
-            .bind(filter.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
-            .bind(filter.sandbox.as_ref().map_or("", SandboxId::as_str).to_owned())
-            .bind(i64::from(super::page_size(filter.limit)))
-            .fetch_all(&self.pool)
+        let rows = Select::of("SELECT * FROM sandbox_audit_log")
+            .and("sequence > ?", Some(filter.after))
+            .and("tenant = ?", filter.tenant.as_ref().map(TenantId::as_str))
+            .and("sandbox_id = ?", filter.sandbox.as_ref().map(SandboxId::as_str))
+            .page("sequence", super::page_size(filter.limit), &self.pool)
             .await?;
         rows.iter().map(event).collect()
+    }
+
+    /// Forgets lines of the log from before `before`, at most `most`; returns how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn forget_events(&self, before: Timestamp, most: u32) -> Result<u64, StoreError> {
+        let delete = "DELETE FROM sandbox_audit_log WHERE sequence IN \
+             (SELECT sequence FROM sandbox_audit_log WHERE at_micros < $1 ORDER BY at_micros LIMIT $2)";
+        let deleted =
+            sqlx::query(delete).bind(micros(before)).bind(i64::from(most)).execute(&self.pool).await?;
+        Ok(deleted.rows_affected())
     }
 }
 

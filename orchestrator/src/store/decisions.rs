@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Decisions of the gateways: kept up to a bound, the oldest go first.
 
-use super::{Columns, Store, StoreError, json_text, micros};
+use super::{Columns, Select, Store, StoreError, json_text, micros};
 use jiff::{SignedDuration, Timestamp};
 use postern_common::decision::{DecisionRecord, Verdict};
 use postern_common::id::{DecisionId, SandboxId, TenantId};
@@ -127,15 +127,12 @@ impl Store {
         &self,
         filter: &DecisionFilter,
     ) -> Result<Vec<serde_json::Value>, StoreError> {
-        let select = "SELECT record FROM decisions WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR sandbox_id = $2) \
-             AND ($3 = '' OR verdict = $3) AND ($4 = '' OR id < $4) ORDER BY id DESC LIMIT $5";
-        let rows = sqlx::query(select)
-            .bind(filter.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
-            .bind(filter.sandbox.as_ref().map_or("", SandboxId::as_str).to_owned())
-            .bind(filter.verdict.map_or("", verdict_name))
-            .bind(filter.before.clone().unwrap_or_default())
-            .bind(i64::from(super::page_size(filter.limit)))
-            .fetch_all(&self.pool)
+        let rows = Select::of("SELECT record FROM decisions")
+            .and("tenant = ?", filter.tenant.as_ref().map(TenantId::as_str))
+            .and("sandbox_id = ?", filter.sandbox.as_ref().map(SandboxId::as_str))
+            .and("verdict = ?", filter.verdict.map(verdict_name))
+            .and("id < ?", filter.before.as_deref())
+            .page("id DESC", super::page_size(filter.limit), &self.pool)
             .await?;
         rows.iter().map(|row| row.json("record")).collect()
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sandboxes: what was asked for, what became of it, and its deadlines.
 
-use super::{AuditEntry, Columns, Store, StoreError, duration_micros, json_text, micros};
+use super::{AuditEntry, Columns, Dialect, Select, Store, StoreError, duration_micros, json_text, micros};
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
 use jiff::Timestamp;
@@ -12,10 +12,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A tenant's live sandboxes, and those that it asked for lately.
-const COUNTS: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN status NOT IN ('destroyed', 'failed') THEN 1 ELSE 0 END), 0) AS BIGINT) AS live, \
-     CAST(COALESCE(SUM(CASE WHEN created_at_micros >= $2 THEN 1 ELSE 0 END), 0) AS BIGINT) AS recent \
-     FROM sandboxes WHERE tenant = $1";
+/// Every live sandbox, by the index `sandboxes_live_by_age`; the condition is spelled as there.
+pub(super) const LIVE: &str =
+    "SELECT * FROM sandboxes WHERE status NOT IN ('destroyed', 'failed') ORDER BY created_at_micros";
+/// What a tenant's live sandboxes may use, by the index `sandboxes_live`.
+pub(super) const LIVE_LIMITS: &str =
+    "SELECT wanted FROM sandboxes WHERE tenant = $1 AND status NOT IN ('destroyed', 'failed')";
+/// Sandboxes that a tenant asked for lately, by the index `sandboxes_of_tenant`.
+pub(super) const COUNT_RECENT: &str =
+    "SELECT COUNT(*) AS count FROM sandboxes WHERE tenant = $1 AND created_at_micros >= $2";
 
 /// What is asked of the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +73,8 @@ pub(crate) enum AddedSandbox {
     Taken,
     /// Its tenant may have no more.
     OverQuota(OverQuota),
+    /// There is no such tenant, or no more.
+    NoTenant,
 }
 
 /// What may be changed of a live sandbox; what is `None` stays.
@@ -109,8 +116,7 @@ struct Used {
 
 /// The first of a tenant's quotas that a sandbox would exceed.
 ///
-/// The tenant's row is written first, to no other value: that makes all who count for this tenant
-/// wait for each other until their change is made, on Postgres too.
+/// INVARIANT: the tenant's row is locked.
 async fn over_quota(
     change: &mut super::Change,
     new: &NewSandbox,
@@ -120,8 +126,6 @@ async fn over_quota(
     if *quotas == Quotas::default() {
         return Ok(None);
     }
-    let lock = "UPDATE tenants SET version = version WHERE name = $1";
-    sqlx::query(lock).bind(new.tenant.as_str().to_owned()).execute(&mut *change.0).await?;
     let used = used(change, &new.tenant, now).await?;
     let limits = new.asked.limits;
     let cpu = quotas.cpu.map(|cores| u64::from(cores) * 1000);
@@ -147,15 +151,11 @@ async fn over_quota(
 
 async fn used(change: &mut super::Change, tenant: &TenantId, now: Timestamp) -> Result<Used, StoreError> {
     let since = now.saturating_sub(jiff::SignedDuration::from_mins(1)).unwrap_or(Timestamp::MIN);
-    let counts = sqlx::query(COUNTS)
-        .bind(tenant.as_str().to_owned())
-        .bind(micros(since))
-        .fetch_one(&mut *change.0)
-        .await?;
-    let recent = u64::try_from(counts.number("recent")?).unwrap_or(0);
+    let recent = sqlx::query(COUNT_RECENT).bind(tenant.as_str().to_owned()).bind(micros(since));
+    let recent = recent.fetch_one(&mut *change.0).await?.number("count")?;
+    let recent = u64::try_from(recent).unwrap_or(0);
     let mut used = Used { recent, ..Used::default() };
-    let select = "SELECT wanted FROM sandboxes WHERE tenant = $1 AND status NOT IN ('destroyed', 'failed')";
-    for row in sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&mut *change.0).await? {
+    for row in sqlx::query(LIVE_LIMITS).bind(tenant.as_str().to_owned()).fetch_all(&mut *change.0).await? {
         let Asked { limits, .. } = row.json("wanted")?;
         used.sandboxes += 1;
         used.cpu_millis = used.cpu_millis.saturating_add(u64::from(limits.cpu_millis));
@@ -277,7 +277,7 @@ impl RunningRecord {
 
 impl Store {
     /// Writes down that a sandbox is to be made, unless its conversation has a live one or its
-    /// tenant may have no more: the database decides that, whoever asks at the same time.
+    /// tenant is gone or may have no more: the database decides that, whoever asks at the same time.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -288,6 +288,19 @@ impl Store {
         audit: &AuditEntry,
     ) -> Result<AddedSandbox, StoreError> {
         let mut change = self.change().await?;
+        // INVARIANT: locked until the commit, so that nobody removes the tenant meanwhile; and
+        // where sandboxes are counted, against all others who count.
+        let is_there = match self.dialect {
+            Dialect::Postgres if *quotas == Quotas::default() => {
+                let share = "SELECT name FROM tenants WHERE name = $1 FOR SHARE";
+                let name = new.tenant.as_str().to_owned();
+                sqlx::query(share).bind(name).fetch_optional(&mut *change.0).await?.is_some()
+            }
+            Dialect::Postgres | Dialect::Sqlite => change.lock_tenant(&new.tenant).await?,
+        };
+        if !is_there {
+            return Ok(AddedSandbox::NoTenant);
+        }
         if let Some(over) = over_quota(&mut change, new, quotas, audit.at).await? {
             return Ok(AddedSandbox::OverQuota(over));
         }
@@ -427,9 +440,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn live_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
-        let select =
-            "SELECT * FROM sandboxes WHERE status NOT IN ('destroyed', 'failed') ORDER BY created_at_micros";
-        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(LIVE).fetch_all(&self.pool).await?;
         rows.iter().map(row).collect()
     }
 
@@ -439,18 +450,14 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn list_sandboxes(&self, filter: &SandboxFilter) -> Result<Listing, StoreError> {
         let limit = super::page_size(filter.limit);
-        let select = "SELECT * FROM sandboxes WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR user_id = $2) \
-             AND ($3 = '' OR conversation_id = $3) AND ($4 = '' OR status = $4) \
-             AND ($5 = '' OR (created_at_micros, id) < (SELECT created_at_micros, id FROM sandboxes WHERE id = $5)) \
-             ORDER BY created_at_micros DESC, id DESC LIMIT $6";
-        let rows = sqlx::query(select)
-            .bind(filter.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
-            .bind(filter.user.as_ref().map_or("", UserId::as_str).to_owned())
-            .bind(filter.conversation.as_ref().map_or("", ConversationId::as_str).to_owned())
-            .bind(filter.status.clone().unwrap_or_default())
-            .bind(filter.after.as_ref().map_or("", SandboxId::as_str).to_owned())
-            .bind(i64::from(limit) + 1)
-            .fetch_all(&self.pool)
+        let after = "(created_at_micros, id) < (SELECT created_at_micros, id FROM sandboxes WHERE id = ?)";
+        let rows = Select::of("SELECT * FROM sandboxes")
+            .and("tenant = ?", filter.tenant.as_ref().map(TenantId::as_str))
+            .and("user_id = ?", filter.user.as_ref().map(UserId::as_str))
+            .and("conversation_id = ?", filter.conversation.as_ref().map(ConversationId::as_str))
+            .and("status = ?", filter.status.as_deref())
+            .and(after, filter.after.as_ref().map(SandboxId::as_str))
+            .page("created_at_micros DESC, id DESC", limit + 1, &self.pool)
             .await?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = rows.len() > limit;
@@ -458,21 +465,16 @@ impl Store {
         Ok(Listing { sandboxes, has_more })
     }
 
-    /// How many live sandboxes a tenant has, and how many it asked for since `since`.
+    /// Forgets sandboxes that ended before `before`, at most `most`; returns how many.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn sandbox_counts(
-        &self,
-        tenant: &TenantId,
-        since: Timestamp,
-    ) -> Result<(i64, i64), StoreError> {
-        let row = sqlx::query(COUNTS)
-            .bind(tenant.as_str().to_owned())
-            .bind(micros(since))
-            .fetch_one(&self.pool)
-            .await?;
-        Ok((row.number("live")?, row.number("recent")?))
+    pub(crate) async fn forget_sandboxes(&self, before: Timestamp, most: u32) -> Result<u64, StoreError> {
+        let delete = "DELETE FROM sandboxes WHERE id IN \
+             (SELECT id FROM sandboxes WHERE ended_at_micros < $1 ORDER BY ended_at_micros LIMIT $2)";
+        let deleted =
+            sqlx::query(delete).bind(micros(before)).bind(i64::from(most)).execute(&self.pool).await?;
+        Ok(deleted.rows_affected())
     }
 
     /// Notes that a running sandbox is in use.

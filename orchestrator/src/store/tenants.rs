@@ -50,6 +50,30 @@ pub(crate) struct TenantRow {
     pub(crate) created_at: Timestamp,
 }
 
+/// What became of a tenant that was to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MadeTenant {
+    /// It is there.
+    Made,
+    /// There is one of this name, which stays as it is.
+    Exists,
+    /// One of this name was removed: the name is never given again.
+    Retired,
+}
+
+/// What became of a tenant that was to be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RemovedTenant {
+    /// It is no more.
+    Removed,
+    /// There is none.
+    Unknown,
+    /// It has so many live sandboxes.
+    Lives(i64),
+    /// A watched folder owns it.
+    Owned(Owner),
+}
+
 fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
     let place = row.text("owner_place")?;
     let owner = match row.text("owner")?.as_str() {
@@ -68,7 +92,7 @@ fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
 }
 
 impl Store {
-    /// Makes a tenant; `false` if there is one of this name, which stays as it is.
+    /// Makes a tenant.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -77,7 +101,7 @@ impl Store {
         name: &TenantId,
         owner: &Owner,
         audit: &AuditEntry,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<MadeTenant, StoreError> {
         let mut change = self.change().await?;
         let insert = "INSERT INTO tenants (name, owner, owner_place, has_policies, version, created_at_micros) \
              VALUES ($1, $2, $3, 0, 1, $4) ON CONFLICT (name) DO NOTHING";
@@ -90,12 +114,19 @@ impl Store {
             .execute(&mut *change.0)
             .await?;
         if inserted.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(MadeTenant::Exists);
+        }
+        // INVARIANT: looked at after the insert, which waits for a removal under way.
+        let retired = "SELECT name FROM removed_tenants WHERE name = $1";
+        let retired =
+            sqlx::query(retired).bind(name.as_str().to_owned()).fetch_optional(&mut *change.0).await?;
+        if retired.is_some() {
+            return Ok(MadeTenant::Retired);
         }
         change.raise_revision(name).await?;
         change.record(audit).await?;
         change.commit().await?;
-        Ok(true)
+        Ok(MadeTenant::Made)
     }
 
     /// Hands a tenant's configuration to another owner.
@@ -132,7 +163,8 @@ impl Store {
         rows.iter().map(row).collect()
     }
 
-    /// Removes a tenant with all that it owns but the log; `false` if there is none.
+    /// Removes a tenant with all that it owns but the log, and writes down that its files are to be
+    /// erased; only if it has no live sandbox.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -140,15 +172,56 @@ impl Store {
         &self,
         name: &TenantId,
         audit: &AuditEntry,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<RemovedTenant, StoreError> {
         let mut change = self.change().await?;
-        let delete = sqlx::query("DELETE FROM tenants WHERE name = $1").bind(name.as_str().to_owned());
-        if delete.execute(&mut *change.0).await?.rows_affected() == 0 {
-            return Ok(false);
+        // INVARIANT: locked before its sandboxes are counted; who adds one waits, and then finds no
+        // tenant.
+        if !change.lock_tenant(name).await? {
+            return Ok(RemovedTenant::Unknown);
         }
+        let named = || name.as_str().to_owned();
+        let select = "SELECT * FROM tenants WHERE name = $1";
+        let tenant = row(&sqlx::query(select).bind(named()).fetch_one(&mut *change.0).await?)?;
+        if let Owner::Folder(_) = tenant.owner {
+            return Ok(RemovedTenant::Owned(tenant.owner));
+        }
+        let count = "SELECT COUNT(*) AS live FROM sandboxes WHERE tenant = $1 AND status NOT IN ('destroyed', 'failed')";
+        let live = sqlx::query(count).bind(named()).fetch_one(&mut *change.0).await?.number("live")?;
+        if live > 0 {
+            return Ok(RemovedTenant::Lives(live));
+        }
+        sqlx::query("DELETE FROM tenants WHERE name = $1").bind(named()).execute(&mut *change.0).await?;
+        sqlx::query("INSERT INTO removed_tenants (name, removed_at_micros) VALUES ($1, $2)")
+            .bind(named())
+            .bind(micros(audit.at))
+            .execute(&mut *change.0)
+            .await?;
         change.record(audit).await?;
         change.commit().await?;
-        Ok(true)
+        Ok(RemovedTenant::Removed)
+    }
+
+    /// Tenants that are no more and whose files may still be there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn tenants_to_erase(&self) -> Result<Vec<TenantId>, StoreError> {
+        let select = "SELECT name FROM removed_tenants WHERE erased_at_micros IS NULL ORDER BY name";
+        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| row.parsed("name")).collect()
+    }
+
+    /// Notes that a removed tenant's files are gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn tenant_erased(&self, name: &TenantId, now: Timestamp) -> Result<(), StoreError> {
+        sqlx::query("UPDATE removed_tenants SET erased_at_micros = $2 WHERE name = $1")
+            .bind(name.as_str().to_owned())
+            .bind(micros(now))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 }
 

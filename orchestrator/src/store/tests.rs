@@ -129,6 +129,11 @@ on_each_database!(
     opening_again_changes_nothing,
     every_set_that_was_in_force_is_a_version,
     decisions_are_kept_within_their_bounds,
+    a_removed_tenant_leaves_nothing_to_who_comes_after,
+    a_tenant_with_a_live_sandbox_or_a_folder_is_not_removed,
+    every_change_of_any_tenant_has_a_higher_revision,
+    lists_are_filtered_by_what_was_asked_for,
+    what_ended_long_ago_is_forgotten_and_what_lives_is_not,
 );
 
 mod policies;
@@ -163,11 +168,21 @@ pub(crate) fn sandbox(number: u8, conversation: &str) -> NewSandbox {
 }
 
 async fn add(store: &Store, new: &NewSandbox) -> bool {
+    make(store, new.tenant.as_str()).await;
     added(store, new, &Quotas::default()).await == AddedSandbox::Added
 }
 
 async fn added(store: &Store, new: &NewSandbox, quotas: &Quotas) -> AddedSandbox {
     store.add_sandbox(new, quotas, &audit(Action::SandboxCreated)).await.expect("answers")
+}
+
+pub(crate) async fn make(store: &Store, name: &str) -> MadeTenant {
+    let name = TenantId::parse(name).expect("a name");
+    store.add_tenant(&name, &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers")
+}
+
+async fn remove(store: &Store) -> RemovedTenant {
+    store.remove_tenant(&tenant(), &audit(Action::TenantRemoved)).await.expect("answers")
 }
 
 async fn go(store: &Store, id: &SandboxId, from: State, to: State) -> bool {
@@ -199,7 +214,11 @@ async fn a_sandbox_moves_only_from_the_state_it_is_in(store: &Store) {
     assert!(!go(store, &new.id, State::Creating, State::Running).await, "somebody was faster");
     let events = store.events(&AuditFilter::default()).await.expect("answers");
     let actions: Vec<&str> = events.iter().map(|event| event.action.as_str()).collect();
-    assert_eq!(actions, ["sandbox.created", "sandbox.changed"], "what did not happen is not in the log");
+    assert_eq!(
+        actions,
+        ["tenant.created", "sandbox.created", "sandbox.changed"],
+        "what did not happen is not in the log"
+    );
 }
 
 async fn a_sandbox_reads_back_as_it_was_written(store: &Store) {
@@ -318,8 +337,8 @@ async fn deadlines_are_found_when_they_have_come(store: &Store) {
 }
 
 async fn keys_tenants_and_secrets_are_kept_and_go_with_their_tenant(store: &Store) {
-    assert!(store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers"));
-    assert!(!store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers"));
+    assert_eq!(make(store, "acme").await, MadeTenant::Made);
+    assert_eq!(make(store, "acme").await, MadeTenant::Exists);
     let key = ApiKeyRow {
         id: ApiKeyId::from_random([7; 16]),
         tenant: Some(tenant()),
@@ -345,7 +364,7 @@ async fn keys_tenants_and_secrets_are_kept_and_go_with_their_tenant(store: &Stor
         store.set_secret(&tenant(), &secret, vec![9], &audit(Action::SecretSet)).await.expect("answers");
         assert_eq!(store.secrets(&tenant()).await.expect("answers")[0].version, version);
     }
-    assert!(store.remove_tenant(&tenant(), &audit(Action::TenantRemoved)).await.expect("answers"));
+    assert_eq!(remove(store).await, RemovedTenant::Removed);
     assert!(store.key(&key.id).await.expect("answers").is_none());
     assert!(store.secrets(&tenant()).await.expect("answers").is_empty());
 }
@@ -404,17 +423,16 @@ async fn an_interrupted_migration_of_another_tool_is_refused_with_the_repair() {
 async fn a_database_begun_by_another_tool_is_gone_on_with() {
     let database = Database::sqlite().await;
     let store = &database.store;
-    let undo = [
-        "000009_scope_api_keys",
-        "000008_create_policy_versions",
-        "000007_create_decisions",
-        "000006_create_sandboxes",
-    ]
-    .map(|name| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/sqlite");
-        std::fs::read_to_string(folder.join(format!("{name}.down.sql"))).expect("is there")
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/sqlite");
+    let entries = std::fs::read_dir(folder).expect("is there").flatten();
+    let mut undo: Vec<_> = entries.map(|entry| entry.path()).collect();
+    undo.retain(|path| {
+        let name = path.file_name().expect("has one").to_string_lossy();
+        name.ends_with(".down.sql") && *name > *"000006"
     });
-    for script in undo {
+    undo.sort();
+    for path in undo.into_iter().rev() {
+        let script = std::fs::read_to_string(path).expect("is there");
         sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&store.pool).await.expect("goes down");
     }
     sqlx::raw_sql("UPDATE schema_migrations SET version = 5").execute(&store.pool).await.expect("writes");
@@ -436,5 +454,123 @@ fn both_databases_have_the_same_migrations() {
     for name in names(&folder) {
         let other = name.replace(".up.", ".down.");
         assert!(folder.join(&other).is_file(), "{other} is missing");
+    }
+}
+
+async fn a_removed_tenant_leaves_nothing_to_who_comes_after(store: &Store) {
+    assert_eq!(make(store, "acme").await, MadeTenant::Made);
+    assert_eq!(store.tenants_to_erase().await.expect("answers"), []);
+    assert_eq!(remove(store).await, RemovedTenant::Removed);
+    assert_eq!(remove(store).await, RemovedTenant::Unknown);
+    assert_eq!(added(store, &sandbox(1, "c1"), &Quotas::default()).await, AddedSandbox::NoTenant);
+    assert_eq!(make(store, "acme").await, MadeTenant::Retired, "its name is never given again");
+    assert_eq!(store.tenant(&tenant()).await.expect("answers"), None);
+    let secret = SecretName::parse("desk").expect("a name");
+    assert!(
+        !store.set_secret(&tenant(), &secret, vec![9], &audit(Action::SecretSet)).await.expect("answers")
+    );
+    assert_eq!(store.tenants_to_erase().await.expect("answers"), [tenant()], "until it is done");
+    store.tenant_erased(&tenant(), now()).await.expect("answers");
+    assert_eq!(store.tenants_to_erase().await.expect("answers"), []);
+    assert_eq!(make(store, "acme").await, MadeTenant::Retired);
+}
+
+async fn a_tenant_with_a_live_sandbox_or_a_folder_is_not_removed(store: &Store) {
+    let new = sandbox(1, "c1");
+    add(store, &new).await;
+    assert_eq!(remove(store).await, RemovedTenant::Lives(1));
+    assert!(go(store, &new.id, State::Creating, State::Destroying(Outcome::Failed)).await);
+    assert_eq!(remove(store).await, RemovedTenant::Lives(1), "its files are still to be kept");
+    assert!(go(store, &new.id, State::Destroying(Outcome::Failed), State::Failed).await);
+    let folder = Owner::Folder("/config".to_owned());
+    store.give_tenant(&tenant(), &folder).await.expect("answers");
+    assert_eq!(remove(store).await, RemovedTenant::Owned(folder));
+    store.give_tenant(&tenant(), &Owner::Api).await.expect("answers");
+    assert_eq!(remove(store).await, RemovedTenant::Removed);
+}
+
+async fn every_change_of_any_tenant_has_a_higher_revision(store: &Store) {
+    let revision = async |name: &str| {
+        let name = TenantId::parse(name).expect("a name");
+        store.tenant(&name).await.expect("answers").expect("is there").revision
+    };
+    make(store, "acme").await;
+    make(store, "other").await;
+    let mut seen = vec![revision("acme").await, revision("other").await];
+    assert!(store.change_resources(&tenant(), 1, true, &[], &[]).await.expect("answers"));
+    seen.push(revision("acme").await);
+    assert!(!store.change_resources(&tenant(), 1, true, &[], &[]).await.expect("answers"));
+    assert_eq!(revision("acme").await, seen[2], "what did not happen has none");
+    let secret = SecretName::parse("desk").expect("a name");
+    store.set_secret(&tenant(), &secret, vec![9], &audit(Action::SecretSet)).await.expect("answers");
+    seen.push(revision("acme").await);
+    assert!(store.remove_secret(&tenant(), &secret, &audit(Action::SecretRemoved)).await.expect("answers"));
+    seen.push(revision("acme").await);
+    assert!(seen.is_sorted_by(|left, right| left < right), "{seen:?}");
+}
+
+async fn lists_are_filtered_by_what_was_asked_for(store: &Store) {
+    for number in 1..=4 {
+        let mut new = sandbox(number, &format!("c{number}"));
+        if number == 4 {
+            new.tenant = TenantId::parse("other").expect("a name");
+        }
+        assert!(add(store, &new).await);
+    }
+    let id = |number: u8| SandboxId::from_random([number; 12]);
+    go(store, &id(2), State::Creating, State::Running).await;
+    let list = async |filter: SandboxFilter| {
+        let listing = store.list_sandboxes(&filter).await.expect("answers");
+        listing.sandboxes.into_iter().map(|row| row.new.id).collect::<Vec<_>>()
+    };
+    let of_tenant = || SandboxFilter { tenant: Some(tenant()), ..SandboxFilter::default() };
+    assert_eq!(list(SandboxFilter::default()).await, [id(4), id(3), id(2), id(1)]);
+    assert_eq!(list(of_tenant()).await, [id(3), id(2), id(1)]);
+    assert_eq!(list(SandboxFilter { after: Some(id(3)), ..of_tenant() }).await, [id(2), id(1)]);
+    let running = SandboxFilter { status: Some("running".to_owned()), ..SandboxFilter::default() };
+    assert_eq!(list(running).await, [id(2)]);
+    let conversation = Some(ConversationId::parse("c1").expect("an id"));
+    assert_eq!(list(SandboxFilter { conversation, ..of_tenant() }).await, [id(1)]);
+    let user = Some(UserId::parse("nobody").expect("an id"));
+    assert_eq!(list(SandboxFilter { user, ..of_tenant() }).await, []);
+    let events = async |filter: AuditFilter| store.events(&filter).await.expect("answers").len();
+    let of_tenant = || AuditFilter { tenant: Some(tenant()), ..AuditFilter::default() };
+    let all = events(of_tenant()).await;
+    assert_eq!(events(AuditFilter { after: 1, ..of_tenant() }).await, all - 1);
+    assert_eq!(events(AuditFilter { limit: Some(1), ..of_tenant() }).await, 1);
+    assert_eq!(events(AuditFilter { sandbox: Some(id(2)), ..of_tenant() }).await, 0, "these name none");
+}
+
+async fn what_ended_long_ago_is_forgotten_and_what_lives_is_not(store: &Store) {
+    let (ended, lives) = (sandbox(1, "c1"), sandbox(2, "c2"));
+    add(store, &ended).await;
+    add(store, &lives).await;
+    go(store, &ended.id, State::Creating, State::Destroying(Outcome::Failed)).await;
+    go(store, &ended.id, State::Destroying(Outcome::Failed), State::Failed).await;
+    assert_eq!(store.forget_sandboxes(Timestamp::UNIX_EPOCH, 10).await.expect("answers"), 0);
+    assert_eq!(store.forget_sandboxes(Timestamp::MAX, 10).await.expect("answers"), 1);
+    assert!(store.sandbox(&ended.id).await.expect("answers").is_none());
+    assert!(store.sandbox(&lives.id).await.expect("answers").is_some());
+    assert_eq!(store.forget_events(Timestamp::UNIX_EPOCH, 10).await.expect("answers"), 0);
+    assert_eq!(store.forget_events(Timestamp::MAX, 2).await.expect("answers"), 2, "in batches");
+    assert!(!store.events(&AuditFilter::default()).await.expect("answers").is_empty());
+}
+
+#[tokio::test]
+async fn what_is_asked_all_the_time_reads_no_sandbox_that_ended() {
+    let database = Database::sqlite().await;
+    for (statement, index) in [
+        (sandboxes::LIVE, "sandboxes_live_by_age"),
+        (sandboxes::LIVE_LIMITS, "sandboxes_live "),
+        (sandboxes::COUNT_RECENT, "sandboxes_of_tenant"),
+    ] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+        let mut plan = sqlx::query(explain);
+        for _ in 0..statement.matches('$').count() {
+            plan = plan.bind(0_i64);
+        }
+        let rows = plan.fetch_all(&database.store.pool).await.expect("explains");
+        let plan: Vec<String> = rows.iter().map(|row| row.text("detail").expect("text")).collect();
+        assert!(plan.iter().any(|line| format!("{line} ").contains(index)), "{statement}: {plan:?}");
     }
 }

@@ -296,3 +296,41 @@ async fn backend_url_makes_the_default_backend() {
     assert_eq!(refused.json()["errors"][0]["pointer"], "/operations/1", "{}", refused.text);
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_template_asks_for_more_than_the_operator_allows() {
+    let bench = Bench::open(new_folder(), false, |config| {
+        config.caps.memory = serde_json::from_value(json!("1GiB")).expect("a size");
+        config.caps.ttl = std::time::Duration::from_secs(2 * 3600);
+    })
+    .await;
+    let greedy = json!({
+        "operations": [], "memory": "64GiB", "cpu": 1e9, "pids": 4_000_000_000_u32, "disk": "1TiB", "ttl": "23h"
+    });
+    let refused = bench.put("/templates/greedy", greedy).await;
+    assert_eq!(refused.code(), "invalid-input", "{}", refused.text);
+    insta::assert_json_snapshot!(refused.json()["errors"]);
+    let within = json!({ "operations": [], "memory": "1GiB", "ttl": "2h" });
+    assert_eq!(bench.put("/templates/within", within).await.status, StatusCode::CREATED);
+    let long = json!({ "user_id": "a", "conversation_id": "c", "ttl": "3h" });
+    let refused = bench.post("/sandbox", long).await;
+    assert_eq!(refused.json()["errors"][0]["pointer"], "/ttl", "{}", refused.text);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_tenant_s_name_and_files_are_nobody_s() {
+    let bench = Bench::without_sandboxes().await;
+    assert_eq!(bench.post("/tenants", json!({ "name": "acme" })).await.status, StatusCode::CREATED);
+    let files = bench.data().join("files/tenants/acme/users/alice/files");
+    std::fs::create_dir_all(&files).expect("makes folders");
+    std::fs::write(files.join("letter"), "of alice").expect("writes");
+    assert_eq!(bench.delete("/tenants/acme").await.status, StatusCode::NO_CONTENT);
+    let again = bench.post("/tenants", json!({ "name": "acme" })).await;
+    assert_eq!((again.status, again.code().as_str()), (StatusCode::CONFLICT, "state-conflict"));
+    assert!(again.field("detail").contains("never given again"), "{}", again.text);
+    let tenant = bench.data().join("files/tenants/acme");
+    crate::bench::until("its files are erased", async || !tenant.exists()).await;
+    assert_eq!(bench.delete("/tenants/acme").await.code(), "not-found");
+    bench.close().await;
+}

@@ -102,3 +102,34 @@ async fn a_conversation_may_have_a_new_sandbox_once_the_last_is_gone() {
     assert_ne!(second.field("sandbox_id"), first);
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_is_compared_with_the_sandbox_and_with_nothing_that_changed_since() {
+    let bench = Bench::real().await;
+    assert_eq!(bench.put("/templates/small", json!({ "operations": [] })).await.status, StatusCode::CREATED);
+    let body = |more: Value| {
+        let mut body = json!({ "user_id": "alice", "conversation_id": "c1", "template": "small" });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        body
+    };
+    let made = bench.post("/sandbox?wait=running", body(json!({ "operations": [] }))).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    assert_eq!(bench.delete("/templates/small").await.status, StatusCode::NO_CONTENT);
+    let again = bench.post("/sandbox", body(json!({}))).await;
+    assert_eq!((again.status, again.field("sandbox_id")), (StatusCode::OK, made.field("sandbox_id")));
+    for (more, differs) in [
+        (json!({ "template": "unheard" }), "/template"),
+        (json!({ "operations": ["desk/unheard"] }), "/operations"),
+    ] {
+        let refused = bench.post("/sandbox", body(more)).await;
+        assert_eq!((refused.status, refused.code().as_str()), (StatusCode::CONFLICT, "sandbox-differs"));
+        assert_eq!(refused.json()["errors"][0]["pointer"], differs, "{}", refused.text);
+    }
+    let mut of_bob = body(json!({ "template": "unheard" }));
+    of_bob["user_id"] = json!("bob");
+    assert_eq!(bench.post("/sandbox", of_bob).await.code(), "conversation-of-another-user");
+    let mut new = body(json!({}));
+    new["conversation_id"] = json!("c2");
+    assert_eq!(bench.post("/sandbox", new).await.code(), "invalid-input", "a new one needs its template");
+    bench.close().await;
+}

@@ -133,3 +133,37 @@ async fn a_tenant_sees_nothing_of_another() {
     );
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_gets_no_more_out_of_a_sandbox_than_it_may_give_to_one() {
+    let bench = Bench::real().await;
+    bench.put("/backends/desk", json!({ "backend": { "url": "http://desk.internal:8080" } })).await;
+    let key = async |operations: Value| {
+        let made = bench.post("/keys", json!({ "role": "developer", "operations": operations })).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+        made.field("key")
+    };
+    let (reader, writer) = (key(json!(["desk/read"])).await, key(json!(["desk/read", "desk/write"])).await);
+    let body = |conversation: &str, operations: Value| json!({ "user_id": "alice", "conversation_id": conversation, "operations": operations });
+    for (conversation, operations, is_beyond) in
+        [("c1", json!(["desk/read", "desk/write"]), true), ("c2", json!(["desk/read"]), false)]
+    {
+        let made = bench
+            .call_as(&writer, Method::POST, "/sandbox?wait=running", body(conversation, operations))
+            .await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+        let id = made.field("sandbox_id");
+        for (path, body) in [
+            ("/sandbox".to_owned(), json!({ "user_id": "alice", "conversation_id": conversation })),
+            (format!("/tokens/{id}/refresh"), Value::Null),
+            (format!("/sandbox/{id}/exec"), json!({ "command": "true", "collect": true })),
+        ] {
+            let answer = bench.call_as(&reader, Method::POST, &path, body.clone()).await;
+            assert_eq!(answer.status == StatusCode::FORBIDDEN, is_beyond, "{path}: {}", answer.text);
+            assert_eq!(is_beyond, !answer.text.contains("token\":") && answer.status != StatusCode::OK);
+            let answer = bench.call_as(&writer, Method::POST, &path, body).await;
+            assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
+        }
+    }
+    bench.close().await;
+}

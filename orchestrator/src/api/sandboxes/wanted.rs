@@ -4,7 +4,7 @@
 
 use crate::api::input::{Fields, escaped};
 use crate::api::{Api, Call};
-use crate::check::{MAX_TTL, environment_mistakes};
+use crate::check::{MAX_TTL, compact, environment_mistakes};
 use crate::keys::random;
 use crate::operations::{Ungrantable, resolve};
 use crate::runtime::{self, Isolation, Limits};
@@ -16,6 +16,7 @@ use postern_common::folder::TemplateFile;
 use postern_common::id::{ConversationId, SandboxId, TemplateName, UserId};
 use postern_common::problem::{Code, Problem};
 use postern_common::session::Grant;
+use postern_common::settings::SandboxCaps;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +36,7 @@ const DISK_BYTES: u64 = 1 << 30;
 /// Claims are shown to policies and filters on each request: they stay small.
 const CLAIMS_BYTES: usize = 8 * 1024;
 
-/// A create call, judged.
+/// A create call, read. What it may have is judged only where there is no sandbox yet.
 #[derive(Debug)]
 pub(super) struct Wanted {
     user_id: UserId,
@@ -49,14 +50,19 @@ pub(super) struct Wanted {
     labels: BTreeMap<String, String>,
     ttl: Option<Duration>,
     idle: Option<Duration>,
-    /// What the sandbox would be made of.
+}
+
+/// What a new sandbox is made of, and what it may call.
+#[derive(Debug)]
+pub(super) struct Judged {
     made_of: TemplateFile,
     granted: Vec<Grant>,
     isolation: runtime::Wanted,
 }
 
 impl Wanted {
-    /// Reads a create call. All mistakes are reported at once.
+    /// Reads a create call. All mistakes are reported at once; where there are some, also those of
+    /// a new sandbox.
     pub(super) fn read(api: &Api, call: &Call, tenant: &Tenant) -> Result<Self, Problem> {
         let mut fields = Fields::read(&call.body)?;
         let (user_id, conversation_id) = (fields.required("user_id"), fields.required("conversation_id"));
@@ -75,8 +81,9 @@ impl Wanted {
         }
         let labels = fields.labels("labels").unwrap_or_default();
         let (ttl, idle) = times(&mut fields);
-        let (made_of, granted) = judge(&mut fields, call, tenant, template.as_ref(), operations.as_deref())?;
-        let isolation = isolation(&mut fields, api, &made_of);
+        if !fields.is_right() {
+            judge(&mut fields, api, call, tenant, (template.as_ref(), operations.as_deref()))?;
+        }
         let (Some(user_id), Some(conversation_id)) = (user_id, conversation_id) else {
             fields.finish()?;
             return Err(Problem::new(Code::InvalidInput, "`user_id` and `conversation_id` are required"));
@@ -94,14 +101,22 @@ impl Wanted {
             labels,
             ttl,
             idle,
-            made_of,
-            granted,
-            isolation,
         })
     }
 
-    pub(super) const fn isolation(&self) -> runtime::Wanted {
-        self.isolation
+    /// Judges what a new sandbox would be, by template, key and operator.
+    pub(super) fn judge(&self, api: &Api, call: &Call, tenant: &Tenant) -> Result<Judged, Problem> {
+        let mut fields = Fields::read(&[])?;
+        let asked = (self.template.as_ref(), self.operations.as_deref());
+        let judged = judge(&mut fields, api, call, tenant, asked)?;
+        let cap = api.configuration.caps().ttl;
+        for (name, time) in [("ttl", self.ttl), ("idle", self.idle)] {
+            if time.is_some_and(|time| time > cap) {
+                fields.mistake(format!("/{name}"), format!("the operator allows at most {}", compact(cap)));
+            }
+        }
+        fields.finish()?;
+        Ok(judged)
     }
 
     /// Whether a repeat asks for what is there.
@@ -150,12 +165,14 @@ impl Wanted {
         api: &Api,
         call: &Call,
         tenant: &Tenant,
+        judged: &Judged,
         now: Timestamp,
     ) -> Result<NewSandbox, Problem> {
+        let (made_of, caps) = (&judged.made_of, api.configuration.caps());
         let unsealed = |error: crate::seal::SealError| Problem::new(Code::Internal, error.to_string());
         let id = random(12).map_err(unsealed)?;
         let id = SandboxId::from_random(id.reveal().first_chunk().copied().unwrap_or_default());
-        let mut env = self.made_of.env.clone();
+        let mut env = made_of.env.clone();
         env.extend(self.env.clone().unwrap_or_default());
         let name = &tenant.row.name;
         let place = Place::Environment { tenant: name.as_str(), sandbox: id.as_str() };
@@ -163,22 +180,22 @@ impl Wanted {
             serde_json::to_vec(&env).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
         let env_sealed =
             (!env.is_empty()).then(|| api.keys.data.seal(place, &text)).transpose().map_err(unsealed)?;
-        let ttl = self.ttl.or(self.made_of.ttl).unwrap_or(TTL);
+        let ttl = self.ttl.or(made_of.ttl).unwrap_or(TTL).min(caps.ttl);
         Ok(NewSandbox {
             id,
             tenant: name.clone(),
             user_id: self.user_id.clone(),
             conversation_id: self.conversation_id.clone(),
             template: template_name(self.template.as_ref())?,
-            operations: self.granted.clone(),
+            operations: judged.granted.clone(),
             claims: self.claims.clone().unwrap_or_default(),
             labels: self.labels.clone(),
             env_sealed,
             env_digest: self.env_digest.clone().unwrap_or_else(|| env_digest(api, &BTreeMap::new())),
-            asked: Asked { isolation: self.isolation, limits: limits(&self.made_of) },
+            asked: Asked { isolation: judged.isolation, limits: limits(made_of, caps) },
             created_by: call.actor()?.to_string(),
             expires_at: end(now, ttl),
-            idle: self.idle.or(self.made_of.idle).unwrap_or(IDLE),
+            idle: self.idle.or(made_of.idle).unwrap_or(IDLE).min(caps.ttl),
         })
     }
 }
@@ -222,14 +239,31 @@ fn template_name(asked: Option<&TemplateName>) -> Result<TemplateName, Problem> 
     )
 }
 
-/// What the template makes of it, and the operations; what a key may not give is forbidden rather
-/// than wrong.
+impl Judged {
+    pub(super) const fn isolation(&self) -> runtime::Wanted {
+        self.isolation
+    }
+}
+
+/// What template and operations that are asked for make of it.
 fn judge(
+    fields: &mut Fields,
+    api: &Api,
+    call: &Call,
+    tenant: &Tenant,
+    asked: (Option<&TemplateName>, Option<&[Grant]>),
+) -> Result<Judged, Problem> {
+    let (made_of, granted) = granted(fields, call, tenant, asked)?;
+    let isolation = isolation(fields, api, &made_of);
+    Ok(Judged { made_of, granted, isolation })
+}
+
+/// The template and the operations; what a key may not give is forbidden rather than wrong.
+fn granted(
     fields: &mut Fields,
     call: &Call,
     tenant: &Tenant,
-    template: Option<&TemplateName>,
-    operations: Option<&[Grant]>,
+    (template, operations): (Option<&TemplateName>, Option<&[Grant]>),
 ) -> Result<(TemplateFile, Vec<Grant>), Problem> {
     let name = template_name(template)?;
     let Some(made_of) = tenant.template(&name) else {
@@ -272,18 +306,20 @@ fn isolation(fields: &mut Fields, api: &Api, template: &TemplateFile) -> runtime
     }
 }
 
-fn limits(template: &TemplateFile) -> Limits {
-    let cpu_millis = template.cpu.map_or(CPU_MILLIS, |cores| {
-        // In range: `check` refused what is not above zero.
+/// What the template asks for, within what the operator allows, who may have lowered it since the
+/// template was put.
+fn limits(template: &TemplateFile, caps: &SandboxCaps) -> Limits {
+    let millis = |cores: f64| {
+        // In range: `check` and the settings refused what is not above zero.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what fits")]
         let millis = (cores * 1000.0).round().clamp(1.0, 1_000_000.0) as u32;
         millis
-    });
+    };
     Limits {
-        memory_bytes: template.memory.map_or(MEMORY_BYTES, |size| size.as_u64()),
-        cpu_millis,
-        pids: template.pids.unwrap_or(PIDS),
-        disk_bytes: template.disk.map_or(DISK_BYTES, |size| size.as_u64()),
+        memory_bytes: template.memory.map_or(MEMORY_BYTES, |size| size.as_u64()).min(caps.memory.as_u64()),
+        cpu_millis: template.cpu.map_or(CPU_MILLIS, millis).min(millis(caps.cpu)),
+        pids: template.pids.unwrap_or(PIDS).min(caps.pids),
+        disk_bytes: template.disk.map_or(DISK_BYTES, |size| size.as_u64()).min(caps.disk.as_u64()),
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
 use crate::artefacts::Artefacts;
-use crate::configuration::DEFAULT_TENANT;
+use crate::configuration::{DEFAULT_TENANT, Parts};
 use crate::control::Gateways;
 use crate::keys::{GivenKeys, InstallationKeys};
 use crate::store::tests::Database;
@@ -32,7 +32,15 @@ impl Room {
         let keys = Arc::new(keys.expect("makes keys"));
         let artefacts = Artefacts::new(None, folder.path().join("artefacts"), &keys).expect("has a key");
         let (gateways, _uses) = Gateways::start(1, State::default(), store.clone(), &tasks);
-        let configuration = Configuration::new(store, keys, gateways.clone(), artefacts, None, tasks.clone());
+        let configuration = Configuration::new(Parts {
+            store,
+            keys,
+            gateways: gateways.clone(),
+            artefacts,
+            backend_url: None,
+            caps: Default::default(),
+            tasks: tasks.clone(),
+        });
         configuration.publish_all().await.expect("publishes");
         let (publisher, follower) = link();
         gateways.connect(publisher).await;
@@ -78,7 +86,7 @@ async fn a_change_is_told_also_when_its_caller_leaves_before() {
     let set = room.set();
     let configuration = room.configuration.clone();
     let name = tenant();
-    let mut asking = Box::pin(configuration.commit(&name, async move {
+    let mut asking = Box::pin(configuration.commit(&name, |done| *done, async move {
         gate.await.expect("opens");
         set.await
     }));

@@ -18,7 +18,7 @@ fn policy(name: &str, text: &str) -> ResourceChange {
 }
 
 pub(super) async fn every_set_that_was_in_force_is_a_version(store: &Store) {
-    assert!(store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers"));
+    assert_eq!(make(store, "acme").await, MadeTenant::Made);
     let change = async |expected, has, changes: &[ResourceChange], action| {
         let changed = store.change_resources(&tenant(), expected, has, changes, &[audit(action)]).await;
         assert!(changed.expect("answers"));

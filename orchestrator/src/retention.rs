@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is over is forgotten in the end: sandboxes and lines of the log by their age, decisions
+//! by their number, files of removed tenants as soon as possible.
+//!
+//! What is to be erased is written down before (`removed_tenants`), so that an end at any moment
+//! leaves nothing behind: the next start goes on.
+
+use crate::files::UserFiles;
+use crate::store::{Store, StoreError};
+use jiff::Timestamp;
+use postern_common::clock;
+use postern_common::settings::KeptTimes;
+use postern_common::tasks::Stop;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How often is looked.
+const EVERY: Duration = Duration::from_secs(600);
+/// Rows that one statement deletes: it holds others up for milliseconds.
+const BATCH: u32 = 1000;
+
+/// Forgets what is over. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Retention {
+    store: Store,
+    files: UserFiles,
+    kept: KeptTimes,
+    begin: Arc<Notify>,
+}
+
+impl Retention {
+    /// Nothing happens before [`Retention::watch`].
+    #[must_use]
+    pub(crate) fn new(store: Store, files: UserFiles, kept: KeptTimes) -> Self {
+        Self { store, files, kept, begin: Arc::new(Notify::new()) }
+    }
+
+    /// Looks now rather than at the next interval.
+    pub(crate) fn begin(&self) {
+        self.begin.notify_one();
+    }
+
+    /// Looks at intervals until `stop`. Stopping in between loses nothing.
+    pub(crate) async fn watch(self, stop: Stop) {
+        loop {
+            let Some(swept) = stop.run_until_cancelled(self.sweep(clock::now())).await else { return };
+            if let Err(error) = swept {
+                tracing::error!(error = &error as &dyn std::error::Error, "what is over is forgotten later");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.begin.notified() => {}
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+    }
+
+    /// Forgets all that is over at `now`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the rest is for the next time.
+    pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.erase().await?;
+        self.store.trim_decisions(now).await?;
+        let before =
+            |kept: Duration| now.saturating_sub(crate::driver::signed(kept)).unwrap_or(Timestamp::MIN);
+        let (sandboxes, events) = (before(self.kept.sandboxes), before(self.kept.events));
+        while self.store.forget_sandboxes(sandboxes, BATCH).await? == u64::from(BATCH) {}
+        while self.store.forget_events(events, BATCH).await? == u64::from(BATCH) {}
+        Ok(())
+    }
+
+    /// Erases the files of tenants that are no more.
+    async fn erase(&self) -> Result<(), StoreError> {
+        for tenant in self.store.tenants_to_erase().await? {
+            match self.files.erase(&tenant).await {
+                Ok(()) => self.store.tenant_erased(&tenant, clock::now()).await?,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(%tenant, error, "a removed tenant's files are still there; tried again later");
+                }
+            }
+        }
+        Ok(())
+    }
+}
