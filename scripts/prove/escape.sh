@@ -17,21 +17,36 @@ postern=$programs/postern
 
 folder=$(mktemp -d /var/tmp/postern-prove-XXXXXX)
 chmod 711 "$folder"
-up= passed=0 failed=0
-stop() {
+up= passed=0 failed=0 left=()
+# Ends `postern up`, which ends its sandboxes. Where that fails, the data folder is all that knows
+# of them: it is kept.
+stop() { # LEVEL
   [[ -n $up ]] || return 0
+  local status=0 tries
   kill -INT "$up" 2>/dev/null
   for ((tries = 0; tries < 300; tries++)); do
-    kill -0 "$up" 2>/dev/null || { up=; return 0; }
+    kill -0 "$up" 2>/dev/null || break
     sleep 0.1
   done
-  echo "prove: postern up (process $up) did not end within 30 s" >&2
-  kill -KILL "$up"
-  up= failed=$((failed + 1))
+  if kill -0 "$up" 2>/dev/null; then
+    echo "prove: postern up (process $up) did not end within 30 s" >&2
+    kill -KILL "$up"
+  fi
+  wait "$up" || status=$?
+  up=
+  ((status == 0)) && return 0
+  echo "prove: postern up --isolation $1 ended with $status; its last words:" >&2
+  tail -n 5 "$folder/$1.log" >&2
+  left+=("$1") failed=$((failed + 1))
 }
 finish() {
-  stop
-  rm -rf "$folder"
+  stop "${level:-}"
+  if ((${#left[@]} == 0)); then
+    rm -rf "$folder"
+    return
+  fi
+  echo "prove: something may still run; $folder is kept. This ends it, Ctrl-C when it is up:" >&2
+  for level in "${left[@]}"; do echo "  $postern up --data-dir $folder/$level" >&2; done
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -81,7 +96,7 @@ for level in ${LEVELS:-gvisor namespaces}; do
   else
     failed=$((failed + 1))
   fi
-  stop
+  stop "$level"
 done
 echo "$passed passed, $failed failed"
 ((failed == 0 && passed > 0))
