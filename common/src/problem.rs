@@ -125,6 +125,8 @@ codes! {
     StateStale "state-stale" 503 "The gateway's state is too old to serve from";
     /// The backend failed too often lately.
     CircuitOpen "circuit-open" 503 "The backend is failing";
+    /// The server is ending and takes no new work.
+    ShuttingDown "shutting-down" 503 "The server is shutting down";
     /// Sandboxes cannot be made at present.
     RuntimeUnavailable "runtime-unavailable" 503 "Sandboxes cannot be made at present";
     /// The isolation that was asked for does not work on this machine.

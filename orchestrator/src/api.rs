@@ -12,6 +12,7 @@
 
 mod body;
 mod configuration;
+mod drain;
 mod etag;
 mod exec;
 mod input;
@@ -28,6 +29,7 @@ mod server;
 mod sse;
 mod tenants;
 
+pub(crate) use drain::Drain;
 pub(crate) use server::serve;
 
 use crate::configuration::{Configuration, Edition};
@@ -74,6 +76,8 @@ pub(crate) struct Api {
     pub(crate) rights: Rights,
     /// The isolation that the operator wants exactly, if any.
     pub(crate) isolation: Option<Isolation>,
+    /// Whether new work is taken.
+    pub(crate) drain: Drain,
     /// Owns streams that outlive a request's handler.
     pub(crate) tasks: Tasks,
 }
@@ -220,6 +224,10 @@ async fn admit(
         Access::Open => None,
         Access::Key(_) | Access::Installation => Some(caller(api, &parts.headers, route).await?),
     };
+    // What reads or removes goes on while the orchestrator ends.
+    if !matches!(route.method, Method::GET | Method::DELETE) {
+        drop(api.drain.enter().await?);
+    }
     let query = QueryPairs::read(parts.uri.query().unwrap_or_default(), route.query)?;
     let path = match parts.extract::<RawPathParams>().await {
         Ok(params) => params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),

@@ -12,7 +12,7 @@ use postern_common::problem::FieldError;
 use postern_common::session::{Grant, Isolation};
 use postern_common::settings::SandboxCaps;
 use postern_openapi::Document;
-use postern_policies::{PolicySource, TenantPolicies, TenantSchema, schema_from_openapi};
+use postern_policies::{PolicySource, TenantPolicies, TenantSchema, run_tests, schema_from_openapi};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,9 @@ pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 /// Judges a configuration and returns what its backends offer. Blocking: a document may take a
 /// second.
 ///
-/// The operator's `caps` are for what is put: where they were lowered later, sandboxes get less
-/// than their template asks for, and its tenant goes on.
+/// With `caps` it is judged as something that is put: by the operator's caps, and by its own tests
+/// of policies. What is in force already goes on where caps were lowered later (sandboxes get less
+/// than their template asks for) or a test speaks of a time that has come.
 ///
 /// # Errors
 /// Every mistake, each with a JSON pointer into the configuration.
@@ -49,8 +50,11 @@ pub(crate) fn check(
         .collect();
     let are_documents_good = documents.len() == files.backends.len();
     let catalogue = Catalogue::new(documents.iter().cloned());
-    if are_documents_good {
-        check_policies(tenant, files, &documents, &mut mistakes);
+    if are_documents_good
+        && let Some(policies) = check_policies(tenant, files, &documents, &mut mistakes)
+        && caps.is_some()
+    {
+        check_cases(&policies, files, &mut mistakes);
     }
     for (name, template) in &files.templates {
         check_template(name, template, &catalogue, are_documents_good, &mut mistakes);
@@ -156,17 +160,21 @@ fn check_policies(
     files: &TenantFiles,
     documents: &[(BackendName, Document)],
     mistakes: &mut Mistakes,
-) {
+) -> Option<TenantPolicies> {
     let backends: Vec<_> =
         documents.iter().map(|(name, document)| schema_from_openapi(name, document)).collect();
     let schema = match TenantSchema::build(tenant, &backends) {
         Ok(schema) => schema,
-        Err(error) => return mistakes.add("/backends", error.to_string()),
+        Err(error) => {
+            mistakes.add("/backends", error.to_string());
+            return None;
+        }
     };
-    check_set(&schema, "policies", files.policies.as_ref(), mistakes);
+    let policies = check_set(&schema, "policies", files.policies.as_ref(), mistakes);
     if !files.shadow_policies.is_empty() {
         check_set(&schema, "policies/shadow", Some(&files.shadow_policies), mistakes);
     }
+    policies
 }
 
 /// What a tenant's policies may speak of.
@@ -192,12 +200,44 @@ fn check_set(
     folder: &str,
     files: Option<&BTreeMap<PolicyName, String>>,
     mistakes: &mut Mistakes,
-) {
+) -> Option<TenantPolicies> {
     let sources: Option<Vec<PolicySource>> = files.map(|files| sources(files, folder));
-    if let Err(wrong) = TenantPolicies::load(schema, sources.as_deref()) {
-        for mistake in wrong {
-            let file = mistake.file.strip_suffix(".cedar").unwrap_or(&mistake.file);
-            mistakes.add(format!("/{file}"), mistake.to_string());
+    let loaded = TenantPolicies::load(schema, sources.as_deref());
+    let wrong = match loaded {
+        Ok(policies) => return Some(policies),
+        Err(wrong) => wrong,
+    };
+    for mistake in wrong {
+        let file = mistake.file.strip_suffix(".cedar").unwrap_or(&mistake.file);
+        mistakes.add(format!("/{file}"), mistake.to_string());
+    }
+    None
+}
+
+/// Runs the tenant's own tests of its policies: one that fails is a mistake, with file and case.
+fn check_cases(policies: &TenantPolicies, files: &TenantFiles, mistakes: &mut Mistakes) {
+    let source = |(name, text): (&PolicyName, &String)| PolicySource {
+        name: format!("policies/tests/{name}.toml"),
+        text: text.clone(),
+    };
+    let sources: Vec<PolicySource> = files.policy_tests.iter().map(source).collect();
+    let pointer = |file: &str| {
+        let name = file.strip_prefix("policies/tests/").and_then(|name| name.strip_suffix(".toml"));
+        format!("/policy_tests/{}", name.unwrap_or(file))
+    };
+    match run_tests(policies, &sources) {
+        Ok(report) => {
+            for case in report.cases {
+                if let Some(failure) = case.failure {
+                    let message = format!("{}: case `{}` fails: {failure}", case.file, case.name);
+                    mistakes.add(pointer(&case.file), message);
+                }
+            }
+        }
+        Err(wrong) => {
+            for mistake in wrong {
+                mistakes.add(pointer(&mistake.file), mistake.to_string());
+            }
         }
     }
 }

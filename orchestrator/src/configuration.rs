@@ -18,7 +18,7 @@ use crate::store::{
     Action, Actor, AuditEntry, Kind, MadeTenant, Owner, RemovedTenant, Resource, ResourceChange, Store,
     StoreError, TenantRow,
 };
-use crate::tenant::{Tenant, files_of, parts_of};
+use crate::tenant::{Sealing, Tenant, files_of, parts_of};
 use postern_common::clock;
 use postern_common::control::{BackendConfig, Change, TenantConfig};
 use postern_common::decision::Versions;
@@ -81,6 +81,18 @@ pub enum ConfigurationError {
         /// Its name.
         name: String,
     },
+    /// The caller saw another version of the whole.
+    #[error(
+        "the configuration of tenant `{tenant}` is at version {found}, not {expected}: somebody changed it"
+    )]
+    Moved {
+        /// The tenant.
+        tenant: TenantId,
+        /// What the caller saw.
+        expected: i64,
+        /// What there is.
+        found: i64,
+    },
     /// Others changed it all the time.
     #[error("the configuration of tenant `{0}` is being changed by others; try again")]
     Busy(TenantId),
@@ -139,6 +151,8 @@ pub(crate) enum Edit {
         files: Box<TenantFiles>,
         /// Whether what they do not name goes.
         prune: bool,
+        /// The version of the configuration that the author saw.
+        expected: Option<i64>,
     },
     /// The policy set as a whole.
     PolicySet(PolicySetChange),
@@ -191,11 +205,23 @@ pub struct Changed {
     pub change: Difference,
 }
 
+/// A part that a change left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct Kept {
+    /// What it is, as in [`Changed`].
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+}
+
 /// What a change did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Edited {
     /// Each part that is different.
     pub changes: Vec<Changed>,
+    /// What the tenant has and an applied configuration does not name, where it was not pruned.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Kept>,
     /// The configuration's version; it rises with each change.
     pub version: i64,
     /// Whether it was only tried.
@@ -250,6 +276,7 @@ impl std::ops::Deref for Inner {
 struct Judged {
     changes: Vec<ResourceChange>,
     lines: Vec<Changed>,
+    kept: Vec<Kept>,
     /// What the tenant will be.
     tenant: Tenant,
 }
@@ -331,7 +358,7 @@ impl Configuration {
 
     async fn load(&self, row: TenantRow) -> Result<Arc<Tenant>, ConfigurationError> {
         let parts = self.0.store.resources(&row.name).await?;
-        let files = files_of(&parts, row.has_policies)?;
+        let files = files_of(&parts, row.has_policies, self.sealing(&row.name))?;
         let digests = digests(&parts);
         let (files, default_backend) = self.with_backend_url(&row.name, files);
         let (files, catalogue) = checked(row.name.clone(), files, None).await?;
@@ -375,6 +402,7 @@ impl Configuration {
             let judged = self.judge(&row, edit).await?;
             let mut edited = Edited {
                 changes: judged.lines,
+                kept: judged.kept,
                 version: row.version,
                 dry_run: edition.dry_run,
                 gateways_in_force: 0,
@@ -428,10 +456,18 @@ impl Configuration {
 
     async fn judge(&self, row: &TenantRow, edit: &Edit) -> Result<Judged, ConfigurationError> {
         let before = self.0.store.resources(&row.name).await?;
-        let mut files = files_of(&before, row.has_policies)?;
+        let mut files = files_of(&before, row.has_policies, self.sealing(&row.name))?;
+        let mut kept = Vec::new();
         match edit {
-            Edit::Whole { files: wanted, prune: true } => files = TenantFiles::clone(wanted),
-            Edit::Whole { files: wanted, prune: false } => merge(&mut files, wanted),
+            Edit::Whole { expected: Some(expected), .. } if *expected != row.version => {
+                let tenant = row.name.clone();
+                return Err(ConfigurationError::Moved { tenant, expected: *expected, found: row.version });
+            }
+            Edit::Whole { files: wanted, prune: true, .. } => files = TenantFiles::clone(wanted),
+            Edit::Whole { files: wanted, prune: false, .. } => {
+                kept = left_out(&before, &parts_of(wanted, self.sealing(&row.name))?);
+                merge(&mut files, wanted);
+            }
             Edit::PolicySet(change) => change.apply(&mut files)?,
             Edit::Part { kind, name, expected, change } => {
                 let there = before.iter().find(|part| part.kind == *kind && part.name == *name);
@@ -447,7 +483,7 @@ impl Configuration {
         let (used, default_backend) = self.with_backend_url(&row.name, files.clone());
         let (used, catalogue) = checked(row.name.clone(), used, Some(self.0.caps)).await?;
         self.0.artefacts.check(&used).await.map_err(ConfigurationError::Mistakes)?;
-        let after = parts_of(&files)?;
+        let after = parts_of(&files, self.sealing(&row.name))?;
         let row = TenantRow {
             version: row.version + 1,
             revision: row.revision + 1,
@@ -457,7 +493,11 @@ impl Configuration {
         let digests = digests(&after);
         let (changes, lines) = difference(&before, after);
         let tenant = Tenant { row, files: used, catalogue, default_backend, digests };
-        Ok(Judged { changes, lines, tenant })
+        Ok(Judged { changes, lines, kept, tenant })
+    }
+
+    fn sealing<'a>(&'a self, tenant: &'a TenantId) -> Sealing<'a> {
+        Sealing { keys: &self.0.keys, tenant }
     }
 
     /// What a gateway enforces for a tenant.
@@ -609,6 +649,13 @@ fn merge(files: &mut TenantFiles, wanted: &TenantFiles) {
     if wanted.limits != postern_common::folder::LimitsFile::default() {
         files.limits = wanted.limits.clone();
     }
+}
+
+/// What is there and not wanted.
+fn left_out(before: &[Resource], wanted: &[Resource]) -> Vec<Kept> {
+    let is_wanted = |part: &Resource| wanted.iter().any(|it| it.kind == part.kind && it.name == part.name);
+    let kept = |part: &Resource| Kept { kind: part.kind.as_str(), name: part.name.clone() };
+    before.iter().filter(|part| !is_wanted(part)).map(kept).collect()
 }
 
 /// What has to be written to get from `before` to `after`, and the same for people.

@@ -2,7 +2,7 @@
 //! Puts the parts together, in the one order that is safe.
 
 use crate::admin::{self, Admin};
-use crate::api::{self, Api};
+use crate::api::{self, Api, Drain};
 use crate::artefacts::Artefacts;
 use crate::config::Config;
 use crate::configuration::{self, Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
@@ -150,7 +150,7 @@ impl Prepared {
         tasks.spawn(async move |stop: Stop| sweeping.watch(stop).await);
         let isolation = config.isolation;
         let rights = Rights::shipped().map_err(StartError::Rights)?;
-        let tasks_of_api = tasks.clone();
+        let (drain, tasks) = (Drain::default(), tasks.clone());
         let api = Api {
             store,
             keys,
@@ -160,9 +160,10 @@ impl Prepared {
             host,
             isolation,
             rights,
-            tasks: tasks_of_api,
+            drain,
+            tasks: tasks.clone(),
         };
-        Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks: tasks.clone() })
+        Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
     }
 }
 
@@ -245,7 +246,7 @@ impl Orchestrator {
         let owner = Owner::Folder(folder.display().to_string());
         self.own(tenant, &owner).await?;
         let edition = Edition { owner, actor: Actor::Folder, request: None, dry_run: false };
-        let edit = Edit::Whole { files: Box::new(files), prune: true };
+        let edit = Edit::Whole { files: Box::new(files), prune: true, expected: None };
         self.api.configuration.edit(tenant, &edit, &edition).await
     }
 
@@ -282,12 +283,13 @@ impl Orchestrator {
         Err(ConfigurationError::OwnedElsewhere { tenant: tenant.clone(), owner: row.owner })
     }
 
-    /// Destroys every sandbox, keeping its files, and waits at most `patience`; returns how many
-    /// were not gone by then.
+    /// Takes no new work from now on, destroys every sandbox, keeping its files, and waits at most
+    /// `patience`; returns how many were not gone by then.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn destroy_all(&self, patience: Duration) -> Result<usize, StoreError> {
+        self.api.drain.close().await;
         self.api.driver.destroy_all("the orchestrator was stopped", patience).await
     }
 

@@ -40,6 +40,13 @@ pub(crate) enum Place<'a> {
         /// The secret's name.
         name: &'a str,
     },
+    /// The environment that a template gives.
+    Template {
+        /// The tenant.
+        tenant: &'a str,
+        /// The template's name.
+        name: &'a str,
+    },
     /// The environment of a sandbox.
     Environment {
         /// The tenant.
@@ -56,6 +63,7 @@ impl Place<'_> {
     fn bytes(self) -> Vec<u8> {
         let parts = match self {
             Self::Secret { tenant, name } => ["secret", tenant, name],
+            Self::Template { tenant, name } => ["template", tenant, name],
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
             Self::Root => ["root", "", ""],
         };
@@ -158,6 +166,7 @@ mod tests {
             Place::Secret { tenant: "evil", name: "desk" },
             Place::Secret { tenant: "acme", name: "other" },
             Place::Environment { tenant: "acme", sandbox: "desk" },
+            Place::Template { tenant: "acme", name: "desk" },
             Place::Root,
         ] {
             assert_eq!(key(1).open(place, &sealed).expect_err("refused"), SealError::Damaged, "{place:?}");

@@ -25,7 +25,8 @@ pub(super) async fn apply(api: Arc<Api>, call: Call) -> Answer {
     let tenant = call.tenant()?;
     let files: Box<TenantFiles> = Box::new(typed(&call.body)?);
     scope::templates(&api, &call, &files).await?;
-    let edit = Edit::Whole { files, prune: call.query.flag("prune")? };
+    let (prune, expected) = (call.query.flag("prune")?, call.query.parsed("version")?);
+    let edit = Edit::Whole { files, prune, expected };
     let edited = api.configuration.edit(&tenant, &edit, &call.edition()?).await.map_err(Refused::from)?;
     json(StatusCode::OK, &edited)
 }
@@ -236,7 +237,7 @@ impl Part for Filters {
     }
 }
 
-/// `/templates`.
+/// `/templates`. The values of `env` are never shown: they may be what others must not read.
 pub(super) enum Templates {}
 
 impl Part for Templates {
@@ -254,7 +255,14 @@ impl Part for Templates {
     }
 
     fn show(tenant: &Tenant, name: &TemplateName) -> Option<Value> {
-        tenant.template(name).map(|template| value!(template))
+        let mut template = tenant.template(name)?;
+        let names: Vec<String> = std::mem::take(&mut template.env).into_keys().collect();
+        let mut shown = value!(template);
+        if let Some(shown) = shown.as_object_mut().filter(|_| !names.is_empty()) {
+            // Another field than `env`: what was shown, put again, must not wipe the values.
+            shown.insert("env_names".to_owned(), value!(names));
+        }
+        Some(shown)
     }
 
     fn put(files: &mut TenantFiles, name: &TemplateName, body: &TemplateFile) {

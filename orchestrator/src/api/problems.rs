@@ -112,6 +112,8 @@ impl From<ConfigurationError> for Refused {
                 )
             }
             ConfigurationError::Mistakes(mistakes) => super::input::invalid(mistakes),
+            ConfigurationError::Moved { .. } => Problem::new(Code::PreconditionFailed, error.to_string())
+                .hint("look at the difference again (`?dry_run`), and decide anew"),
             ConfigurationError::Precondition { .. } => {
                 Problem::new(Code::PreconditionFailed, error.to_string())
                     .hint("GET it again, take its ETag, and decide anew")

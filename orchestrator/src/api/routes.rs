@@ -105,7 +105,8 @@ routes! {
     PUT "/secrets/{name}" "putSecret" CHANGE, Kind::Json(SECRET_BYTES), OF_TENANT, &[(204, "set")], secrets::put, "Gives a secret a value, which is never shown again";
     DELETE "/secrets/{name}" "deleteSecret" CHANGE, Kind::None, OF_TENANT, GONE, secrets::remove, "Removes a secret";
     POST "/apply" "apply" CHANGE, Kind::Json(CONFIGURATION_BYTES),
-        &[TENANT, DRY_RUN, ("prune", "take away what the body does not name")],
+        &[TENANT, DRY_RUN, ("prune", "take away what the body does not name"),
+            ("version", "only if the configuration still is at this version, as a dry run told it")],
         OK, configuration::apply, "Checks a whole configuration and puts it in force, all or nothing";
     GET "/events" "listEvents" READ, Kind::None,
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("after", "after this place in the log, for the next page")],

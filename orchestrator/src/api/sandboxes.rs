@@ -141,7 +141,10 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
         let new = wanted.sandbox(&api, &call, &tenant, &judged, clock::now())?;
         scope::new_sandbox(&api, &call, &tenant, &new)?;
         let quotas = tenant.files.limits.quotas.clone();
-        match api.driver.create(new, quotas, level, call.cause(None)?).await {
+        let written = api.drain.enter().await?;
+        let created = api.driver.create(new, quotas, level, call.cause(None)?).await;
+        drop(written);
+        match created {
             Ok((row, token)) => {
                 let row = if until_running { until_made(&api, row).await? } else { row };
                 return json(StatusCode::CREATED, &Shown::of(&api, &row, Some(&token)));
@@ -250,7 +253,7 @@ pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
 
 /// `PATCH /sandbox/{id}`.
 pub(super) async fn change(api: Arc<Api>, call: Call) -> Answer {
-    let change = wanted::changes(&call.body, clock::now())?;
+    let change = wanted::changes(&call.body, clock::now(), api.configuration.caps())?;
     let mut row = named(&api, &call, "id").await?;
     if let Some(labels) = &change.labels {
         // A key for some labels does not take a sandbox out of its own sight, nor into another's.

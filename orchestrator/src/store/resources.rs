@@ -58,6 +58,8 @@ pub(crate) struct Resource {
     pub(crate) body: String,
     /// A filter's component.
     pub(crate) component: Option<Vec<u8>>,
+    /// What of it nobody is shown, sealed: the values of a template's `env`.
+    pub(crate) sealed: Option<Vec<u8>>,
     /// A digest of body and component, in hex.
     pub(crate) digest: String,
 }
@@ -113,8 +115,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn resources(&self, tenant: &TenantId) -> Result<Vec<Resource>, StoreError> {
-        let select =
-            "SELECT kind, name, body, component, digest FROM resources WHERE tenant = $1 ORDER BY kind, name";
+        let select = "SELECT kind, name, body, component, sealed, digest FROM resources WHERE tenant = $1 ORDER BY kind, name";
         let rows = sqlx::query(select).bind(tenant.as_str().to_owned()).fetch_all(&self.pool).await?;
         let resource = |row: &sqlx::any::AnyRow| {
             Ok(Resource {
@@ -122,6 +123,7 @@ impl Store {
                 name: row.text("name")?,
                 body: row.text("body")?,
                 component: row.maybe_bytes("component")?,
+                sealed: row.maybe_bytes("sealed")?,
                 digest: row.text("digest")?,
             })
         };
@@ -243,10 +245,10 @@ impl Store {
 
 impl Change {
     async fn apply(&mut self, tenant: &TenantId, change: &ResourceChange) -> Result<(), StoreError> {
-        let upsert = "INSERT INTO resources (tenant, kind, name, body, component, digest, updated_at_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant, kind, name) DO UPDATE SET \
-             body = excluded.body, component = excluded.component, digest = excluded.digest, \
-             updated_at_micros = excluded.updated_at_micros";
+        let upsert = "INSERT INTO resources (tenant, kind, name, body, component, sealed, digest, updated_at_micros) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (tenant, kind, name) DO UPDATE SET \
+             body = excluded.body, component = excluded.component, sealed = excluded.sealed, \
+             digest = excluded.digest, updated_at_micros = excluded.updated_at_micros";
         let query = match change {
             ResourceChange::Put(resource) => sqlx::query(upsert)
                 .bind(tenant.as_str().to_owned())
@@ -254,6 +256,7 @@ impl Change {
                 .bind(resource.name.clone())
                 .bind(resource.body.clone())
                 .bind(resource.component.clone())
+                .bind(resource.sealed.clone())
                 .bind(resource.digest.clone())
                 .bind(micros(postern_common::clock::now())),
             ResourceChange::Remove(kind, name) => {

@@ -376,6 +376,7 @@ async fn changes_of_a_configuration_rest_on_a_version(store: &Store) {
         name: name.to_owned(),
         body: "{}".to_owned(),
         component: Some(vec![0, 255]),
+        sealed: Some(vec![255, 0]),
         digest: "d".to_owned(),
     };
     let put = |name: &str| [ResourceChange::Put(part(name))];

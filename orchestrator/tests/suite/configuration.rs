@@ -334,3 +334,81 @@ async fn a_removed_tenant_s_name_and_files_are_nobody_s() {
     assert_eq!(bench.delete("/tenants/acme").await.code(), "not-found");
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_s_env_is_sealed_and_only_its_names_are_shown() {
+    let bench = Bench::real().await;
+    let template = json!({ "operations": [], "env": { "API_TOKEN": "hunter4-of-the-template" } });
+    let made = bench.put("/templates/small", template.clone()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let again = bench.put("/templates/small", template.clone()).await;
+    assert_eq!((again.json()["changes"].clone(), again.etag()), (json!([]), made.etag()), "the same");
+    let mut other = template;
+    other["env"]["API_TOKEN"] = json!("hunter5-of-the-template");
+    let changed = bench.put("/templates/small", other).await;
+    assert_ne!(changed.etag(), made.etag(), "another value is another template");
+
+    let shown = bench.get("/templates/small").await;
+    assert_eq!(shown.json()["env_names"], json!(["API_TOKEN"]));
+    let back = bench.put("/templates/small", shown.json()).await;
+    assert_eq!(back.code(), "invalid-input", "what is shown is not what can be put: {}", back.text);
+    for path in ["/templates", "/templates/small", "/events"] {
+        assert!(!bench.get(path).await.text.contains("hunter"), "{path}");
+    }
+    for file in walk(&bench.data()) {
+        let bytes = std::fs::read(&file).expect("readable");
+        assert!(!bytes.windows(6).any(|window| window == b"hunter"), "in {}", file.display());
+    }
+    let body = json!({ "user_id": "alice", "conversation_id": "c1", "template": "small" });
+    let sandbox = bench.post("/sandbox?wait=running", body).await;
+    assert_eq!(sandbox.status, StatusCode::CREATED, "{}", sandbox.text);
+    let inside = bench.shell(&sandbox.field("sandbox_id"), "printf %s \"$API_TOKEN\"").await;
+    assert_eq!(inside, "hunter5-of-the-template");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_applied_configuration_rests_on_the_version_that_was_compared_with() {
+    let bench = Bench::without_sandboxes().await;
+    bench.put("/templates/other", json!({ "operations": [] })).await;
+    let tried = bench.post("/apply?dry_run", whole()).await.json();
+    assert_eq!(tried["kept"], json!([{ "kind": "template", "name": "other" }]), "the body lacks it");
+    let version = tried["version"].as_i64().expect("a number");
+    bench.put("/templates/third", json!({ "operations": [] })).await;
+    let late = bench.post(&format!("/apply?version={version}"), whole()).await;
+    assert_eq!((late.status, late.code().as_str()), (StatusCode::PRECONDITION_FAILED, "precondition-failed"));
+    assert_eq!(bench.get("/backends").await.json()["backends"], json!([]));
+    let now = version + 1;
+    let pruned = bench.post(&format!("/apply?prune&version={now}"), whole()).await;
+    assert_eq!(pruned.status, StatusCode::OK, "{}", pruned.text);
+    assert_eq!(pruned.json().get("kept"), None, "nothing stays");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_test_of_policies_refuses_the_change_with_file_and_case() {
+    let bench = Bench::without_sandboxes().await;
+    let case = |expect: &str| {
+        format!(
+            "[[case]]\nname = \"orders are read\"\noperation = \"desk/listOrders\"\nexpect = \"{expect}\"\n"
+        )
+    };
+    let with = |text: String| {
+        let mut all = whole();
+        all["policy_tests"] = json!({ "desk": text });
+        all
+    };
+    let refused = bench.post("/apply", with(case("deny"))).await;
+    assert_eq!(refused.code(), "invalid-input", "{}", refused.text);
+    let error = refused.json()["errors"][0].clone();
+    assert_eq!(error["pointer"], "/policy_tests/desk");
+    let message = error["message"].as_str().expect("text");
+    assert!(message.contains("policies/tests/desk.toml") && message.contains("orders are read"), "{message}");
+    let unread = bench.post("/apply", with("[[case]]\nnome = \"x\"\n".to_owned())).await;
+    assert_eq!(unread.json()["errors"][0]["pointer"], "/policy_tests/desk", "{}", unread.text);
+    assert_eq!(bench.post("/apply", with(case("allow"))).await.status, StatusCode::OK);
+    let stricter = json!({ "text": "@id(\"none\") forbid (principal, action, resource);" });
+    let refused = bench.put("/policies/desk", stricter).await;
+    assert_eq!(refused.json()["errors"][0]["pointer"], "/policy_tests/desk", "{}", refused.text);
+    bench.close().await;
+}

@@ -253,3 +253,39 @@ async fn files_that_its_disk_cannot_hold_are_told_before_it_is_made() {
     assert_eq!(bench.shell(&made.field("sandbox_id"), "stat -c %s /data/user/big").await, "40000000\n");
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orchestrator_that_ends_takes_no_new_work_and_leaves_no_sandbox() {
+    let bench = Bench::real().await;
+    let (sandbox, going) = (bench.sandbox("c1").await, bench.sandbox("c2").await);
+    let body = |conversation: &str| json!({ "user_id": "alice", "conversation_id": conversation });
+    // Asked for while it ends: made before and destroyed with the rest, or refused.
+    let (left, asked) = tokio::join!(
+        bench.orchestrator.destroy_all(crate::bench::PATIENCE),
+        futures_util::future::join_all((0..8).map(|number| {
+            let body = body(&format!("late-{number}"));
+            let bench = &bench;
+            async move { bench.post("/sandbox", body).await }
+        }))
+    );
+    assert_eq!(left.expect("asks"), 0);
+    for answer in asked {
+        assert!(answer.status == StatusCode::CREATED || answer.code() == "shutting-down", "{}", answer.text);
+    }
+    for (method, path, body) in [
+        (Method::POST, "/sandbox".to_owned(), body("c3")),
+        (Method::POST, format!("/sandbox/{sandbox}/exec"), json!({ "command": "true" })),
+        (Method::POST, format!("/tokens/{going}/refresh"), Value::Null),
+        (Method::PUT, "/templates/small".to_owned(), json!({ "operations": [] })),
+    ] {
+        let refused = bench.call(method, &path, body).await;
+        assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "shutting-down"), "{path}");
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+    let all = bench.get("/sandbox").await.json();
+    let live = |sandbox: &&Value| sandbox["status"] != "destroyed" && sandbox["status"] != "failed";
+    let live: Vec<&Value> = all["sandboxes"].as_array().expect("a list").iter().filter(live).collect();
+    assert!(live.is_empty(), "{live:?}");
+    assert_eq!(bench.delete(&format!("/sandbox/{sandbox}")).await.status, StatusCode::OK);
+    bench.close().await;
+}

@@ -109,12 +109,7 @@ impl Wanted {
         let mut fields = Fields::read(&[])?;
         let asked = (self.template.as_ref(), self.operations.as_deref());
         let judged = judge(&mut fields, api, call, tenant, asked)?;
-        let cap = api.configuration.caps().ttl;
-        for (name, time) in [("ttl", self.ttl), ("idle", self.idle)] {
-            if time.is_some_and(|time| time > cap) {
-                fields.mistake(format!("/{name}"), format!("the operator allows at most {}", compact(cap)));
-            }
-        }
+        within_caps(&mut fields, (self.ttl, self.idle), api.configuration.caps());
         fields.finish()?;
         Ok(judged)
     }
@@ -211,11 +206,26 @@ fn times(fields: &mut Fields) -> (Option<Duration>, Option<Duration>) {
     (ttl, idle)
 }
 
+/// Notes times that are over what the operator allows.
+fn within_caps(
+    fields: &mut Fields,
+    (ttl, idle): (Option<Duration>, Option<Duration>),
+    caps: &SandboxCaps,
+) {
+    for (name, time) in [("ttl", ttl), ("idle", idle)] {
+        if time.is_some_and(|time| time > caps.ttl && time <= MAX_TTL) {
+            let message = format!("the operator allows at most {}", compact(caps.ttl));
+            fields.mistake(format!("/{name}"), message);
+        }
+    }
+}
+
 /// Reads what is to be changed of a sandbox; a `ttl` counts from now.
-pub(super) fn changes(body: &[u8], now: Timestamp) -> Result<SandboxChange, Problem> {
+pub(super) fn changes(body: &[u8], now: Timestamp, caps: &SandboxCaps) -> Result<SandboxChange, Problem> {
     let mut fields = Fields::read(body)?;
     let labels = fields.labels("labels");
     let (ttl, idle) = times(&mut fields);
+    within_caps(&mut fields, (ttl, idle), caps);
     if labels.is_none() && ttl.is_none() && idle.is_none() {
         fields.mistake("", "nothing is to be changed: give `ttl`, `idle` or `labels`");
     }

@@ -28,12 +28,15 @@ async fn one(runtime: &LocalRuntime, level: Isolation) -> Result<Enforced, Strin
     let mut random = [0; 12];
     rand::fill(&mut random).map_err(|_unspecified| "there is no randomness".to_owned())?;
     let sandbox = SandboxId::from_random(random);
+    // Called off, not dropped: what was begun is cleaned up also when the whole start is ended.
+    let stop = runtime.tasks.stop_token();
     // What holds here is just being found out.
     let start = start::start(runtime, &sandbox, isolation, LIMITS, Enforced::default());
-    let started = tokio::time::timeout(TIME, start).await;
+    let started = tokio::time::timeout(TIME, stop.run_until_cancelled(start)).await;
     let cleaned = runtime.destroy(&sandbox).await;
     let late = |_elapsed| format!("it did not start within {} s", TIME.as_secs());
-    let Running { enforced, .. } = started.map_err(late)?.map_err(explain)?;
+    let called_off = || "it was called off".to_owned();
+    let Running { enforced, .. } = started.map_err(late)?.ok_or_else(called_off)?.map_err(explain)?;
     cleaned.map_err(explain)?;
     Ok(enforced)
 }

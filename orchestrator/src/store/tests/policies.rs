@@ -14,6 +14,7 @@ fn policy(name: &str, text: &str) -> ResourceChange {
         digest: format!("digest of {text}"),
         body,
         component: None,
+        sealed: None,
     })
 }
 
@@ -29,6 +30,7 @@ pub(super) async fn every_set_that_was_in_force_is_a_version(store: &Store) {
         name: "t".to_owned(),
         body: "{}".to_owned(),
         component: None,
+        sealed: None,
         digest: "d".to_owned(),
     });
     change(2, true, &[template], Action::ResourcePut).await;
