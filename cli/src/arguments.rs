@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run everything on this machine, on loopback, until Ctrl-C.
     Up(Up),
-    /// Make a tenant's configuration what a folder says: all of it, or nothing.
+    /// Put a folder's configuration in force, all or nothing, and print the difference first.
     Apply(Apply),
     /// Check what this machine can do, and say what to change.
     Doctor,
@@ -54,6 +54,9 @@ pub(crate) enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(Key),
+    /// Tenants: make, list, remove.
+    #[command(subcommand)]
+    Tenant(Tenant),
     /// A fresh session token for a sandbox, printed once.
     Token {
         /// The sandbox.
@@ -84,6 +87,9 @@ pub(crate) struct Up {
     /// Address of the gateway's door over TCP [127.0.0.1:8081, else a free port].
     #[arg(long, value_name = "ADDRESS")]
     pub gateway_listen: Option<String>,
+    /// Lets the API and the admin ports listen off loopback, where they speak plain HTTP.
+    #[arg(long)]
+    pub insecure_listen: bool,
     /// What is logged, such as `info,postern_gateway=debug`.
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -370,6 +376,23 @@ pub(crate) enum Key {
     },
 }
 
+/// `postern tenant`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tenant {
+    /// Make a tenant.
+    Create {
+        /// Its name; one that was ever given is refused.
+        name: String,
+    },
+    /// List the tenants that the key sees.
+    Ls,
+    /// Remove a tenant that has no live sandbox, with its files.
+    Rm {
+        /// Its name.
+        name: String,
+    },
+}
+
 /// `postern config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -404,6 +427,7 @@ impl Arguments {
                 put(name::API_LISTEN.key, up.api_listen.as_ref());
                 put(name::GATEWAY_LISTEN.key, up.gateway_listen.as_ref());
                 put(name::LOG.key, up.log.as_ref());
+                put(name::INSECURE_LISTEN.key, up.insecure_listen.then(|| "true".to_owned()).as_ref());
             }
             Command::Demo(demo) => put(name::ISOLATION.key, Some(&demo.isolation)),
             _ => {}

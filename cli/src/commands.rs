@@ -4,12 +4,14 @@
 
 mod apply;
 mod config;
+mod doctor;
 mod filter;
 mod key;
 mod policy;
 mod sandbox;
 mod schema;
 mod secret;
+mod tenant;
 mod token;
 
 use crate::arguments::{Command, ConfigCommand};
@@ -37,6 +39,7 @@ pub(crate) async fn run(
         Command::Filter(wanted) => filter::run(&server()?, wanted).await,
         Command::Secret(wanted) => secret::run(&server()?, wanted).await,
         Command::Key(wanted) => key::run(&server()?, wanted).await,
+        Command::Tenant(wanted) => tenant::run(&server()?, wanted).await,
         Command::Token { id } => token::run(&server()?, &id).await,
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),
         Command::Schema { kind } => schema::run(kind, output),
@@ -46,7 +49,7 @@ pub(crate) async fn run(
             policy::run(wanted, tenant, server, output).await
         }
         Command::Up(_) => crate::up::run(&settings, around, output).await,
-        Command::Doctor => Err(Failure::Usage("this command is not there yet".to_owned())),
+        Command::Doctor => doctor::run(&settings, around, output).await,
     }
 }
 

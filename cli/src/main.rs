@@ -13,11 +13,11 @@ mod failure;
 mod output;
 mod up;
 
-use arguments::Arguments;
+use arguments::{Arguments, Command};
 use clap::Parser as _;
 use failure::Failure;
 use output::Output;
-use postern_common::settings::{Settings, Sources};
+use postern_common::settings::{SettingMistakes, Settings, Sources};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -38,13 +38,20 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     let environment = environment();
-    let around = surroundings(&environment);
+    let mut around = surroundings(&environment);
     let sources = Sources {
         flags: arguments.setting_flags(),
         environment,
         file: settings_file(arguments.settings.as_deref())?,
     };
-    let settings = Settings::resolve(&sources).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+    let usage = |mistakes: SettingMistakes| Failure::Usage(mistakes.to_string());
+    let settings = match (Settings::resolve(&sources), &arguments.command) {
+        (Err(mistakes), Command::Doctor) => {
+            around.mistakes = Some(mistakes);
+            Settings::resolve(&Sources::default()).map_err(usage)?
+        }
+        (resolved, _) => resolved.map_err(usage)?,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(commands::run(arguments.command, settings, &around, output));
     // A read of standard input cannot be cancelled; it must not keep a finished command alive.
@@ -64,6 +71,7 @@ fn surroundings(environment: &BTreeMap<String, String>) -> Surroundings {
     let cache = environment.get("POSTERN_CACHE").map(PathBuf::from);
     let own = environment.get("HOME").map(|home| Path::new(home).join(".cache/postern"));
     Surroundings {
+        mistakes: None,
         path: environment.get("PATH").map(OsString::from).unwrap_or_default(),
         cache: cache.or(own),
     }

@@ -50,6 +50,13 @@ impl Output {
         if self.json { self.value(value) } else { self.line(&text()) }
     }
 
+    /// Text for people alone: nothing where JSON is wanted, whose answer comes after.
+    pub(crate) fn text(self, text: impl FnOnce() -> String) {
+        if !self.json {
+            self.line(&text());
+        }
+    }
+
     /// Why the command failed.
     pub(crate) fn failure(self, failure: &Failure) {
         match failure {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   lock ─▶ keys, database ─▶ isolation tried ─▶ gateway ─▶ orchestrator ─▶ folder in force ─▶ API
-//!   Ctrl-C ─▶ sandboxes destroyed, files kept ─▶ orchestrator ─▶ gateway ─▶ lock
+//!   Ctrl-C ─▶ no new work ─▶ sandboxes destroyed, files kept ─▶ orchestrator ─▶ gateway ─▶ lock
 //! ```
 
 mod banner;
@@ -20,12 +20,13 @@ use crate::output::Output;
 use anyhow::{Context as _, anyhow};
 use folder::WatchedFolder;
 use lock::DataFolder;
-use parts::Parts;
+use parts::{Groups, Parts};
 use postern_common::folder::TenantFiles;
 use postern_common::id::TenantId;
-use postern_common::settings::{Settings, name};
+use postern_common::settings::{SettingMistakes, Settings, name};
 use postern_common::telemetry;
 use postern_orchestrator::configuration::ConfigurationError;
+pub(crate) use programs::Programs;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +40,9 @@ const STOP_TIME: Duration = Duration::from_secs(12);
 /// What `main` knows of the machine's user.
 #[derive(Debug, Default)]
 pub(crate) struct Surroundings {
+    /// What is wrong with the settings, which are then as if nobody had said anything. Only
+    /// `doctor` goes on with that.
+    pub mistakes: Option<SettingMistakes>,
     /// Where programs are looked for.
     pub path: OsString,
     /// Where `make` keeps what it builds once: a `gvisor/runsc` there is found without a setting.
@@ -46,7 +50,8 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    fn search_path(&self) -> Vec<PathBuf> {
+    /// Where programs are looked for.
+    pub(crate) fn search_path(&self) -> Vec<PathBuf> {
         let built = self.cache.iter().map(|cache| cache.join("gvisor"));
         std::env::split_paths(&self.path).chain(built).filter(|path| path.is_absolute()).collect()
     }
@@ -60,14 +65,22 @@ pub(crate) async fn run(settings: &Settings, around: &Surroundings, output: Outp
     let data = DataFolder::open(&path)?;
     data.remove(crate::connection::CONNECTION_FILE)?;
     let tenant = settings.tenant().map_err(Failure::Usage)?;
-    let mut watched = match settings.path(name::CONFIG) {
-        Some(path) => Some(WatchedFolder::open(&path).await?),
-        None => None,
+    let groups = Groups::default();
+    let mut starting = std::pin::pin!(start(settings, around, &data, &groups));
+    let started = tokio::select! {
+        started = starting.as_mut() => started,
+        () = ending.come() => {
+            output.note("ending before it was up");
+            return call_off(starting, &groups, &data).await;
+        }
     };
-    let mut parts = Parts::start(settings, around, &data, watched.as_ref()).await?;
-    let begun = begin(&mut parts, &tenant, watched.as_ref(), &data, output).await;
+    let (mut watched, mut parts) = started?;
+    let begun = tokio::select! {
+        begun = begin(&mut parts, &tenant, watched.as_ref(), &data, output) => begun.map(|()| true),
+        () = ending.come() => Ok(false),
+    };
     if begun.is_ok() {
-        loop {
+        while let Ok(true) = begun {
             tokio::select! {
                 () = ending.come() => break,
                 () = follow(&parts, &tenant, watched.as_mut(), output) => {}
@@ -79,6 +92,37 @@ pub(crate) async fn run(settings: &Settings, around: &Surroundings, output: Outp
         ended = end(parts, &data) => begun.and(ended),
         () = ending.come() => Err(anyhow!("left at once; the next `postern up` on this folder cleans up").into()),
     }
+}
+
+/// Ends a start half-way. It is not dropped: what it was trying out would stay behind.
+async fn call_off(
+    starting: impl Future<Output = Result<(Option<WatchedFolder>, Parts), Failure>>,
+    groups: &Groups,
+    data: &DataFolder,
+) -> Result<(), Failure> {
+    groups.stop();
+    match tokio::time::timeout(DESTROY_TIME, starting).await {
+        Ok(Ok((_, parts))) => end(parts, data).await,
+        // That it did not come to its end is what was wanted.
+        Ok(Err(_)) => groups.shut_down(STOP_TIME).await,
+        Err(_late) => Err(anyhow!("the start did not end in time; the next `postern up` cleans up").into()),
+    }
+}
+
+/// Reads the folder and starts everything but the API.
+async fn start(
+    settings: &Settings,
+    around: &Surroundings,
+    data: &DataFolder,
+    groups: &Groups,
+) -> Result<(Option<WatchedFolder>, Parts), Failure> {
+    ports::are_private(settings)?;
+    let watched = match settings.path(name::CONFIG) {
+        Some(path) => Some(WatchedFolder::open(&path).await?),
+        None => None,
+    };
+    let parts = Parts::start(settings, around, data, watched.as_ref(), groups).await?;
+    Ok((watched, parts))
 }
 
 /// Puts the folder in force, opens the API and says where everything is.

@@ -2,11 +2,17 @@
 //! Suites that cross crates, in one binary: a module for each subject.
 
 #[cfg(test)]
+mod apply;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod crash_in_the_middle;
 #[cfg(test)]
+mod doctor;
+#[cfg(test)]
 mod edges;
+#[cfg(test)]
+mod ending;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]

@@ -30,6 +30,27 @@ const KEY_FILE: &str = "api-key";
 /// A unix socket's path has 108 bytes; a sandbox's folder and socket need the rest.
 const MAX_RUN_ROOT_BYTES: usize = 64;
 
+/// The tasks of the orchestrator's side, and the gateway's.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Groups {
+    own: Tasks,
+    gateway: Tasks,
+}
+
+impl Groups {
+    /// Asks what makes requests possible to end, without waiting.
+    pub(super) fn stop(&self) {
+        self.own.stop();
+    }
+
+    /// Stops what runs: first what makes requests possible, then what carries them.
+    pub(super) async fn shut_down(&self, grace: Duration) -> Result<(), Failure> {
+        let own = self.own.shut_down(grace).await;
+        let gateway = self.gateway.shut_down(grace).await;
+        own.and(gateway).map_err(|late| Failure::Failed(anyhow::Error::new(late)))
+    }
+}
+
 /// Everything that runs.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -42,8 +63,7 @@ pub(super) struct Parts {
     gateway: postern_gateway::Running,
     probed: Vec<Probed>,
     run_root: PathBuf,
-    own_tasks: Tasks,
-    gateway_tasks: Tasks,
+    groups: Groups,
 }
 
 impl Parts {
@@ -53,10 +73,11 @@ impl Parts {
         around: &Surroundings,
         data: &DataFolder,
         watched: Option<&WatchedFolder>,
+        groups: &Groups,
     ) -> Result<Self, Failure> {
         let programs = Programs::find(data.path())?;
         let prepared = Prepared::open(config(settings, data, &programs)).await.map_err(anyhow::Error::new)?;
-        let (own_tasks, gateway_tasks) = (Tasks::new(), Tasks::new());
+        let Groups { own: own_tasks, gateway: gateway_tasks } = groups.clone();
         let run_root = run_root(prepared.installation().as_str(), data.path())?;
         let local = LocalSettings {
             installation: prepared.installation().clone(),
@@ -90,8 +111,7 @@ impl Parts {
             gateway,
             probed,
             run_root,
-            own_tasks,
-            gateway_tasks,
+            groups: groups.clone(),
         })
     }
 
@@ -138,15 +158,14 @@ impl Parts {
         })
     }
 
-    /// Stops what runs: first what makes requests possible, then what carries them.
+    /// Stops what runs.
     pub(super) async fn stop(self, grace: Duration) -> Result<(), Failure> {
-        let own = self.own_tasks.shut_down(grace).await;
-        let gateway = self.gateway_tasks.shut_down(grace).await;
+        let stopped = self.groups.shut_down(grace).await;
         self.orchestrator.close().await;
         // What sandboxes shared; a folder of a sandbox that is still there keeps its own.
         drop(std::fs::remove_dir_all(self.run_root.join("shared")));
         drop(std::fs::remove_dir(&self.run_root));
-        own.and(gateway).map_err(|late| Failure::Failed(anyhow::Error::new(late)))
+        stopped
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
-use postern_common::settings::{Setting, Settings};
+use postern_common::settings::{Setting, Settings, name};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
@@ -26,10 +26,30 @@ pub(crate) fn choose(settings: &Settings, setting: &Setting) -> Result<Option<So
     }
 }
 
+/// Refuses what would send API keys and what operators look at over a network in the clear.
+pub(crate) fn are_private(settings: &Settings) -> Result<(), Failure> {
+    if settings.is_insecure_listen_allowed() {
+        return Ok(());
+    }
+    for setting in [name::API_LISTEN, name::API_ADMIN_LISTEN, name::GATEWAY_ADMIN_LISTEN] {
+        let Some(address) = settings.address(setting).map_err(Failure::Usage)? else { continue };
+        if !address.ip().is_loopback() {
+            return Err(Failure::Usage(format!(
+                "{} is {address}, which is not loopback, and it speaks plain HTTP: keys could be read on the \
+                 way.\n  hint: listen on 127.0.0.1 behind something that speaks TLS, or accept it with \
+                 --insecure-listen ({}=true)",
+                setting.key,
+                name::INSECURE_LISTEN.variable
+            )));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postern_common::settings::{Sources, name};
+    use postern_common::settings::Sources;
 
     fn settings(address: &str) -> Settings {
         let environment = [("POSTERN_API_LISTEN".to_owned(), address.to_owned())];
@@ -58,6 +78,24 @@ mod tests {
         let unasked = Settings::resolve(&Sources::default()).expect("resolves");
         let chosen = choose(&unasked, name::GATEWAY_ADMIN_LISTEN).expect("finds one").expect("is on");
         assert!(chosen != usual && chosen.ip() == usual.ip() && chosen.port() != 0, "{chosen}");
+    }
+
+    #[test]
+    fn plain_http_off_loopback_is_refused_unless_it_is_accepted() {
+        let with = |pairs: &[(&str, &str)]| {
+            let environment = pairs.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
+            are_private(&Settings::resolve(&Sources { environment, ..Sources::default() }).expect("resolves"))
+        };
+        assert!(with(&[]).is_ok());
+        assert!(with(&[("POSTERN_API_LISTEN", "[::1]:8080")]).is_ok());
+        for variable in ["POSTERN_API_LISTEN", "POSTERN_API_ADMIN_LISTEN", "POSTERN_GATEWAY_ADMIN_LISTEN"] {
+            for address in ["0.0.0.0:8080", "[::]:8080", "192.0.2.7:8080"] {
+                let refused = with(&[(variable, address)]).expect_err("is open to others");
+                assert!(refused.to_string().contains("--insecure-listen"), "{refused}");
+                assert_eq!(refused.exit_code(), 2);
+                assert!(with(&[(variable, address), ("POSTERN_API_INSECURE_LISTEN", "true")]).is_ok());
+            }
+        }
     }
 
     #[test]

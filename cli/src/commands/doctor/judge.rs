@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Judges what was found out: one line for each fact, with what to do. Pure.
+
+use super::facts::{Facts, Port};
+use postern_orchestrator::runtime::{Enforced, Level, Probed};
+use serde::Serialize;
+
+/// A clock before this release is wrong: 2026-01-01.
+const RELEASED: u64 = 1_767_225_600;
+/// How far ahead of the clock a file may have been written: file systems round.
+const AHEAD_SECONDS: u64 = 60;
+/// Less free disk is soon full: one sandbox may write 1 GiB unless its template says otherwise.
+const LEAST_FREE: u64 = 1 << 30;
+
+/// How a fact is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works, with less than there could be.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+impl Verdict {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    /// What was looked at.
+    pub(super) check: &'static str,
+    /// How it is to be taken.
+    pub(super) verdict: Verdict,
+    /// What was found.
+    pub(super) what: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remedy: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, verdict: Verdict, what: impl Into<String>) -> Self {
+        Self { check, verdict, what: what.into(), remedy: None }
+    }
+
+    fn ok(check: &'static str, what: impl Into<String>) -> Self {
+        Self::new(check, Verdict::Ok, what)
+    }
+
+    fn warn(check: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..Self::new(check, Verdict::Warn, what) }
+    }
+
+    fn fail(check: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..Self::new(check, Verdict::Fail, what) }
+    }
+}
+
+/// Every finding, in the order in which a reader should mend things.
+pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = settings(facts);
+    findings.push(programs(facts));
+    findings.extend(isolation(facts));
+    findings.push(cgroups(facts));
+    findings.push(namespaces(facts));
+    findings.push(disks(facts));
+    findings.extend(facts.ports.iter().map(|port| listener(port, facts)));
+    findings.extend(data(facts));
+    findings.push(leftovers(facts));
+    findings.push(clock(facts));
+    findings
+}
+
+fn settings(facts: &Facts) -> Vec<Finding> {
+    if facts.settings.is_empty() {
+        return vec![Finding::ok("settings", format!("good; {} set, the rest by default", facts.given))];
+    }
+    let remedy = "mend it; `postern config explain` lists every setting";
+    facts.settings.iter().map(|mistake| Finding::fail("settings", mistake, remedy)).collect()
+}
+
+fn programs(facts: &Facts) -> Finding {
+    match &facts.programs {
+        Ok(folder) => Finding::ok("programs", format!("sandboxd, shim and compile: {}", folder.display())),
+        Err(why) => Finding::fail("programs", why, "run `make build` and use the `postern` that it makes"),
+    }
+}
+
+/// The limits that hold in the best isolation that works.
+fn enforced(facts: &Facts) -> Option<Enforced> {
+    facts.isolation.as_ref().ok()?.iter().find_map(|probed| probed.outcome.as_ref().ok().copied())
+}
+
+fn isolation(facts: &Facts) -> Vec<Finding> {
+    let probed = match &facts.isolation {
+        Ok(probed) => probed,
+        Err(why) => {
+            return vec![Finding::fail("isolation", format!("could not be tried: {why}"), "mend that first")];
+        }
+    };
+    let is_wanted = |level: Level| facts.wanted.as_deref().is_none_or(|wanted| wanted == level.as_str());
+    let works = probed.iter().any(|it| is_wanted(it.level) && it.outcome.is_ok());
+    probed.iter().map(|probed| level(probed, works || !is_wanted(probed.level))).collect()
+}
+
+/// One isolation; where another will do, that it does not work is no failure.
+fn level(probed: &Probed, is_spare: bool) -> Finding {
+    let (check, remedy) = match probed.level {
+        Level::Gvisor => {
+            ("isolation gvisor", "`scripts/gvisor.sh` builds runsc; or set POSTERN_RUNSC to one")
+        }
+        Level::Namespaces => {
+            ("isolation namespaces", "install bubblewrap: `sudo apt-get install bubblewrap`")
+        }
+    };
+    match &probed.outcome {
+        Ok(_) => Finding::ok(check, "works: a sandbox was started and ended"),
+        Err(why) if is_spare => Finding::warn(check, format!("does not work here: {why}"), remedy),
+        Err(why) => Finding::fail(check, format!("does not work here: {why}"), remedy),
+    }
+}
+
+fn cgroups(facts: &Facts) -> Finding {
+    let interfaces = match (facts.cgroups.one, facts.cgroups.two) {
+        (true, true) => "version 1, with version 2 beside it",
+        (true, false) => "version 1",
+        (false, true) => "version 2",
+        (false, false) => "not mounted",
+    };
+    let missing: Vec<&str> = enforced(facts).map_or_else(
+        || vec!["memory", "cpu", "pids"],
+        |it| {
+            let limits = [("memory", it.memory), ("cpu", it.cpu), ("pids", it.pids)];
+            limits.into_iter().filter_map(|(name, holds)| (!holds).then_some(name)).collect()
+        },
+    );
+    if missing.is_empty() {
+        return Finding::ok("cgroups", format!("{interfaces}; memory, cpu and pids are enforced"));
+    }
+    let remedy = if facts.is_root {
+        "mount the controllers (`mount -t cgroup2 none /sys/fs/cgroup`), or start outside a container"
+    } else {
+        "run `postern up` as root, or under `systemd-run --user --scope -p Delegate=yes`"
+    };
+    Finding::warn("cgroups", format!("{interfaces}; not enforced here: {}", missing.join(", ")), remedy)
+}
+
+fn namespaces(facts: &Facts) -> Finding {
+    let found = &facts.namespaces;
+    let refusals = [
+        (
+            found.most == Some(0),
+            "user.max_user_namespaces is 0",
+            "sudo sysctl -w user.max_user_namespaces=15000",
+        ),
+        (
+            found.clone == Some(0) && !facts.is_root,
+            "kernel.unprivileged_userns_clone is 0",
+            "sudo sysctl -w kernel.unprivileged_userns_clone=1",
+        ),
+        (
+            found.apparmor == Some(1) && !facts.is_root,
+            "AppArmor keeps users from making namespaces (Ubuntu 24.04 and later)",
+            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run `postern up` as root",
+        ),
+    ];
+    match refusals.into_iter().find(|(applies, ..)| *applies) {
+        None => Finding::ok("user namespaces", "allowed"),
+        Some((_, what, remedy)) => Finding::warn("user namespaces", what, remedy),
+    }
+}
+
+fn disks(facts: &Facts) -> Finding {
+    if enforced(facts).is_some_and(|enforced| enforced.disk) {
+        return Finding::ok("disks", "loop devices work; the size of `/data` is enforced");
+    }
+    let (what, remedy) = match (facts.is_root, facts.has_loop) {
+        (false, _) => ("only root may mount a sandbox's own disk", "run `postern up` as root"),
+        (true, false) => {
+            ("there is no /dev/loop-control", "`modprobe loop`, or give the container /dev/loop*")
+        }
+        (true, true) => {
+            ("a sandbox's own disk could not be mounted", "install e2fsprogs, and look at `dmesg` for `loop`")
+        }
+    };
+    Finding::warn("disks", format!("{what}: the size of `/data` is not enforced"), remedy)
+}
+
+fn listener(port: &Port, facts: &Facts) -> Finding {
+    let check = match port.setting.key {
+        "api.listen" => "port API",
+        "gateway.listen" => "port gateway",
+        "api.admin_listen" => "port admin API",
+        _ => "port admin gateway",
+    };
+    let Some(address) = port.address else { return Finding::ok(check, "off") };
+    let is_plain = port.setting.key != "gateway.listen" && !address.ip().is_loopback();
+    if is_plain && !facts.is_insecure_allowed {
+        let remedy = "listen on 127.0.0.1 behind something that speaks TLS, or say --insecure-listen";
+        return Finding::fail(
+            check,
+            format!("{address} is not loopback, and this speaks plain HTTP"),
+            remedy,
+        );
+    }
+    match (&port.taken, facts.data.up, port.is_given) {
+        (None, ..) => Finding::ok(check, format!("{address} is free")),
+        (Some(why), Some((pid, true)), _) => {
+            Finding::ok(check, format!("{address}: {why}; `postern up` runs here as process {pid}"))
+        }
+        (Some(why), _, false) => {
+            Finding::warn(check, format!("{address}: {why}"), "`postern up` takes a free port and prints it")
+        }
+        (Some(why), _, true) => {
+            let remedy = format!("free it, or choose another with {}", port.setting.variable);
+            Finding::fail(check, format!("{address}: {why}"), remedy)
+        }
+    }
+}
+
+fn data(facts: &Facts) -> Vec<Finding> {
+    let data = &facts.data;
+    let path = data.path.display();
+    let mut findings = Vec::new();
+    findings.push(match data.mode {
+        None => Finding::ok("data folder", format!("`{path}` is not there yet; `postern up` makes it")),
+        Some((_, owner)) if owner != data.user && data.user != 0 => Finding::fail(
+            "data folder",
+            format!("`{path}` belongs to user {owner}, and we are user {}", data.user),
+            "run as that user, or choose another with --data-dir",
+        ),
+        Some((mode, _)) if mode & 0o077 != 0 => Finding::warn(
+            "data folder",
+            format!("`{path}` is open to others (mode {mode:o})"),
+            format!("chmod 700 {path}; `postern up` does so when it starts"),
+        ),
+        Some(_) if !data.open_files.is_empty() => Finding::warn(
+            "data folder",
+            format!("others may read in `{path}`: {}", data.open_files.join(", ")),
+            format!("chmod 600 {path}/FILE for each"),
+        ),
+        Some(_) => Finding::ok("data folder", format!("`{path}` is for its owner alone")),
+    });
+    findings.push(match data.free {
+        Some(free) if free < LEAST_FREE => {
+            let what = format!("{} MiB are free below `{path}`", free >> 20);
+            Finding::warn("disk space", what, "free some, or choose another disk with --data-dir")
+        }
+        Some(free) => Finding::ok("disk space", format!("{} GiB are free", free >> 30)),
+        None => Finding::warn("disk space", "could not be found out", "look with `df`"),
+    });
+    findings
+}
+
+fn leftovers(facts: &Facts) -> Finding {
+    let data = &facts.data;
+    match (data.up, data.sandboxes) {
+        (Some((pid, true)), count) => {
+            Finding::ok("sandboxes", format!("{count} of `postern up`, which runs as process {pid}"))
+        }
+        (Some((pid, false)), count) => Finding::warn(
+            "sandboxes",
+            format!("process {pid} ended without cleaning up; {count} sandboxes may be left"),
+            "start `postern up` on the same data folder: it adopts what runs and removes the rest",
+        ),
+        (None, _) => Finding::ok("sandboxes", "none are left over"),
+    }
+}
+
+fn clock(facts: &Facts) -> Finding {
+    let remedy = "set it (`timedatectl set-ntp true`): tokens and deadlines go by it";
+    if facts.now < RELEASED {
+        return Finding::fail("clock", "it is before this release was made", remedy);
+    }
+    match facts.data.written {
+        Some(written) if written > facts.now + AHEAD_SECONDS => {
+            let ahead = written - facts.now;
+            Finding::warn(
+                "clock",
+                format!("a file of the data folder was written {ahead} s from now"),
+                remedy,
+            )
+        }
+        _ => Finding::ok("clock", "plausible"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
