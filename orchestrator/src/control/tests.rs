@@ -97,6 +97,7 @@ fn configuration(revision: u64) -> Arc<TenantConfig> {
         backends: BTreeMap::new(),
         default_backend: None,
         policies: None,
+        shadow_policies: BTreeMap::new(),
         filters: BTreeMap::new(),
         secrets: BTreeMap::new(),
         limits: Default::default(),

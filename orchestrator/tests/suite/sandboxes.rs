@@ -7,7 +7,7 @@ use postern_common::clock;
 use postern_common::decision::{DecisionRecord, Verdict, Versions};
 use postern_common::id::{DecisionId, RequestId, TenantId};
 use postern_common::session::Peer;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

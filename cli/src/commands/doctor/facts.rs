@@ -131,7 +131,7 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
         ports: ports(settings),
         is_insecure_allowed: settings.is_insecure_listen_allowed(),
         data: data_facts(&data),
-        now: seconds(postern_common::clock::now().into()),
+        now: u64::try_from(postern_common::clock::now().as_second()).unwrap_or_default(),
     }
 }
 
