@@ -19,6 +19,9 @@ pub struct Case {
     pub(crate) path: String,
     pub(crate) template: String,
     pub(crate) operation: String,
+    pub(crate) backend: String,
+    pub(crate) user_id: String,
+    pub(crate) conversation_id: String,
     pub(crate) path_parameters: BTreeMap<String, String>,
     pub(crate) query: Vec<(String, String)>,
     pub(crate) headers: Vec<(String, String)>,
@@ -110,6 +113,9 @@ pub(crate) struct Call {
     pub(crate) changes: Vec<Change>,
     pub(crate) log: Vec<String>,
     pub(crate) counters: BTreeMap<String, u64>,
+    pub(crate) index: u64,
+    pub(crate) is_last: bool,
+    pub(crate) kept: usize,
 }
 
 thread_local! {
@@ -128,6 +134,9 @@ impl Case {
             operation: method.to_ascii_lowercase(),
             path: path.to_owned(),
             template: path.to_owned(),
+            backend: "test-backend".to_owned(),
+            user_id: "test-user".to_owned(),
+            conversation_id: "test-conversation".to_owned(),
             status: 200,
             config: serde_json::json!({}),
             ..Self::default()
@@ -175,6 +184,13 @@ impl Case {
         self
     }
 
+    /// Sets who calls: the application's ids of user and conversation.
+    pub fn session(mut self, user_id: &str, conversation_id: &str) -> Self {
+        user_id.clone_into(&mut self.user_id);
+        conversation_id.clone_into(&mut self.conversation_id);
+        self
+    }
+
     /// Adds a claim of the session.
     pub fn claim(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
         self.claims.insert(name.to_owned(), value.into());
@@ -217,7 +233,7 @@ impl Case {
     /// # Errors
     /// [`FilterStopped`] where the gateway would answer `filter-failed`.
     pub fn run<F: Filter>(self) -> Result<Outcome, FilterStopped> {
-        self.call(|filter: F| filter.on_request(&mut Request::of_this_call()))
+        self.call(0, true, |filter: F| filter.on_request(&mut Request::of_this_call())).map(|(it, _)| it)
     }
 
     /// Runs the response phase of a filter.
@@ -225,22 +241,59 @@ impl Case {
     /// # Errors
     /// [`FilterStopped`] where the gateway would answer `filter-failed`.
     pub fn run_response<F: Filter>(self) -> Result<Outcome, FilterStopped> {
-        self.call(|filter: F| filter.on_response(&mut Response::of_this_call()))
+        self.call(0, true, |filter: F| filter.on_response(&mut Response::of_this_call())).map(|(it, _)| it)
     }
 
-    fn call<F: Filter>(self, phase: impl FnOnce(F) -> Verdict) -> Result<Outcome, FilterStopped> {
+    /// Runs the response phase for a body that comes in these parts, as the host does for a filter
+    /// with `body.response_chunk`: a fresh filter for each part, with what was kept before it.
+    ///
+    /// Returns what goes on, and what each call came to. A rejection ends it.
+    ///
+    /// # Errors
+    /// [`FilterStopped`] where the gateway would break the answer off.
+    pub fn run_parts<F: Filter>(self, parts: &[&[u8]]) -> Result<(Vec<u8>, Vec<Outcome>), FilterStopped> {
+        let (mut passed, mut outcomes, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, part) in parts.iter().enumerate() {
+            let mut case = self.clone();
+            case.response_body = [kept.as_slice(), part].concat();
+            let body = case.response_body.clone();
+            let is_last = index + 1 == parts.len();
+            let phase = |filter: F| filter.on_response(&mut Response::of_this_call());
+            let (outcome, length) = case.call(u64::try_from(index).unwrap_or(u64::MAX), is_last, phase)?;
+            let (goes_on, stays) = body.split_at(body.len().saturating_sub(length));
+            let replaced = outcome.changes.iter().rev().find_map(|change| match change {
+                Change::SetBody(body) => Some(body.as_slice()),
+                _ => None,
+            });
+            let is_rejected = outcome.rejection().is_some();
+            if !is_rejected {
+                passed.extend_from_slice(replaced.unwrap_or(goes_on));
+                kept = stays.to_vec();
+            }
+            outcomes.push(outcome);
+            if is_rejected {
+                break;
+            }
+        }
+        Ok((passed, outcomes))
+    }
+
+    /// One call, and how many bytes of the body it kept back.
+    fn call<F: Filter>(
+        self,
+        index: u64,
+        is_last: bool,
+        phase: impl FnOnce(F) -> Verdict,
+    ) -> Result<(Outcome, usize), FilterStopped> {
         let config = serde_json::from_value(self.config.clone()).map_err(FilterStopped::Config)?;
         with(|call| {
-            *call = Call { case: self, ..Call::default() };
+            *call = Call { case: self, index, is_last, ..Call::default() };
         });
         let verdict = catch_unwind(AssertUnwindSafe(|| phase(F::new(config))));
         let call = with(std::mem::take);
-        Ok(Outcome {
-            verdict: verdict.map_err(|_panic| FilterStopped::Panicked)?,
-            changes: call.changes,
-            log: call.log,
-            counters: call.counters,
-        })
+        let verdict = verdict.map_err(|_panic| FilterStopped::Panicked)?;
+        let outcome = Outcome { verdict, changes: call.changes, log: call.log, counters: call.counters };
+        Ok((outcome, call.kept))
     }
 }
 

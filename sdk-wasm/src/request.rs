@@ -2,6 +2,7 @@
 //! The request, as a filter reads and changes it. Each read is a call to the host: keep what you
 //! need twice.
 
+use crate::headers;
 use crate::host::request as host;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,6 +78,18 @@ impl Request {
     #[must_use]
     pub fn header_names(&self) -> Vec<String> {
         host::header_names()
+    }
+
+    /// The members of a header that is a list, such as `Accept`: split at commas outside quotes.
+    #[must_use]
+    pub fn header_list(&self, name: &str) -> Vec<String> {
+        self.header(name).map(|value| headers::list(&value)).unwrap_or_default()
+    }
+
+    /// Whether `Content-Type` says that the body is JSON.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.header("content-type").is_some_and(|value| headers::is_json(&value))
     }
 
     /// The body's length. Needs `body.request` in the manifest.

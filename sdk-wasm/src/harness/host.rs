@@ -40,7 +40,7 @@ pub(crate) mod request {
     }
 
     pub(crate) fn backend() -> String {
-        "test-backend".to_owned()
+        with(|call| call.case.backend.clone())
     }
 
     pub(crate) fn operation() -> String {
@@ -122,6 +122,19 @@ pub(crate) mod response {
     use super::super::with;
     pub(crate) use super::request::{remove_header, set_body, set_header};
 
+    pub(crate) struct Part {
+        pub(crate) index: u64,
+        pub(crate) is_last: bool,
+    }
+
+    pub(crate) fn part() -> Part {
+        with(|call| Part { index: call.index, is_last: call.is_last })
+    }
+
+    pub(crate) fn keep(length: u32) {
+        with(|call| call.kept = usize::try_from(length).unwrap_or(usize::MAX));
+    }
+
     pub(crate) fn status() -> u16 {
         with(|call| call.case.status)
     }
@@ -159,11 +172,11 @@ pub(crate) mod session {
     }
 
     pub(crate) fn user_id() -> String {
-        "test-user".to_owned()
+        with(|call| call.case.user_id.clone())
     }
 
     pub(crate) fn conversation_id() -> String {
-        "test-conversation".to_owned()
+        with(|call| call.case.conversation_id.clone())
     }
 
     pub(crate) fn sandbox_id() -> String {
@@ -189,7 +202,9 @@ pub(crate) mod counter {
     use super::super::with;
 
     pub(crate) fn add(name: &str, amount: u32) {
-        with(|call| *call.counters.entry(name.to_owned()).or_default() += u64::from(amount));
+        with(|call| {
+            *call.counters.entry(name.to_owned()).or_default() += u64::from(amount);
+        });
     }
 }
 
