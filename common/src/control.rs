@@ -12,7 +12,7 @@
 //!             ◀───────── DecisionRecord ──────────
 //! ```
 
-use crate::decision::{DecisionRecord, Versions};
+use crate::decision::{DecisionRecord, FilterLine, Versions};
 use crate::folder::{BackendFile, LimitsFile};
 use crate::id::{BackendName, FilterName, PolicyName, SandboxId, SecretName, TenantId};
 use crate::secret::Secret;
@@ -144,6 +144,8 @@ pub struct Publisher {
     pub redials: mpsc::Receiver<DeliverySender>,
     /// The gateway's decisions, in the order in which they fell.
     pub decisions: mpsc::Receiver<DecisionRecord>,
+    /// What filters logged there.
+    pub lines: mpsc::Receiver<FilterLine>,
 }
 
 /// The gateway's end.
@@ -155,6 +157,8 @@ pub struct Follower {
     pub link: Link,
     /// Takes decisions back; when it is full, a decision is dropped and counted, never waited for.
     pub decisions: mpsc::Sender<DecisionRecord>,
+    /// Takes what filters log; when it is full, a line is dropped and counted.
+    pub lines: mpsc::Sender<FilterLine>,
 }
 
 /// The way to the orchestrator of this process, for a link that was lost.
@@ -181,6 +185,8 @@ pub struct GatewayGone;
 const DELIVERIES_IN_FLIGHT: usize = 256;
 /// Decisions that may wait for the orchestrator: at 10,000 a second, those of 0.8 s.
 const DECISIONS_IN_FLIGHT: usize = 8192;
+/// Lines of filters' logs that may wait: the most that a few calls write.
+const LINES_IN_FLIGHT: usize = 1024;
 
 /// A connection within one process.
 #[must_use]
@@ -188,8 +194,9 @@ pub fn link() -> (Publisher, Follower) {
     let (deliveries, received) = mpsc::channel(DELIVERIES_IN_FLIGHT);
     let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
     let (link, redials) = mpsc::channel(1);
-    let publisher = Publisher { deliveries, redials, decisions: decided };
-    (publisher, Follower { deliveries: received, link: Link(link), decisions })
+    let (lines, written) = mpsc::channel(LINES_IN_FLIGHT);
+    let publisher = Publisher { deliveries, redials, decisions: decided, lines: written };
+    (publisher, Follower { deliveries: received, link: Link(link), decisions, lines })
 }
 
 impl Publisher {

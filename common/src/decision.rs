@@ -86,10 +86,45 @@ pub struct FilterPart {
     pub name: FilterName,
     /// The digest of the component that ran.
     pub digest: String,
-    /// `continue`, `changed`, `reject` or `failed`.
+    /// `continue`, `changed`, `reject` or `failed`; `unread` of one in shadow whose body was not
+    /// held for it.
     pub verdict: String,
+    /// The filter's own code of a rejection, or the cause of a failure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub code: Option<String>,
+    /// `shadow` if the verdict was only recorded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mode: Option<Mode>,
+    /// `response` if it ran on the answer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub phase: Option<FilterPhase>,
     /// What it took.
     pub microseconds: u64,
+}
+
+/// What a filter ran on, where that is not the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilterPhase {
+    /// The backend's answer.
+    Response,
+}
+
+/// A line that a filter logged, for its author. The tenant's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterLine {
+    /// When.
+    pub at: Timestamp,
+    /// Whose filter.
+    pub tenant: TenantId,
+    /// Which.
+    pub filter: FilterName,
+    /// Whose request.
+    pub sandbox_id: SandboxId,
+    /// `debug`, `info` or `warn`.
+    pub level: Cow<'static, str>,
+    /// What it said: one line.
+    pub message: String,
 }
 
 /// The versions of the configuration that the request was judged by.

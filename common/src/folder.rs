@@ -229,6 +229,46 @@ pub struct ConfiguredFilter {
     /// Settings that the filter reads.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub config: serde_json::Map<String, serde_json::Value>,
+    /// `shadow`: what it would do is recorded and not done.
+    #[serde(default, skip_serializing_if = "FilterMode::is_enforce")]
+    pub mode: FilterMode,
+    /// What becomes of a request that the filter fails on.
+    #[serde(default, skip_serializing_if = "OnFailure::is_closed")]
+    pub on_failure: OnFailure,
+}
+
+/// Whether a filter decides or only watches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FilterMode {
+    /// It decides.
+    #[default]
+    Enforce,
+    /// It runs, its verdict is recorded, and the request goes on as if it were not there.
+    Shadow,
+}
+
+impl FilterMode {
+    const fn is_enforce(&self) -> bool {
+        matches!(self, Self::Enforce)
+    }
+}
+
+/// What becomes of a request that a filter fails on: it trapped, or went beyond a bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// It is refused.
+    #[default]
+    Closed,
+    /// It goes on as if the filter were not there.
+    Open,
+}
+
+impl OnFailure {
+    const fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
 }
 
 /// Limits of one backend.

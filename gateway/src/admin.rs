@@ -26,6 +26,9 @@ pub(crate) fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response
             }
         },
         "/metrics" => {
+            let snapshot = gateway.snapshot();
+            let counters = snapshot.rules().flat_map(|rules| rules.filter_counters());
+            gateway.metrics.filters.look(gateway.surroundings.engines.in_flight(), counters);
             gateway.metrics.control_age.set(gateway.freshness.age().as_secs_f64());
             let mut response = text(StatusCode::OK, &exposition(&gateway.registered));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));

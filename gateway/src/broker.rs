@@ -16,7 +16,7 @@ use crate::snapshot::Backend;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::AUTHORIZATION;
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body::{Frame, SizeHint};
 use postern_common::folder::{Credential, CredentialScheme};
@@ -123,6 +123,9 @@ pub(crate) fn attach(granted: Granted, source: &Source, request_id: &RequestId) 
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.headers_mut() = call.headers;
+    if call.operation.is_response_read {
+        plain_answers(request.headers_mut());
+    }
     crate::response::mark(request.headers_mut(), request_id);
     forwarded(request.headers_mut(), source, &call.backend);
     if let Some(credential) = &call.backend.credential {
@@ -152,6 +155,14 @@ fn forwarded(headers: &mut HeaderMap, source: &Source, backend: &Backend) {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
+    }
+}
+
+/// Asks for an answer that filters can read: not compressed, not a range of it, which could cut in
+/// two what they look for.
+fn plain_answers(headers: &mut HeaderMap) {
+    for name in [ACCEPT_ENCODING, RANGE, IF_RANGE] {
+        headers.remove(name);
     }
 }
 

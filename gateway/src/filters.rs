@@ -1,33 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The chain of filters of an operation: each may continue, change, or reject.
+//! Filters at their places in the chains of backends: what is attached, and calling it.
 //!
-//! A filter never forwards anything: what it changes comes back as an unjudged request, which
-//! passes identity, schema and policies again. Filters run once; a later one sees what an
-//! earlier one changed. Filters of the response phase are refused until they are served.
+//! The chain itself is in [`request`] and [`response`]. It knows filters by what [`AttachedFilter`]
+//! tells of them and by [`Called`], never by the engine that runs them: another engine is another
+//! variant of `Loaded` and `Runner` here (docs/decisions/0008-filter-engines.md).
 
-use crate::Gateway;
-use crate::authorize::Granted;
-use crate::body::{Admitted, AdmittedBody, read_again};
-use crate::decision::Draft;
-use crate::headers;
+mod request;
+mod response;
+mod stream;
+
+pub(crate) use request::{Filtered, on_request};
+pub(crate) use response::{answers_to, on_response};
+pub(crate) use stream::FilteredBody;
+
 use crate::identify::Caller;
+use crate::metrics::FilterMetrics;
 use crate::reject::{FilterRefusal, Reject};
-use crate::route::Call;
-use bytes::Bytes;
-use http::Method;
-use http::header::CONTENT_TYPE;
+use postern_common::clock;
 use postern_common::control::FilterArtefact;
-use postern_common::decision::FilterPart;
-use postern_common::folder::FilterAttachment;
+use postern_common::decision::{FilterLine, FilterPart, FilterPhase, Mode};
+use postern_common::folder::{FilterAttachment, FilterMode, OnFailure};
 use postern_common::id::{FilterName, OperationId, TenantId};
+use postern_common::session::Session;
 use postern_filter_engine::artefact::{Expected, VerifyingKey};
-use postern_filter_engine::manifest::{OnFailure, Phase};
+use postern_filter_engine::manifest::Phase;
 use postern_filter_engine::{
-    Changes, ConfiguredFilter, Context, Engine, EngineSettings, LoadedFilter, LogLevel, Outcome, RequestView,
+    ConfiguredFilter, Context, Digest, Engine, EngineSettings, LoadedFilter, LogLevel, LogLine, Outcome,
+    RequestView, ResponseView,
 };
-use postern_openapi::{Document, Lookup, Operation, Query, RequestPath, json};
+use postern_openapi::{Document, Operation};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// The engines that run filters. There is one kind now; a chain may hold filters of several.
 #[derive(Debug, Clone)]
@@ -35,9 +39,15 @@ pub(crate) struct Engines {
     component: Option<Engine>,
 }
 
-/// A filter that was verified.
+/// A filter that was verified, and what it was loaded from.
 #[derive(Debug, Clone)]
-pub(crate) enum Loaded {
+pub(crate) struct Loaded {
+    artefact: Digest,
+    kind: LoadedKind,
+}
+
+#[derive(Debug, Clone)]
+enum LoadedKind {
     Component(LoadedFilter),
 }
 
@@ -49,20 +59,48 @@ impl Engines {
         component.map(|component| Self { component }).map_err(|error| causes(&error))
     }
 
+    /// Verifies and loads a filter. One that is the same as `before` stays loaded: its buckets and
+    /// counters go on.
     pub(crate) fn load(
         &self,
         tenant: &TenantId,
         name: &FilterName,
         artefact: &FilterArtefact,
+        before: Option<&Loaded>,
     ) -> Result<Loaded, String> {
         let engine =
             self.component.as_ref().ok_or("this gateway has no artefact key, so it loads no filter")?;
+        let digest = Digest::of(&artefact.artefact);
+        if let Some(before) = before
+            && before.artefact == digest
+            && before.is_what_was_announced(artefact)
+        {
+            return Ok(before.clone());
+        }
         let expected = Expected { tenant, name, version: artefact.version, manifest: &artefact.manifest };
         let loaded = engine.load(&artefact.artefact, &expected).map_err(|error| causes(&error))?;
-        if loaded.manifest().has(Phase::Response) {
-            return Err("filters of the response phase are not served yet; leave it out of `phases`".into());
-        }
-        Ok(Loaded::Component(loaded))
+        Ok(Loaded { artefact: digest, kind: LoadedKind::Component(loaded) })
+    }
+
+    /// Calls of filters that are under way.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.component.as_ref().map_or(0, Engine::in_flight)
+    }
+}
+
+impl Loaded {
+    /// The bytes are the same; are version and manifest that came with them, too?
+    fn is_what_was_announced(&self, artefact: &FilterArtefact) -> bool {
+        let LoadedKind::Component(filter) = &self.kind;
+        let statement = filter.statement();
+        statement.version == artefact.version
+            && statement.manifest == Digest::of(artefact.manifest.as_bytes())
+    }
+
+    /// What the filter has counted since it was loaded.
+    pub(crate) fn counters(&self) -> impl Iterator<Item = (&str, u64)> {
+        let LoadedKind::Component(filter) = &self.kind;
+        filter.counters()
     }
 }
 
@@ -84,6 +122,9 @@ pub(crate) struct AttachedFilter {
     name: FilterName,
     /// Operations and groups; all if empty.
     applies_to: Vec<OperationId>,
+    mode: FilterMode,
+    on_failure: OnFailure,
+    digest: String,
     runner: Runner,
 }
 
@@ -103,9 +144,13 @@ impl AttachedFilter {
         attachment: &FilterAttachment,
         document: &Document,
     ) -> Result<Self, String> {
-        let (applies_to, settings) = match attachment {
-            FilterAttachment::Name(_) => (Vec::new(), serde_json::Map::new()),
-            FilterAttachment::Configured(own) => (own.operations.clone(), own.config.clone()),
+        let (applies_to, settings, mode, on_failure) = match attachment {
+            FilterAttachment::Name(_) => {
+                (Vec::new(), serde_json::Map::new(), FilterMode::default(), OnFailure::default())
+            }
+            FilterAttachment::Configured(own) => {
+                (own.operations.clone(), own.config.clone(), own.mode, own.on_failure)
+            }
         };
         let exists =
             |id: &&OperationId| document.operations().iter().any(|operation| is_named(operation, id));
@@ -114,12 +159,15 @@ impl AttachedFilter {
                 "filter `{name}` is attached to `{unknown}`, which is no operation or group"
             ));
         }
-        let runner = match loaded {
-            Loaded::Component(filter) => {
-                Runner::Component(filter.configure(&settings).map_err(|mistakes| mistakes.to_string())?)
-            }
-        };
-        Ok(Self { name: name.clone(), applies_to, runner })
+        let LoadedKind::Component(filter) = &loaded.kind;
+        let configured = filter.configure(&settings).map_err(|mistakes| mistakes.to_string())?;
+        let digest = filter.statement().component.to_string();
+        let runner = Runner::Component(configured);
+        Ok(Self { name: name.clone(), applies_to, mode, on_failure, digest, runner })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.name.as_str()
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -130,28 +178,54 @@ impl AttachedFilter {
         self.applies_to.is_empty() || self.applies_to.iter().any(|id| is_named(operation, id))
     }
 
-    /// The longest body that it takes whole, if it takes any.
+    fn has(&self, phase: Phase) -> bool {
+        match &self.runner {
+            Runner::Component(filter) => filter.filter().manifest().has(phase),
+        }
+    }
+
+    /// The longest request body that it takes whole, if it takes any.
     fn body_limit(&self) -> Option<u64> {
         match &self.runner {
             Runner::Component(filter) => filter.filter().manifest().request_body,
         }
     }
 
+    /// What it sees of a response's body.
+    fn response_body(&self) -> ResponseBody {
+        let Runner::Component(filter) = &self.runner;
+        let manifest = filter.filter().manifest();
+        match (manifest.response_body, manifest.response_chunk) {
+            (Some(limit), _) => ResponseBody::Whole(limit),
+            (None, Some(limit)) => ResponseBody::Parts(usize::try_from(limit).unwrap_or(usize::MAX)),
+            (None, None) => ResponseBody::None,
+        }
+    }
+
+    /// Whether request bodies are held for it. Not for one in shadow, which must not change what
+    /// becomes of a request: it sees bodies that are held anyway.
     pub(crate) fn needs_body(&self) -> bool {
-        self.body_limit().is_some()
+        !self.is_shadow() && self.has(Phase::Request) && self.body_limit().is_some()
     }
 
-    fn digest(&self) -> String {
-        match &self.runner {
-            Runner::Component(filter) => filter.filter().statement().component.to_string(),
-        }
+    /// Whether what a backend answers must come plain and whole: not compressed, not a range.
+    pub(crate) fn needs_plain_response(&self) -> bool {
+        self.has(Phase::Response) && !matches!(self.response_body(), ResponseBody::None)
     }
 
-    fn fails_open(&self) -> bool {
-        match &self.runner {
-            Runner::Component(filter) => filter.filter().manifest().on_failure == OnFailure::Open,
-        }
+    fn is_shadow(&self) -> bool {
+        self.mode == FilterMode::Shadow
     }
+}
+
+/// What a filter sees of a response's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ResponseBody {
+    None,
+    /// All of it, at most so long.
+    Whole(u64),
+    /// Part after part, each at most so long.
+    Parts(usize),
 }
 
 fn is_named(operation: &Operation, id: &OperationId) -> bool {
@@ -160,205 +234,131 @@ fn is_named(operation: &Operation, id: &OperationId) -> bool {
         || operation.tags.iter().any(|tag| tag == id.as_str())
 }
 
-/// What came out of the chain.
-#[derive(Debug)]
-pub(crate) enum Filtered {
-    /// Nothing was changed.
-    Same(Box<Granted>),
-    /// A filter changed the request, which must be judged again.
-    Changed(Box<Admitted>),
+/// Where it is told what filters did: metrics, and their authors' logs.
+#[derive(Debug, Clone)]
+pub(crate) struct Reports {
+    pub(crate) metrics: FilterMetrics,
+    pub(crate) lines: mpsc::Sender<FilterLine>,
 }
 
-/// Runs the operation's filters in order.
-///
-/// # Errors
-/// [`Reject::FilterRejected`] as a filter says, [`Reject::FilterFailed`] where one came to no
-/// verdict, unless its manifest lets requests pass then.
-pub(crate) async fn on_request(
-    gateway: &Gateway,
-    caller: &Caller,
-    granted: Granted,
-    draft: &mut Draft,
-) -> Result<Filtered, Reject> {
-    let operation = Arc::clone(&granted.call().operation);
-    if operation.filters.is_empty() {
-        return Ok(Filtered::Same(Box::new(granted)));
-    }
-    let mut changed: Option<Admitted> = None;
-    let mut granted = Some(granted);
-    for filter in &operation.filters {
-        let (call, body) = match (&changed, &granted) {
-            (Some(request), _) => (&request.call, &request.body),
-            (None, Some(granted)) => (granted.call(), granted.body()),
-            (None, None) => return Err(Reject::Internal("a request was lost between filters")),
-        };
-        let view = view(filter, call, body)?;
-        let begun = Instant::now();
-        let outcome = run(filter, caller, view).await;
-        let took = begun.elapsed();
-        gateway.metrics.filter(filter.name.as_str(), took);
-        draft.filter(part(filter, &outcome, took));
-        match outcome {
-            Ok(Outcome::Continue) => {}
-            Ok(Outcome::Changed(changes)) => {
-                let request = changed.take().or_else(|| granted.take().map(Granted::into_unjudged));
-                let request = request.ok_or(Reject::Internal("a request was lost between filters"))?;
-                changed = Some(apply(filter, request, &changes)?);
-            }
-            Ok(Outcome::Reject(rejection)) => {
-                return Err(Reject::FilterRejected(FilterRefusal {
-                    filter: filter.name.to_string(),
-                    status: rejection.status(),
-                    code: rejection.code().to_owned(),
-                    message: rejection.message().to_owned(),
-                }));
-            }
-            Err(failure) => {
-                gateway.metrics.filter_failure(filter.name.as_str(), failure.cause);
-                if !filter.fails_open() {
-                    return Err(Reject::FilterFailed {
-                        filter: filter.name.to_string(),
-                        cause: failure.message,
-                    });
-                }
+impl Reports {
+    /// A tenant's own words: in a field of their own, never as the message.
+    fn log(&self, filter: &FilterName, session: &Session, logged: Vec<LogLine>) {
+        for line in logged {
+            let (tenant, sandbox, said) = (&session.tenant, &session.sandbox_id, &line.message);
+            let level = match line.level {
+                LogLevel::Debug => "debug",
+                LogLevel::Info => "info",
+                LogLevel::Warn => "warn",
+            };
+            tracing::debug!(%tenant, %sandbox, %filter, level, said, "filter log");
+            let line = FilterLine {
+                at: clock::now(),
+                tenant: tenant.clone(),
+                filter: filter.clone(),
+                sandbox_id: sandbox.clone(),
+                level: level.into(),
+                message: line.message,
+            };
+            if self.lines.try_send(line).is_err() {
+                self.metrics.lines_dropped.inc();
             }
         }
-    }
-    draft.stage("filters");
-    match (changed, granted) {
-        (Some(request), _) => Ok(Filtered::Changed(Box::new(request))),
-        (None, Some(granted)) => Ok(Filtered::Same(Box::new(granted))),
-        (None, None) => Err(Reject::Internal("a request was lost between filters")),
     }
 }
 
 /// A filter that came to no verdict.
+#[derive(Debug)]
 struct Failure {
     cause: &'static str,
     message: String,
 }
 
-async fn run(filter: &AttachedFilter, caller: &Caller, view: RequestView) -> Result<Outcome, Failure> {
-    let context = Context { session: Arc::clone(&caller.session.session), request: Arc::new(view) };
-    let called = match &filter.runner {
-        Runner::Component(component) => component.on_request(context).await,
-    };
-    let (tenant, sandbox) = (&caller.session.session.tenant, &caller.session.session.sandbox_id);
-    for line in called.logs {
-        // A tenant's own words: in a field of their own, never as the message.
-        match line.level {
-            LogLevel::Debug => {
-                tracing::debug!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log");
+impl Failure {
+    const fn new(cause: &'static str, message: String) -> Self {
+        Self { cause, message }
+    }
+}
+
+/// What one call of a filter came to.
+struct Called {
+    outcome: Result<Outcome, Failure>,
+    took: Duration,
+    phase: Phase,
+}
+
+impl AttachedFilter {
+    /// Calls the filter, for a response if there is one, and reports what it said.
+    async fn call(
+        &self,
+        reports: &Reports,
+        session: &Arc<Session>,
+        request: Arc<RequestView>,
+        response: Option<ResponseView>,
+    ) -> Called {
+        let phase = if response.is_some() { Phase::Response } else { Phase::Request };
+        let context = Context { session: Arc::clone(session), request };
+        let begun = Instant::now();
+        let called = match (&self.runner, response) {
+            (Runner::Component(component), None) => component.on_request(context).await,
+            (Runner::Component(component), Some(response)) => {
+                component.on_response(context, Arc::new(response)).await
             }
-            LogLevel::Info => {
-                tracing::info!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log");
-            }
-            LogLevel::Warn => {
-                tracing::warn!(%tenant, %sandbox, filter = %filter.name, said = line.message, "filter log");
-            }
+        };
+        let took = begun.elapsed();
+        reports.log(&self.name, session, called.logs);
+        reports.metrics.called(self.name.as_str(), took);
+        let outcome = called.outcome.map_err(|failure| {
+            reports.metrics.failed(self.name.as_str(), failure.cause());
+            Failure::new(failure.cause(), failure.to_string())
+        });
+        Called { outcome, took, phase }
+    }
+
+    /// What the decision record says of a call.
+    fn part(&self, called: &Called) -> FilterPart {
+        let (verdict, code) = match &called.outcome {
+            Ok(Outcome::Continue) => ("continue", None),
+            Ok(Outcome::Changed(_)) => ("changed", None),
+            Ok(Outcome::Reject(rejection)) => ("reject", Some(rejection.code().to_owned())),
+            Err(failure) => ("failed", Some(failure.cause.to_owned())),
+        };
+        FilterPart {
+            name: self.name.clone(),
+            digest: self.digest.clone(),
+            verdict: verdict.to_owned(),
+            code,
+            mode: self.is_shadow().then_some(Mode::Shadow),
+            phase: (called.phase == Phase::Response).then_some(FilterPhase::Response),
+            microseconds: u64::try_from(called.took.as_micros()).unwrap_or(u64::MAX),
         }
     }
-    called.outcome.map_err(|failure| Failure { cause: failure.cause(), message: failure.to_string() })
-}
 
-fn part(filter: &AttachedFilter, outcome: &Result<Outcome, Failure>, took: Duration) -> FilterPart {
-    let verdict = match outcome {
-        Ok(Outcome::Continue) => "continue",
-        Ok(Outcome::Changed(_)) => "changed",
-        Ok(Outcome::Reject(_)) => "reject",
-        Err(_) => "failed",
-    };
-    FilterPart {
-        name: filter.name.clone(),
-        digest: filter.digest(),
-        verdict: verdict.to_owned(),
-        microseconds: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-    }
-}
-
-/// What the filter sees: the request as it would be forwarded, without credentials.
-fn view(filter: &AttachedFilter, call: &Call, body: &AdmittedBody) -> Result<RequestView, Reject> {
-    let operation = &call.operation.operation;
-    let body = match filter.body_limit() {
-        None => None,
-        Some(limit) => {
-            let bytes = written(body);
-            if bytes.as_ref().is_some_and(|bytes| bytes.len() as u64 > limit) {
-                return Err(Reject::BodyTooLarge { limit });
-            }
-            bytes
-        }
-    };
-    Ok(RequestView {
-        method: Method::from_bytes(operation.method.as_str().as_bytes())
-            .map_err(|_unreadable| Reject::Internal("a known method is none"))?,
-        backend: call.backend.name.clone(),
-        operation: operation.id.clone(),
-        path: call.forwarded_path()?,
-        path_template: call.operation.path_template.as_str().into(),
-        path_parameters: call
-            .parameters
-            .iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect(),
-        query: call.query.pairs().to_vec(),
-        headers: call.headers.clone(),
-        body,
-    })
-}
-
-/// A body as it would be forwarded, unless it is streamed.
-fn written(body: &AdmittedBody) -> Option<Bytes> {
-    match body {
-        AdmittedBody::None => Some(Bytes::new()),
-        AdmittedBody::Json(value) => Some(json::write(value).into()),
-        AdmittedBody::Form(form) => Some(form.rebuild().into()),
-        AdmittedBody::Multipart(multipart) => Some(multipart.rebuild()),
-        AdmittedBody::Doubtful(text) => Some(text.clone().into()),
-        AdmittedBody::Whole(bytes) => Some(bytes.clone()),
-        AdmittedBody::Stream(_) => None,
-    }
-}
-
-/// Makes a filter's changes. What they come to is read as strictly as a client's request.
-fn apply(filter: &AttachedFilter, request: Admitted, changes: &Changes) -> Result<Admitted, Reject> {
-    let Admitted { mut call, body, content } = request;
-    let failed =
-        |cause: &str| Reject::FilterFailed { filter: filter.name.to_string(), cause: cause.to_owned() };
-    let content_type = call.headers.get(CONTENT_TYPE).cloned();
-    changes.apply_to_headers(&mut call.headers);
-    headers::clean_request(&mut call.headers);
-    let mut pairs = call.query.pairs().to_vec();
-    changes.apply_to_query(&mut pairs);
-    call.query = Query::from_pairs(pairs);
-    if let Some(path) = changes.path() {
-        move_to(&mut call, path).ok_or_else(|| failed("it moved the request to another operation"))?;
-    }
-    let is_retyped = call.headers.get(CONTENT_TYPE) != content_type.as_ref();
-    match (changes.body(), is_retyped) {
-        (Some(bytes), _) => read_again(call, bytes.clone()),
-        (None, false) => Ok(Admitted { call, body, content }),
-        (None, true) => {
-            let bytes = written(&body);
-            let bytes = bytes.ok_or_else(|| failed("it changed the type of a body that it does not read"))?;
-            read_again(call, bytes)
+    /// What a call means for what it was about. A filter in shadow means nothing.
+    ///
+    /// # Errors
+    /// [`Reject::FilterRejected`] as the filter says, [`Reject::FilterFailed`] where it came to no
+    /// verdict, unless the tenant lets requests pass then.
+    fn decide(&self, outcome: Result<Outcome, Failure>) -> Result<Outcome, Reject> {
+        match outcome {
+            _ if self.is_shadow() => Ok(Outcome::Continue),
+            Ok(Outcome::Reject(rejection)) => Err(Reject::FilterRejected(FilterRefusal {
+                filter: self.name.to_string(),
+                status: rejection.status(),
+                code: rejection.code().to_owned(),
+                message: rejection.message().to_owned(),
+            })),
+            Ok(outcome) => Ok(outcome),
+            Err(_) if self.on_failure == OnFailure::Open => Ok(Outcome::Continue),
+            Err(failure) => Err(self.failed(failure.message)),
         }
     }
+
+    fn failed(&self, cause: impl Into<String>) -> Reject {
+        Reject::FilterFailed { filter: self.name.to_string(), cause: cause.into() }
+    }
 }
 
-/// Moves a request to another path of the same operation.
-fn move_to(call: &mut Call, path: &str) -> Option<()> {
-    let path = RequestPath::parse(path).ok()?;
-    let backend = Arc::clone(&call.backend);
-    let Lookup::Found(found) = backend.document.routes().lookup(Some(call.operation.operation.method), &path)
-    else {
-        return None;
-    };
-    let operation = backend.operations.get(found.operation)?;
-    if !Arc::ptr_eq(operation, &call.operation) {
-        return None;
-    }
-    call.parameters = found.parameters;
-    call.path = path;
-    Some(())
+fn session_of(caller: &Caller) -> &Arc<Session> {
+    &caller.session.session
 }

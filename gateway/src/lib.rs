@@ -69,6 +69,7 @@ pub struct Gateway {
     freshness: Freshness,
     decisions: mpsc::Sender<DecisionRecord>,
     metrics: Metrics,
+    reports: filters::Reports,
     registered: MetricRegistry,
     tasks: Tasks,
     /// Memory for judged bodies of all sessions.
@@ -122,6 +123,8 @@ impl Gateway {
             .flatten()
             .for_each(|own| config.upstreams.never_ourselves(own));
         let mut registered = telemetry::registry();
+        let metrics = Metrics::register(&mut registered);
+        let reports = filters::Reports { metrics: metrics.filters.clone(), lines: follower.lines };
         let gateway = Arc::new(Self {
             identities: Identities::new(config.verifier),
             registry: Registry::default(),
@@ -135,7 +138,8 @@ impl Gateway {
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness),
             decisions: follower.decisions,
-            metrics: Metrics::register(&mut registered),
+            metrics,
+            reports,
             registered,
             tasks: tasks.clone(),
             bodies: Arc::new(Room::new(config::BODY_ROOM)),

@@ -5,6 +5,7 @@
 
 use crate::snapshot::Snapshot;
 use postern_common::decision::{ShadowPart, ShadowScope, Verdict};
+use postern_common::id::FilterName;
 use postern_common::problem::Code;
 use postern_common::telemetry::SECONDS;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -16,7 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,6 +90,70 @@ impl<Labels: Clone + Eq + Hash + std::fmt::Debug, Metric: Clone> Named<Labels, M
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CounterLabels {
+    filter: String,
+    counter: String,
+}
+
+/// What is counted and measured of filters. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct FilterMetrics {
+    seconds: Arc<Named<FilterLabel, Histogram>>,
+    failures: Arc<Named<FailureLabels, Counter>>,
+    counted: Family<CounterLabels, Gauge<u64, std::sync::atomic::AtomicU64>>,
+    instances: Gauge,
+    pub(crate) lines_dropped: Counter,
+}
+
+impl FilterMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            seconds: Arc::new(Named::new(seconds)),
+            failures: Arc::new(Named::new(Counter::default)),
+            counted: Family::default(),
+            instances: Gauge::default(),
+            lines_dropped: Counter::default(),
+        };
+        registry.register("filter_call_seconds", "One call of a filter", metrics.seconds.family.clone());
+        registry.register("filter_failures", "Filters that failed, by cause", metrics.failures.family.clone());
+        registry.register(
+            "filter_counter",
+            "What filters count, since each was loaded",
+            metrics.counted.clone(),
+        );
+        registry.register("filter_instances", "Filter calls that are under way", metrics.instances.clone());
+        registry.register("filter_log_dropped", "Lines of filters' logs lost", metrics.lines_dropped.clone());
+        metrics
+    }
+
+    pub(crate) fn called(&self, filter: &str, took: Duration) {
+        let labels = FilterLabel { filter: filter.to_owned() };
+        self.seconds.with(&labels, |seconds| seconds.observe(took.as_secs_f64()));
+    }
+
+    pub(crate) fn failed(&self, filter: &str, cause: &str) {
+        let labels = FailureLabels { filter: filter.to_owned(), cause: cause.to_owned() };
+        self.failures.with(&labels, |count| {
+            count.inc();
+        });
+    }
+
+    /// What is read when somebody looks: counts of filters of one name are added up.
+    pub(crate) fn look<'f>(
+        &self,
+        in_flight: u32,
+        counters: impl Iterator<Item = (&'f FilterName, &'f str, u64)>,
+    ) {
+        self.instances.set(i64::from(in_flight));
+        self.counted.clear();
+        for (filter, counter, count) in counters {
+            let labels = CounterLabels { filter: filter.to_string(), counter: counter.to_owned() };
+            self.counted.get_or_create(&labels).inc_by(count);
+        }
+    }
+}
+
 fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
@@ -102,8 +167,7 @@ pub(crate) struct Metrics {
     policy_seconds: Histogram,
     shadow: Family<ShadowLabels, Counter>,
     shadow_names: Mutex<HashSet<String>>,
-    filter_seconds: Named<FilterLabel, Histogram>,
-    filter_failures: Named<FailureLabels, Counter>,
+    pub(crate) filters: FilterMetrics,
     connections_dropped: Family<DropLabel, Counter>,
     pub(crate) audit_dropped: Counter,
     pub(crate) control_version: Gauge,
@@ -120,8 +184,7 @@ impl Metrics {
             policy_seconds: seconds(),
             shadow: Family::default(),
             shadow_names: Mutex::default(),
-            filter_seconds: Named::new(seconds),
-            filter_failures: Named::new(Counter::default),
+            filters: FilterMetrics::register(registry),
             connections_dropped: Family::default(),
             audit_dropped: Counter::default(),
             control_version: Gauge::default(),
@@ -139,16 +202,6 @@ impl Metrics {
             "policy_shadow_decisions",
             "What policies in shadow would have made of requests, beside what was enforced",
             metrics.shadow.clone(),
-        );
-        registry.register(
-            "filter_call_seconds",
-            "One call of a filter",
-            metrics.filter_seconds.family.clone(),
-        );
-        registry.register(
-            "filter_failures",
-            "Filters that failed, by cause",
-            metrics.filter_failures.family.clone(),
         );
         registry.register("audit_dropped", "Decision records that were lost", metrics.audit_dropped.clone());
         registry.register(
@@ -218,18 +271,6 @@ impl Metrics {
         "other".to_owned()
     }
 
-    pub(crate) fn filter(&self, filter: &str, took: Duration) {
-        let labels = FilterLabel { filter: filter.to_owned() };
-        self.filter_seconds.with(&labels, |seconds| seconds.observe(took.as_secs_f64()));
-    }
-
-    pub(crate) fn filter_failure(&self, filter: &str, cause: &str) {
-        let labels = FailureLabels { filter: filter.to_owned(), cause: cause.to_owned() };
-        self.filter_failures.with(&labels, |count| {
-            count.inc();
-        });
-    }
-
     /// A connection that had to go, or could not come: `evicted` or `refused`.
     pub(crate) fn connection_dropped(&self, how: &'static str) {
         self.connections_dropped.get_or_create(&DropLabel { how }).inc();
@@ -248,8 +289,8 @@ impl Metrics {
             let names = (labels.backend.as_str(), labels.operation.as_str());
             names == ("", "") || operations.contains(&names)
         });
-        self.filter_seconds.keep(|labels| filters.contains(labels.filter.as_str()));
-        self.filter_failures.keep(|labels| filters.contains(labels.filter.as_str()));
+        self.filters.seconds.keep(|labels| filters.contains(labels.filter.as_str()));
+        self.filters.failures.keep(|labels| filters.contains(labels.filter.as_str()));
     }
 }
 
@@ -264,8 +305,8 @@ mod tests {
         let metrics = Metrics::register(&mut registered);
         for number in 0..100 {
             metrics.request((format!("desk-{number}"), "list".to_owned()), "allow", Duration::ZERO);
-            metrics.filter(&format!("filter-{number}"), Duration::ZERO);
-            metrics.filter_failure(&format!("filter-{number}"), "trap");
+            metrics.filters.called(&format!("filter-{number}"), Duration::ZERO);
+            metrics.filters.failed(&format!("filter-{number}"), "trap");
         }
         metrics.request((String::new(), String::new()), "deny", Duration::ZERO);
         metrics.keep(&Snapshot::default());

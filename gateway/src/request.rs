@@ -70,12 +70,14 @@ async fn forward(
         Filtered::Same(granted) => *granted,
         Filtered::Changed(request) => judge(gateway, &rules, &caller, *request, draft).await?,
     };
+    let answering = filters::answers_to(&granted)?;
     let permit = limits::permit(&budget, &backend.concurrent)?;
     let sealed = broker::attach(granted, source, draft.request_id())?;
     still_welcome(gateway, &caller)?;
     let answer = gateway.upstream.send(sealed, permit, &caller.session.ended).await?;
     draft.upstream(answer.head.status.as_u16(), answer.took);
     draft.stage("upstream");
+    let answer = filters::on_response(gateway, &caller, &rooms, answering, answer, draft).await?;
     Ok(response::pass_on(answer, draft.request_id(), &budget))
 }
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Passes a backend's answer back: headers cleaned, the body streamed as it comes.
+//! Passes a backend's answer back: headers cleaned, the body streamed as it comes or as its filters
+//! leave it.
 //!
 //! The body holds the request's permit until its last byte, and breaks off when the session ends.
 
 use crate::broker::REQUEST_ID;
+use crate::filters::FilteredBody;
 use crate::headers::clean_response;
 use crate::limits::{Budget, Permit};
 use crate::snapshot::Backend;
@@ -13,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, response::Parts};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use postern_common::id::RequestId;
-use std::future::Future as _;
+use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -25,7 +27,7 @@ use url::Url;
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) head: Parts,
-    pub(crate) body: BackendBody,
+    pub(crate) body: Body,
     pub(crate) backend: Arc<Backend>,
     /// Until the head was there.
     pub(crate) took: Duration,
@@ -39,6 +41,8 @@ pub(crate) enum BrokenOff {
     SessionEnded,
     #[error("the backend broke off its answer")]
     Backend(#[source] hyper::Error),
+    #[error("a filter refused the rest of the answer")]
+    Filter,
 }
 
 /// The body of a backend's answer on its way.
@@ -63,10 +67,28 @@ impl BackendBody {
 /// The body of an answer to a sandbox.
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// Ours.
+    /// Ours, or a backend's that is here whole.
     Own(Bytes),
     /// A backend's.
     Backend(BackendBody),
+    /// A backend's that turned out to be too long to be held.
+    Joined { begun: Bytes, rest: Box<Self> },
+    /// A backend's that filters see as it comes.
+    Filtered(FilteredBody),
+}
+
+impl Body {
+    /// The next bytes; nothing at the end.
+    pub(crate) async fn next_data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
+        loop {
+            let next = poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut *self), context)).await?;
+            match next.map(Frame::into_data) {
+                Err(broken) => return Some(Err(broken)),
+                Ok(Ok(data)) if !data.is_empty() => return Some(Ok(data)),
+                Ok(_) => {}
+            }
+        }
+    }
 }
 
 impl http_body::Body for Body {
@@ -78,8 +100,14 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let body = match &mut *self {
-            Self::Own(bytes) if bytes.is_empty() => return Poll::Ready(None),
-            Self::Own(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Joined { begun, rest } if begun.is_empty() => {
+                return Pin::new(&mut **rest).poll_frame(context);
+            }
+            Self::Own(bytes) | Self::Joined { begun: bytes, .. } => {
+                let bytes = std::mem::take(bytes);
+                return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
+            }
+            Self::Filtered(body) => return body.poll_frame(context),
             Self::Backend(body) => body,
         };
         if body.ended.as_mut().poll(context).is_ready() {
@@ -100,6 +128,8 @@ impl http_body::Body for Body {
         match self {
             Self::Own(bytes) => bytes.is_empty(),
             Self::Backend(body) => body.incoming.is_end_stream(),
+            Self::Joined { begun, rest } => begun.is_empty() && rest.is_end_stream(),
+            Self::Filtered(_) => false,
         }
     }
 
@@ -107,6 +137,7 @@ impl http_body::Body for Body {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Backend(body) => body.incoming.size_hint(),
+            Self::Joined { .. } | Self::Filtered(_) => SizeHint::default(),
         }
     }
 }
@@ -127,7 +158,7 @@ pub(crate) fn pass_on(answer: Answer, request_id: &RequestId, budget: &Budget) -
             head.headers.insert(HeaderName::from_static(name), value);
         }
     }
-    let mut response = Response::new(Body::Backend(body));
+    let mut response = Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     response

@@ -84,6 +84,8 @@ pub(crate) struct TenantRules {
     pub(crate) policies: Policies,
     /// What filter versions may not go back behind, while the epoch lasts.
     filter_versions: BTreeMap<FilterName, u64>,
+    /// Every filter, attached or not.
+    filters: LoadedFilters,
     epoch: u64,
     session_rate: Rate,
     limiter: Arc<Limiter>,
@@ -94,6 +96,13 @@ pub(crate) struct TenantRules {
 }
 
 impl TenantRules {
+    /// What this tenant's filters have counted: filter, counter, count.
+    pub(crate) fn filter_counters(&self) -> impl Iterator<Item = (&FilterName, &str, u64)> {
+        let filters = self.filters.iter();
+        filters
+            .flat_map(|(name, filter)| filter.counters().map(move |(counter, count)| (name, counter, count)))
+    }
+
     /// The buckets and permits that count for this caller.
     pub(crate) fn budget(&self, caller: &Caller, now: Instant) -> Budget {
         Budget::new(&caller.session.limiter, self.session_rate, &self.limiter, now)
@@ -144,6 +153,8 @@ pub(crate) struct OperationRules {
     pub(crate) limiter: Option<Arc<OperationLimiter>>,
     /// Filters that apply, in order.
     pub(crate) filters: Vec<Arc<AttachedFilter>>,
+    /// Whether one of them reads what the backend answers.
+    pub(crate) is_response_read: bool,
 }
 
 /// What rules are built with, besides the tenant's own configuration.
@@ -198,6 +209,7 @@ pub(crate) fn build(
                 .iter()
                 .map(|(name, artefact)| (name.clone(), artefact.version))
                 .collect(),
+            filters,
             epoch,
             session_rate,
             // These outlive a change of configuration, as what they count does.
@@ -246,7 +258,8 @@ impl Building<'_> {
                 ));
                 continue;
             }
-            let built = self.around.engines.load(&self.config.tenant, name, artefact);
+            let same = self.before.and_then(|before| before.filters.get(name));
+            let built = self.around.engines.load(&self.config.tenant, name, artefact, same);
             if let Some(filter) = self.try_one(&format!("filters/{name}"), built) {
                 loaded.insert(name.clone(), filter);
             }
@@ -345,15 +358,14 @@ impl Building<'_> {
             let old = before
                 .and_then(|before| before.operations.iter().find(|old| old.operation.id == operation.id));
             let old = old.and_then(|old| old.limiter.as_ref());
+            let filters: Vec<_> =
+                attached.iter().filter(|filter| filter.applies_to(operation)).map(Arc::clone).collect();
             rules.push(Arc::new(OperationRules {
                 operation: operation.clone(),
                 path_template: operation.path.to_string(),
                 limiter: limits.map(|limits| OperationLimiter::like(old, limits, self.now)),
-                filters: attached
-                    .iter()
-                    .filter(|filter| filter.applies_to(operation))
-                    .map(Arc::clone)
-                    .collect(),
+                is_response_read: filters.iter().any(|filter| filter.needs_plain_response()),
+                filters,
             }));
         }
         rules

@@ -18,7 +18,7 @@ use crate::config::{POOL_IDLE_CONNECTIONS, POOL_IDLE_TIME};
 use crate::limits::Permit;
 use crate::listener::OwnedExecutor;
 use crate::reject::Reject;
-use crate::response::{Answer, BackendBody};
+use crate::response::{Answer, BackendBody, Body};
 use crate::snapshot::Backend;
 use address::{RefusedAddress, UpstreamRules};
 use bytes::Bytes;
@@ -169,7 +169,7 @@ fn answered(
         return Err(Reject::UpstreamUnreachable("the backend switched protocols unasked".into()));
     }
     let (head, body) = response.into_parts();
-    let body = BackendBody::new(body, permit, ended);
+    let body = Body::Backend(BackendBody::new(body, permit, ended));
     Ok(Answer { head, body, backend: Arc::clone(backend), took })
 }
 

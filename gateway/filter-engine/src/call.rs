@@ -32,6 +32,8 @@ pub(crate) struct Call {
     pub(crate) response: Option<Arc<ResponseView>>,
     pub(crate) changes: Changes,
     pub(crate) logs: Vec<LogLine>,
+    /// The largest that its linear memory was.
+    pub(crate) memory_bytes: usize,
     limits: Limits,
     host_calls: u32,
     log_bytes: u32,
@@ -62,6 +64,7 @@ impl Call {
             response: subject.response,
             changes: Changes::default(),
             logs: Vec::new(),
+            memory_bytes: 0,
             limits,
             host_calls: limits.host_calls,
             log_bytes: limits.log,
@@ -125,6 +128,7 @@ impl Call {
 impl ResourceLimiter for Call {
     fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         if u64::try_from(desired).is_ok_and(|desired| desired <= self.limits.memory) {
+            self.memory_bytes = self.memory_bytes.max(desired);
             Ok(true)
         } else {
             Err(FilterFailure::Memory.into())

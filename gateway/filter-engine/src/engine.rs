@@ -136,6 +136,12 @@ impl Engine {
         self.0.fingerprint
     }
 
+    /// Calls that are under way, of all tenants.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.0.gauges.in_flight()
+    }
+
     /// Verifies an artefact and makes it ready to run. CPU work of a fraction of a millisecond.
     ///
     /// # Errors

@@ -69,11 +69,13 @@ pub struct Context {
 /// What a call came to.
 #[derive(Debug)]
 pub struct Called {
-    /// The verdict; or why there is none, which refuses the request unless the manifest's
-    /// `on_failure` is open.
+    /// The verdict; or why there is none, which refuses the request unless the tenant has it
+    /// otherwise.
     pub outcome: Result<Outcome, FilterFailure>,
     /// What the filter logged, bounded by the manifest's `limits.log`.
     pub logs: Vec<LogLine>,
+    /// The largest that the instance's linear memory was.
+    pub memory_bytes: usize,
 }
 
 impl fmt::Debug for LoadedFilter {
@@ -182,7 +184,8 @@ impl ConfiguredFilter {
         self.call(context, None).await
     }
 
-    /// Calls the filter for the response to a request, in a fresh instance.
+    /// Calls the filter for the response to a request, or for one part of its body, in a fresh
+    /// instance.
     ///
     /// Must be polled within a tokio runtime with time. Dropping the future ends the call.
     pub async fn on_response(&self, context: Context, response: Arc<ResponseView>) -> Called {
@@ -192,7 +195,7 @@ impl ConfiguredFilter {
     async fn call(&self, context: Context, response: Option<Arc<ResponseView>>) -> Called {
         let shared = &self.filter.0;
         let Some(place) = shared.gauge.enter() else {
-            return Called { outcome: Err(FilterFailure::Concurrency), logs: Vec::new() };
+            return Called { outcome: Err(FilterFailure::Concurrency), logs: Vec::new(), memory_bytes: 0 };
         };
         let subject = Subject { session: context.session, request: context.request, response };
         let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, place);
@@ -209,7 +212,7 @@ impl ConfiguredFilter {
             Ok(Verdict::Reject(it)) => Rejection::new(it.status, it.code, it.message).map(Outcome::Reject),
             Err(error) => Err(FilterFailure::of(&error)),
         };
-        Called { outcome, logs: call.logs }
+        Called { outcome, logs: call.logs, memory_bytes: call.memory_bytes }
     }
 }
 

@@ -83,6 +83,12 @@ impl Gauges {
         Self { most, by_tenant: Mutex::default() }
     }
 
+    /// Calls in flight of all tenants.
+    pub(crate) fn in_flight(&self) -> u32 {
+        let by_tenant = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        by_tenant.values().filter_map(Weak::upgrade).map(|gauge| gauge.in_flight()).sum()
+    }
+
     /// The one gauge of a tenant, which lives as long as any of its filters.
     pub(crate) fn of(&self, tenant: &TenantId) -> Arc<Gauge> {
         let mut by_tenant = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);

@@ -84,12 +84,28 @@ impl Call {
 
     fn response_body(&self) -> Result<&Bytes, FilterFailure> {
         let body = self.response.as_ref().and_then(|response| response.body.as_ref());
-        match (self.shared.manifest.response_body, body) {
-            (Some(_), Some(body)) => Ok(body),
+        match body {
+            Some(body) if self.shared.manifest.reads_responses() => Ok(body),
             _ => Err(FilterFailure::forbidden(
-                "use the response's body: `body.response` is not in filter.toml",
+                "use the response's body: filter.toml has neither `body.response` nor `body.response_chunk`",
             )),
         }
+    }
+
+    fn part(&self) -> Result<crate::view::Part, FilterFailure> {
+        self.response()?.part.ok_or_else(|| {
+            FilterFailure::forbidden("use parts of a body: `body.response_chunk` is not in filter.toml")
+        })
+    }
+
+    /// The head of a response is on its way once the first part of its body was judged.
+    fn change_head(&mut self, change: Change) -> Result<()> {
+        let is_gone =
+            self.response.as_ref().and_then(|response| response.part).is_some_and(|part| part.index > 0);
+        if is_gone {
+            return Err(FilterFailure::forbidden("change headers that have been answered").into());
+        }
+        self.change_in(Phase::Response, change)
     }
 
     fn response(&self) -> Result<&crate::view::ResponseView, FilterFailure> {
@@ -249,19 +265,40 @@ impl wit::response::Host for Call {
         Ok(part(self.response_body()?, offset, length))
     }
 
+    fn part(&mut self) -> Result<wit::response::BodyPart> {
+        self.count()?;
+        let part = Self::part(self)?;
+        Ok(wit::response::BodyPart { index: part.index, is_last: part.is_last })
+    }
+
+    fn keep(&mut self, length: u32) -> Result<()> {
+        self.count()?;
+        let part = Self::part(self)?;
+        let most = self.shared.manifest.response_chunk.unwrap_or(0) / 2;
+        let held = crate::host::length(self.response_body()?).min(most);
+        if u64::from(length) > if part.is_last { 0 } else { held } {
+            let what =
+                "keep more of a part than it has, than half of `body.response_chunk`, or any of the last";
+            return Err(FilterFailure::forbidden(what).into());
+        }
+        self.changes.keep(usize::try_from(length).unwrap_or(usize::MAX));
+        Ok(())
+    }
+
     fn set_header(&mut self, name: String, value: String) -> Result<()> {
         self.count()?;
-        self.change_in(Phase::Response, Change::SetHeader(header(&name)?, header_value(&value)?))
+        self.change_head(Change::SetHeader(header(&name)?, header_value(&value)?))
     }
 
     fn remove_header(&mut self, name: String) -> Result<()> {
         self.count()?;
-        self.change_in(Phase::Response, Change::RemoveHeader(header(&name)?))
+        self.change_head(Change::RemoveHeader(header(&name)?))
     }
 
     fn set_body(&mut self, body: Vec<u8>) -> Result<()> {
         self.count()?;
-        let most = self.shared.manifest.response_body;
+        let manifest = &self.shared.manifest;
+        let most = manifest.response_body.or(manifest.response_chunk.map(|part| part.saturating_mul(2)));
         self.set_body_in(Phase::Response, most, body)
     }
 }

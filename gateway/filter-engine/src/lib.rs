@@ -37,4 +37,4 @@ pub use engine::{Engine, EngineError, EngineSettings, LoadFilterError};
 pub use failure::FilterFailure;
 pub use filter::{Called, ConfigMistakes, ConfiguredFilter, Context, LoadedFilter};
 pub use outcome::{Change, Changes, LogLevel, LogLine, Outcome, Rejection};
-pub use view::{RequestView, ResponseView};
+pub use view::{Part, RequestView, ResponseView};

@@ -4,8 +4,8 @@
 //! ```toml
 //! phases = ["request"]                  # and "response"
 //! host = ["session", "log"]             # "counter", "rate-limit", "json-schema"
-//! body = { request = "64KiB" }          # whole, up to so much; absent: streamed past the filter
-//! on_failure = "closed"                 # "open" lets requests pass that the filter fails on
+//! body = { request = "64KiB" }          # whole, up to so much; absent: streamed past the filter;
+//!                                       # `response = "1MiB"` whole, `response_chunk = "16KiB"` in parts
 //! counters = ["refused"]
 //! limits = { time = "20ms", memory = "4MiB", host_calls = 1000, log = "8KiB" }
 //! [buckets.lookups]
@@ -37,8 +37,9 @@ pub struct Manifest {
     pub request_body: Option<u64>,
     /// The longest response body that it takes whole; `None` if bodies stream past it.
     pub response_body: Option<u64>,
-    /// What becomes of a request that the filter fails on.
-    pub on_failure: OnFailure,
+    /// The longest part of a response body that it takes at a time, as the body streams; `None` if
+    /// it takes the body whole or not at all.
+    pub response_chunk: Option<u64>,
     /// Bounds of one call.
     pub limits: Limits,
     /// The counters that it may add to.
@@ -93,17 +94,6 @@ impl HostFunction {
     }
 }
 
-/// What becomes of a request that a filter fails on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnFailure {
-    /// It is refused.
-    #[default]
-    Closed,
-    /// It goes on as if the filter had not been there.
-    Open,
-}
-
 /// Bounds of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -142,6 +132,10 @@ const DEFAULT_LOG: u32 = 8 << 10;
 const MAX_LOG: u32 = 64 << 10;
 /// The largest body that a filter may ask for.
 const MAX_BODY: u64 = 16 << 20;
+/// The smallest part of a streamed body: less makes a call for every few words.
+const MIN_CHUNK: u64 = 1 << 10;
+/// The largest part of a streamed body: a stream is not to be held up for more.
+const MAX_CHUNK: u64 = 256 << 10;
 /// Counters, buckets and schemas of one filter, each.
 const MAX_NAMED: usize = 32;
 
@@ -193,6 +187,12 @@ impl Manifest {
     #[must_use]
     pub fn has(&self, phase: Phase) -> bool {
         self.phases.contains(&phase)
+    }
+
+    /// Whether it sees anything of a response's body.
+    #[must_use]
+    pub const fn reads_responses(&self) -> bool {
+        self.response_body.is_some() || self.response_chunk.is_some()
     }
 }
 

@@ -90,6 +90,7 @@ const MAX_CHANGES_BYTES: usize = 64 * 1024;
 pub struct Changes {
     list: Vec<Change>,
     size_bytes: usize,
+    kept: usize,
 }
 
 impl Changes {
@@ -102,10 +103,20 @@ impl Changes {
         Ok(())
     }
 
+    pub(crate) const fn keep(&mut self, length: usize) {
+        self.kept = length;
+    }
+
+    /// Bytes at the end of this part of a response's body that are to come again before the next.
+    #[must_use]
+    pub const fn kept(&self) -> usize {
+        self.kept
+    }
+
     /// Whether nothing is to be changed.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.list.is_empty() && self.kept == 0
     }
 
     /// The changes, in the order in which they are to be made.

@@ -42,8 +42,19 @@ pub struct ResponseView {
     pub status: StatusCode,
     /// All headers. A filter reaches them only through [`ResponseView::header`].
     pub headers: HeaderMap,
-    /// The whole body, if it was taken whole.
+    /// The whole body if it was taken whole, or the part that a call is about.
     pub body: Option<Bytes>,
+    /// Which part that is, if the body comes in parts.
+    pub part: Option<Part>,
+}
+
+/// A part of a response's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Counts the parts of a response, from 0.
+    pub index: u64,
+    /// Whether nothing follows.
+    pub is_last: bool,
 }
 
 impl RequestView {
@@ -114,7 +125,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value).expect("a value"));
         }
-        ResponseView { status: StatusCode::OK, headers: map, body: None }
+        ResponseView { status: StatusCode::OK, headers: map, body: None, part: None }
     }
 
     #[test]

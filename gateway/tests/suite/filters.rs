@@ -17,22 +17,22 @@ const BYTES: (&str, &str) = ("content-type", "application/octet-stream");
 const REFUND: &[u8] = br#"{"order":"1","amount":1}"#;
 
 /// A gateway that believes the suite's artefact key.
-async fn world() -> World {
+pub(crate) async fn world() -> World {
     World::with(|settings| settings.artefact_key = Some(*key().verifying_key().as_bytes())).await
 }
 
-fn name(text: &str) -> FilterName {
+pub(crate) fn name(text: &str) -> FilterName {
     FilterName::parse(text).expect("a name")
 }
 
 /// A plugin's manifest as these tests use it: requests only, and time enough on any machine so
 /// that the bounds under test are the ones that are met.
-fn patient(plugin: &str) -> String {
+pub(crate) fn patient(plugin: &str) -> String {
     let manifest = manifest(plugin).replace(r#"["request", "response"]"#, r#"["request"]"#);
     manifest.replace(r#"time = "20ms""#, r#"time = "1s""#)
 }
 
-fn artefact(plugin: &'static str, tenant: &str, version: u64, manifest: &str) -> FilterArtefact {
+pub(crate) fn artefact(plugin: &'static str, tenant: &str, version: u64, manifest: &str) -> FilterArtefact {
     FilterArtefact {
         manifest: Arc::from(manifest),
         artefact: sign(&compiled(plugin), (tenant, plugin), version, manifest).into(),
@@ -41,7 +41,7 @@ fn artefact(plugin: &'static str, tenant: &str, version: u64, manifest: &str) ->
 }
 
 /// A tenant's configuration with these plugins attached, as `backend.toml` attaches them.
-fn chain(world: &World, tenant: &str, plugins: &[&'static str], attached: &Value) -> TenantConfig {
+pub(crate) fn chain(world: &World, tenant: &str, plugins: &[&'static str], attached: &Value) -> TenantConfig {
     let mut file = world.described();
     file["filters"] = attached.clone();
     let mut config = world.config(tenant, &[("desk", file)], None);
@@ -327,9 +327,8 @@ async fn another_tenant_is_served_while_one_tenants_filter_loops() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_that_may_fail_open_is_passed_by_and_the_record_says_so() {
     let world = world().await;
-    let mut config = chain(&world, "acme", &["hostile"], &json!(["hostile"]));
-    let open = format!("on_failure = \"open\"\n{}", patient("hostile"));
-    config.filters.insert(name("hostile"), artefact("hostile", "acme", 1, &open));
+    let attached = json!([{ "name": "hostile", "on_failure": "open" }]);
+    let config = chain(&world, "acme", &["hostile"], &attached);
     assert_eq!(world.put(config).await, Applied::InForce);
     let sandbox = world.sandbox("alice", &["*"]).await;
     let answer = sandbox.call("GET", "/orders", &[("x-hostile", "trap")], b"").await;
@@ -395,4 +394,38 @@ async fn a_gateway_without_an_artefact_key_loads_no_filter() {
     let Applied::Refused(told) = world.put(config).await else { panic!("it was taken") };
     assert!(told[0].contains("no artefact key"), "{told:?}");
     assert_eq!(world.sandbox("alice", &["*"]).await.get("/orders").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_is_replaced_again_and_again_fails_no_request() {
+    // The short form of `make prove-reload`.
+    const REPLACEMENTS: u64 = 60;
+    let world = Arc::new(world().await);
+    let put = async |version: u64| {
+        let text = format!("# version {version}\n{}", patient("claim-injection"));
+        let mut config = chain(&world, "acme", &[], &json!(["claim-injection"]));
+        let artefact = artefact("claim-injection", "acme", version, &text);
+        config.filters.insert(name("claim-injection"), artefact);
+        assert_eq!(world.put(config).await, Applied::InForce, "version {version}");
+    };
+    put(1).await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let asking = async {
+        let mut served = 0_u64;
+        while !*stopped.borrow() {
+            let answer = sandbox.get("/orders").await;
+            assert_eq!(answer.status, 200, "{:?}", answer.body);
+            served += 1;
+        }
+        served
+    };
+    let replacing = async {
+        for version in 2..=REPLACEMENTS {
+            put(version).await;
+        }
+        stop.send_replace(true);
+    };
+    let (served, ()) = tokio::join!(asking, replacing);
+    assert!(served > 0, "requests went on meanwhile");
 }

@@ -13,7 +13,7 @@ use postern_common::control::{
     Applied, BackendConfig, Change, DeliverySender, EndedSession, Message, Publisher, State, TenantConfig,
     link,
 };
-use postern_common::decision::{DecisionRecord, Versions};
+use postern_common::decision::{DecisionRecord, FilterLine, Versions};
 use postern_common::id::{
     BackendName, ConversationId, PolicyName, SandboxId, SecretName, TemplateName, TenantId, UserId,
 };
@@ -379,6 +379,13 @@ impl World {
     pub(crate) async fn take_redial(&mut self) {
         let redial = self.redials.as_mut().expect("connected").recv();
         self.sender = tokio::time::timeout(PATIENCE, redial).await.expect("redials in time");
+    }
+
+    /// What filters logged.
+    pub(crate) fn lines(&self) -> Vec<FilterLine> {
+        let mut publisher = self.publisher.lock().expect("no panic");
+        let publisher = publisher.as_mut().expect("connected");
+        std::iter::from_fn(|| publisher.lines.try_recv().ok()).collect()
     }
 
     /// The records that have come home.

@@ -47,7 +47,19 @@ impl Filter for Hostile {
         match self.config.way.as_str() {
             "response-cookie" => response.set_header("set-cookie", "a=b"),
             "response-loop" => spin(),
+            "response-trap" => {
+                assert!(black_box(false), "a panic, which is a trap");
+            }
             "response-body" => response.set_body(b"{\"rewritten\":true}"),
+            "response-long-body" => response.set_body(&vec![b' '; 200_000]),
+            "response-reject" => return Rejection::new("not-yours", "it is not for you").into(),
+            "part-reject" if response.part().index > 0 => {
+                return Rejection::new("not-yours", "the rest is not for you").into();
+            }
+            "part-late-header" if response.part().index > 0 => response.set_header("x-late", "1"),
+            "part-keep-last" if response.part().is_last => response.keep(1),
+            "part-keep-all" => response.keep(u32::try_from(response.body_length()).unwrap_or(u32::MAX)),
+            "part-reject" | "part-late-header" | "part-keep-last" => {}
             _ => response.set_header("x-hostile", "was here"),
         }
         Verdict::Continue

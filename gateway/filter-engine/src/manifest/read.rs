@@ -2,9 +2,9 @@
 //! Reads a manifest key by key, so that one mistake does not hide the next.
 
 use super::{
-    BucketRate, DEFAULT_HOST_CALLS, DEFAULT_LOG, DEFAULT_MEMORY, DEFAULT_TIME, Limits, MAX_BODY,
-    MAX_HOST_CALLS, MAX_LOG, MAX_NAMED, MAX_TIME, MIN_MEMORY, Manifest, ManifestMistake, ManifestMistakes,
-    Phase,
+    BucketRate, DEFAULT_HOST_CALLS, DEFAULT_LOG, DEFAULT_MEMORY, DEFAULT_TIME, Limits, MAX_BODY, MAX_CHUNK,
+    MAX_HOST_CALLS, MAX_LOG, MAX_NAMED, MAX_TIME, MIN_CHUNK, MIN_MEMORY, Manifest, ManifestMistake,
+    ManifestMistakes, Phase,
 };
 use crate::schema::Schema;
 use crate::settings::{MAX_MEMORY, TICK};
@@ -56,8 +56,8 @@ impl<'a> Keys<'a> {
             self.mistake("phases", "is missing: [\"request\"], [\"response\"] or both");
         }
         let host = self.take("host").unwrap_or_default();
-        let on_failure = self.take("on_failure").unwrap_or_default();
-        let (request_body, response_body) = self.bodies();
+        self.no_failure_mode();
+        let [request_body, response_body, response_chunk] = self.bodies();
         let limits = self.limits();
         let counters = self.counters();
         let buckets = self.named("buckets", Self::bucket);
@@ -70,7 +70,7 @@ impl<'a> Keys<'a> {
             host,
             request_body,
             response_body,
-            on_failure,
+            response_chunk,
             limits,
             counters,
             buckets,
@@ -80,14 +80,27 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn bodies(&mut self) -> (Option<u64>, Option<u64>) {
+    /// Whoever writes a filter does not decide what becomes of requests that it fails on.
+    fn no_failure_mode(&mut self) {
+        if self.table.remove("on_failure").is_some() {
+            let message = "is for the tenant to say, in backend.toml: filters = [{ name = \"…\", on_failure = \"open\" }]";
+            self.mistake("on_failure", message);
+        }
+    }
+
+    /// Of the request, of the response, and of each part of a response.
+    fn bodies(&mut self) -> [Option<u64>; 3] {
         let Some(mut keys) = self.inner("body") else {
-            return (None, None);
+            return [None; 3];
         };
         let request = keys.size("request", 1..=MAX_BODY);
         let response = keys.size("response", 1..=MAX_BODY);
+        let chunk = keys.size("response_chunk", MIN_CHUNK..=MAX_CHUNK);
+        if response.is_some() && chunk.is_some() {
+            keys.mistake("response_chunk", "a body comes whole or in parts: leave one of the two out");
+        }
         keys.finish();
-        (request, response)
+        [request, response, chunk]
     }
 
     fn limits(&mut self) -> Limits {

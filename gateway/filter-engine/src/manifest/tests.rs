@@ -13,7 +13,6 @@ fn a_manifest_that_says_little_gets_the_least() {
     assert!(manifest.has(Phase::Request) && !manifest.has(Phase::Response));
     assert!(manifest.host.is_empty());
     assert_eq!((manifest.request_body, manifest.response_body), (None, None));
-    assert_eq!(manifest.on_failure, OnFailure::Closed);
     assert_eq!(manifest.limits, Limits::default());
 }
 
@@ -24,7 +23,6 @@ fn everything_that_may_be_said_is_read() {
         phases = ["request", "response"]
         host = ["session", "log", "counter", "rate-limit", "json-schema"]
         body = { request = "64KiB", response = "1MiB" }
-        on_failure = "open"
         counters = ["refused"]
         limits = { time = "5ms", memory = "1MiB", host_calls = 7, log = "1KiB" }
         [buckets.lookups]
@@ -40,12 +38,28 @@ fn everything_that_may_be_said_is_read() {
     .expect("reads");
     assert_eq!(manifest.host.len(), HostFunction::ALL.len());
     assert_eq!((manifest.request_body, manifest.response_body), (Some(65_536), Some(1 << 20)));
-    assert_eq!(manifest.on_failure, OnFailure::Open);
     let limits = Limits { time: Duration::from_millis(5), memory: 1 << 20, host_calls: 7, log: 1024 };
     assert_eq!(manifest.limits, limits);
     let rate = BucketRate { per_second: 1.5, burst: 2 };
     assert_eq!(manifest.buckets.get("lookups"), Some(&rate));
     assert!(manifest.schemas.contains_key("order") && manifest.counters.contains("refused"));
+}
+
+#[test]
+fn a_response_comes_whole_or_in_parts_not_both() {
+    let parts = "phases = [\"response\"]\nbody = { response_chunk = \"16KiB\" }";
+    let manifest = Manifest::parse(parts).expect("reads");
+    assert_eq!((manifest.response_body, manifest.response_chunk), (None, Some(16 << 10)));
+    assert!(manifest.reads_responses());
+    let both = parts.replace("16KiB\"", "16KiB\", response = \"1KiB\"");
+    assert_eq!(places(&both), ["body.response_chunk"]);
+    assert_eq!(places(&parts.replace("16KiB", "1MiB")), ["body.response_chunk"]);
+}
+
+#[test]
+fn a_filter_does_not_say_what_becomes_of_requests_that_it_fails_on() {
+    let mistakes = Manifest::parse("phases = [\"request\"]\non_failure = \"open\"").expect_err("is refused");
+    assert!(mistakes.to_string().contains("backend.toml"), "{mistakes}");
 }
 
 #[test]

@@ -76,3 +76,33 @@ async fn a_body_of_64_kib_is_read_whole() {
     let outcome = call(&filter, &[], &body).await.outcome.expect("a verdict");
     assert_eq!(rejection(&outcome).code(), "card-number");
 }
+
+#[tokio::test]
+async fn a_body_that_does_not_fit_a_schema_of_the_manifest_is_refused_with_its_places() {
+    let engine = engine();
+    let settings = json!({"schemas": {"addNote": "refund"}});
+    let filter = configured(&load(&engine, "schema-validation"), settings);
+    let outcome =
+        call(&filter, &[], r#"{"order_id":"ord-1","amount":501}"#).await.outcome.expect("a verdict");
+    assert_eq!((rejection(&outcome).status(), rejection(&outcome).code()), (422, "schema-violation"));
+    assert!(rejection(&outcome).message().contains("/amount"), "{}", rejection(&outcome).message());
+    assert!(!rejection(&outcome).message().contains("501"), "{}", rejection(&outcome).message());
+    let outcome = call(&filter, &[], r#"{"order_id":"ord-1","amount":500}"#).await.outcome;
+    assert_eq!(outcome, Ok(Outcome::Continue));
+}
+
+#[tokio::test]
+async fn buckets_outlive_instances_and_each_key_has_its_own() {
+    let engine = engine();
+    let slow = crate::fixture::manifest("rate-limit").replace("per_second = 5.0", "per_second = 0.001");
+    let loaded = crate::fixture::load_with(&engine, "rate-limit", "acme", &slow).expect("loads");
+    let filter = configured(&loaded, json!({"by": "user", "costs": {"addNote": 10}}));
+    for _ in 0..2 {
+        assert_eq!(call(&filter, &[], "").await.outcome, Ok(Outcome::Continue));
+    }
+    let outcome = call(&filter, &[], "").await.outcome.expect("a verdict");
+    assert_eq!((rejection(&outcome).status(), rejection(&outcome).code()), (429, "rate-limited"));
+    let other = configured(&loaded, json!({"by": "conversation", "costs": {"addNote": 10}}));
+    assert_eq!(call(&other, &[], "").await.outcome, Ok(Outcome::Continue), "another key");
+    assert_eq!(loaded.counters().collect::<Vec<_>>(), [("limited", 1)]);
+}

@@ -3,7 +3,7 @@
 
 use crate::fixture::{call, configured, context, engine, load, load_with, manifest, view};
 use http::{HeaderMap, StatusCode};
-use postern_filter_engine::{Called, ConfiguredFilter, FilterFailure, Outcome, ResponseView};
+use postern_filter_engine::{Called, ConfiguredFilter, FilterFailure, Outcome, Part, ResponseView};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +101,7 @@ async fn a_filter_sees_no_credential_and_no_cookie() {
 #[tokio::test]
 async fn a_flood_of_logs_is_cut_and_cannot_forge_lines() {
     let filter = hostile("some-logs");
-    let Called { outcome, logs } = call(&filter, &[], "{}").await;
+    let Called { outcome, logs, .. } = call(&filter, &[], "{}").await;
     assert_eq!(outcome, Ok(Outcome::Continue));
     assert!(logs.iter().map(|line| line.message.len()).sum::<usize>() <= 4096);
     assert!(logs.iter().all(|line| !line.message.contains('\n')));
@@ -151,21 +151,52 @@ async fn a_call_that_is_dropped_gives_its_place_back() {
     assert_eq!(after.outcome, Ok(Outcome::Continue));
 }
 
-async fn respond(way: &str) -> Result<Outcome, FilterFailure> {
+async fn respond_with(manifest: &str, way: &str, part: Option<Part>) -> Result<Outcome, FilterFailure> {
+    let loaded = load_with(&engine(), "hostile", "acme", manifest).expect("loads");
+    let filter = configured(&loaded, json!({"way": way}));
     let response = ResponseView {
         status: StatusCode::OK,
         headers: HeaderMap::new(),
         body: Some(bytes::Bytes::from_static(b"{}")),
+        part,
     };
-    let context = context(view(&[], "{}"));
-    hostile(way).on_response(context, Arc::new(response)).await.outcome
+    filter.on_response(context(view(&[], "{}")), Arc::new(response)).await.outcome
+}
+
+async fn respond(way: &str) -> Result<Outcome, FilterFailure> {
+    respond_with(&manifest("hostile"), way, None).await
 }
 
 #[tokio::test]
 async fn the_response_phase_has_the_same_bounds() {
     assert_eq!(respond("response-loop").await, Err(FilterFailure::Deadline));
-    let failure = respond("response-cookie").await.expect_err("is forbidden");
-    assert_eq!(failure.cause(), "forbidden");
+    for way in ["response-cookie", "response-long-body", "part-keep-all"] {
+        let failure = respond(way).await.expect_err("is forbidden");
+        assert_eq!(failure.cause(), "forbidden", "{way}");
+    }
     let Ok(Outcome::Changed(changes)) = respond("response-body").await else { panic!("expected a new body") };
     assert_eq!(changes.body().map(|body| &body[..]), Some(&b"{\"rewritten\":true}"[..]));
+}
+
+#[tokio::test]
+async fn parts_have_bounds_of_their_own() {
+    let parts = manifest("hostile").replace("response = \"64KiB\"", "response_chunk = \"4KiB\"");
+    let middle = Part { index: 1, is_last: false };
+    let last = Part { is_last: true, ..middle };
+    for (way, part) in [
+        ("part-late-header", middle),
+        ("part-keep-last", last),
+        ("part-keep-all", last),
+        ("response-long-body", middle),
+    ] {
+        let outcome = respond_with(&parts, way, Some(part)).await;
+        assert_eq!(outcome.expect_err("is forbidden").cause(), "forbidden", "{way}");
+    }
+    let Ok(Outcome::Changed(changes)) = respond_with(&parts, "part-keep-all", Some(middle)).await else {
+        panic!("two bytes may be kept")
+    };
+    assert_eq!(changes.kept(), 2);
+    let first = Part { index: 0, is_last: false };
+    let outcome = respond_with(&parts, "part-late-header", Some(first)).await;
+    assert_eq!(outcome, Ok(Outcome::Continue), "the control: in the first part it does nothing");
 }

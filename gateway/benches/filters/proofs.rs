@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Proofs that take minutes: filters that are replaced under load, and hostile ones beside a
+//! tenant that is served.
+
+use crate::plugins::{compiled, manifest, sign};
+use crate::report::{median, resident_bytes};
+use crate::serving::{World, answered, tenant};
+use anyhow::{Context as _, Result, bail};
+use postern_common::control::{Change, FilterArtefact, TenantConfig};
+use postern_common::id::{FilterName, TenantId};
+use serde_json::json;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Replacements before memory is looked at first: pools and caches fill up.
+const SETTLING: u32 = 500;
+/// Growth that is none.
+const WITHIN: f64 = 1.05;
+/// What the p99 of a neighbour may become.
+const P99_BAR: f64 = 1.5;
+/// How long a neighbour is watched, with and without the attack, in turns.
+const WATCH: Duration = Duration::from_secs(2);
+const TURNS: usize = 5;
+/// Connections of the attack.
+const ATTACKERS: usize = 8;
+/// From the manifest of `hostile`: 20 ms, five times that when its calls take turns, and room for
+/// a busy machine.
+const ERROR_WITHIN: Duration = Duration::from_millis(500);
+
+fn say(line: &str) {
+    drop(writeln!(std::io::stdout(), "{line}"));
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// A request of `acme`, or of another tenant's token.
+fn request(token: &str, backend: &str, number: u64) -> String {
+    let route = number % 20;
+    format!(
+        "GET /{backend}/r{route}/{number}?q={number} HTTP/1.1\r\nhost: gateway\r\n\
+         authorization: Bearer {token}\r\nx-tier: gold\r\n\r\n"
+    )
+}
+
+/// Replaces a filter again and again while requests go through it.
+pub(crate) fn reload(rounds: u32) -> Result<()> {
+    runtime()?.block_on(async {
+        let mut world = World::start(2).await?;
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut load = Vec::new();
+        for connection in 0..4 {
+            let (stop, served, door) = (Arc::clone(&stop), Arc::clone(&served), world.door);
+            let token = world.tokens.get(connection).context("a token")?.clone();
+            let (done, end) = tokio::sync::oneshot::channel();
+            world.tasks.spawn(move |_| async move {
+                drop(done.send(ask_until(&stop, &served, door, &token).await));
+            });
+            load.push(end);
+        }
+        let mut settled = 0;
+        for round in 1..=rounds {
+            world.send(Change::Tenant(Arc::new(replaced(&world, round)?))).await?;
+            if round == SETTLING.min(rounds / 2) {
+                settled = resident_bytes()?;
+            }
+            if round % 1_000 == 0 {
+                let mebibytes = resident_bytes()? >> 20;
+                let served = served.load(Ordering::Relaxed);
+                say(&format!("{round} replacements, {served} requests, {mebibytes} MiB resident"));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut failed = 0;
+        for end in load {
+            if let Err(error) = end.await? {
+                say(&format!("not ok - a request failed: {error:#}"));
+                failed += 1;
+            }
+        }
+        let now = resident_bytes()?;
+        #[expect(clippy::cast_precision_loss, reason = "a ratio to read")]
+        let grown = now as f64 / settled as f64;
+        let requests = served.load(Ordering::Relaxed);
+        say(&format!(
+            "{rounds} replacements under {requests} requests; resident memory {grown:.3} of what it was"
+        ));
+        let is_small = grown <= WITHIN;
+        failed += u32::from(!is_small);
+        say(&format!("{} passed, {failed} failed", 2_u32.saturating_sub(failed.min(2))));
+        world.tasks.stop();
+        if failed > 0 { bail!("{failed} failed") } else { Ok(()) }
+    })
+}
+
+/// The tenant with another version of its filter: another manifest, signed anew.
+fn replaced(world: &World, round: u32) -> Result<TenantConfig> {
+    let mut config = tenant(world.backend)?;
+    let manifest = format!("# round {round}\nphases = [\"request\"]");
+    let version = u64::from(round) + 1;
+    let artefact = sign(&compiled("bench-guest"), ("acme", "header"), version, &manifest);
+    let artefact = FilterArtefact { manifest: manifest.into(), artefact: artefact.into(), version };
+    config.filters.insert(FilterName::parse("header")?, artefact);
+    Ok(config)
+}
+
+async fn ask_until(
+    stop: &AtomicBool,
+    served: &AtomicU64,
+    door: std::net::SocketAddr,
+    token: &str,
+) -> Result<()> {
+    let mut stream = TcpStream::connect(door).await?;
+    let mut buffer = vec![0; 16 * 1024];
+    while !stop.load(Ordering::Relaxed) {
+        let number = served.fetch_add(1, Ordering::Relaxed);
+        stream.write_all(request(token, "three", number).as_bytes()).await?;
+        answered(&mut stream, &mut buffer).await?;
+    }
+    Ok(())
+}
+
+/// Ways of `hostile`, each against a neighbour that is served meanwhile.
+const WAYS: [&str; 8] =
+    ["loop", "loop-in-host", "allocate", "recurse", "trap", "flood-log", "lying-length", "many-changes"];
+
+/// Lets each way of `hostile` loose in one tenant, and measures another.
+pub(crate) fn hostile(rounds: u32) -> Result<()> {
+    runtime()?.block_on(async {
+        let mut world = World::start(2).await?;
+        world.send(Change::Tenant(Arc::new(evil(&world)?))).await?;
+        let evil = world.open("evil", 20_000).await?;
+        let (mut passed, mut failed) = (0_u32, 0_u32);
+        // Both sides once, so that what is made once is made.
+        attack(&world, &evil, "trap", Duration::from_millis(200)).await?;
+        watch(&world).await?;
+        let before = resident_bytes()?;
+        for _ in 0..rounds {
+            for way in WAYS {
+                let (mut alone, mut beside, mut slowest) = (Vec::new(), Vec::new(), Duration::ZERO);
+                for _ in 0..TURNS {
+                    alone.push(watch(&world).await?);
+                    let (p99, latest) =
+                        tokio::try_join!(watch(&world), attack(&world, &evil, way, WATCH))?;
+                    beside.push(p99);
+                    slowest = slowest.max(latest);
+                }
+                let (alone, beside) = (median(alone), median(beside));
+                let ratio = beside / alone;
+                let is_good = ratio <= P99_BAR && slowest <= ERROR_WITHIN;
+                passed += u32::from(is_good);
+                failed += u32::from(!is_good);
+                say(&format!(
+                    "{} - {way}: the neighbour's p99 {alone:.2} ms alone, {beside:.2} ms beside it ({ratio:.2}); its own error within {} ms",
+                    if is_good { "ok" } else { "not ok" },
+                    slowest.as_millis(),
+                ));
+            }
+        }
+        let after = resident_bytes()?;
+        #[expect(clippy::cast_precision_loss, reason = "a ratio to read")]
+        let grown = after as f64 / before as f64;
+        let is_back = grown <= WITHIN;
+        passed += u32::from(is_back);
+        failed += u32::from(!is_back);
+        say(&format!("{} - resident memory is {grown:.3} of what it was", if is_back { "ok" } else { "not ok" }));
+        say(&format!("{passed} passed, {failed} failed"));
+        world.tasks.stop();
+        if failed > 0 { bail!("{failed} failed") } else { Ok(()) }
+    })
+}
+
+/// The tenant `evil`, with `hostile` on everything.
+fn evil(world: &World) -> Result<TenantConfig> {
+    let mut config = tenant(world.backend)?;
+    config.tenant = TenantId::parse("evil")?;
+    config.filters.clear();
+    let manifest = manifest("hostile");
+    let artefact = sign(&compiled("hostile"), ("evil", "hostile"), 1, &manifest);
+    let artefact = FilterArtefact { manifest: manifest.into(), artefact: artefact.into(), version: 1 };
+    config.filters.insert(FilterName::parse("hostile")?, artefact);
+    for backend in config.backends.values_mut() {
+        backend.file.filters = serde_json::from_value(json!(["hostile"]))?;
+    }
+    Ok(config)
+}
+
+/// Sends requests of `evil` for a while; the slowest answer, each of which must be its own error.
+async fn attack(world: &World, token: &str, way: &str, time: Duration) -> Result<Duration> {
+    let attackers = (0..ATTACKERS).map(|_| async {
+        let mut slowest = Duration::ZERO;
+        let begun = Instant::now();
+        let mut number = 0;
+        while begun.elapsed() < time {
+            number += 1;
+            let asked = Instant::now();
+            let mut stream = TcpStream::connect(world.door).await?;
+            let request = request(token, "none", number)
+                .replace("x-tier: gold", &format!("x-hostile: {way}\r\nconnection: close"));
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            slowest = slowest.max(asked.elapsed());
+            if !String::from_utf8_lossy(&answer).contains("filter-failed") {
+                bail!("{way}: {}", String::from_utf8_lossy(&answer));
+            }
+        }
+        Ok(slowest)
+    });
+    let all = futures_util::future::try_join_all(attackers).await?;
+    all.into_iter().max().context("an attacker")
+}
+
+/// Serves `acme` for a while, at a steady pace; the p99 of its answers, in milliseconds.
+async fn watch(world: &World) -> Result<f64> {
+    let token = world.tokens.first().context("a token")?;
+    let mut stream = TcpStream::connect(world.door).await?;
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; 16 * 1024];
+    let (mut times, begun) = (Vec::new(), Instant::now());
+    let mut pace = tokio::time::interval(Duration::from_millis(2));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut number = 0;
+    while begun.elapsed() < WATCH {
+        pace.tick().await;
+        number += 1;
+        let asked = Instant::now();
+        stream.write_all(request(token, "read", number).as_bytes()).await?;
+        answered(&mut stream, &mut buffer).await?;
+        times.push(asked.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    let place = times.len().saturating_sub(1) * 99 / 100;
+    times.get(place).copied().context("an answer")
+}
