@@ -15,6 +15,7 @@ mod configuration;
 mod drain;
 mod etag;
 mod exec;
+mod filters;
 mod input;
 mod keys;
 mod observe;
@@ -34,6 +35,7 @@ pub(crate) use server::serve;
 
 use crate::configuration::{Configuration, Edition};
 use crate::driver::{Cause, Driver};
+use crate::filter_log::FilterLog;
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::keys::api::{Caller, Unauthenticated, authenticate};
@@ -66,6 +68,8 @@ pub(crate) struct Api {
     pub(crate) keys: Arc<InstallationKeys>,
     /// Tenants' configurations.
     pub(crate) configuration: Configuration,
+    /// What filters log.
+    pub(crate) filter_log: FilterLog,
     /// Sandboxes.
     pub(crate) driver: Driver,
     /// What is kept for how long.

@@ -5,10 +5,9 @@
 //! loads only what carries our signature for this tenant, filter and version.
 
 use crate::keys::{InstallationKeys, KeysError};
-use crate::store::TenantRow;
 use postern_common::control::FilterArtefact;
 use postern_common::folder::{FilterFiles, TenantFiles};
-use postern_common::id::FilterName;
+use postern_common::id::{FilterName, TenantId};
 use postern_common::problem::FieldError;
 use postern_filter_engine::Digest;
 use postern_filter_engine::artefact::{Compiled, SigningKey};
@@ -19,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 /// Compilers at the same time: each may take 2 GiB and a core.
@@ -32,7 +31,11 @@ pub(crate) struct Artefacts {
     folder: PathBuf,
     key: Arc<SigningKey>,
     free: Arc<Semaphore>,
+    signed: Arc<Mutex<Signed>>,
 }
+
+/// What was signed last of each filter: most changes of a configuration change no filter.
+type Signed = BTreeMap<(TenantId, FilterName), (Digest, FilterArtefact)>;
 
 impl Artefacts {
     /// Compiles with the program `compiler` and keeps what it makes in `folder`.
@@ -48,7 +51,13 @@ impl Artefacts {
         let malformed = || KeysError::Malformed { path: folder.clone() };
         let seed = seed.reveal().first_chunk::<32>().ok_or_else(malformed)?;
         let key = SigningKey::from_seed(seed).map_err(|_invalid| malformed())?;
-        Ok(Self { compiler, folder, key: Arc::new(key), free: Arc::new(Semaphore::new(COMPILERS)) })
+        Ok(Self {
+            compiler,
+            folder,
+            key: Arc::new(key),
+            free: Arc::new(Semaphore::new(COMPILERS)),
+            signed: Arc::default(),
+        })
     }
 
     /// Whether every filter of a configuration can be used: its manifest is right and its
@@ -72,31 +81,53 @@ impl Artefacts {
         if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
     }
 
-    /// The filters of a configuration, compiled and signed as of the tenant's version.
+    /// The filters of a configuration, compiled and signed as these versions.
     ///
     /// # Errors
     /// As [`Artefacts::check`].
     pub(crate) async fn signed(
         &self,
-        tenant: &TenantRow,
+        tenant: &TenantId,
         files: &TenantFiles,
+        versions: &BTreeMap<FilterName, u64>,
     ) -> Result<BTreeMap<FilterName, FilterArtefact>, Vec<FieldError>> {
         let mut signed = BTreeMap::new();
         for (name, filter) in &files.filters {
             let wrong = |message| vec![FieldError { pointer: format!("/filters/{name}/component"), message }];
-            let bytes = self.compiled(filter).await.map_err(wrong)?;
-            let compiled =
-                Compiled::parse(&bytes, &filter.component).map_err(|error| wrong(error.to_string()))?;
-            let version = u64::try_from(tenant.version).unwrap_or(0);
-            let artefact = self.key.sign(&compiled, (&tenant.name, name), version, &filter.manifest);
-            let artefact = FilterArtefact {
-                manifest: Arc::from(filter.manifest.as_str()),
-                artefact: Arc::from(artefact),
-                version,
-            };
+            let version = versions.get(name).copied().unwrap_or(1);
+            let artefact = self.artefact(tenant, name, filter, version).await.map_err(wrong)?;
             signed.insert(name.clone(), artefact);
         }
+        let mut kept = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(of, name), _| of != tenant || files.filters.contains_key(name));
         Ok(signed)
+    }
+
+    async fn artefact(
+        &self,
+        tenant: &TenantId,
+        name: &FilterName,
+        filter: &FilterFiles,
+        version: u64,
+    ) -> Result<FilterArtefact, String> {
+        let component = Digest::of(&filter.component);
+        let place = (tenant.clone(), name.clone());
+        let kept = self.signed.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        if let Some((of, artefact)) = kept
+            && of == component
+            && artefact.version == version
+            && *artefact.manifest == *filter.manifest
+        {
+            return Ok(artefact);
+        }
+        let bytes = self.compiled(filter).await?;
+        let compiled = Compiled::parse(&bytes, &filter.component).map_err(|error| error.to_string())?;
+        let bytes = self.key.sign(&compiled, (tenant, name), version, &filter.manifest);
+        let manifest = Arc::from(filter.manifest.as_str());
+        let artefact = FilterArtefact { manifest, artefact: Arc::from(bytes), version };
+        let mut kept = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(place, (component, artefact.clone()));
+        Ok(artefact)
     }
 
     /// What the compiler makes of a component, made now or before.

@@ -7,6 +7,10 @@
 
 mod publish;
 
+mod filters;
+
+pub(crate) use filters::Wanted;
+
 use crate::artefacts::Artefacts;
 use crate::check;
 use crate::control::Gateways;
@@ -23,7 +27,7 @@ use postern_common::clock;
 use postern_common::control::{BackendConfig, Change, TenantConfig};
 use postern_common::decision::Versions;
 use postern_common::folder::{BackendFile, BackendFiles, IdentityFields, TenantFiles};
-use postern_common::id::{BackendName, RequestId, SecretName, TenantId};
+use postern_common::id::{BackendName, FilterName, RequestId, SecretName, TenantId};
 use postern_common::problem::FieldError;
 use postern_common::secret::Secret;
 use postern_common::settings::SandboxCaps;
@@ -61,6 +65,14 @@ pub enum ConfigurationError {
         kind: Kind,
         /// By which name.
         name: String,
+    },
+    /// A filter has no version that would do.
+    #[error("filter `{name}`: {why}")]
+    NoVersion {
+        /// The filter.
+        name: FilterName,
+        /// Why none will do, and what will.
+        why: String,
     },
     /// Somebody else owns the tenant's configuration.
     #[error("the configuration of tenant `{tenant}` is owned by {owner}")]
@@ -336,7 +348,11 @@ impl Configuration {
         let (store, gone) = (self.0.store.clone(), name.clone());
         let is_change = |removed: &RemovedTenant| *removed == RemovedTenant::Removed;
         let change = async move { store.remove_tenant(&gone, &audit).await };
-        Ok(self.commit(name, is_change, change).await?.0)
+        let (removed, _) = self.commit(name, is_change, change).await?;
+        if is_change(&removed) {
+            self.0.gateways.filter_log().forget(name);
+        }
+        Ok(removed)
     }
 
     /// A tenant with its configuration as it is now.
@@ -507,12 +523,9 @@ impl Configuration {
             let document = files.document.as_deref().map(Arc::from);
             (name.clone(), BackendConfig { file: files.backend.clone(), document })
         };
-        let filters = self
-            .0
-            .artefacts
-            .signed(&tenant.row, &tenant.files)
-            .await
-            .map_err(ConfigurationError::Mistakes)?;
+        let versions = self.0.store.filter_versions_in_force(name).await?;
+        let filters = self.0.artefacts.signed(name, &tenant.files, &versions).await;
+        let filters = filters.map_err(ConfigurationError::Mistakes)?;
         Ok(TenantConfig {
             tenant: name.clone(),
             revision: u64::try_from(tenant.row.revision).unwrap_or(0),

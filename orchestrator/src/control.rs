@@ -5,6 +5,7 @@
 //! connects gets a snapshot, then each change. One that does not take messages for a while is
 //! dropped: it serves from what it has until its own staleness bound, then refuses.
 
+use crate::filter_log::FilterLog;
 use crate::store::Store;
 use futures_util::future::join_all;
 use postern_common::control::{
@@ -55,6 +56,7 @@ pub(crate) struct Gateways {
     connected: watch::Receiver<usize>,
     uses: mpsc::Sender<SandboxId>,
     store: Store,
+    filter_log: FilterLog,
     tasks: Tasks,
 }
 
@@ -92,7 +94,8 @@ impl Gateways {
         tasks.spawn(async move |stop: Stop| {
             let _ = stop.run_until_cancelled(stream.run(received)).await;
         });
-        (Self { commands, connected, uses, store, tasks: tasks.clone() }, used)
+        let filter_log = FilterLog::default();
+        (Self { commands, connected, uses, store, filter_log, tasks: tasks.clone() }, used)
     }
 
     /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on. If it is
@@ -112,6 +115,16 @@ impl Gateways {
         self.tasks.spawn(async move |stop: Stop| {
             let _ = stop.run_until_cancelled(keep(publisher.decisions, store, uses)).await;
         });
+        let kept = self.filter_log.clone().keep(publisher.lines);
+        self.tasks.spawn(async move |stop: Stop| {
+            let _ = stop.run_until_cancelled(kept).await;
+        });
+    }
+
+    /// What filters log in all gateways.
+    #[must_use]
+    pub(crate) const fn filter_log(&self) -> &FilterLog {
+        &self.filter_log
     }
 
     /// How many gateways are connected.

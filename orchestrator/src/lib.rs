@@ -21,6 +21,7 @@ pub mod configuration;
 mod control;
 mod driver;
 mod files;
+mod filter_log;
 mod host;
 pub mod keys;
 mod lifecycle;

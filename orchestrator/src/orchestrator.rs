@@ -150,11 +150,13 @@ impl Prepared {
         tasks.spawn(async move |stop: Stop| sweeping.watch(stop).await);
         let isolation = config.isolation;
         let rights = Rights::shipped().map_err(StartError::Rights)?;
+        let filter_log = gateways.filter_log().clone();
         let (drain, tasks) = (Drain::default(), tasks.clone());
         let api = Api {
             store,
             keys,
             configuration,
+            filter_log,
             driver,
             retention,
             host,

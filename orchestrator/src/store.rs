@@ -8,6 +8,7 @@
 mod api_keys;
 mod audit;
 mod decisions;
+mod filter_versions;
 mod installation;
 mod migrations;
 mod policies;
@@ -20,6 +21,7 @@ mod tenants;
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
 pub(crate) use decisions::DecisionFilter;
+pub(crate) use filter_versions::FilterVersion;
 pub use migrations::MigrateError;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;

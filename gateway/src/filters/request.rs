@@ -168,8 +168,7 @@ fn apply(filter: &AttachedFilter, request: Admitted, changes: &Changes) -> Resul
     changes.apply_to_query(&mut pairs);
     call.query = Query::from_pairs(pairs);
     if let Some(path) = changes.path() {
-        move_to(&mut call, path)
-            .ok_or_else(|| filter.failed("it moved the request to another operation"))?;
+        move_to(&mut call, path).ok_or_else(|| filter.failed("it moved the request to another operation"))?;
     }
     let is_retyped = call.headers.get(CONTENT_TYPE) != content_type.as_ref();
     match (changes.body(), is_retyped) {

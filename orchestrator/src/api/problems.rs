@@ -106,6 +106,8 @@ impl From<ConfigurationError> for Refused {
                 Problem::new(Code::StateConflict, error.to_string()).hint("choose another name")
             }
             ConfigurationError::Unknown { .. } => Problem::new(Code::NotFound, error.to_string()),
+            ConfigurationError::NoVersion { .. } => Problem::new(Code::StateConflict, error.to_string())
+                .hint("`GET /filters/{name}` lists its versions"),
             ConfigurationError::OwnedElsewhere { .. } => {
                 Problem::new(Code::OwnedElsewhere, error.to_string()).hint(
                     "change it there, or let the owner go first: a watched folder by starting without it",

@@ -7,7 +7,9 @@
 use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
 use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
-use super::{configuration, exec, keys, observe, openapi, policy_set, problems, sandboxes, secrets, tenants};
+use super::{
+    configuration, exec, filters, keys, observe, openapi, policy_set, problems, sandboxes, secrets, tenants,
+};
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
 use http::Method;
@@ -97,6 +99,11 @@ routes! {
     GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, configuration::get::<Filters>, "Shows a filter, without its component";
     PUT "/filters/{name}" "putFilter" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put::<Filters>, "Puts a filter: its manifest and its component";
     DELETE "/filters/{name}" "deleteFilter" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove::<Filters>, "Removes a filter";
+    GET "/filters/{name}/versions" "listFilterVersions" READ, Kind::None, OF_TENANT, OK, filters::versions, "Lists what was pushed of a filter, newest first";
+    POST "/filters/{name}/versions" "pushFilter" USE, Kind::Json(CONFIGURATION_BYTES), OF_TENANT, &[(201, "kept as a version that is not in force")], filters::push, "Inspects, compiles and keeps a filter without putting it in force";
+    POST "/filters/{name}/activate" "activateFilter" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, OK, filters::activate, "Puts a pushed version of a filter in force: the newest if none is named";
+    POST "/filters/{name}/rollback" "rollBackFilter" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, OK, filters::roll_back, "Puts in force what a filter was before, as a new version";
+    GET "/filters/{name}/logs" "readFilterLog" READ, Kind::None, &[TENANT, ("follow", "stream what comes as server-sent events `line` and `missed`")], OK, filters::logs, "Shows what a filter logged lately";
     GET "/templates" "listTemplates" READ, Kind::None, OF_TENANT, OK, configuration::list::<Templates>, "Lists templates";
     GET "/templates/{name}" "getTemplate" READ, Kind::None, OF_TENANT, OK, configuration::get::<Templates>, "Shows a template";
     PUT "/templates/{name}" "putTemplate" CHANGE, Kind::Json(JSON_BYTES), OF_EDIT, PUT, configuration::put::<Templates>, "Puts a template";

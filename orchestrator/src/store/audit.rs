@@ -75,6 +75,12 @@ actions! {
     PoliciesPromoted "policies.promoted";
     /// A policy set of before is in force again.
     PoliciesRolledBack "policies.rolled-back";
+    /// A filter was pushed, and is not in force by that.
+    FilterPushed "filter.pushed";
+    /// A pushed filter is to be put in force.
+    FilterActivated "filter.activated";
+    /// A filter is to go back to what an older version was.
+    FilterRolledBack "filter.rolled-back";
     /// A secret was set.
     SecretSet "secret.set";
     /// A secret was removed.

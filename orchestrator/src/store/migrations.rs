@@ -36,6 +36,7 @@ const MIGRATIONS: &[Migration] = migrations![
     8 "000008_create_policy_versions",
     9 "000009_scope_api_keys",
     10 "000010_create_revision",
+    12 "000012_create_filter_versions",
 ];
 
 /// The tables could not be brought up to date.

@@ -267,6 +267,11 @@ impl Change {
             }
         };
         query.execute(&mut *self.0).await?;
-        Ok(())
+        match change {
+            ResourceChange::Put(filter) if filter.kind == Kind::Filter => {
+                self.filter_in_force(tenant, filter).await
+            }
+            _ => Ok(()),
+        }
     }
 }
