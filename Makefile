@@ -46,6 +46,11 @@ fuzz: ## random tokens, heads, documents and identities, longer than `make test`
 	@scripts/setup.sh test
 	@PROPTEST_CASES=$${CASES:-20000} cargo test --locked -p postern-gateway --test suite fuzz::
 
+bench-filters: ## what filters cost in the gateway, loaded and in flight
+	@scripts/setup.sh build
+	@PROFILE=release scripts/build.sh
+	@scripts/bench/filters.sh
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 docker-build docker-push helm-template test-k8s: ## (not there yet)
 	@echo "make $@: not there yet" >&2; exit 1
@@ -53,7 +58,7 @@ docker-build docker-push helm-template test-k8s: ## (not there yet)
 bench-%: ## (not there yet)
 	@echo "make $@: no such benchmark yet" >&2; exit 1
 
-prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=)
+prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash, reload, hostile (ROUNDS=)
 	@[[ -x scripts/prove/$*.sh ]] || { echo "make $@: no such proof yet" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/prove/$*.sh

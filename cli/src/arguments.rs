@@ -318,15 +318,98 @@ pub(crate) struct Authorize {
 /// `postern filter`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Filter {
-    /// List filters.
-    Ls,
-    /// Upload a filter: its manifest and its component.
-    Push {
-        /// Its name.
+    /// Make the folder of a new filter, with the SDK in it.
+    New {
+        /// The filter's name.
         name: String,
-        /// The folder with filter.toml and NAME.wasm.
+        /// Where [./NAME].
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
+    /// Build a filter's component and compile it as the orchestrator will.
+    Build {
+        /// The filter's folder.
+        #[arg(default_value = ".")]
         folder: PathBuf,
     },
+    /// Run a filter's cases in the gateway's engine.
+    Test {
+        /// The filter's folder.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// Only cases whose name holds this.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
+    /// Measure what a call costs, for each case.
+    Bench {
+        /// The filter's folder.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// Only cases whose name holds this.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
+    /// Show what a filter is and what it may do.
+    Inspect {
+        /// The filter's folder.
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Upload a filter and put it in force.
+    Push(PushFilter),
+    /// List filters.
+    #[command(alias = "list")]
+    Ls,
+    /// List a filter's versions, and which is in force.
+    Status {
+        /// Its name.
+        name: String,
+    },
+    /// Put a pushed version in force.
+    Activate {
+        /// Its name.
+        name: String,
+        /// Which version [the newest].
+        #[arg(value_name = "VERSION")]
+        wanted: Option<i64>,
+    },
+    /// Put in force what a filter was before, as a new version.
+    Rollback {
+        /// Its name.
+        name: String,
+        /// Back to which version [the one before].
+        #[arg(long, value_name = "VERSION")]
+        to: Option<i64>,
+    },
+    /// Show what a filter logged lately.
+    Logs {
+        /// Its name.
+        name: String,
+        /// Go on with what it logs from now on.
+        #[arg(short, long)]
+        follow: bool,
+    },
+}
+
+/// `postern filter push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushFilter {
+    /// The filter's folder.
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// Its name, if it is not the package's.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Only upload it: `activate` puts it in force.
+    #[arg(long)]
+    pub no_activate: bool,
+    /// Also put it at the end of this backend's chain, if it is not in it.
+    #[arg(long, value_name = "BACKEND", conflicts_with = "no_activate")]
+    pub attach: Option<String>,
+    /// Attach it to this operation, group or tag only; may be repeated.
+    #[arg(long = "operation", value_name = "OPERATION", requires = "attach")]
+    pub operations: Vec<String>,
 }
 
 /// `postern secret`.

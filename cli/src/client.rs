@@ -8,14 +8,13 @@ mod dial;
 mod events;
 mod exec;
 
-pub(crate) use events::Event;
+pub(crate) use events::{Event, EventReader};
 pub(crate) use exec::Happened;
 
 use crate::connection::Connection;
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use events::EventReader;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -70,6 +69,12 @@ impl Client {
     /// Makes a call whose answer is a stream of events.
     pub(crate) async fn events(&self, path: &str, body: &Value) -> Result<EventReader, Failure> {
         let response = self.send(Method::POST, path, Some(body), "text/event-stream").await?;
+        Ok(EventReader::new(response.into_body()))
+    }
+
+    /// Reads something that is a stream of events.
+    pub(crate) async fn follow(&self, path: &str) -> Result<EventReader, Failure> {
+        let response = self.send(Method::GET, path, None, "text/event-stream").await?;
         Ok(EventReader::new(response.into_body()))
     }
 

@@ -36,7 +36,7 @@ pub(crate) async fn run(
     match command {
         Command::Apply(wanted) => apply::run(&server()?, &wanted).await,
         Command::Sandbox(wanted) => sandbox::run(&server()?, wanted).await,
-        Command::Filter(wanted) => filter::run(&server()?, wanted).await,
+        Command::Filter(wanted) => filter::run(server, wanted, output).await,
         Command::Secret(wanted) => secret::run(&server()?, wanted).await,
         Command::Key(wanted) => key::run(&server()?, wanted).await,
         Command::Tenant(wanted) => tenant::run(&server()?, wanted).await,
@@ -86,6 +86,11 @@ impl Server {
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         Ok(self.client.call(Method::POST, &self.path(path), Some(body)).await?.body)
+    }
+
+    /// Reads a stream of events.
+    async fn follow(&self, path: &str) -> Result<crate::client::EventReader, Failure> {
+        self.client.follow(&self.path(path)).await
     }
 
     async fn delete(&self, path: &str) -> Result<Value, Failure> {

@@ -57,6 +57,11 @@ impl Output {
         }
     }
 
+    /// One of many answers: JSON on a line of its own if that is wanted, else as `text` says.
+    pub(crate) fn each(self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        if self.json { self.record(value) } else { self.line(&text()) }
+    }
+
     /// Why the command failed.
     pub(crate) fn failure(self, failure: &Failure) {
         match failure {

@@ -15,6 +15,8 @@ mod programs;
 mod upstreams;
 mod watch;
 
+pub(crate) use programs::Programs;
+
 use crate::failure::Failure;
 use crate::output::Output;
 use anyhow::{Context as _, anyhow};

@@ -208,9 +208,10 @@ impl AttachedFilter {
         !self.is_shadow() && self.has(Phase::Request) && self.body_limit().is_some()
     }
 
-    /// Whether what a backend answers must come plain and whole: not compressed, not a range.
+    /// Whether what a backend answers must come plain and whole: not compressed, not a range. One in
+    /// shadow sees what comes anyway.
     pub(crate) fn needs_plain_response(&self) -> bool {
-        self.has(Phase::Response) && !matches!(self.response_body(), ResponseBody::None)
+        !self.is_shadow() && self.has(Phase::Response) && self.response_body() != ResponseBody::None
     }
 
     fn is_shadow(&self) -> bool {

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod apply;
 #[cfg(test)]
+mod author;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod crash_in_the_middle;

@@ -106,6 +106,13 @@ impl Up {
         Self::launch(folder, command)
     }
 
+    /// The same, and the configuration is applied.
+    pub(crate) fn by_api(backend: &Backend) -> Self {
+        let up = Self::unwatched(backend);
+        up.told(&["apply", up.config().to_str().expect("is text")]);
+        up
+    }
+
     /// Starts on folders that are there already, and waits until it serves.
     pub(crate) fn on(folder: Arc<tempfile::TempDir>) -> Self {
         let mut command = postern(folder.path());
@@ -166,6 +173,13 @@ impl Up {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {errors}\n{}", self.log());
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// What the REST API answers, which must be good.
+    pub(crate) fn told_by(&self, method: &str, path: &str) -> Value {
+        let answer = self.call(method, path, None);
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        answer.json()
     }
 
     /// A call of the REST API with the admin's key.

@@ -1,37 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `postern filter`: the tenant's WebAssembly filters.
+//! `postern filter`: the author's kit. What works without a server comes first: a folder, a
+//! component, cases, figures; then what a server is asked for.
+//!
+//! Everything local runs in the engine that gateways run, so that what passes here passes there.
+
+mod bench;
+mod build;
+mod cases;
+mod folder;
+mod inspect;
+mod new;
+mod remote;
+mod rig;
+mod test;
 
 use super::Server;
 use crate::arguments::Filter;
 use crate::failure::Failure;
-use anyhow::Context as _;
-use postern_common::folder::FilterFiles;
-use postern_common::id::FilterName;
-use std::path::Path;
+use crate::output::Output;
 
 /// Runs one of the commands.
-pub(super) async fn run(server: &Server, wanted: Filter) -> Result<(), Failure> {
+pub(super) async fn run(
+    server: impl FnOnce() -> Result<Server, Failure>,
+    wanted: Filter,
+    output: Output,
+) -> Result<(), Failure> {
     match wanted {
-        Filter::Ls => {
-            server.list(&server.get("/filters").await?, "filters", &["name", "version", "updated_at"])
-        }
-        Filter::Push { name, folder } => {
-            let name: FilterName = name.parse().map_err(|error| Failure::Usage(format!("{error}")))?;
-            let body = serde_json::to_value(read(&folder, &name)?).context("a filter of ours")?;
-            let pushed = server.put(&format!("/filters/{name}"), &body).await?;
-            server.output.answer(&pushed, || format!("filter {name} is pushed"));
-            Ok(())
-        }
+        Filter::New { name, folder } => new::run(&name, folder, output),
+        Filter::Build { folder } => build::run(&folder, output).await,
+        Filter::Test { folder, only } => test::run(&folder, only.as_deref(), output).await,
+        Filter::Bench { folder, only } => bench::run(&folder, only.as_deref(), output).await,
+        Filter::Inspect { folder } => inspect::run(&folder, output).await,
+        Filter::Ls => remote::list(&server()?).await,
+        Filter::Push(wanted) => remote::push(&server()?, wanted).await,
+        Filter::Activate { name, wanted } => remote::activate(&server()?, &name, wanted).await,
+        Filter::Rollback { name, to } => remote::rollback(&server()?, &name, to).await,
+        Filter::Status { name } => remote::status(&server()?, &name).await,
+        Filter::Logs { name, follow } => remote::logs(&server()?, &name, follow).await,
     }
-}
-
-fn read(folder: &Path, name: &FilterName) -> Result<FilterFiles, Failure> {
-    let manifest = folder.join("filter.toml");
-    let component = folder.join(format!("{name}.wasm"));
-    Ok(FilterFiles {
-        manifest: std::fs::read_to_string(&manifest)
-            .with_context(|| format!("`{}` cannot be read", manifest.display()))?,
-        component: std::fs::read(&component)
-            .with_context(|| format!("`{}` cannot be read", component.display()))?,
-    })
 }

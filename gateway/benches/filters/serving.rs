@@ -294,6 +294,7 @@ pub(crate) fn tenant(backend: SocketAddr) -> Result<TenantConfig> {
         backends,
         default_backend: None,
         policies: None,
+        shadow_policies: BTreeMap::new(),
         filters,
         secrets: BTreeMap::new(),
         limits: serde_json::from_value(json!({ "session": rate, "tenant": rate }))?,

@@ -406,6 +406,9 @@ async fn a_filter_that_is_replaced_again_and_again_fails_no_request() {
         let mut config = chain(&world, "acme", &[], &json!(["claim-injection"]));
         let artefact = artefact("claim-injection", "acme", version, &text);
         config.filters.insert(name("claim-injection"), artefact);
+        // Requests are made as fast as they are answered.
+        let rate = json!({ "per_second": 1e6, "burst": 1_000_000, "concurrent": 100 });
+        config.limits = serde_json::from_value(json!({ "session": rate, "tenant": rate })).expect("limits");
         assert_eq!(world.put(config).await, Applied::InForce, "version {version}");
     };
     put(1).await;

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `postern filter` asks a server for: push, put in force, go back, list, logs.
+
+use super::folder::FilterFolder;
+use crate::arguments::PushFilter;
+use crate::client::segment;
+use crate::commands::Server;
+use crate::failure::Failure;
+use crate::output::{Output, table};
+use anyhow::Context as _;
+use postern_common::problem::Code;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+pub(super) async fn list(server: &Server) -> Result<(), Failure> {
+    server.list(&server.get("/filters").await?, "filters", &["name", "version", "size_bytes"])
+}
+
+/// Pushes, and puts in force and attaches unless that is not wanted.
+pub(super) async fn push(server: &Server, wanted: PushFilter) -> Result<(), Failure> {
+    let folder = FilterFolder::open(&wanted.folder)?;
+    let name = wanted.name.unwrap_or_else(|| folder.name.to_string());
+    let path = format!("/filters/{}", segment(&name));
+    let body = serde_json::to_value(folder.files()?).context("a filter of ours")?;
+    let begun = Instant::now();
+    server.output.note(&format!("pushing {name}: inspected and compiled there"));
+    let pushed =
+        server.post(&format!("{path}/versions"), &body).await.map_err(|failure| owned(failure, &folder))?;
+    let version = pushed.get("version").and_then(Value::as_i64).unwrap_or_default();
+    if wanted.no_activate {
+        server.output.answer(&pushed, || {
+            format!(
+                "{name} is version {version}, not in force; `postern filter activate {name}` puts it there"
+            )
+        });
+        return Ok(());
+    }
+    let put = server.post(&format!("{path}/activate"), &json!({ "version": version })).await;
+    let put = put.map_err(|failure| owned(failure, &folder))?;
+    if let Some(backend) = &wanted.attach {
+        attach(server, &name, backend, &wanted.operations).await?;
+    }
+    let attached = attached_to(server, &name).await?;
+    let took = begun.elapsed();
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let told = json!({ "name": name, "version": version, "attached_to": attached, "activation": put, "milliseconds": milliseconds });
+    server.output.answer(&told, || {
+        let place = if attached.is_empty() {
+            format!("\nit is attached to nothing yet: `postern filter push --attach BACKEND`, or filters = [\"{name}\"] in backend.toml")
+        } else {
+            format!(", attached to {}", attached.join(", "))
+        };
+        format!("{name} version {version} is in force after {milliseconds} ms{place}")
+    });
+    refused(&put)
+}
+
+/// A gateway that keeps to what was before is a failure, whatever the orchestrator has stored.
+fn refused(put: &Value) -> Result<(), Failure> {
+    let refused = put.get("refused_by_gateways").and_then(Value::as_array).cloned().unwrap_or_default();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let reasons: Vec<_> = refused.iter().filter_map(Value::as_str).collect();
+    Err(anyhow::anyhow!("a gateway refused it and keeps the one before:\n  {}", reasons.join("\n  ")).into())
+}
+
+/// Where a watched folder owns the configuration, the way to push is a copy.
+fn owned(failure: Failure, folder: &FilterFolder) -> Failure {
+    match failure {
+        Failure::Refused(mut problem) if problem.code == Code::OwnedElsewhere => {
+            let (toml, wasm) = (folder.path.join("filter.toml"), folder.component_path());
+            problem.hint = Some(format!(
+                "copy `{}` and `{}` into its filters/{}/ and name the filter in a backend.toml",
+                toml.display(),
+                wasm.display(),
+                folder.name
+            ));
+            Failure::Refused(problem)
+        }
+        other => other,
+    }
+}
+
+/// Adds the filter to the end of a backend's chain, or widens it there.
+async fn attach(server: &Server, name: &str, backend: &str, operations: &[String]) -> Result<(), Failure> {
+    let path = format!("/backends/{}", segment(backend));
+    let mut found = server.get(&path).await?;
+    let file = found.get_mut("backend").and_then(Value::as_object_mut);
+    let file = file.context("the server's answer holds no backend")?;
+    let filters = file.entry("filters").or_insert_with(|| json!([]));
+    let filters = filters.as_array_mut().context("the backend's filters are no list")?;
+    if filters.iter().any(|attached| name_of(attached) == Some(name)) {
+        return Ok(());
+    }
+    filters.push(if operations.is_empty() {
+        json!(name)
+    } else {
+        json!({ "name": name, "operations": operations })
+    });
+    server.put(&path, &found).await.map(drop)
+}
+
+fn name_of(attached: &Value) -> Option<&str> {
+    attached.as_str().or_else(|| attached.get("name")?.as_str())
+}
+
+/// The backends whose chains the filter is in.
+async fn attached_to(server: &Server, name: &str) -> Result<Vec<String>, Failure> {
+    let backends = server.get("/backends").await?;
+    let backends = backends.get("backends").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut found = Vec::new();
+    for backend in backends.iter().filter_map(|it| it.get("name")?.as_str()) {
+        let shown = server.get(&format!("/backends/{}", segment(backend))).await?;
+        let filters = shown.pointer("/backend/filters").and_then(Value::as_array);
+        if filters.is_some_and(|filters| filters.iter().any(|it| name_of(it) == Some(name))) {
+            found.push(backend.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn activate(server: &Server, name: &str, version: Option<i64>) -> Result<(), Failure> {
+    let path = format!("/filters/{}/activate", segment(name));
+    told(server, name, &server.post(&path, &json!({ "version": version })).await?)
+}
+
+pub(super) async fn rollback(server: &Server, name: &str, to: Option<i64>) -> Result<(), Failure> {
+    let path = format!("/filters/{}/rollback", segment(name));
+    told(server, name, &server.post(&path, &json!({ "version": to })).await?)
+}
+
+fn told(server: &Server, name: &str, put: &Value) -> Result<(), Failure> {
+    server.output.answer(put, || {
+        let version = put.get("filter_version").and_then(Value::as_i64).unwrap_or_default();
+        format!("{name} version {version} is in force")
+    });
+    refused(put)
+}
+
+pub(super) async fn status(server: &Server, name: &str) -> Result<(), Failure> {
+    let found = server.get(&format!("/filters/{}/versions", segment(name))).await?;
+    server.list(&found, "versions", &["version", "in_force", "pushed_at", "activated_at", "component"])
+}
+
+/// Prints what the filter logged; with `follow`, until it is interrupted.
+pub(super) async fn logs(server: &Server, name: &str, follow: bool) -> Result<(), Failure> {
+    let path = format!("/filters/{}/logs", segment(name));
+    if !follow {
+        let found = server.get(&path).await?;
+        let lines = found.get("lines").and_then(Value::as_array).cloned().unwrap_or_default();
+        let rows: Vec<_> = lines.iter().map(row).collect();
+        server.output.answer(&found, || table(&["AT", "LEVEL", "SANDBOX", "MESSAGE"], &rows));
+        return Ok(());
+    }
+    let mut events = server.follow(&format!("{path}?follow=true")).await?;
+    while let Some(event) = events.next().await? {
+        let line: Value = serde_json::from_str(&event.text).context("an event of the log is no JSON")?;
+        print(server.output, &event.kind, &line);
+    }
+    Ok(())
+}
+
+fn print(output: Output, kind: &str, line: &Value) {
+    if kind == "missed" {
+        output.note("some lines were missed: the filter logs faster than they are read");
+        return;
+    }
+    output.each(line, || row(line).join("  "));
+}
+
+fn row(line: &Value) -> Vec<String> {
+    let text = |field: &str| line.get(field).and_then(Value::as_str).unwrap_or("-").to_owned();
+    ["at", "level", "sandbox_id", "message"].into_iter().map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_a_gateway_is_a_failure_with_its_reasons() {
+        assert!(refused(&json!({ "gateways_in_force": 1 })).is_ok());
+        let told =
+            refused(&json!({ "refused_by_gateways": ["filters/x: it is old"] })).expect_err("is refused");
+        assert!(told.to_string().contains("it is old"), "{told}");
+    }
+
+    #[test]
+    fn an_attachment_is_a_name_or_more() {
+        assert_eq!(name_of(&json!("a")), Some("a"));
+        assert_eq!(name_of(&json!({ "name": "b", "operations": ["read"] })), Some("b"));
+    }
+}
