@@ -28,7 +28,6 @@ use postern_common::id::TenantId;
 use postern_common::settings::{SettingMistakes, Settings, name};
 use postern_common::telemetry;
 use postern_orchestrator::configuration::ConfigurationError;
-pub(crate) use programs::Programs;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

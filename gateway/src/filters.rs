@@ -170,10 +170,6 @@ impl AttachedFilter {
         self.name.as_str()
     }
 
-    pub(crate) fn name(&self) -> &str {
-        self.name.as_str()
-    }
-
     pub(crate) fn applies_to(&self, operation: &Operation) -> bool {
         self.applies_to.is_empty() || self.applies_to.iter().any(|id| is_named(operation, id))
     }

@@ -45,7 +45,7 @@ impl Configuration {
         self.0.artefacts.check(&files).await.map_err(ConfigurationError::Mistakes)?;
         let audit = AuditEntry::new(clock::now(), Some(tenant.clone()), Action::FilterPushed, actor);
         let mut version = 0;
-        for part in parts_of(&files)? {
+        for part in parts_of(&files, self.sealing(tenant))? {
             version = self.0.store.push_filter(tenant, &part, audit.clone().request(request.clone())).await?;
         }
         Ok(version)
@@ -111,7 +111,8 @@ impl Configuration {
         let versions = self.0.store.filter_versions(tenant, name).await?;
         let row = self.0.store.tenant(tenant).await?;
         let row = row.ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))?;
-        let files = files_of(&self.0.store.resources(tenant).await?, row.has_policies)?;
+        let parts = self.0.store.resources(tenant).await?;
+        let files = files_of(&parts, row.has_policies, self.sealing(tenant))?;
         let is_there = files.filters.contains_key(name);
         let in_force = in_force(&versions).filter(|_| is_there).map(|version| version.version);
         Ok((versions, in_force))
