@@ -2,7 +2,7 @@
 //! Judges what was found out: one line for each fact, with what to do. Pure.
 
 use super::facts::{Facts, Port};
-use postern_orchestrator::runtime::{Enforced, Level, Probed};
+use postern_orchestrator::runtime::{Enforced, Isolation, Probed};
 use serde::Serialize;
 
 /// A clock before this release is wrong: 2026-01-01.
@@ -11,6 +11,9 @@ const RELEASED: u64 = 1_767_225_600;
 const AHEAD_SECONDS: u64 = 60;
 /// Less free disk is soon full: one sandbox may write 1 GiB unless its template says otherwise.
 const LEAST_FREE: u64 = 1 << 30;
+
+/// Of limits, where no isolation works.
+const UNTRIED: &str = "what is enforced could not be tried";
 
 /// How a fact is to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -108,7 +111,7 @@ fn isolation(facts: &Facts) -> Vec<Finding> {
             return vec![Finding::fail("isolation", format!("could not be tried: {why}"), "mend that first")];
         }
     };
-    let is_wanted = |level: Level| facts.wanted.as_deref().is_none_or(|wanted| wanted == level.as_str());
+    let is_wanted = |level: Isolation| facts.wanted.as_deref().is_none_or(|wanted| wanted == level.as_str());
     let works = probed.iter().any(|it| is_wanted(it.level) && it.outcome.is_ok());
     probed.iter().map(|probed| level(probed, works || !is_wanted(probed.level))).collect()
 }
@@ -116,12 +119,11 @@ fn isolation(facts: &Facts) -> Vec<Finding> {
 /// One isolation; where another will do, that it does not work is no failure.
 fn level(probed: &Probed, is_spare: bool) -> Finding {
     let (check, remedy) = match probed.level {
-        Level::Gvisor => {
-            ("isolation gvisor", "`scripts/gvisor.sh` builds runsc; or set POSTERN_RUNSC to one")
+        Isolation::Gvisor => ("isolation gvisor", "`make gvisor` builds runsc; or set POSTERN_RUNSC to one"),
+        Isolation::Namespaces => {
+            ("isolation namespaces", "install bubblewrap if it is missing; else see `user namespaces` below")
         }
-        Level::Namespaces => {
-            ("isolation namespaces", "install bubblewrap: `sudo apt-get install bubblewrap`")
-        }
+        Isolation::Kata => ("isolation kata", "it is to be had on Kubernetes only"),
     };
     match &probed.outcome {
         Ok(_) => Finding::ok(check, "works: a sandbox was started and ended"),
@@ -137,13 +139,11 @@ fn cgroups(facts: &Facts) -> Finding {
         (false, true) => "version 2",
         (false, false) => "not mounted",
     };
-    let missing: Vec<&str> = enforced(facts).map_or_else(
-        || vec!["memory", "cpu", "pids"],
-        |it| {
-            let limits = [("memory", it.memory), ("cpu", it.cpu), ("pids", it.pids)];
-            limits.into_iter().filter_map(|(name, holds)| (!holds).then_some(name)).collect()
-        },
-    );
+    let Some(enforced) = enforced(facts) else {
+        return Finding::warn("cgroups", format!("{interfaces}; {UNTRIED}"), "mend the isolation first");
+    };
+    let limits = [("memory", enforced.memory), ("cpu", enforced.cpu), ("pids", enforced.pids)];
+    let missing: Vec<&str> = limits.iter().filter(|(_, holds)| !holds).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Finding::ok("cgroups", format!("{interfaces}; memory, cpu and pids are enforced"));
     }
@@ -181,8 +181,12 @@ fn namespaces(facts: &Facts) -> Finding {
 }
 
 fn disks(facts: &Facts) -> Finding {
-    if enforced(facts).is_some_and(|enforced| enforced.disk) {
-        return Finding::ok("disks", "loop devices work; the size of `/data` is enforced");
+    match enforced(facts) {
+        None => return Finding::warn("disks", UNTRIED, "mend the isolation first"),
+        Some(Enforced { disk: true, .. }) => {
+            return Finding::ok("disks", "loop devices work; the size of `/data` is enforced");
+        }
+        Some(_) => {}
     }
     let (what, remedy) = match (facts.is_root, facts.has_loop) {
         (false, _) => ("only root may mount a sandbox's own disk", "run `postern up` as root"),

@@ -207,11 +207,7 @@ fn times(fields: &mut Fields) -> (Option<Duration>, Option<Duration>) {
 }
 
 /// Notes times that are over what the operator allows.
-fn within_caps(
-    fields: &mut Fields,
-    (ttl, idle): (Option<Duration>, Option<Duration>),
-    caps: &SandboxCaps,
-) {
+fn within_caps(fields: &mut Fields, (ttl, idle): (Option<Duration>, Option<Duration>), caps: &SandboxCaps) {
     for (name, time) in [("ttl", ttl), ("idle", idle)] {
         if time.is_some_and(|time| time > caps.ttl && time <= MAX_TTL) {
             let message = format!("the operator allows at most {}", compact(caps.ttl));

@@ -19,8 +19,8 @@ fn good() -> Facts {
         given: 1,
         programs: Ok("embedded".into()),
         isolation: Ok(vec![
-            Probed { level: Level::Gvisor, outcome: Ok(ALL) },
-            Probed { level: Level::Namespaces, outcome: Ok(ALL) },
+            Probed { level: Isolation::Gvisor, outcome: Ok(ALL) },
+            Probed { level: Isolation::Namespaces, outcome: Ok(ALL) },
         ]),
         wanted: None,
         is_root: true,
@@ -69,8 +69,8 @@ fn an_ordinary_user_on_ubuntu_is_told_what_to_change() {
         facts.data.user = 1000;
         facts.data.mode = Some((0o755, 1000));
         facts.isolation = Ok(vec![
-            Probed { level: Level::Gvisor, outcome: Err("there is no `runsc`".to_owned()) },
-            Probed { level: Level::Namespaces, outcome: Err(why) },
+            Probed { level: Isolation::Gvisor, outcome: Err("there is no `runsc`".to_owned()) },
+            Probed { level: Isolation::Namespaces, outcome: Err(why) },
         ]);
         facts.namespaces.apparmor = Some(1);
     }));
@@ -83,8 +83,8 @@ fn what_is_not_enforced_is_a_warning_and_what_was_asked_for_and_fails_is_a_failu
         facts.cgroups = CgroupMounts { one: true, two: true };
         facts.has_loop = false;
         facts.isolation = Ok(vec![
-            Probed { level: Level::Gvisor, outcome: Err("it did not start within 15 s".to_owned()) },
-            Probed { level: Level::Namespaces, outcome: Ok(Enforced { cpu: false, disk: false, ..ALL }) },
+            Probed { level: Isolation::Gvisor, outcome: Err("it did not start within 15 s".to_owned()) },
+            Probed { level: Isolation::Namespaces, outcome: Ok(Enforced { cpu: false, disk: false, ..ALL }) },
         ]);
     }));
 }
