@@ -116,7 +116,11 @@ impl FilterMetrics {
             lines_dropped: Counter::default(),
         };
         registry.register("filter_call_seconds", "One call of a filter", metrics.seconds.family.clone());
-        registry.register("filter_failures", "Filters that failed, by cause", metrics.failures.family.clone());
+        registry.register(
+            "filter_failures",
+            "Filters that failed, by cause",
+            metrics.failures.family.clone(),
+        );
         registry.register(
             "filter_counter",
             "What filters count, since each was loaded",

@@ -289,6 +289,7 @@ pub(crate) fn tenant(backend: SocketAddr) -> Result<TenantConfig> {
     }
     let rate = json!({ "per_second": 1e6, "burst": 1_000_000, "concurrent": 1_000 });
     Ok(TenantConfig {
+        revision: 1,
         tenant: TenantId::parse("acme")?,
         versions: Versions::default(),
         backends,

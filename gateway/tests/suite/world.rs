@@ -207,6 +207,7 @@ pub(crate) struct World {
     pub(crate) port: u16,
     pub(crate) recorded: Arc<Recorded>,
     decided: Mutex<Option<mpsc::Receiver<DecisionRecord>>>,
+    lines: Mutex<mpsc::Receiver<FilterLine>>,
     redials: Option<mpsc::Receiver<DeliverySender>>,
     sender: Option<DeliverySender>,
     version: AtomicU64,
@@ -244,7 +245,7 @@ impl World {
         let gateway_tasks = Tasks::new();
         let running = Gateway::start(config, follower, &gateway_tasks).await.expect("starts");
         let sender = publisher.sender();
-        let Publisher { redials, decisions, .. } = publisher;
+        let Publisher { redials, decisions, lines, .. } = publisher;
         let folder = tempfile::tempdir().expect("a folder");
         let world = Self {
             tasks,
@@ -254,6 +255,7 @@ impl World {
             port,
             recorded,
             decided: Mutex::new(Some(decisions)),
+            lines: Mutex::new(lines),
             redials: Some(redials),
             sender: Some(sender),
             version: AtomicU64::new(0),
@@ -383,9 +385,8 @@ impl World {
 
     /// What filters logged.
     pub(crate) fn lines(&self) -> Vec<FilterLine> {
-        let mut publisher = self.publisher.lock().expect("no panic");
-        let publisher = publisher.as_mut().expect("connected");
-        std::iter::from_fn(|| publisher.lines.try_recv().ok()).collect()
+        let mut lines = self.lines.lock().expect("no panic");
+        std::iter::from_fn(|| lines.try_recv().ok()).collect()
     }
 
     /// The records that have come home.

@@ -203,7 +203,7 @@ async fn a_sandbox_is_extended_and_labelled() {
     let changed = patch(json!({ "ttl": "50m", "idle": "20m" })).await;
     assert_eq!(changed.status, StatusCode::OK, "{}", changed.text);
     let (before, after) = (made.json(), changed.json());
-    let time = |json: &serde_json::Value, name: &str| -> jiff::Timestamp {
+    let time = |json: &Value, name: &str| -> jiff::Timestamp {
         json[name].as_str().expect("a time").parse().expect("a time")
     };
     assert!(time(&after, "expires_at") > time(&before, "expires_at"), "{after}");
