@@ -40,7 +40,7 @@ pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 pub(crate) fn check(
     tenant: &TenantId,
     files: &TenantFiles,
-    caps: Option<&SandboxCaps>,
+    put: Option<(&SandboxCaps, Cases)>,
 ) -> Result<Catalogue, Vec<FieldError>> {
     let mut mistakes = Mistakes::default();
     let documents: Vec<(BackendName, Document)> = files
@@ -52,13 +52,22 @@ pub(crate) fn check(
     let catalogue = Catalogue::new(documents.iter().cloned());
     if are_documents_good
         && let Some(policies) = check_policies(tenant, files, &documents, &mut mistakes)
-        && caps.is_some()
+        && let Some((_, cases)) = put
     {
-        check_cases(&policies, files, &mut mistakes);
+        let mut failing = Mistakes::default();
+        check_cases(&policies, files, &mut failing);
+        match cases {
+            Cases::Refuse => mistakes.0.append(&mut failing.0),
+            Cases::Tell => {
+                for FieldError { message, .. } in failing.0 {
+                    tracing::warn!(%tenant, message, "a test of the policies fails; they are put in force all the same");
+                }
+            }
+        }
     }
     for (name, template) in &files.templates {
         check_template(name, template, &catalogue, are_documents_good, &mut mistakes);
-        if let Some(caps) = caps {
+        if let Some((caps, _)) = put {
             check_caps(name, template, caps, &mut mistakes);
         }
     }
@@ -69,6 +78,15 @@ pub(crate) fn check(
     }
     check_counts(files, &mut mistakes);
     mistakes.into_result(catalogue)
+}
+
+/// What becomes of a test of the policies that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cases {
+    /// The change is refused: it came whole, policies and tests together.
+    Refuse,
+    /// It is told: policies and tests are changed one after the other, so that in between they differ.
+    Tell,
 }
 
 /// Mistakes with their places.

@@ -4,15 +4,16 @@
 //! A tenant is owned by the API or by a watched folder, never by both. Each change rests on a
 //! version: of two that are made at the same time, the second is judged again on top of the first.
 //! Gateways that are connected judge it too, before it is written; `publish` tells them of it.
-
-mod publish;
+//!
+//! It is long because the kinds of change, and how each is judged, are told as one.
 
 mod filters;
+mod publish;
 
 pub(crate) use filters::Wanted;
 
 use crate::artefacts::Artefacts;
-use crate::check;
+use crate::check::{self, Cases};
 use crate::control::Gateways;
 use crate::keys::InstallationKeys;
 use crate::operations::Catalogue;
@@ -495,9 +496,11 @@ impl Configuration {
                 }
             }
         }
+        let is_sent_whole = matches!(edit, Edit::Whole { .. }) && row.owner == Owner::Api;
+        let cases = if is_sent_whole { Cases::Refuse } else { Cases::Tell };
         // Judged as it will be used, stored as it was put.
         let (used, default_backend) = self.with_backend_url(&row.name, files.clone());
-        let (used, catalogue) = checked(row.name.clone(), used, Some(self.0.caps)).await?;
+        let (used, catalogue) = checked(row.name.clone(), used, Some((self.0.caps, cases))).await?;
         self.0.artefacts.check(&used).await.map_err(ConfigurationError::Mistakes)?;
         let after = parts_of(&files, self.sealing(&row.name))?;
         let row = TenantRow {
@@ -635,10 +638,11 @@ fn plain_backend(url: Url) -> BackendFiles {
 async fn checked(
     tenant: TenantId,
     files: TenantFiles,
-    caps: Option<SandboxCaps>,
+    put: Option<(SandboxCaps, Cases)>,
 ) -> Result<(TenantFiles, Catalogue), ConfigurationError> {
     let judged = tokio::task::spawn_blocking(move || {
-        check::check(&tenant, &files, caps.as_ref()).map(|catalogue| (files, catalogue))
+        let put = put.as_ref().map(|(caps, cases)| (caps, *cases));
+        check::check(&tenant, &files, put).map(|catalogue| (files, catalogue))
     });
     match judged.await {
         Ok(judged) => judged.map_err(ConfigurationError::Mistakes),

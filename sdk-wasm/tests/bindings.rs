@@ -12,7 +12,7 @@ use wit_bindgen_core::wit_parser::Resolve;
 use wit_bindgen_core::{Files, WorldGenerator as _};
 use wit_bindgen_rust::Opts;
 
-const HEADER: &str = "// SPDX-License-Identifier: Apache-2.0\n// Generated from wit/filter.wit by tests/bindings.rs: change that, not this.\n";
+const HEADER: &str = "// SPDX-License-Identifier: Apache-2.0\n//! Generated from wit/filter.wit by tests/bindings.rs: change that, not this; long because it is generated whole.\n";
 
 fn generated(folder: &Path) -> String {
     let mut resolve = Resolve::default();
