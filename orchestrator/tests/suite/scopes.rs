@@ -55,6 +55,12 @@ async fn a_key_for_a_template_and_a_label_makes_and_touches_no_other_sandbox() {
     ] {
         assert_eq!(ask(method.clone(), path.clone()).await.code(), "forbidden", "{method} {path}");
     }
+    let label = async |labels: Value| {
+        let body = json!({ "labels": labels });
+        bench.call_as(&narrow, Method::PATCH, &format!("/sandbox/{own}"), body).await
+    };
+    assert_eq!(label(json!({ "team": "b" })).await.code(), "forbidden", "it gives no labels but its own");
+    assert_eq!(label(json!({ "team": "a", "more": "c" })).await.status, StatusCode::OK);
     let listed = ask(Method::GET, "/sandbox".to_owned()).await.json();
     let ids: Vec<&str> = listed["sandboxes"]
         .as_array()
