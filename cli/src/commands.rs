@@ -5,11 +5,13 @@
 mod apply;
 mod config;
 mod filter;
+mod gateways;
 mod key;
 mod policy;
 mod sandbox;
 mod schema;
 mod secret;
+mod sessions;
 mod token;
 
 use crate::arguments::{Command, ConfigCommand};
@@ -37,6 +39,8 @@ pub(crate) async fn run(
         Command::Filter(wanted) => filter::run(&server()?, wanted).await,
         Command::Secret(wanted) => secret::run(&server()?, wanted).await,
         Command::Key(wanted) => key::run(&server()?, wanted).await,
+        Command::Gateways(wanted) => gateways::run(&server()?, wanted).await,
+        Command::Sessions(wanted) => sessions::run(&server()?, wanted).await,
         Command::Token { id } => token::run(&server()?, &id).await,
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),
         Command::Schema { kind } => schema::run(kind, output),

@@ -20,7 +20,8 @@ use crate::session::Session;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// A message of the control stream.
 #[derive(Debug, Clone)]
@@ -149,6 +150,17 @@ pub struct Follower {
     pub link: Link,
     /// Takes decisions back; when it is full, a decision is dropped and counted, never waited for.
     pub decisions: mpsc::Sender<DecisionRecord>,
+    /// Tells that the orchestrator is there.
+    pub presence: Presence,
+}
+
+/// How a follower knows that its orchestrator is there.
+#[derive(Debug, Clone)]
+pub enum Presence {
+    /// They share a process: it is there for as long as messages may come.
+    Linked,
+    /// It is elsewhere: all that it had said by then has come. `None`: it was not heard yet.
+    Heard(watch::Receiver<Option<Instant>>),
 }
 
 /// The way to the orchestrator of this process, for a link that was lost.
@@ -183,7 +195,17 @@ pub fn link() -> (Publisher, Follower) {
     let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
     let (link, redials) = mpsc::channel(1);
     let publisher = Publisher { deliveries, redials, decisions: decided };
-    (publisher, Follower { deliveries: received, link: Link(link), decisions })
+    let follower = Follower { deliveries: received, link: Link(link), decisions, presence: Presence::Linked };
+    (publisher, follower)
+}
+
+/// A connection whose orchestrator is in another process: whoever carries it tells by the third
+/// part when it was heard.
+#[must_use]
+pub fn distant_link() -> (Publisher, Follower, watch::Sender<Option<Instant>>) {
+    let (publisher, follower) = link();
+    let (heard, presence) = watch::channel(None);
+    (publisher, Follower { presence: Presence::Heard(presence), ..follower }, heard)
 }
 
 impl Publisher {

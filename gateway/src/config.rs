@@ -109,6 +109,8 @@ pub struct Settings {
     pub extra_authorities: Vec<CertificateDer<'static>>,
     /// How old the state may grow without the orchestrator.
     pub staleness: Duration,
+    /// Whether requests are refused while their records might be lost.
+    pub fails_closed: bool,
     /// How long requests in flight get when the gateway stops.
     pub drain: Duration,
     /// How long a peer may keep us waiting in the middle of a streamed body or of an answer.
@@ -131,6 +133,7 @@ impl Settings {
             upstreams,
             extra_authorities: Vec::new(),
             staleness: STALENESS,
+            fails_closed: false,
             drain: DRAIN,
             stall: STALL_TIME,
             ceilings: Ceilings::default(),
@@ -168,6 +171,7 @@ pub struct Config {
     pub(crate) upstreams: UpstreamRules,
     pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
     pub(crate) staleness: Duration,
+    pub(crate) fails_closed: bool,
     pub(crate) drain: Duration,
     pub(crate) stall: Duration,
     pub(crate) ceilings: Ceilings,
@@ -207,6 +211,7 @@ impl Config {
             upstreams: settings.upstreams,
             extra_authorities: settings.extra_authorities,
             staleness: settings.staleness,
+            fails_closed: settings.fails_closed,
             drain: settings.drain,
             stall: settings.stall,
             ceilings: settings.ceilings,

@@ -3,6 +3,7 @@
 //! request's own text, so their number is bounded by what tenants declare: names that no
 //! configuration has any more are dropped with it.
 
+use crate::Audit;
 use crate::snapshot::Snapshot;
 use postern_common::decision::{ShadowPart, ShadowScope, Verdict};
 use postern_common::problem::Code;
@@ -105,14 +106,13 @@ pub(crate) struct Metrics {
     filter_seconds: Named<FilterLabel, Histogram>,
     filter_failures: Named<FailureLabels, Counter>,
     connections_dropped: Family<DropLabel, Counter>,
-    pub(crate) audit_dropped: Counter,
     pub(crate) control_version: Gauge,
     pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
 impl Metrics {
     /// Makes them and registers them in the process's registry.
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry, audit: &Audit) -> Self {
         let metrics = Self {
             requests: Named::new(Counter::default),
             request_seconds: seconds(),
@@ -123,7 +123,6 @@ impl Metrics {
             filter_seconds: Named::new(seconds),
             filter_failures: Named::new(Counter::default),
             connections_dropped: Family::default(),
-            audit_dropped: Counter::default(),
             control_version: Gauge::default(),
             control_age: Gauge::default(),
         };
@@ -150,7 +149,8 @@ impl Metrics {
             "Filters that failed, by cause",
             metrics.filter_failures.family.clone(),
         );
-        registry.register("audit_dropped", "Decision records that were lost", metrics.audit_dropped.clone());
+        registry.register("audit_dropped", "Decision records that were lost", audit.dropped.clone());
+        registry.register("spool_bytes", "Decision records that wait on disk", audit.spool_bytes.clone());
         registry.register(
             "control_stream_version",
             "The last message in force",
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn labels_of_names_that_no_configuration_has_are_dropped() {
         let mut registered = registry();
-        let metrics = Metrics::register(&mut registered);
+        let metrics = Metrics::register(&mut registered, &Audit::default());
         for number in 0..100 {
             metrics.request((format!("desk-{number}"), "list".to_owned()), "allow", Duration::ZERO);
             metrics.filter(&format!("filter-{number}"), Duration::ZERO);

@@ -14,6 +14,7 @@ mod body;
 mod configuration;
 mod etag;
 mod exec;
+mod gateways;
 mod input;
 mod keys;
 mod observe;
@@ -25,6 +26,7 @@ mod sandboxes;
 mod scope;
 mod secrets;
 mod server;
+mod sessions;
 mod sse;
 mod tenants;
 
@@ -37,7 +39,9 @@ use crate::keys::InstallationKeys;
 use crate::keys::api::{Caller, Unauthenticated, authenticate};
 use crate::rights::Rights;
 use crate::runtime::Isolation;
+use crate::sessions::peers::PeerSessions;
 use crate::store::{Actor, Owner, Role, Store};
+use crate::stream::ControlStream;
 use axum::body::Body;
 use axum::extract::{RawPathParams, Request, State};
 use axum::response::Response;
@@ -71,6 +75,10 @@ pub(crate) struct Api {
     pub(crate) rights: Rights,
     /// The isolation that the operator wants exactly, if any.
     pub(crate) isolation: Option<Isolation>,
+    /// Sessions of addresses.
+    pub(crate) peers: PeerSessions,
+    /// Gateways of other processes.
+    pub(crate) stream: Arc<ControlStream>,
     /// Owns streams that outlive a request's handler.
     pub(crate) tasks: Tasks,
 }

@@ -49,6 +49,8 @@ pub(crate) enum Place<'a> {
     },
     /// The root secret.
     Root,
+    /// The control stream's certificate authority.
+    Authority,
 }
 
 impl Place<'_> {
@@ -58,6 +60,7 @@ impl Place<'_> {
             Self::Secret { tenant, name } => ["secret", tenant, name],
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
             Self::Root => ["root", "", ""],
+            Self::Authority => ["authority", "", ""],
         };
         parts.join("\0").into_bytes()
     }
@@ -159,6 +162,7 @@ mod tests {
             Place::Secret { tenant: "acme", name: "other" },
             Place::Environment { tenant: "acme", sandbox: "desk" },
             Place::Root,
+            Place::Authority,
         ] {
             assert_eq!(key(1).open(place, &sealed).expect_err("refused"), SealError::Damaged, "{place:?}");
         }

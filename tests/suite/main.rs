@@ -8,6 +8,8 @@ mod crash_in_the_middle;
 #[cfg(test)]
 mod edges;
 #[cfg(test)]
+mod gateways;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod readme;

@@ -35,6 +35,7 @@ const MIGRATIONS: &[Migration] = migrations![
     7 "000007_create_decisions",
     8 "000008_create_policy_versions",
     9 "000009_scope_api_keys",
+    10 "000010_create_gateways",
 ];
 
 /// The tables could not be brought up to date.
