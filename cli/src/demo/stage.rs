@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -123,27 +123,38 @@ impl Stage {
     /// is started again for that: else its sandboxes would have nobody to end them, since the data
     /// folder goes with us.
     pub(super) async fn strike(mut self) -> anyhow::Result<String> {
-        let Some(status) = self.up.try_wait()? else { return self.end().await };
-        let (config, data) = (self.folder.path().join("config"), self.data());
-        let (up, log) = start_up(&config, &data, &self.isolation, &Tasks::new())?;
-        (self.up, self.up_log) = (up, log);
-        self.written = ready(&mut self.up, &data, &self.up_log).await?;
-        self.end().await?;
-        bail!("`postern up` had ended by itself with {status}; what it left was removed");
+        let (status, told) = self.interrupt().await?;
+        if !status.success() {
+            let (config, data) = (self.folder.path().join("config"), self.data());
+            let (up, log) = start_up(&config, &data, &self.isolation, &Tasks::new())?;
+            (self.up, self.up_log) = (up, log);
+            self.written = ready(&mut self.up, &data, &self.up_log).await?;
+            let (again, told_again) = self.interrupt().await?;
+            ensure!(again.success(), "`postern up` ended with {again}:\n  {told_again}");
+            self.nothing_remains()?;
+            bail!("`postern up` had ended by itself with {status}; what it left was removed:\n  {told}");
+        }
+        self.nothing_remains()?;
+        Ok("no process, mount, socket or cgroup is left".to_owned())
     }
 
-    async fn end(mut self) -> anyhow::Result<String> {
-        let pid = self.up.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        kill_process(pid.context("`postern up` has ended by itself")?, Signal::INT)?;
+    /// Presses Ctrl-C, unless it has ended already: how it ended, and the last that it said. One that
+    /// was killed may take a moment to be gone.
+    async fn interrupt(&mut self) -> anyhow::Result<(ExitStatus, String)> {
+        if let Some(pid) = self.up.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+            kill_process(pid, Signal::INT)?;
+        }
         let ended = timeout(END_TIME, self.up.wait()).await;
         let Ok(status) = ended else {
             bail!("`postern up` did not end within {} s:\n  {}", END_TIME.as_secs(), self.up_log.last(10));
         };
-        let status = status?;
-        ensure!(status.success(), "`postern up` ended with {status}:\n  {}", self.up_log.last(10));
+        Ok((status?, self.up_log.last(10)))
+    }
+
+    fn nothing_remains(&self) -> anyhow::Result<()> {
         let remains = remains::of(&[&self.data(), &self.written.run])?;
         ensure!(remains.is_empty(), "left behind: {}", remains.join(", "));
-        Ok("no process, mount, socket or cgroup is left".to_owned())
+        Ok(())
     }
 }
 
