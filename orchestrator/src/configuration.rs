@@ -47,8 +47,8 @@ const DEFAULT_BACKEND: &str = "default";
 /// How long a change waits for gateways to judge it. One that does not answer judges it when it
 /// is told of it.
 const TRY_TIME: Duration = Duration::from_secs(10);
-/// How often a change is judged anew because another was faster.
-const ATTEMPTS: u32 = 5;
+/// How often a change is judged anew because another was faster: each time, one other got through.
+const ATTEMPTS: u32 = 20;
 
 /// A configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
