@@ -11,7 +11,7 @@ mod doubt;
 pub(crate) mod multipart;
 pub(crate) mod streamed;
 
-use crate::config::{BODY_TIME, JUDGED_STALL_TIME};
+use crate::config::JUDGED_STALL_TIME;
 use crate::limits::{HeldRoom, Rooms};
 use crate::pace::Pace;
 use crate::reject::{Reject, Scope};
@@ -29,6 +29,7 @@ use postern_openapi::{Content, ContentKind, MediaType, Query, json};
 use serde_json::Value;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 use streamed::StreamedBody;
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +98,7 @@ enum Treatment {
 
 /// Admits the body of a routed request.
 ///
-/// Reads it within `config::BODY_TIME` if it is judged; stops when the session ends, or the
+/// Reads it within the gateway's `waits.body` if it is judged; stops when the session ends, or the
 /// sandbox only trickles.
 ///
 /// # Errors
@@ -130,7 +131,7 @@ pub(crate) async fn admit(
             look(body, &call, ended, &room).await?
         }
         Treatment::Judge(_) | Treatment::Doubt | Treatment::Opaque { has_reader: true, .. } => {
-            read(collect(body, limit, ended, &room).await?, &plan, limit)?
+            read(collect(body, limit, call.backend.waits.body, ended, &room).await?, &plan, limit)?
         }
     };
     if matches!(admitted, AdmittedBody::Stream(_)) {
@@ -180,7 +181,7 @@ async fn refuse(
     ended: &CancellationToken,
     room: &HeldRoom,
 ) -> Result<Admitted, Reject> {
-    match collect(body, 0, ended, room).await {
+    match collect(body, 0, call.backend.waits.body, ended, room).await {
         Ok(_empty) => Ok(Admitted { call, body: AdmittedBody::None, content: None }),
         Err(BodyFault::TooLarge { .. }) => Err(takes_none()),
         Err(fault) => Err(fault.into()),
@@ -339,7 +340,8 @@ async fn look(
     let begun = tokio::time::Instant::now();
     let mut start = BytesMut::new();
     let begins = loop {
-        let data = tokio::time::timeout_at(begun + BODY_TIME, next_data(&mut body, ended)).await;
+        let data =
+            tokio::time::timeout_at(begun + call.backend.waits.body, next_data(&mut body, ended)).await;
         let data = data.map_err(|_elapsed| BodyFault::TooSlow)??;
         start.extend_from_slice(data.as_deref().unwrap_or_default());
         match beginning(&start, data.is_none()) {
@@ -358,7 +360,8 @@ async fn look(
             }
         };
     }
-    let rest = collect(body, limit.saturating_sub(start.len() as u64), ended, room).await;
+    let left = limit.saturating_sub(start.len() as u64);
+    let rest = collect(body, left, call.backend.waits.body, ended, room).await;
     let rest = rest.map_err(|fault| match fault {
         BodyFault::TooLarge { .. } => BodyFault::TooLarge { limit },
         other => other,
@@ -371,9 +374,7 @@ async fn next_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Opt
     let frame = tokio::select! {
         biased;
         () = ended.cancelled() => return Err(BodyFault::SessionEnded),
-        frame = tokio::time::timeout(BODY_TIME, body.frame()) => {
-            frame.map_err(|_elapsed| BodyFault::TooSlow)?
-        }
+        frame = body.frame() => frame,
     };
     match frame {
         None => Ok(None),
@@ -383,10 +384,11 @@ async fn next_data(body: &mut Incoming, ended: &CancellationToken) -> Result<Opt
     }
 }
 
-/// Reads a whole body of at most `limit` bytes, taking room as it comes.
+/// Reads a whole body of at most `limit` bytes within `wait`, taking room as it comes.
 async fn collect(
     mut body: Incoming,
     limit: u64,
+    wait: Duration,
     ended: &CancellationToken,
     room: &HeldRoom,
 ) -> Result<Bytes, BodyFault> {
@@ -409,5 +411,5 @@ async fn collect(
             whole.extend_from_slice(&data);
         }
     };
-    tokio::time::timeout(BODY_TIME, all).await.map_err(|_elapsed| BodyFault::TooSlow)?
+    tokio::time::timeout(wait, all).await.map_err(|_elapsed| BodyFault::TooSlow)?
 }

@@ -14,16 +14,16 @@ use std::time::Duration;
 pub(crate) const HEADER_BYTES: usize = 64 * 1024;
 /// Header lines of a request; hyper's own default.
 pub(crate) const HEADER_COUNT: usize = 100;
-/// Time for the head of each request, and for an idle connection to send one (nginx: 60 s).
-pub(crate) const HEADER_TIME: Duration = Duration::from_secs(30);
+/// Time for the head of each request, and for a new connection to send one (nginx: 60 s).
+pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
 /// How long a connection may have nothing in flight after a request (nginx's `keepalive_timeout`:
-/// 75 s). HTTP/1.1 waits for the next head for [`HEADER_TIME`] only.
+/// 75 s). HTTP/1.1 waits for the next head for [`HEAD_TIME`] only.
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(60);
 /// Time for a whole body that is judged, after which the answer is 408.
 pub(crate) const BODY_TIME: Duration = Duration::from_secs(60);
 /// How long a peer may keep us waiting in the middle of a streamed body or of an answer (nginx's
 /// `client_body_timeout` and `send_timeout`: 60 s).
-pub const STALL_TIME: Duration = Duration::from_secs(60);
+pub(crate) const STALL_TIME: Duration = Duration::from_secs(60);
 /// The same in the middle of a body that is judged, for which we hold memory.
 pub(crate) const JUDGED_STALL_TIME: Duration = Duration::from_secs(30);
 /// The pace below which a peer uses that time up (Apache's `mod_reqtimeout`: `MinRate=500`).
@@ -94,6 +94,25 @@ impl Default for Ceilings {
     }
 }
 
+/// How long peers may keep us waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waits {
+    /// For the head of a request, and for a new connection's first one.
+    pub head: Duration,
+    /// For the next request of a connection.
+    pub idle: Duration,
+    /// For the whole of a body that is judged.
+    pub body: Duration,
+    /// In the middle of a streamed body or of an answer.
+    pub stall: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self { head: HEAD_TIME, idle: IDLE_TIME, body: BODY_TIME, stall: STALL_TIME }
+    }
+}
+
 /// What was read from flags, environment and file, not yet checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -111,8 +130,8 @@ pub struct Settings {
     pub staleness: Duration,
     /// How long requests in flight get when the gateway stops.
     pub drain: Duration,
-    /// How long a peer may keep us waiting in the middle of a streamed body or of an answer.
-    pub stall: Duration,
+    /// How long peers may keep us waiting.
+    pub waits: Waits,
     /// What tenants may set at most.
     pub ceilings: Ceilings,
     /// Whose filters are believed: the orchestrator's public artefact key (Ed25519, 32 bytes).
@@ -132,7 +151,7 @@ impl Settings {
             extra_authorities: Vec::new(),
             staleness: STALENESS,
             drain: DRAIN,
-            stall: STALL_TIME,
+            waits: Waits::default(),
             ceilings: Ceilings::default(),
             artefact_key: None,
         }
@@ -169,7 +188,7 @@ pub struct Config {
     pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
     pub(crate) staleness: Duration,
     pub(crate) drain: Duration,
-    pub(crate) stall: Duration,
+    pub(crate) waits: Waits,
     pub(crate) ceilings: Ceilings,
     pub(crate) artefact_key: Option<[u8; 32]>,
 }
@@ -208,7 +227,7 @@ impl Config {
             extra_authorities: settings.extra_authorities,
             staleness: settings.staleness,
             drain: settings.drain,
-            stall: settings.stall,
+            waits: settings.waits,
             ceilings: settings.ceilings,
             artefact_key: settings.artefact_key,
         })

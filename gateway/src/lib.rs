@@ -33,8 +33,7 @@ mod upstream;
 mod validate;
 
 pub use config::{
-    CONCURRENT_CEILING, Ceilings, Config, ConfigMistake, DRAIN, STALENESS, STALL_TIME, Settings,
-    TIMEOUT_CEILING,
+    CONCURRENT_CEILING, Ceilings, Config, ConfigMistake, DRAIN, STALENESS, Settings, TIMEOUT_CEILING, Waits,
 };
 pub use upstream::TlsUnusable;
 pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
@@ -132,7 +131,7 @@ impl Gateway {
             surroundings: Surroundings {
                 upstreams: config.upstreams.clone(),
                 engines: filters::Engines::new(config.artefact_key).map_err(StartError::Filters)?,
-                stall: config.stall,
+                waits: config.waits,
                 ceilings: config.ceilings,
             },
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,

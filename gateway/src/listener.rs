@@ -8,8 +8,7 @@
 mod connections;
 
 use crate::config::{
-    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, HEADER_TIME, IDLE_TIME, PENDING_RESETS,
-    STALL_TIME, STREAMS,
+    CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, PENDING_RESETS, STREAMS, Waits,
 };
 use crate::pace::connection::PacedConnection;
 use crate::registry::Source;
@@ -54,12 +53,27 @@ where
     }
 }
 
-fn server(tasks: &Tasks) -> Builder<OwnedExecutor> {
-    let mut builder = Builder::new(OwnedExecutor(tasks.clone()));
+/// What holds for every connection of a gateway.
+#[derive(Debug, Clone)]
+struct Terms {
+    tasks: Tasks,
+    waits: Waits,
+    /// What requests in flight get when the gateway stops.
+    drain: Duration,
+}
+
+impl Terms {
+    fn of(gateway: &Gateway) -> Self {
+        Self { tasks: gateway.tasks.clone(), waits: gateway.surroundings.waits, drain: gateway.drain }
+    }
+}
+
+fn server(terms: &Terms) -> Builder<OwnedExecutor> {
+    let mut builder = Builder::new(OwnedExecutor(terms.tasks.clone()));
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(terms.waits.head)
         .max_headers(HEADER_COUNT)
         .max_buf_size(HEADER_BYTES)
         .half_close(false);
@@ -70,8 +84,8 @@ fn server(tasks: &Tasks) -> Builder<OwnedExecutor> {
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_header_list_size(header_bytes)
-        .keep_alive_interval(HEADER_TIME)
-        .keep_alive_timeout(HEADER_TIME);
+        .keep_alive_interval(terms.waits.head)
+        .keep_alive_timeout(terms.waits.head);
     builder
 }
 
@@ -109,9 +123,8 @@ impl Unreadable {
 ///
 /// Tells what the peer sent that is no request, if that ended it: hyper has answered it by itself.
 async fn serve<Io, Answer, Answered, Body>(
-    tasks: &Tasks,
+    terms: &Terms,
     io: Io,
-    drain: Duration,
     activity: &Arc<Activity>,
     answer: Answer,
 ) -> Option<Unreadable>
@@ -127,35 +140,34 @@ where
         let (in_flight, answered) = (counting.begin(), answer(request));
         async move { Ok::<_, Infallible>(answered.await.map(|body| Tracked::new(body, in_flight))) }
     });
-    let server = server(tasks);
+    let server = server(terms);
     let mut connection = pin!(server.serve_connection(io, service));
-    let stop = tasks.stop_token();
+    let stop = terms.tasks.stop_token();
     tokio::select! {
         // Other errors of one connection are its peer's; requests were logged by themselves.
         ended = connection.as_mut() => return ended.err().and_then(|error| Unreadable::of(&*error)),
         () = stop.cancelled() => {}
         () = activity.evicted.cancelled() => return None,
         // hyper's own timer begins only once it knows which protocol is spoken, and HTTP/2 has none.
-        () = activity.idle(HEADER_TIME, IDLE_TIME) => {}
+        () = activity.idle(terms.waits.head, terms.waits.idle) => {}
     }
     connection.as_mut().graceful_shutdown();
-    drop(tokio::time::timeout(drain, connection).await);
-    None
+    let ended = tokio::time::timeout(terms.drain, connection).await;
+    ended.ok().and_then(Result::err).and_then(|error| Unreadable::of(&*error))
 }
 
 async fn serve_sandbox<Io>(gateway: Arc<Gateway>, io: Io, source: Source, activity: &Arc<Activity>)
 where
     Io: Read + Write + Unpin + Send + 'static,
 {
-    let tasks = gateway.tasks.clone();
-    let (drain, stall) = (gateway.drain, gateway.surroundings.stall);
+    let terms = Terms::of(&gateway);
     let counting = Arc::clone(&gateway);
     let answer = move |incoming| {
         let (gateway, source) = (Arc::clone(&gateway), source.clone());
         async move { Box::pin(request::handle(&gateway, &source, incoming)).await }
     };
-    let io = PacedConnection::new(io, stall);
-    if let Some(unreadable) = serve(&tasks, io, drain, activity, answer).await {
+    let io = PacedConnection::new(io, terms.waits.stall);
+    if let Some(unreadable) = serve(&terms, io, activity, answer).await {
         counting.metrics.refusal(unreadable.code());
     }
 }
@@ -279,11 +291,11 @@ pub(crate) async fn accept_admin(gateway: Arc<Gateway>, listener: TcpListener, s
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let served = Arc::clone(&gateway);
         gateway.tasks.spawn(move |_stop| async move {
-            let (tasks, drain) = (served.tasks.clone(), served.drain);
+            let terms = Terms::of(&served);
             let answer =
                 move |incoming: Request<Incoming>| std::future::ready(admin::answer(&served, &incoming));
-            let connection = PacedConnection::new(TokioIo::new(stream), STALL_TIME);
-            serve(&tasks, connection, drain, &Arc::default(), answer).await;
+            let connection = PacedConnection::new(TokioIo::new(stream), terms.waits.stall);
+            serve(&terms, connection, &Arc::default(), answer).await;
             drop(permit);
         });
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Notices a peer that takes or sends so slowly that it only holds on to what others need.
 //!
-//! A peer may keep us waiting for so long in all (`config::STALL_TIME`); what it sends or takes earns time back, a
+//! A peer may keep us waiting for so long in all (`Waits::stall`); what it sends or takes earns time back, a
 //! second for each [`STALL_BYTES_PER_SECOND`], never more than that time. So a pause is forgiven,
 //! a trickle is not. Time in which we wait for somebody else does not count.
 

@@ -9,7 +9,7 @@ use crate::authorize::{Policies, Sources};
 use crate::broker::AttachedHeader;
 use crate::config::{
     ANSWER_TIME, BODY_ROOM, Ceilings, HEAVY_BODY_BYTES, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES,
-    STREAMED_BODY_BYTES,
+    STREAMED_BODY_BYTES, Waits,
 };
 use crate::filters::{AttachedFilter, Engines};
 use crate::identify::Caller;
@@ -138,8 +138,8 @@ pub(crate) struct Backend {
     pub(crate) judged_body_bytes: u64,
     pub(crate) streamed_body_bytes: u64,
     pub(crate) timeout: Duration,
-    /// How long a sandbox may keep a streamed body waiting.
-    pub(crate) stall: Duration,
+    /// How long a sandbox may keep a body waiting.
+    pub(crate) waits: Waits,
     pub(crate) concurrent: Arc<Semaphore>,
     concurrent_limit: u32,
     pub(crate) circuit: Arc<Circuit>,
@@ -162,8 +162,8 @@ pub(crate) struct OperationRules {
 pub(crate) struct Surroundings {
     pub(crate) upstreams: UpstreamRules,
     pub(crate) engines: Engines,
-    /// How long a peer may keep a connection waiting in the middle of something.
-    pub(crate) stall: Duration,
+    /// How long peers may keep us waiting.
+    pub(crate) waits: Waits,
     pub(crate) ceilings: Ceilings,
 }
 
@@ -320,7 +320,7 @@ impl Building<'_> {
             judged_body_bytes: judged,
             streamed_body_bytes: file.limits.body.map_or(STREAMED_BODY_BYTES, |body| body.as_u64()),
             timeout,
-            stall: self.around.stall,
+            waits: self.around.waits,
             concurrent,
             concurrent_limit: limit,
             circuit,

@@ -51,7 +51,7 @@ impl StreamedBody {
             incoming,
             left: limit,
             limit,
-            pace: Pace::new(backend.stall),
+            pace: Pace::new(backend.waits.stall),
             ended: Box::pin(ended.clone().cancelled_owned()),
             fault: Arc::default(),
         }))

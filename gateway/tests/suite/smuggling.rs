@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bytes that two servers could frame differently, and floods: each is refused or bounded, answered
-//! at most once, reaches no backend, and others are served meanwhile. (Slow heads and bodies are in
-//! `streams` and in the listener's own tests.)
+//! Bytes that two servers could frame differently, floods, and peers that only trickle: each is
+//! refused or bounded, answered at most once, reaches no backend, and others are served meanwhile.
+//! (Uploads and answers that stall on their way are in `streams`.)
 
 use crate::world::{PATIENCE, Sandbox, World};
+use postern_common::control::Applied;
+use postern_gateway::Waits;
+use serde_json::json;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -164,10 +167,30 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// HPACK: a literal field that is not indexed, short enough for one byte of length.
+/// HPACK: a literal field that is not indexed (RFC 7541 §6.2.2).
 fn field(name: &str, value: &str) -> Vec<u8> {
-    let length = |text: &str| u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short");
-    [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    let mut bytes = vec![0];
+    for text in [name, value] {
+        bytes.extend(length(text.len()));
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    bytes
+}
+
+/// HPACK: a length of seven bits; what is beyond them follows, seven bits a byte (RFC 7541 §5.1).
+fn length(mut rest: usize) -> Vec<u8> {
+    let byte = |value: usize| u8::try_from(value).expect("below 256");
+    if rest < 127 {
+        return vec![byte(rest)];
+    }
+    rest -= 127;
+    let mut bytes = vec![127];
+    while rest >= 128 {
+        bytes.push(byte(rest % 128 + 128));
+        rest /= 128;
+    }
+    bytes.push(byte(rest));
+    bytes
 }
 
 fn begin() -> Vec<u8> {
@@ -210,17 +233,22 @@ async fn floods_of_http2_end_their_own_connection() {
     for (what, bytes) in [("resets", resets), ("continuations", continued), ("empty continuations", endless)]
     {
         let mut stream = alice.connect().await;
-        let writing = async {
+        let flooding = async {
             // It may be closed before all is written.
             drop(stream.write_all(&bytes).await);
             let mut read = Vec::new();
             drop(stream.read_to_end(&mut read).await);
             read
         };
-        let read =
-            tokio::time::timeout(PATIENCE, writing).await.unwrap_or_else(|_| panic!("{what} are endured"));
+        let others = async {
+            for _ in 0..5 {
+                assert_eq!(bob.get("/orders").await.status, 200, "{what}: others are served");
+            }
+        };
+        let both = async { tokio::join!(flooding, others) };
+        let (read, ()) =
+            tokio::time::timeout(PATIENCE, both).await.unwrap_or_else(|_| panic!("{what} are endured"));
         assert!(goes_away(&read) || read.is_empty(), "{what}: {read:?}");
-        assert_eq!(bob.get("/orders").await.status, 200, "{what}: others are served");
     }
     // The control: one such request is answered, here for want of a token.
     let mut stream = alice.connect().await;
@@ -235,4 +263,108 @@ async fn floods_of_http2_end_their_own_connection() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), answered).await.expect("an answer in time");
+}
+
+/// A gateway that waits for nobody long, and others' requests are not limited.
+async fn impatient() -> World {
+    let wait = Duration::from_millis(300);
+    let world =
+        World::with(|settings| settings.waits = Waits { head: wait, idle: wait, body: wait, stall: wait })
+            .await;
+    let mut config = world.config("acme", &[("desk", world.described())], None);
+    let rate = json!({ "per_second": 100_000.0 });
+    config.limits = serde_json::from_value(json!({ "session": rate, "tenant": rate })).expect("limits");
+    assert_eq!(world.put(config).await, Applied::InForce);
+    world
+}
+
+/// What comes back, until the gateway closes, to a peer that sends a little for each request of
+/// another that is served meanwhile.
+async fn trickled(slow: &Sandbox, other: &Sandbox, begun: &[u8], little: &[u8]) -> String {
+    let (mut reader, mut writer) = slow.connect().await.into_split();
+    writer.write_all(begun).await.expect("writes");
+    let mut read = Vec::new();
+    let trickling = async {
+        loop {
+            // It may be closed already.
+            drop(writer.write_all(little).await);
+            assert_eq!(other.get("/orders").await.status, 200, "others are served");
+        }
+    };
+    tokio::select! {
+        ended = tokio::time::timeout(PATIENCE, reader.read_to_end(&mut read)) => {
+            drop(ended.expect("a peer that trickles is let go"));
+        }
+        () = trickling => {}
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_only_trickle_are_let_go_while_others_are_served() {
+    let world = impatient().await;
+    let (alice, bob) = (world.sandbox("alice", &["*"]).await, world.sandbox("bob", &["*"]).await);
+    let writer = Writer::of(&alice);
+    let head = b"GET /orders HTTP/1.1\r\nhost: a\r\nx: ".to_vec();
+    let long = writer.post("content-length: 1000\r\n", "{\"order\":\"");
+    let chunked = writer.post(CHUNKED, "2\r\n{\"\r\n");
+    let http2_head = [begin(), frame(1, 1, 1, &request())].concat();
+    let bearer = format!("Bearer {}", alice.token);
+    let fields = [
+        (":method", "POST"),
+        (":path", "/refunds"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        ("content-type", "application/json"),
+        ("authorization", &bearer),
+    ];
+    let fields: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
+    let http2_body = [begin(), frame(1, 4, 1, &fields)].concat();
+    let continuation = frame(9, 0, 1, &field("x", "1"));
+    let data = frame(0, 0, 1, b" ");
+    for (what, begun, little, answer) in [
+        ("a head", head, &b"a"[..], ""),
+        ("a connection without a request", Vec::new(), b"", ""),
+        ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n".to_vec(), b"", ""),
+        ("a head of HTTP/2", http2_head, &continuation, ""),
+        ("a body of known length", long, b"a", "request-timeout"),
+        ("a body in chunks", chunked, b"1\r\na\r\n", "request-timeout"),
+        ("a body of HTTP/2", http2_body, &data, "request-timeout"),
+    ] {
+        let before = requests_of_others(&world);
+        let read = trickled(&alice, &bob, &begun, little).await;
+        assert!(read.contains(answer), "{what}: {read}");
+        assert!(!read.contains("HTTP/1.1 200"), "{what}: {read}");
+        assert!(requests_of_others(&world) > before, "{what}: others were served meanwhile");
+    }
+    assert!(!world.recorded.text().contains("/refunds"), "nothing of them reaches the backend");
+    // The control: with the same bounds, a whole one is answered.
+    let length = format!("content-length: {}\r\n", REFUND.len());
+    assert_eq!(statuses(&alice, &writer.post(&length, REFUND)).await, [200, 404]);
+}
+
+/// How many requests of others have reached the backend.
+fn requests_of_others(world: &World) -> usize {
+    world.recorded.text().matches("GET /api/orders").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_whose_answers_nobody_reads_are_stopped_by_the_stall_time() {
+    let world = impatient().await;
+    let (alice, bob) = (world.sandbox("alice", &["*"]).await, world.sandbox("bob", &["*"]).await);
+    for (what, one) in [("pings", frame(6, 0, 0, &[0; 8])), ("settings", frame(4, 0, 0, &[]))] {
+        let mut stream = alice.connect().await;
+        stream.write_all(&begin()).await.expect("writes");
+        let many = one.repeat(1000);
+        let flooding = async { while stream.write_all(&many).await.is_ok() {} };
+        let others = async {
+            loop {
+                assert_eq!(bob.get("/orders").await.status, 200, "{what}: others are served");
+            }
+        };
+        tokio::select! {
+            ended = tokio::time::timeout(PATIENCE, flooding) => ended.unwrap_or_else(|_| panic!("{what} are endured")),
+            () = others => {}
+        }
+    }
 }

@@ -178,7 +178,7 @@ async fn a_link_that_was_dropped_is_opened_again_and_brings_the_state_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_not_taken_is_broken_off_and_gives_its_permit_back() {
-    let world = World::with(|settings| settings.stall = Duration::from_millis(200)).await;
+    let world = World::with(|settings| settings.waits.stall = Duration::from_millis(200)).await;
     let mut config = world.config("acme", &[("desk", world.described())], None);
     config.limits = serde_json::from_value(json!({ "session": { "per_second": 1000.0, "concurrent": 1 } }))
         .expect("limits");
@@ -199,7 +199,7 @@ async fn an_answer_that_is_not_taken_is_broken_off_and_gives_its_permit_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_stalls_is_ended_however_long_its_backend_would_wait() {
-    let world = World::with(|settings| settings.stall = Duration::from_millis(200)).await;
+    let world = World::with(|settings| settings.waits.stall = Duration::from_millis(200)).await;
     let config = world.config("acme", &[("desk", world.described())], None);
     assert_eq!(world.put(config).await, Applied::InForce);
     let sandbox = world.sandbox("alice", &["*"]).await;
