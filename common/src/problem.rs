@@ -89,8 +89,8 @@ codes! {
     ConversationOfAnotherUser "conversation-of-another-user" 409 "This conversation belongs to another user";
     /// The conversation's sandbox was made with other settings.
     SandboxDiffers "sandbox-differs" 409 "The conversation's sandbox was made differently";
-    /// The same idempotency key came with another request.
-    IdempotencyConflict "idempotency-conflict" 409 "The idempotency key was used for another request";
+    /// A request with the same idempotency key is still under way.
+    IdempotencyConflict "idempotency-conflict" 409 "A request with this idempotency key is under way";
     /// A watched folder (or the API) owns this tenant's configuration.
     OwnedElsewhere "owned-elsewhere" 409 "This configuration is owned elsewhere";
     /// The thing is in a state in which this cannot be done.
@@ -103,6 +103,8 @@ codes! {
     ContentTypeRefused "content-type-refused" 415 "This content type is not accepted here";
     /// The request does not match the operation's schema.
     SchemaViolation "schema-violation" 422 "The request does not match the schema";
+    /// The same idempotency key came with another request.
+    IdempotencyKeyReused "idempotency-key-reused" 422 "The idempotency key was used for another request";
     /// The API call's input is not valid.
     InvalidInput "invalid-input" 422 "The input is not valid";
     /// A token bucket is empty.

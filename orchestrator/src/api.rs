@@ -16,6 +16,7 @@ mod drain;
 mod etag;
 mod exec;
 mod filters;
+mod idempotency;
 mod input;
 mod keys;
 mod observe;

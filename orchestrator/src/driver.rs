@@ -20,7 +20,7 @@ use crate::lifecycle::{self, Effect, Event, Refusal, State};
 use crate::runtime::{Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{
-    Action, Actor, AddedSandbox, AuditEntry, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxRow, Store,
+    Action, Actor, AddedSandbox, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxRow, Store,
     StoreError, Transition,
 };
 use lanes::Lanes;
@@ -48,6 +48,9 @@ pub(crate) enum DriveError {
     /// Its conversation has a live one already.
     #[error("the conversation has a live sandbox")]
     Taken,
+    /// Another call with the same idempotency key was faster.
+    #[error("the idempotency key belongs to another call")]
+    Repeated,
     /// Its tenant may have no more.
     #[error(transparent)]
     Quota(#[from] OverQuota),
@@ -91,6 +94,19 @@ impl Cause {
     pub(crate) fn own(reason: impl Into<String>) -> Self {
         Self { actor: Actor::Orchestrator, reason: Some(reason.into()), request: None }
     }
+}
+
+/// A sandbox that somebody wants.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    /// What it is to be.
+    pub(crate) new: NewSandbox,
+    /// What its tenant may have.
+    pub(crate) quotas: Quotas,
+    /// The isolation that it will have.
+    pub(crate) level: Isolation,
+    /// What a repeat of the call is known by.
+    pub(crate) key: Option<IdempotencyKey>,
 }
 
 /// Everything that driving sandboxes takes.
@@ -137,23 +153,22 @@ impl Driver {
     /// the row and the session's token. A caller who leaves interrupts nothing of that.
     ///
     /// # Errors
-    /// [`DriveError::Taken`] if the conversation has a live one, [`DriveError::Quota`] and
-    /// [`DriveError::TooMuch`] if it may not have one; else what went wrong, and then the sandbox
-    /// is recorded as failed.
+    /// [`DriveError::Taken`] if the conversation has a live one, [`DriveError::Repeated`] if the call
+    /// is a repeat of one, [`DriveError::Quota`] and [`DriveError::TooMuch`] if it may not have one;
+    /// else what went wrong, and then the sandbox is recorded as failed.
     pub(crate) async fn create(
         &self,
-        new: NewSandbox,
-        quotas: Quotas,
-        level: Isolation,
+        wish: Wish,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let (told, answer) = oneshot::channel();
-        let (driver, id, of) = (self.clone(), new.id.clone(), new.id.clone());
+        let level = wish.level;
+        let (driver, id, of) = (self.clone(), wish.new.id.clone(), wish.new.id.clone());
         self.parts().tasks.spawn(async move |shutdown: Stop| {
             // INVARIANT: whoever destroys it meanwhile waits for this turn, so that what is made
             // here is there to be ended.
-            let _turn = driver.0.lanes.turn(&new.id).await;
-            match driver.write_down(new, &quotas, level, cause).await {
+            let _turn = driver.0.lanes.turn(&of).await;
+            match driver.write_down(wish, cause).await {
                 Ok((row, token)) => {
                     // Nobody may be waiting any more: it is made all the same, and can be found.
                     let _ = told.send(Ok((row.clone(), token.clone()))).is_ok();
@@ -163,6 +178,7 @@ impl Driver {
                     let is_none = matches!(
                         error,
                         DriveError::Taken
+                            | DriveError::Repeated
                             | DriveError::Quota(_)
                             | DriveError::TooMuch(_)
                             | DriveError::NoTenant(_)
@@ -180,11 +196,10 @@ impl Driver {
 
     async fn write_down(
         &self,
-        new: NewSandbox,
-        quotas: &Quotas,
-        level: Isolation,
+        wish: Wish,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
+        let Wish { new, quotas, level, key } = wish;
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let row =
@@ -196,9 +211,10 @@ impl Driver {
             return Err(DriveError::TooMuch(too_much));
         }
         let entry = entry(&row.new, Action::SandboxCreated, &cause);
-        match self.parts().store.add_sandbox(&row.new, quotas, &entry).await? {
+        match self.parts().store.add_sandbox(&row.new, (&quotas, key.as_ref()), &entry).await? {
             AddedSandbox::Added => {}
             AddedSandbox::Taken => return Err(DriveError::Taken),
+            AddedSandbox::Repeated => return Err(DriveError::Repeated),
             AddedSandbox::OverQuota(quota) => return Err(DriveError::Quota(quota)),
             AddedSandbox::NoTenant => return Err(DriveError::NoTenant(row.new.tenant)),
         }

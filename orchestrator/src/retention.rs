@@ -63,6 +63,7 @@ impl Retention {
     pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
         self.erase().await?;
         self.store.trim_decisions(now).await?;
+        self.store.forget_answers(now).await?;
         let before =
             |kept: Duration| now.saturating_sub(crate::driver::signed(kept)).unwrap_or(Timestamp::MIN);
         let (sandboxes, events) = (before(self.kept.sandboxes), before(self.kept.events));

@@ -84,6 +84,10 @@ fn operation(route: &Route) -> Value {
     parameters.extend(route.query.iter().map(
         |(name, about)| value!({ "name": name, "in": "query", "description": about, "schema": { "type": "string" } }),
     ));
+    if route.id == "createSandbox" {
+        parameters.push(value!({ "name": "Idempotency-Key", "in": "header", "schema": { "type": "string" },
+            "description": "a repeat with the same key and body gets the same sandbox for a day; another body is refused" }));
+    }
     let mut responses: Map<String, Value> = route
         .answers
         .iter()

@@ -4,12 +4,12 @@
 mod wanted;
 
 use super::problems::Refused;
-use super::{Answer, Api, Call, json, scope};
-use crate::driver::DriveError;
+use super::{Answer, Api, Call, idempotency, json, scope};
+use crate::driver::{DriveError, Wish};
 use crate::lifecycle::{Event, State};
 use crate::runtime::{Enforced, Isolation, RuntimeError};
-use crate::store::{SandboxFilter, SandboxRow};
-use http::StatusCode;
+use crate::store::{IdempotencyKey, KeptAnswer, SandboxFilter, SandboxRow};
+use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::{ConversationId, SandboxId, TenantId};
@@ -117,11 +117,23 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
         Some("running") => true,
         Some(_) => return Err(super::input::mistaken("/query/wait", "expected `running`")),
     };
+    let key = idempotency::read(&api.keys, &call)?;
     let deadline = tokio::time::Instant::now() + PREDECESSOR_TIME;
     loop {
+        if let Some(key) = &key
+            && let Some(kept) = kept(&api, &tenant.row.name, key).await?
+        {
+            idempotency::is_repeat(key, &kept)?;
+            return replayed(&api, &call, kept, until_running).await;
+        }
         if let Some(row) = live(&api, &tenant.row.name, &wanted.conversation_id).await? {
             if row.state.outcome().is_none() {
                 wanted.compare(&row)?;
+                if let Some(key) = &key
+                    && !keep_found(&api, key, &row).await?
+                {
+                    continue;
+                }
                 return found(&api, &call, row, until_running).await;
             }
             // It is on its way out; the conversation may have a new one once it is gone.
@@ -142,7 +154,8 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
         scope::new_sandbox(&api, &call, &tenant, &new)?;
         let quotas = tenant.files.limits.quotas.clone();
         let written = api.drain.enter().await?;
-        let created = api.driver.create(new, quotas, level, call.cause(None)?).await;
+        let wish = Wish { new, quotas, level, key: key.clone() };
+        let created = api.driver.create(wish, call.cause(None)?).await;
         drop(written);
         match created {
             Ok((row, token)) => {
@@ -150,7 +163,7 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
                 return json(StatusCode::CREATED, &Shown::of(&api, &row, Some(&token)));
             }
             // Somebody was faster: look at what they made.
-            Err(DriveError::Taken) => {}
+            Err(DriveError::Taken | DriveError::Repeated) => {}
             Err(error) => return Err(Refused::from(error).into()),
         }
     }
@@ -162,6 +175,30 @@ async fn live(
     conversation: &ConversationId,
 ) -> Result<Option<SandboxRow>, Problem> {
     Ok(api.store.live_sandbox(tenant, conversation).await.map_err(Refused::from)?)
+}
+
+async fn kept(api: &Api, tenant: &TenantId, key: &IdempotencyKey) -> Result<Option<KeptAnswer>, Problem> {
+    Ok(api.store.kept_answer(tenant, key, clock::now()).await.map_err(Refused::from)?)
+}
+
+async fn keep_found(api: &Api, key: &IdempotencyKey, row: &SandboxRow) -> Result<bool, Problem> {
+    let answer = (&row.new.id, StatusCode::OK.as_u16());
+    Ok(api.store.keep_found(&row.new.tenant, key, answer, clock::now()).await.map_err(Refused::from)?)
+}
+
+/// A repeat by its key: what the first call got, as it is now.
+async fn replayed(api: &Api, call: &Call, kept: KeptAnswer, until_running: bool) -> Answer {
+    let row = api.driver.sandbox(&kept.sandbox).await.map_err(Refused::from)?;
+    let is_over = row.state.is_over() || row.state.outcome().is_some();
+    let mut answer = if is_over {
+        scope::sandbox(api, call, &row).await?;
+        json(StatusCode::OK, &Shown::of(api, &row, None))?
+    } else {
+        found(api, call, row, until_running).await?
+    };
+    *answer.status_mut() = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::OK);
+    answer.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
+    Ok(answer)
 }
 
 /// A repeat: the same user with the same wishes gets the sandbox and a fresh token.

@@ -151,14 +151,14 @@ impl Bench {
     }
 
     async fn create(&self, new: NewSandbox) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        self.driver.create(new, Quotas::default(), Isolation::Namespaces, Cause::own("")).await
+        self.driver.create(wish(new, Quotas::default()), Cause::own("")).await
     }
 
     /// A sandbox that counts as running, with its session.
     async fn running(&self) -> SandboxRow {
         let new = NewSandbox { env_sealed: None, ..sandbox(1, "c1") };
         let audit = entry(&new, Action::SandboxCreated, &Cause::own(""));
-        self.store.add_sandbox(&new, &Quotas::default(), &audit).await.expect("answers");
+        self.store.add_sandbox(&new, (&Quotas::default(), None), &audit).await.expect("answers");
         let row = self.row(&new.id).await;
         let peer = self.host.door(&new.id).expect("has one");
         let opened = self.driver.parts().sessions.open(&row, peer, Isolation::Namespaces, clock::now()).await;
@@ -192,6 +192,10 @@ impl Bench {
         let of = events.into_iter().filter(|event| event.action == action.as_str());
         of.map(|event| event.reason.unwrap_or_default()).collect()
     }
+}
+
+fn wish(new: NewSandbox, quotas: Quotas) -> Wish {
+    Wish { new, quotas, level: Isolation::Namespaces, key: None }
 }
 
 fn new(number: u8) -> NewSandbox {
@@ -268,7 +272,7 @@ async fn an_old_creating_row_that_nobody_works_on_is_ended() {
     for (new, age) in [(&old, SignedDuration::from_mins(10)), (&fresh, SignedDuration::ZERO)] {
         let mut audit = entry(new, Action::SandboxCreated, &Cause::own(""));
         audit.at = clock::now().saturating_sub(age).expect("in range");
-        bench.store.add_sandbox(new, &Quotas::default(), &audit).await.expect("answers");
+        bench.store.add_sandbox(new, (&Quotas::default(), None), &audit).await.expect("answers");
     }
     // A maker is in the lane: however long it takes, it goes on.
     let turn = bench.driver.0.lanes.turn(&old.id).await;
@@ -388,7 +392,7 @@ async fn what_is_refused_leaves_nothing_behind() {
     let again = NewSandbox { id: new(2).id, ..new(1) };
     assert!(matches!(bench.create(again).await, Err(DriveError::Taken)));
     let quotas = Quotas { sandboxes: Some(1), ..Quotas::default() };
-    let refused = bench.driver.create(new(3), quotas, Isolation::Namespaces, Cause::own("")).await;
+    let refused = bench.driver.create(wish(new(3), quotas), Cause::own("")).await;
     let refused = refused.expect_err("is one too many").to_string();
     assert_eq!(refused, "the quota `sandboxes` of 1 would be exceeded: 1 are used, 1 more wanted");
     assert_eq!(bench.driver.0.lanes.count(), before);

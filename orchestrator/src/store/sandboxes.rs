@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sandboxes: what was asked for, what became of it, and its deadlines.
 
-use super::{AuditEntry, Columns, Dialect, Select, Store, StoreError, duration_micros, json_text, micros};
+use super::{
+    AuditEntry, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros, json_text, micros,
+};
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
 use jiff::Timestamp;
@@ -21,6 +23,9 @@ pub(super) const LIVE_LIMITS: &str =
 /// Sandboxes that a tenant asked for lately, by the index `sandboxes_of_tenant`.
 pub(super) const COUNT_RECENT: &str =
     "SELECT COUNT(*) AS count FROM sandboxes WHERE tenant = $1 AND created_at_micros >= $2";
+
+/// The HTTP status of an answer to who made a sandbox.
+const MADE: u16 = 201;
 
 /// What is asked of the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +78,8 @@ pub(crate) enum AddedSandbox {
     Taken,
     /// Its tenant may have no more.
     OverQuota(OverQuota),
+    /// Another create call with the same idempotency key was faster.
+    Repeated,
     /// There is no such tenant, or no more.
     NoTenant,
 }
@@ -276,15 +283,16 @@ impl RunningRecord {
 }
 
 impl Store {
-    /// Writes down that a sandbox is to be made, unless its conversation has a live one or its
-    /// tenant is gone or may have no more: the database decides that, whoever asks at the same time.
+    /// Writes down that a sandbox is to be made, and under which idempotency key, unless its
+    /// conversation has a live one or its tenant is gone or may have no more: the database decides
+    /// that, whoever asks at the same time.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn add_sandbox(
         &self,
         new: &NewSandbox,
-        quotas: &Quotas,
+        (quotas, key): (&Quotas, Option<&IdempotencyKey>),
         audit: &AuditEntry,
     ) -> Result<AddedSandbox, StoreError> {
         let mut change = self.change().await?;
@@ -331,6 +339,11 @@ impl Store {
             .await?;
         if inserted.rows_affected() == 0 {
             return Ok(AddedSandbox::Taken);
+        }
+        if let Some(key) = key
+            && !change.keep_answer(&new.tenant, key, (&new.id, MADE), audit.at).await?
+        {
+            return Ok(AddedSandbox::Repeated);
         }
         change.record(audit).await?;
         change.commit().await?;

@@ -134,9 +134,15 @@ on_each_database!(
     every_change_of_any_tenant_has_a_higher_revision,
     lists_are_filtered_by_what_was_asked_for,
     what_ended_long_ago_is_forgotten_and_what_lives_is_not,
+    an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
+    idempotency_keys_are_forgotten_by_age_and_number,
 );
 
+mod idempotency;
 mod policies;
+use idempotency::{
+    an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox, idempotency_keys_are_forgotten_by_age_and_number,
+};
 use policies::{decisions_are_kept_within_their_bounds, every_set_that_was_in_force_is_a_version};
 
 fn tenant() -> TenantId {
@@ -173,7 +179,7 @@ async fn add(store: &Store, new: &NewSandbox) -> bool {
 }
 
 async fn added(store: &Store, new: &NewSandbox, quotas: &Quotas) -> AddedSandbox {
-    store.add_sandbox(new, quotas, &audit(Action::SandboxCreated)).await.expect("answers")
+    store.add_sandbox(new, (quotas, None), &audit(Action::SandboxCreated)).await.expect("answers")
 }
 
 pub(crate) async fn make(store: &Store, name: &str) -> MadeTenant {

@@ -133,3 +133,88 @@ async fn a_repeat_is_compared_with_the_sandbox_and_with_nothing_that_changed_sin
     assert_eq!(bench.post("/sandbox", new).await.code(), "invalid-input", "a new one needs its template");
     bench.close().await;
 }
+
+async fn keyed(bench: &Bench, key: &str, body: &Value) -> crate::bench::Answer {
+    let bearer = format!("Bearer {}", bench.key);
+    let headers = [("authorization", bearer.as_str()), ("idempotency-key", key)];
+    bench.send(http::Method::POST, "/sandbox?wait=running", &headers, &body.to_string()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_gets_the_same_sandbox_even_after_its_end() {
+    let bench = Bench::real().await;
+    let body = json!({ "user_id": "alice", "conversation_id": "c1", "labels": { "a": "1", "b": "2" } });
+    let made = keyed(&bench, "\"key-1\"", &body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    assert!(!made.headers.contains_key("idempotency-replayed"));
+    let again = keyed(&bench, "key-1", &body).await;
+    assert_eq!((again.status, again.field("sandbox_id")), (StatusCode::CREATED, made.field("sandbox_id")));
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_ne!(again.field("token"), made.field("token"), "a token is never stored: it is a fresh one");
+    let found = keyed(&bench, "key-2", &body).await;
+    assert_eq!((found.status, found.field("sandbox_id")), (StatusCode::OK, made.field("sandbox_id")));
+
+    bench.delete(&format!("/sandbox/{}", made.field("sandbox_id"))).await;
+    for (key, status) in [("key-1", StatusCode::CREATED), ("key-2", StatusCode::OK)] {
+        let late = keyed(&bench, key, &body).await;
+        assert_eq!((late.status, late.field("sandbox_id")), (status, made.field("sandbox_id")));
+        assert_eq!(late.field("status"), "destroyed");
+        assert!(late.json().get("token").is_none(), "{}", late.text);
+    }
+    let fresh = keyed(&bench, "key-3", &body).await;
+    assert_eq!(fresh.status, StatusCode::CREATED);
+    assert_ne!(fresh.field("sandbox_id"), made.field("sandbox_id"));
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_with_another_wish_is_refused_and_one_of_another_tenant_is_not() {
+    let bench = Bench::real().await;
+    let body = json!({ "user_id": "alice", "conversation_id": "c1" });
+    let made = keyed(&bench, "key", &body).await;
+    let spelled = json!({ "conversation_id": "c1", "user_id": "alice" });
+    assert_eq!(keyed(&bench, "key", &spelled).await.field("sandbox_id"), made.field("sandbox_id"));
+    for other in [json!({ "user_id": "alice", "conversation_id": "c2" }), json!({ "user_id": "bob", "conversation_id": "c1" })] {
+        let refused = keyed(&bench, "key", &other).await;
+        assert_eq!((refused.status, refused.code().as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused"));
+        assert!(refused.field("hint").contains("fresh key"), "{}", refused.text);
+        assert!(!refused.text.contains(&made.field("sandbox_id")));
+    }
+    assert_eq!(keyed(&bench, "not one", &body).await.code(), "request-malformed");
+    assert_eq!(bench.post("/tenants", json!({ "name": "other" })).await.status, StatusCode::CREATED);
+    let (key, text) = (bench.key("developer", "other").await, body.to_string());
+    let bearer = format!("Bearer {key}");
+    let headers = [("authorization", bearer.as_str()), ("idempotency-key", "key")];
+    let theirs = bench.send(http::Method::POST, "/sandbox?wait=running", &headers, &text).await;
+    assert_eq!(theirs.status, StatusCode::CREATED, "{}", theirs.text);
+    assert_ne!(theirs.field("sandbox_id"), made.field("sandbox_id"));
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_refused_or_did_not_start_may_be_tried_again_with_its_key() {
+    let bench = Bench::without_sandboxes().await;
+    let body = json!({ "user_id": "alice", "conversation_id": "c1" });
+    for _ in 0..2 {
+        let refused = keyed(&bench, "key", &body).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{}", refused.text);
+    }
+    let folder = bench.stop().await;
+    let bench = Bench::open(folder, true, |_| {}).await;
+    let made = keyed(&bench, "key", &body).await;
+    assert_eq!((made.status, made.field("status").as_str()), (StatusCode::CREATED, "running"), "{}", made.text);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_with_one_key_and_different_wishes_one_gets_a_sandbox() {
+    let bench = Bench::real().await;
+    let body = |number: usize| json!({ "user_id": "alice", "conversation_id": format!("c{number}") });
+    let bodies: Vec<Value> = (0..6).map(body).collect();
+    let answers = futures_util::future::join_all(bodies.iter().map(|body| keyed(&bench, "key", body))).await;
+    let made = answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count();
+    let refused = answers.iter().filter(|answer| answer.status == StatusCode::UNPROCESSABLE_ENTITY).count();
+    assert_eq!((made, refused), (1, 5), "{answers:?}");
+    assert_eq!(bench.get("/sandbox").await.json()["sandboxes"].as_array().expect("a list").len(), 1);
+    bench.close().await;
+}
