@@ -79,6 +79,7 @@ settings! {
     MAX_CPU = "sandbox.max_cpu", "POSTERN_SANDBOX_MAX_CPU", Some("4"), open, "cores that a template may ask for";
     MAX_PIDS = "sandbox.max_pids", "POSTERN_SANDBOX_MAX_PIDS", Some("4096"), open, "processes and threads that a template may ask for";
     MAX_DISK = "sandbox.max_disk", "POSTERN_SANDBOX_MAX_DISK", Some("16GiB"), open, "size of `/data` that a template may ask for";
+    MAX_WARM_POOL = "sandbox.max_warm_pool", "POSTERN_SANDBOX_MAX_WARM_POOL", Some("20"), open, "sandboxes that a tenant's templates may have kept ready, together";
     MAX_SANDBOX_TTL = "sandbox.max_ttl", "POSTERN_SANDBOX_MAX_TTL", Some("24h"), open, "longest life of a sandbox, at most 24h";
     KEEP_SANDBOXES = "retention.sandboxes", "POSTERN_RETENTION_SANDBOXES", Some("30d"), open, "how long a sandbox that is over is listed, at least 1d";
     KEEP_EVENTS = "retention.events", "POSTERN_RETENTION_EVENTS", Some("365d"), open, "how long lines of the audit log are kept, at least 1d";

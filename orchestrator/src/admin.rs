@@ -3,6 +3,7 @@
 //! anything.
 
 use crate::control::Gateways;
+use crate::pool::Pool;
 use crate::store::Store;
 use axum::Router;
 use axum::body::Body;
@@ -12,8 +13,10 @@ use axum::routing::get;
 use http::{HeaderValue, StatusCode, header};
 use postern_common::tasks::{Stop, Tasks};
 use postern_common::telemetry::{EXPOSITION_TYPE, exposition, registry};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -26,6 +29,7 @@ const READY_TIME: Duration = Duration::from_secs(2);
 pub(crate) struct Admin {
     pub(crate) store: Store,
     pub(crate) gateways: Gateways,
+    pub(crate) pool: Pool,
 }
 
 /// Serves the admin port until the tasks are stopped.
@@ -74,7 +78,32 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let gateways = Gauge::<i64>::default();
     gateways.set(i64::try_from(admin.gateways.connected()).unwrap_or(i64::MAX));
     registry.register("gateways_connected", "Gateways that follow this orchestrator", gateways);
+    warm_pool(&admin.pool, &mut registry);
     let mut response = Response::new(Body::from(exposition(&registry)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));
     response
+}
+
+/// Depth and hit rate of the sandboxes that are kept ready.
+fn warm_pool(pool: &Pool, registry: &mut Registry) {
+    let available = Family::<[(&str, String); 1], Gauge>::default();
+    for (template, count) in pool.available() {
+        available.get_or_create(&[("template", template)]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    registry.register(
+        "warm_pool_available",
+        "Sandboxes that are ready to be claimed, by template",
+        available,
+    );
+    let claims = Family::<[(&str, String); 2], Counter>::default();
+    for ((template, claimed), count) in pool.claims() {
+        claims
+            .get_or_create(&[("template", template), ("result", claimed.as_str().to_owned())])
+            .inc_by(count);
+    }
+    registry.register(
+        "warm_pool_claims",
+        "Create calls for templates that have sandboxes kept ready, by whether there was one",
+        claims,
+    );
 }

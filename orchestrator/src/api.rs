@@ -40,6 +40,7 @@ use crate::filter_log::FilterLog;
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::keys::api::{Caller, Unauthenticated, authenticate};
+use crate::pool::Pool;
 use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
@@ -73,6 +74,8 @@ pub(crate) struct Api {
     pub(crate) filter_log: FilterLog,
     /// Sandboxes.
     pub(crate) driver: Driver,
+    /// Sandboxes that are kept ready.
+    pub(crate) pool: Pool,
     /// What is kept for how long.
     pub(crate) retention: Retention,
     /// Where they run.

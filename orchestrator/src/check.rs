@@ -337,6 +337,9 @@ fn check_caps(name: &TemplateName, template: &TemplateFile, caps: &SandboxCaps, 
     if let Some(pids) = template.pids.filter(|pids| *pids > caps.pids) {
         refuse("pids", pids.to_string(), caps.pids.to_string());
     }
+    if let Some(count) = template.warm_pool.filter(|count| *count > caps.warm_pool) {
+        refuse("warm_pool", count.to_string(), caps.warm_pool.to_string());
+    }
     for (field, time) in [("ttl", template.ttl), ("idle", template.idle)] {
         if let Some(time) = time.filter(|time| *time > caps.ttl && *time <= MAX_TTL) {
             refuse(field, compact(time), compact(caps.ttl));

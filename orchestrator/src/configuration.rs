@@ -365,6 +365,19 @@ impl Configuration {
         self.loaded(row.ok_or_else(|| ConfigurationError::UnknownTenant(name.clone()))?).await
     }
 
+    /// Every tenant with its configuration. One that cannot be loaded is left out: whoever asks for
+    /// it by name is told why.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn tenants(&self) -> Result<Vec<Arc<Tenant>>, StoreError> {
+        let mut tenants = Vec::new();
+        for row in self.0.store.tenants().await? {
+            tenants.extend(self.loaded(row).await.ok());
+        }
+        Ok(tenants)
+    }
+
     async fn loaded(&self, row: TenantRow) -> Result<Arc<Tenant>, ConfigurationError> {
         let loaded = self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).get(&row.name).cloned();
         match loaded {

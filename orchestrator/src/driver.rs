@@ -17,11 +17,12 @@ use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
-use crate::runtime::{Isolation, Running, RuntimeError};
+use crate::pool::{Claim, Pool};
+use crate::runtime::{Agent, Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{
-    Action, Actor, AddedSandbox, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxRow, Store,
-    StoreError, Transition,
+    Action, Actor, AddedSandbox, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange,
+    SandboxRow, Store, StoreError, Terms, Transition,
 };
 use lanes::Lanes;
 use postern_common::clock;
@@ -51,6 +52,9 @@ pub(crate) enum DriveError {
     /// Another call with the same idempotency key was faster.
     #[error("the idempotency key belongs to another call")]
     Repeated,
+    /// The warm sandbox that it was to be is none any more.
+    #[error("the warm sandbox is gone")]
+    NotReady,
     /// Its tenant may have no more.
     #[error(transparent)]
     Quota(#[from] OverQuota),
@@ -107,6 +111,15 @@ pub(crate) struct Wish {
     pub(crate) level: Isolation,
     /// What a repeat of the call is known by.
     pub(crate) key: Option<IdempotencyKey>,
+    /// The warm sandbox that it is to be, under the id of `new`; `None`: it is made.
+    pub(crate) claim: Option<Claim>,
+}
+
+/// A sandbox that is written down, with its first token and, if it is a warm one, the way to it.
+struct Written {
+    row: SandboxRow,
+    token: Secret<String>,
+    warm: Option<(Running, Agent)>,
 }
 
 /// Everything that driving sandboxes takes.
@@ -120,6 +133,8 @@ pub(crate) struct Parts {
     pub(crate) sessions: Sessions,
     /// Their users' files.
     pub(crate) files: UserFiles,
+    /// Sandboxes that are kept ready.
+    pub(crate) pool: Pool,
     /// Opens what is sealed.
     pub(crate) keys: Arc<InstallationKeys>,
     /// Owns what goes on when a caller has left.
@@ -169,16 +184,17 @@ impl Driver {
             // here is there to be ended.
             let _turn = driver.0.lanes.turn(&of).await;
             match driver.write_down(wish, cause).await {
-                Ok((row, token)) => {
+                Ok(Written { row, token, warm }) => {
                     // Nobody may be waiting any more: it is made all the same, and can be found.
                     let _ = told.send(Ok((row.clone(), token.clone()))).is_ok();
-                    driver.start(row, token, level, &shutdown).await;
+                    driver.start((row, token), (level, warm), &shutdown).await;
                 }
                 Err(error) => {
                     let is_none = matches!(
                         error,
                         DriveError::Taken
                             | DriveError::Repeated
+                            | DriveError::NotReady
                             | DriveError::Quota(_)
                             | DriveError::TooMuch(_)
                             | DriveError::NoTenant(_)
@@ -194,12 +210,8 @@ impl Driver {
         answer.await.unwrap_or(Err(DriveError::Silent(id)))
     }
 
-    async fn write_down(
-        &self,
-        wish: Wish,
-        cause: Cause,
-    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        let Wish { new, quotas, level, key } = wish;
+    async fn write_down(&self, wish: Wish, cause: Cause) -> Result<Written, DriveError> {
+        let Wish { new, quotas, level, key, claim } = wish;
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let row =
@@ -211,19 +223,25 @@ impl Driver {
             return Err(DriveError::TooMuch(too_much));
         }
         let entry = entry(&row.new, Action::SandboxCreated, &cause);
-        match self.parts().store.add_sandbox(&row.new, (&quotas, key.as_ref()), &entry).await? {
+        let terms = Terms { quotas, key, is_warm: claim.is_some() };
+        match self.parts().store.add_sandbox(&row.new, &terms, &entry).await? {
             AddedSandbox::Added => {}
+            AddedSandbox::NotReady => {
+                claim.into_iter().for_each(Claim::discard);
+                return Err(DriveError::NotReady);
+            }
             AddedSandbox::Taken => return Err(DriveError::Taken),
             AddedSandbox::Repeated => return Err(DriveError::Repeated),
             AddedSandbox::OverQuota(quota) => return Err(DriveError::Quota(quota)),
             AddedSandbox::NoTenant => return Err(DriveError::NoTenant(row.new.tenant)),
         }
+        let warm = claim.and_then(Claim::settle);
         let opened = async {
             let peer = self.parts().host.door(&row.new.id)?;
             Ok::<_, DriveError>(self.parts().sessions.open(&row, peer, level, now).await?)
         };
         match opened.await {
-            Ok(token) => Ok((row, token)),
+            Ok(token) => Ok(Written { row, token, warm }),
             Err(error) => {
                 log(&row.new.id, &error, "open the session");
                 let cause = Cause::own("its session could not be opened");
@@ -487,12 +505,14 @@ impl Driver {
     pub(crate) async fn destroy_all(&self, reason: &str, patience: Duration) -> Result<usize, StoreError> {
         let deadline = tokio::time::Instant::now() + patience;
         let live = self.parts().store.live_sandboxes().await?;
+        let warm = self.parts().pool.close(patience);
         for row in &live {
             if let Err(error) = self.happen(&row.new.id, Event::Destroy, None, Cause::own(reason)).await {
                 log(&row.new.id, &error, "destroy");
             }
         }
-        Ok(self.count_left(&live, deadline).await)
+        let (left, warm) = tokio::join!(self.count_left(&live, deadline), warm);
+        Ok(left + warm?)
     }
 
     /// Waits until each of these is over or the deadline has come; how many are not over then.

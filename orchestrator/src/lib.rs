@@ -15,6 +15,7 @@
 mod admin;
 mod api;
 mod artefacts;
+mod asked;
 mod check;
 mod config;
 pub mod configuration;
@@ -28,6 +29,7 @@ mod lifecycle;
 mod operations;
 mod orchestrator;
 mod policy_set;
+mod pool;
 mod retention;
 mod rights;
 pub mod runtime;

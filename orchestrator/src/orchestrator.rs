@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
 use crate::lifecycle::State as Status;
+use crate::pool::{Pool, Wants};
 use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
@@ -134,11 +135,13 @@ impl Prepared {
         });
         configuration.publish_all().await?;
         let retention = Retention::new(store.clone(), files.clone(), config.kept);
+        let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let parts = Parts {
             store: store.clone(),
             host: Arc::clone(&host),
             sessions,
             files,
+            pool: pool.clone(),
             keys: Arc::clone(&keys),
             tasks: tasks.clone(),
         };
@@ -149,6 +152,8 @@ impl Prepared {
         let sweeping = retention.clone();
         tasks.spawn(async move |stop: Stop| sweeping.watch(stop).await);
         let isolation = config.isolation;
+        let (filling, wants) = (pool.clone(), Wants { configuration: configuration.clone(), isolation });
+        tasks.spawn(async move |stop: Stop| filling.watch(stop, wants).await);
         let rights = Rights::shipped().map_err(StartError::Rights)?;
         let filter_log = gateways.filter_log().clone();
         let (drain, tasks) = (Drain::default(), tasks.clone());
@@ -158,6 +163,7 @@ impl Prepared {
             configuration,
             filter_log,
             driver,
+            pool,
             retention,
             host,
             isolation,
@@ -203,7 +209,8 @@ impl Orchestrator {
 
     /// Serves the admin port on `listener`.
     pub fn serve_admin(&self, listener: TcpListener) {
-        let admin = Admin { store: self.api.store.clone(), gateways: self.gateways.clone() };
+        let Api { store, pool, .. } = &*self.api;
+        let admin = Admin { store: store.clone(), gateways: self.gateways.clone(), pool: pool.clone() };
         admin::serve(admin, listener, &self.tasks);
     }
 

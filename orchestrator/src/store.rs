@@ -18,6 +18,7 @@ mod sandboxes;
 mod select;
 mod sessions;
 mod tenants;
+mod warm;
 
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
@@ -29,12 +30,14 @@ pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_di
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
 pub(crate) use sandboxes::{
-    AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow, Transition,
+    AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow, Terms,
+    Transition,
 };
 use select::Select;
 pub(crate) use sessions::SessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, RemovedTenant, TenantRow};
+pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;
 use postern_common::secret::Secret;

@@ -58,6 +58,8 @@ pub struct SandboxCaps {
     pub pids: u32,
     /// The size of `/data`.
     pub disk: ByteSize,
+    /// Sandboxes kept ready, of all of a tenant's templates together.
+    pub warm_pool: u32,
     /// A sandbox's life.
     pub ttl: Duration,
 }
@@ -165,6 +167,7 @@ impl Settings {
         see(name::MAX_DISK, self.size(name::MAX_DISK).map(drop));
         see(name::MAX_CPU, self.cores().map(drop));
         see(name::MAX_PIDS, self.number(name::MAX_PIDS).map(drop));
+        see(name::MAX_WARM_POOL, self.parsed::<u32>(name::MAX_WARM_POOL).map(drop));
         let life = Duration::from_secs(1)..=LONGEST_LIFE;
         see(name::MAX_SANDBOX_TTL, self.time(name::MAX_SANDBOX_TTL, life, "from 1s to 24h").map(drop));
         for setting in [name::KEEP_SANDBOXES, name::KEEP_EVENTS] {
@@ -220,6 +223,7 @@ impl Settings {
             cpu: self.cores().unwrap_or_default(),
             pids: self.number(name::MAX_PIDS).unwrap_or_default(),
             disk: self.size(name::MAX_DISK).unwrap_or_default(),
+            warm_pool: self.parsed(name::MAX_WARM_POOL).ok().flatten().unwrap_or_default(),
             ttl: self.time(name::MAX_SANDBOX_TTL, life, "").unwrap_or_default(),
         }
     }

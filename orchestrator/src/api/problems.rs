@@ -140,7 +140,7 @@ impl From<DriveError> for Refused {
             DriveError::NoTenant(_) => {
                 Problem::new(Code::NotFound, error.to_string()).hint("`GET /tenants` lists what there is")
             }
-            DriveError::Taken | DriveError::Repeated | DriveError::Refused(_) => {
+            DriveError::Taken | DriveError::Repeated | DriveError::NotReady | DriveError::Refused(_) => {
                 Problem::new(Code::StateConflict, error.to_string())
             }
             DriveError::Quota(_) => Problem::new(Code::QuotaExceeded, error.to_string())

@@ -6,9 +6,12 @@ mod wanted;
 use super::problems::Refused;
 use super::{Answer, Api, Call, idempotency, json, scope};
 use crate::driver::{DriveError, Wish};
+use crate::keys::random;
 use crate::lifecycle::{Event, State};
+use crate::pool::{Claim, Place};
 use crate::runtime::{Enforced, Isolation, RuntimeError};
 use crate::store::{IdempotencyKey, KeptAnswer, SandboxFilter, SandboxRow};
+use crate::tenant::Tenant;
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
 use postern_common::clock;
@@ -148,25 +151,49 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
             }
             continue;
         }
-        let judged = wanted.judge(&api, &call, &tenant)?;
-        let level = level(&api, judged.isolation()).await?;
-        let new = wanted.sandbox(&api, &call, &tenant, &judged, clock::now())?;
-        scope::new_sandbox(&api, &call, &tenant, &new)?;
-        let quotas = tenant.files.limits.quotas.clone();
-        let written = api.drain.enter().await?;
-        let wish = Wish { new, quotas, level, key: key.clone() };
-        let created = api.driver.create(wish, call.cause(None)?).await;
-        drop(written);
-        match created {
-            Ok((row, token)) => {
-                let row = if until_running { until_made(&api, row).await? } else { row };
-                return json(StatusCode::CREATED, &Shown::of(&api, &row, Some(&token)));
-            }
-            // Somebody was faster: look at what they made.
-            Err(DriveError::Taken | DriveError::Repeated) => {}
-            Err(error) => return Err(Refused::from(error).into()),
+        if let Some((row, token)) = make(&api, &call, (&tenant, &wanted), key.clone(), until_running).await? {
+            return json(StatusCode::CREATED, &Shown::of(&api, &row, Some(&token)));
         }
     }
+}
+
+/// Makes a sandbox, or claims one that is ready; `None` if somebody was faster, and what they made is
+/// to be looked at.
+async fn make(
+    api: &Api,
+    call: &Call,
+    (tenant, wanted): (&Tenant, &Wanted),
+    key: Option<IdempotencyKey>,
+    until_running: bool,
+) -> Result<Option<(SandboxRow, Secret<String>)>, Problem> {
+    let judged = wanted.judge(api, call, tenant)?;
+    let level = level(api, judged.isolation()).await?;
+    let mut new = wanted.sandbox(api, call, tenant, (&judged, fresh_id()?), clock::now())?;
+    scope::new_sandbox(api, call, tenant, &new)?;
+    let quotas = tenant.files.limits.quotas.clone();
+    let written = api.drain.enter().await?;
+    let place = Place { tenant: tenant.row.name.clone(), template: wanted.template()? };
+    let claim = api.pool.take(&place, &new.asked).await;
+    let is_warm = claim.is_some();
+    if let Some(id) = claim.as_ref().and_then(Claim::sandbox) {
+        new = wanted.sandbox(api, call, tenant, (&judged, id.clone()), clock::now())?;
+    }
+    let wish = Wish { new, quotas, level, key, claim };
+    let created = api.driver.create(wish, call.cause(None)?).await;
+    drop(written);
+    match created {
+        Ok((row, token)) => {
+            let row = if until_running || is_warm { until_made(api, row).await? } else { row };
+            Ok(Some((row, token)))
+        }
+        Err(DriveError::Taken | DriveError::Repeated | DriveError::NotReady) => Ok(None),
+        Err(error) => Err(Refused::from(error).into()),
+    }
+}
+
+fn fresh_id() -> Result<SandboxId, Problem> {
+    let random = random(12).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+    Ok(SandboxId::from_random(random.reveal().first_chunk().copied().unwrap_or_default()))
 }
 
 async fn live(

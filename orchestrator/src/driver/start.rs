@@ -4,9 +4,9 @@
 use super::{AGENT_TIME, Cause, DriveError, Driver, keep};
 use crate::lifecycle::{self, Event};
 use crate::runtime::agent::Identity;
-use crate::runtime::{Create, Isolation, Running, RuntimeError};
+use crate::runtime::{Agent, Create, Isolation, Running, RuntimeError};
 use crate::seal::Place;
-use crate::store::SandboxRow;
+use crate::store::{Asked, SandboxRow};
 use postern_common::secret::Secret;
 use postern_common::tasks::Stop;
 use std::collections::BTreeMap;
@@ -15,14 +15,16 @@ impl Driver {
     /// Makes a sandbox whose row and session are there. The caller is in its lane.
     pub(super) async fn start(
         &self,
-        row: SandboxRow,
-        token: Secret<String>,
-        level: Isolation,
+        (row, token): (SandboxRow, Secret<String>),
+        (level, warm): (Isolation, Option<(Running, Agent)>),
         shutdown: &Stop,
     ) {
         let called_off = self.0.lanes.start(&row.new.id);
-        let made =
-            shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(&row, token, level)));
+        let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(
+            &row,
+            token,
+            (level, warm),
+        )));
         let happened = match made.await {
             // Whoever called it off sees to the rest; after a shutdown the next start does.
             None | Some(None) => return,
@@ -45,15 +47,20 @@ impl Driver {
         &self,
         row: &SandboxRow,
         token: Secret<String>,
-        level: Isolation,
+        (level, warm): (Isolation, Option<(Running, Agent)>),
     ) -> Result<Running, DriveError> {
         let (parts, new) = (self.parts(), &row.new);
         // It may have been destroyed since it was written down, by another orchestrator too.
         let state = self.sandbox(&new.id).await?.state;
         lifecycle::next(state, Event::Started)?;
-        let create =
-            Create { sandbox: new.id.clone(), isolation: new.asked.isolation, limits: new.asked.limits };
-        let running = parts.host.create(create).await?;
+        let (running, reached) = match warm {
+            Some((running, agent)) => (running, Some(agent)),
+            None => {
+                let Asked { isolation, limits } = new.asked.clone();
+                let create = Create { sandbox: new.id.clone(), isolation, limits };
+                (parts.host.create(create).await?, None)
+            }
+        };
         self.bring_files(row).await?;
         let identity = Identity {
             sandbox_id: new.id.clone(),
@@ -62,7 +69,10 @@ impl Driver {
             env: self.environment(row).map_err(machine(row, "read the environment"))?,
         };
         let identified = async {
-            let agent = parts.host.connect(&new.id).await?;
+            let agent = match reached {
+                Some(agent) => agent,
+                None => parts.host.connect(&new.id).await?,
+            };
             let identified = agent.identify(&identity).await;
             identified.map_err(|source| RuntimeError::Agent { sandbox: new.id.clone(), source })
         };

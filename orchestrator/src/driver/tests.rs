@@ -138,6 +138,7 @@ impl Bench {
             store: store.clone(),
             host: Arc::clone(&host) as Arc<dyn Host>,
             sessions: Sessions::new(store.clone(), Arc::clone(&keys), gateways, Duration::from_secs(3600)),
+            pool: Pool::new(store.clone(), Arc::clone(&host) as Arc<dyn Host>, tasks.clone()),
             files: UserFiles::new(folder.path().join("files"), Bounds::default()),
             keys,
             tasks,
@@ -158,7 +159,7 @@ impl Bench {
     async fn running(&self) -> SandboxRow {
         let new = NewSandbox { env_sealed: None, ..sandbox(1, "c1") };
         let audit = entry(&new, Action::SandboxCreated, &Cause::own(""));
-        self.store.add_sandbox(&new, (&Quotas::default(), None), &audit).await.expect("answers");
+        self.store.add_sandbox(&new, &Terms::default(), &audit).await.expect("answers");
         let row = self.row(&new.id).await;
         let peer = self.host.door(&new.id).expect("has one");
         let opened = self.driver.parts().sessions.open(&row, peer, Isolation::Namespaces, clock::now()).await;
@@ -195,7 +196,7 @@ impl Bench {
 }
 
 fn wish(new: NewSandbox, quotas: Quotas) -> Wish {
-    Wish { new, quotas, level: Isolation::Namespaces, key: None }
+    Wish { new, quotas, level: Isolation::Namespaces, key: None, claim: None }
 }
 
 fn new(number: u8) -> NewSandbox {
@@ -272,7 +273,7 @@ async fn an_old_creating_row_that_nobody_works_on_is_ended() {
     for (new, age) in [(&old, SignedDuration::from_mins(10)), (&fresh, SignedDuration::ZERO)] {
         let mut audit = entry(new, Action::SandboxCreated, &Cause::own(""));
         audit.at = clock::now().saturating_sub(age).expect("in range");
-        bench.store.add_sandbox(new, (&Quotas::default(), None), &audit).await.expect("answers");
+        bench.store.add_sandbox(new, &Terms::default(), &audit).await.expect("answers");
     }
     // A maker is in the lane: however long it takes, it goes on.
     let turn = bench.driver.0.lanes.turn(&old.id).await;
@@ -293,7 +294,7 @@ async fn a_sandbox_that_is_destroyed_before_it_is_made_is_not_made() {
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
     let token = Secret::new("t".to_owned());
-    bench.driver.start(row, token, Isolation::Namespaces, &Stop::new()).await;
+    bench.driver.start((row, token), (Isolation::Namespaces, None), &Stop::new()).await;
     assert_eq!(bench.host.made(), BTreeSet::new());
 }
 

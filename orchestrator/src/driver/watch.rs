@@ -49,11 +49,14 @@ impl Driver {
         let host = &self.parts().host;
         let found: BTreeMap<SandboxId, Found> =
             host.list().await.into_iter().map(|found| (found.sandbox().clone(), found)).collect();
+        let warm = self.parts().store.warm_sandboxes().await?;
         let live = self.parts().store.live_sandboxes().await?;
-        let known: Vec<SandboxId> = live.iter().map(|row| row.new.id.clone()).collect();
+        let known = live.iter().map(|row| &row.new.id).chain(warm.iter().map(|row| &row.id));
+        let known: Vec<SandboxId> = known.cloned().collect();
         let orphans = host.sweep(&known).await;
         tracing::info!(?orphans, "removed what nobody knows");
         let mut reconciled = Reconciled { orphans: orphans.len(), ..Reconciled::default() };
+        self.parts().pool.reconcile(warm, &found);
         for row in live {
             let id = row.new.id.clone();
             match self.settle(row, found.get(&id)).await {
@@ -181,11 +184,16 @@ impl Driver {
         // INVARIANT: the machine is read before the database. A sandbox is written down before
         // anything of it exists, so what is found here and is not known then is nobody's.
         let found = self.parts().host.list().await;
+        // INVARIANT: warm ones are read before those that live. One that is claimed in between is
+        // found in both, never in neither.
+        let warm = self.parts().store.warm_sandboxes().await?;
         let live = self.parts().store.live_sandboxes().await?;
-        let known: BTreeSet<&SandboxId> = live.iter().map(|row| &row.new.id).collect();
+        let known = live.iter().map(|row| &row.new.id).chain(warm.iter().map(|row| &row.id));
+        let known: BTreeSet<&SandboxId> = known.collect();
         for orphan in found.iter().filter(|found| !known.contains(found.sandbox())) {
             self.remove_orphan(orphan.sandbox()).await;
         }
+        self.parts().pool.compare(&warm, &found);
         // A session that outlived its sandbox, whatever kept it from ending.
         for id in self.parts().store.sessions_of_the_over().await? {
             tracing::warn!(sandbox = %id, "ending the session of a sandbox that is over");

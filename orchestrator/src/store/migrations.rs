@@ -38,6 +38,7 @@ const MIGRATIONS: &[Migration] = migrations![
     10 "000010_create_revision",
     12 "000012_create_filter_versions",
     14 "000014_create_idempotency_keys",
+    15 "000015_create_warm_sandboxes",
 ];
 
 /// The tables could not be brought up to date.

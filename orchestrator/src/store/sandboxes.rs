@@ -2,7 +2,8 @@
 //! Sandboxes: what was asked for, what became of it, and its deadlines.
 
 use super::{
-    AuditEntry, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros, json_text, micros,
+    AuditEntry, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros, json_text,
+    micros,
 };
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
@@ -80,8 +81,21 @@ pub(crate) enum AddedSandbox {
     OverQuota(OverQuota),
     /// Another create call with the same idempotency key was faster.
     Repeated,
+    /// It was to be one that was kept ready, and that is not ready any more.
+    NotReady,
     /// There is no such tenant, or no more.
     NoTenant,
+}
+
+/// On which terms a sandbox is written down.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Terms {
+    /// What its tenant may have.
+    pub(crate) quotas: Quotas,
+    /// What a repeat of the call is known by.
+    pub(crate) key: Option<IdempotencyKey>,
+    /// Whether it is one that was kept ready, and is claimed by this.
+    pub(crate) is_warm: bool,
 }
 
 /// What may be changed of a live sandbox; what is `None` stays.
@@ -261,23 +275,23 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
 
 /// [`Running`] as the table keeps it: without the id, which is the row's.
 #[derive(Serialize, Deserialize)]
-struct RunningRecord {
+pub(super) struct RunningRecord {
     isolation: crate::runtime::Isolation,
     limits: Limits,
     enforced: crate::runtime::Enforced,
 }
 
 impl RunningRecord {
-    fn read(text: &str) -> Result<Self, StoreError> {
+    pub(super) fn read(text: &str) -> Result<Self, StoreError> {
         serde_json::from_str(text).map_err(|_malformed| StoreError::Corrupt { what: "running" })
     }
 
-    fn write(running: &Running) -> Result<String, StoreError> {
+    pub(super) fn write(running: &Running) -> Result<String, StoreError> {
         let Running { isolation, limits, enforced, .. } = running;
         json_text(&Self { isolation: *isolation, limits: *limits, enforced: *enforced }, "running")
     }
 
-    fn of(self, sandbox: SandboxId) -> Running {
+    pub(super) fn of(self, sandbox: SandboxId) -> Running {
         Running { sandbox, isolation: self.isolation, limits: self.limits, enforced: self.enforced }
     }
 }
@@ -292,9 +306,10 @@ impl Store {
     pub(crate) async fn add_sandbox(
         &self,
         new: &NewSandbox,
-        (quotas, key): (&Quotas, Option<&IdempotencyKey>),
+        terms: &Terms,
         audit: &AuditEntry,
     ) -> Result<AddedSandbox, StoreError> {
+        let Terms { quotas, key, is_warm } = terms;
         let mut change = self.change().await?;
         // INVARIANT: locked until the commit, so that nobody removes the tenant meanwhile; and
         // where sandboxes are counted, against all others who count.
@@ -311,6 +326,9 @@ impl Store {
         }
         if let Some(over) = over_quota(&mut change, new, quotas, audit.at).await? {
             return Ok(AddedSandbox::OverQuota(over));
+        }
+        if *is_warm && !change.claim_warm(&new.id).await? {
+            return Ok(AddedSandbox::NotReady);
         }
         let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
              labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \

@@ -141,7 +141,8 @@ on_each_database!(
 mod idempotency;
 mod policies;
 use idempotency::{
-    an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox, idempotency_keys_are_forgotten_by_age_and_number,
+    an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
+    idempotency_keys_are_forgotten_by_age_and_number,
 };
 use policies::{decisions_are_kept_within_their_bounds, every_set_that_was_in_force_is_a_version};
 
@@ -179,7 +180,14 @@ async fn add(store: &Store, new: &NewSandbox) -> bool {
 }
 
 async fn added(store: &Store, new: &NewSandbox, quotas: &Quotas) -> AddedSandbox {
-    store.add_sandbox(new, (quotas, None), &audit(Action::SandboxCreated)).await.expect("answers")
+    store
+        .add_sandbox(
+            new,
+            &Terms { quotas: quotas.clone(), ..Terms::default() },
+            &audit(Action::SandboxCreated),
+        )
+        .await
+        .expect("answers")
 }
 
 pub(crate) async fn make(store: &Store, name: &str) -> MadeTenant {

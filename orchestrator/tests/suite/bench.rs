@@ -132,7 +132,7 @@ impl Bench {
             slot_root: folder.path().join("slots"),
             shim,
             sandboxd,
-            runsc: None,
+            runsc: runsc().filter(|_| is_real),
             search_path: if is_real { vec!["/usr/bin".into()] } else { Vec::new() },
         };
         let runtime = LocalRuntime::open(settings, tasks.clone()).expect("opens");
@@ -321,6 +321,21 @@ pub(crate) fn claims(orchestrator: &Orchestrator, token: &str) -> postern_common
 
 pub(crate) fn id(text: &str) -> SandboxId {
     SandboxId::parse(text).expect("an id")
+}
+
+/// gVisor, of `make gvisor`. Without it tests of gVisor fail, unless `POSTERN_ALLOW_SKIP=1` leaves
+/// them out: then there is none, and that is said.
+pub(crate) fn runsc() -> Option<PathBuf> {
+    let cache = std::env::var_os("POSTERN_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache/postern")));
+    let runsc = cache.expect("a home folder").join("gvisor/runsc");
+    if runsc.is_file() {
+        return Some(runsc);
+    }
+    let is_allowed = std::env::var_os("POSTERN_ALLOW_SKIP").is_some_and(|value| value == "1");
+    assert!(is_allowed, "there is no {}; `make gvisor` builds it", runsc.display());
+    println!("LEFT OUT, a test of gVisor: there is no {}", runsc.display());
+    None
 }
 
 /// Builds the real programs once and returns their folder.

@@ -13,6 +13,8 @@ mod log;
 #[cfg(test)]
 mod policy_set;
 #[cfg(test)]
+mod pool;
+#[cfg(test)]
 mod problems;
 #[cfg(test)]
 mod repeats;

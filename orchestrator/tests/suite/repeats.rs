@@ -174,9 +174,15 @@ async fn a_key_with_another_wish_is_refused_and_one_of_another_tenant_is_not() {
     let made = keyed(&bench, "key", &body).await;
     let spelled = json!({ "conversation_id": "c1", "user_id": "alice" });
     assert_eq!(keyed(&bench, "key", &spelled).await.field("sandbox_id"), made.field("sandbox_id"));
-    for other in [json!({ "user_id": "alice", "conversation_id": "c2" }), json!({ "user_id": "bob", "conversation_id": "c1" })] {
+    for other in [
+        json!({ "user_id": "alice", "conversation_id": "c2" }),
+        json!({ "user_id": "bob", "conversation_id": "c1" }),
+    ] {
         let refused = keyed(&bench, "key", &other).await;
-        assert_eq!((refused.status, refused.code().as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused"));
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused")
+        );
         assert!(refused.field("hint").contains("fresh key"), "{}", refused.text);
         assert!(!refused.text.contains(&made.field("sandbox_id")));
     }
@@ -202,7 +208,12 @@ async fn what_was_refused_or_did_not_start_may_be_tried_again_with_its_key() {
     let folder = bench.stop().await;
     let bench = Bench::open(folder, true, |_| {}).await;
     let made = keyed(&bench, "key", &body).await;
-    assert_eq!((made.status, made.field("status").as_str()), (StatusCode::CREATED, "running"), "{}", made.text);
+    assert_eq!(
+        (made.status, made.field("status").as_str()),
+        (StatusCode::CREATED, "running"),
+        "{}",
+        made.text
+    );
     bench.close().await;
 }
 

@@ -4,10 +4,10 @@
 
 use crate::api::input::{Fields, escaped};
 use crate::api::{Api, Call};
+use crate::asked;
 use crate::check::{MAX_TTL, compact, environment_mistakes};
-use crate::keys::random;
 use crate::operations::{Ungrantable, resolve};
-use crate::runtime::{self, Isolation, Limits};
+use crate::runtime::{self, Isolation};
 use crate::seal::Place;
 use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow};
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
@@ -25,14 +25,6 @@ use std::time::Duration;
 const TTL: Duration = Duration::from_secs(3600);
 /// How long it may be unused.
 const IDLE: Duration = Duration::from_secs(15 * 60);
-/// Memory: enough for an interpreter with common packages, small enough for dozens on a laptop.
-const MEMORY_BYTES: u64 = 512 << 20;
-/// One core.
-const CPU_MILLIS: u32 = 1000;
-/// Processes and threads: a test run of a small project has fewer.
-const PIDS: u32 = 256;
-/// The size of `/data`.
-const DISK_BYTES: u64 = 1 << 30;
 /// Claims are shown to policies and filters on each request: they stay small.
 const CLAIMS_BYTES: usize = 8 * 1024;
 
@@ -160,13 +152,11 @@ impl Wanted {
         api: &Api,
         call: &Call,
         tenant: &Tenant,
-        judged: &Judged,
+        (judged, id): (&Judged, SandboxId),
         now: Timestamp,
     ) -> Result<NewSandbox, Problem> {
         let (made_of, caps) = (&judged.made_of, api.configuration.caps());
         let unsealed = |error: crate::seal::SealError| Problem::new(Code::Internal, error.to_string());
-        let id = random(12).map_err(unsealed)?;
-        let id = SandboxId::from_random(id.reveal().first_chunk().copied().unwrap_or_default());
         let mut env = made_of.env.clone();
         env.extend(self.env.clone().unwrap_or_default());
         let name = &tenant.row.name;
@@ -181,13 +171,13 @@ impl Wanted {
             tenant: name.clone(),
             user_id: self.user_id.clone(),
             conversation_id: self.conversation_id.clone(),
-            template: template_name(self.template.as_ref())?,
+            template: self.template()?,
             operations: judged.granted.clone(),
             claims: self.claims.clone().unwrap_or_default(),
             labels: self.labels.clone(),
             env_sealed,
             env_digest: self.env_digest.clone().unwrap_or_else(|| env_digest(api, &BTreeMap::new())),
-            asked: Asked { isolation: judged.isolation, limits: limits(made_of, caps) },
+            asked: judged.asked(caps),
             created_by: call.actor()?.to_string(),
             expires_at: end(now, ttl),
             idle: self.idle.or(made_of.idle).unwrap_or(IDLE).min(caps.ttl),
@@ -235,6 +225,13 @@ fn end(now: Timestamp, ttl: Duration) -> Timestamp {
     crate::store::whole_micros(now.saturating_add(crate::driver::signed(ttl)).unwrap_or(Timestamp::MAX))
 }
 
+impl Wanted {
+    /// The template's name.
+    pub(super) fn template(&self) -> Result<TemplateName, Problem> {
+        template_name(self.template.as_ref())
+    }
+}
+
 fn template_name(asked: Option<&TemplateName>) -> Result<TemplateName, Problem> {
     asked.map_or_else(
         || {
@@ -249,6 +246,11 @@ impl Judged {
     pub(super) const fn isolation(&self) -> runtime::Wanted {
         self.isolation
     }
+
+    /// What is asked of the runtime.
+    pub(super) fn asked(&self, caps: &SandboxCaps) -> Asked {
+        Asked { isolation: self.isolation, limits: asked::limits(&self.made_of, caps) }
+    }
 }
 
 /// What template and operations that are asked for make of it.
@@ -257,10 +259,13 @@ fn judge(
     api: &Api,
     call: &Call,
     tenant: &Tenant,
-    asked: (Option<&TemplateName>, Option<&[Grant]>),
+    named: (Option<&TemplateName>, Option<&[Grant]>),
 ) -> Result<Judged, Problem> {
-    let (made_of, granted) = granted(fields, call, tenant, asked)?;
-    let isolation = isolation(fields, api, &made_of);
+    let (made_of, granted) = granted(fields, call, tenant, named)?;
+    let isolation = asked::isolation(&made_of, api.isolation).unwrap_or_else(|mistake| {
+        fields.mistake("/template", mistake);
+        runtime::Wanted::AtLeast(Isolation::Namespaces)
+    });
     Ok(Judged { made_of, granted, isolation })
 }
 
@@ -290,42 +295,6 @@ fn granted(
             }
             Ok((made_of, Vec::new()))
         }
-    }
-}
-
-/// The template's least isolation, within what the operator allows.
-fn isolation(fields: &mut Fields, api: &Api, template: &TemplateFile) -> runtime::Wanted {
-    let least = template.isolation.unwrap_or(Isolation::Namespaces);
-    if least == Isolation::Kata {
-        fields.mistake("/template", "its isolation `kata` is not to be had on one machine");
-    }
-    match api.isolation {
-        Some(exact) if exact < least => {
-            fields.mistake(
-                "/template",
-                format!("it asks for `{least}`; this orchestrator runs with `--isolation {exact}`"),
-            );
-            runtime::Wanted::AtLeast(least)
-        }
-        Some(exact) => runtime::Wanted::Exactly(exact),
-        None => runtime::Wanted::AtLeast(least),
-    }
-}
-
-/// What the template asks for, within what the operator allows, who may have lowered it since the
-/// template was put.
-fn limits(template: &TemplateFile, caps: &SandboxCaps) -> Limits {
-    let millis = |cores: f64| {
-        // In range: `check` and the settings refused what is not above zero.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what fits")]
-        let millis = (cores * 1000.0).round().clamp(1.0, 1_000_000.0) as u32;
-        millis
-    };
-    Limits {
-        memory_bytes: template.memory.map_or(MEMORY_BYTES, |size| size.as_u64()).min(caps.memory.as_u64()),
-        cpu_millis: template.cpu.map_or(CPU_MILLIS, millis).min(millis(caps.cpu)),
-        pids: template.pids.unwrap_or(PIDS).min(caps.pids),
-        disk_bytes: template.disk.map_or(DISK_BYTES, |size| size.as_u64()).min(caps.disk.as_u64()),
     }
 }
 

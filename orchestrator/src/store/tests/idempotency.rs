@@ -10,7 +10,8 @@ fn key(name: &str, asked: &str) -> IdempotencyKey {
 
 async fn wish(store: &Store, new: &NewSandbox, key: &IdempotencyKey) -> AddedSandbox {
     let audit = audit(Action::SandboxCreated);
-    store.add_sandbox(new, (&Quotas::default(), Some(key)), &audit).await.expect("answers")
+    let terms = Terms { key: Some(key.clone()), ..Terms::default() };
+    store.add_sandbox(new, &terms, &audit).await.expect("answers")
 }
 
 async fn kept(store: &Store, key: &IdempotencyKey) -> Option<KeptAnswer> {
