@@ -140,6 +140,18 @@ pub(crate) enum Sandbox {
     },
     /// Run a command in a sandbox; its output and exit code become ours.
     Exec(Exec),
+    /// Have sandboxes stand still, with their memory.
+    Pause {
+        /// The sandboxes.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Let paused sandboxes go on.
+    Resume {
+        /// The sandboxes.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Destroy sandboxes; their users' files are kept.
     Rm {
         /// The sandboxes.

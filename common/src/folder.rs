@@ -396,6 +396,17 @@ pub struct TemplateFile {
     )]
     #[schemars(with = "Option<String>")]
     pub idle: Option<Duration>,
+    /// What becomes of a sandbox that was unused for that long.
+    #[serde(skip_serializing_if = "OnIdle::is_destroy")]
+    pub on_idle: OnIdle,
+    /// How long a sandbox stays paused before it is destroyed, its files kept; until its own end
+    /// if absent.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub paused: Option<Duration>,
     /// How long a sandbox lives.
     #[serde(
         skip_serializing_if = "Option::is_none",
@@ -409,6 +420,23 @@ pub struct TemplateFile {
     /// Environment of every process inside. No secrets: they are readable inside.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+}
+
+/// What becomes of a sandbox that is unused for too long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnIdle {
+    /// It is destroyed, its user's files are kept.
+    #[default]
+    Destroy,
+    /// It is frozen with its memory, until somebody resumes it.
+    Pause,
+}
+
+impl OnIdle {
+    const fn is_destroy(&self) -> bool {
+        matches!(self, Self::Destroy)
+    }
 }
 
 mod as_base64 {

@@ -297,7 +297,7 @@ fn check_template(
     if template.pids == Some(0) {
         mistakes.add(format!("{at}/pids"), "0 processes are not enough for a sandbox");
     }
-    for (field, time) in [("ttl", template.ttl), ("idle", template.idle)] {
+    for (field, time) in [("ttl", template.ttl), ("idle", template.idle), ("paused", template.paused)] {
         if time.is_some_and(|time| time.is_zero() || time > MAX_TTL) {
             mistakes.add(format!("{at}/{field}"), "expected more than 0 and at most 24h");
         }

@@ -6,6 +6,7 @@
 //! its lane. Whatever is interrupted is begun again by [`Driver::reconcile`], at start and at
 //! intervals (`watch`).
 
+mod freeze;
 mod keep;
 mod lanes;
 mod start;
@@ -55,6 +56,9 @@ pub(crate) enum DriveError {
     /// The warm sandbox that it was to be is none any more.
     #[error("the warm sandbox is gone")]
     NotReady,
+    /// It stands still.
+    #[error("sandbox `{0}` is paused")]
+    Paused(SandboxId),
     /// Its tenant may have no more.
     #[error(transparent)]
     Quota(#[from] OverQuota),
@@ -470,6 +474,9 @@ impl Driver {
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
         let row = self.sandbox(id).await?;
+        if row.state == State::Paused {
+            return Err(DriveError::Paused(id.clone()));
+        }
         if row.state != State::Running {
             if row.state.is_over() {
                 self.0.lanes.remove(id);

@@ -107,7 +107,8 @@ impl State {
 
     /// What has to be begun again if this state was written down and its effects were interrupted.
     ///
-    /// A sandbox that was being made is not made again: nobody holds its token any more.
+    /// A sandbox that was being made is not made again: nobody holds its token any more. Whether one
+    /// that runs or is paused stands still is looked at, and set right (`driver::freeze`).
     #[must_use]
     pub(crate) fn unfinished(self) -> Unfinished {
         match self {
@@ -143,13 +144,8 @@ pub(crate) enum Event {
     /// It could not be made.
     StartFailed,
     /// Somebody wants it frozen.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "asked for by the API's pause and resume, which come later")
-    )]
     Pause,
     /// Somebody wants it to go on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "as for `Pause`"))]
     Resume,
     /// Somebody, or a deadline, wants it gone.
     Destroy,

@@ -59,6 +59,8 @@ pub struct Running {
 pub enum Found {
     /// It runs and answers.
     Running(Running),
+    /// It stands still, and will go on when it is resumed.
+    Paused(Running),
     /// It has ended; its files are still there. Without an exit, it was killed.
     Ended {
         /// Its id.
@@ -73,7 +75,7 @@ impl Found {
     #[must_use]
     pub fn sandbox(&self) -> &SandboxId {
         match self {
-            Self::Running(running) => &running.sandbox,
+            Self::Running(running) | Self::Paused(running) => &running.sandbox,
             Self::Ended { sandbox, .. } => sandbox,
         }
     }

@@ -30,8 +30,8 @@ pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_di
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
 pub(crate) use sandboxes::{
-    AddedSandbox, Asked, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow, Terms,
-    Transition,
+    AddedSandbox, Asked, Due, NewSandbox, OnIdle, OverQuota, Quotas, SandboxChange, SandboxFilter,
+    SandboxRow, Terms, Transition,
 };
 use select::Select;
 pub(crate) use sessions::SessionRow;
@@ -218,6 +218,7 @@ trait Columns {
     fn text(&self, name: &'static str) -> Result<String, StoreError>;
     fn maybe_text(&self, name: &'static str) -> Result<Option<String>, StoreError>;
     fn number(&self, name: &'static str) -> Result<i64, StoreError>;
+    fn maybe_number(&self, name: &'static str) -> Result<Option<i64>, StoreError>;
     fn bytes(&self, name: &'static str) -> Result<Vec<u8>, StoreError>;
     fn maybe_bytes(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError>;
 
@@ -247,6 +248,9 @@ impl Columns for AnyRow {
         Ok(self.try_get(name)?)
     }
     fn number(&self, name: &'static str) -> Result<i64, StoreError> {
+        Ok(self.try_get(name)?)
+    }
+    fn maybe_number(&self, name: &'static str) -> Result<Option<i64>, StoreError> {
         Ok(self.try_get(name)?)
     }
     fn bytes(&self, name: &'static str) -> Result<Vec<u8>, StoreError> {

@@ -31,6 +31,8 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
                 code => Err(Failure::Command(code)),
             }
         }
+        Sandbox::Pause { ids } => freeze(server, ids, "pause").await,
+        Sandbox::Resume { ids } => freeze(server, ids, "resume").await,
         Sandbox::Rm { ids } => {
             for id in ids {
                 server.delete(&format!("/sandbox/{}", segment(&id))).await?;
@@ -39,6 +41,15 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
             Ok(())
         }
     }
+}
+
+/// Pauses or resumes them, one after the other.
+async fn freeze(server: &Server, ids: Vec<String>, verb: &str) -> Result<(), Failure> {
+    for id in ids {
+        let now = server.post(&format!("/sandbox/{}/{verb}", segment(&id)), &json!({})).await?;
+        server.output.note(&format!("{id} is {}", cell(&now, "status")));
+    }
+    Ok(())
 }
 
 fn create_body(wanted: Create) -> Value {

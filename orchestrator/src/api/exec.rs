@@ -66,9 +66,11 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let wanted = read(&call)?;
     if row.state != State::Running {
         let detail = format!("sandbox `{}` is `{}`, not `running`", row.new.id, row.state);
-        return Err(
-            Problem::new(Code::StateConflict, detail).hint("wait for it with `POST /sandbox?wait=running`")
-        );
+        let hint = match row.state {
+            State::Paused => format!("resume it first: `POST /sandbox/{}/resume`", row.new.id),
+            _ => "wait for it with `POST /sandbox?wait=running`".to_owned(),
+        };
+        return Err(Problem::new(Code::StateConflict, detail).hint(hint));
     }
     let id = row.new.id;
     api.driver.touch(&id).await;

@@ -143,6 +143,8 @@ impl From<DriveError> for Refused {
             DriveError::Taken | DriveError::Repeated | DriveError::NotReady | DriveError::Refused(_) => {
                 Problem::new(Code::StateConflict, error.to_string())
             }
+            DriveError::Paused(ref id) => Problem::new(Code::StateConflict, error.to_string())
+                .hint(format!("resume it first: `POST /sandbox/{id}/resume`")),
             DriveError::Quota(_) => Problem::new(Code::QuotaExceeded, error.to_string())
                 .hint("destroy sandboxes, wait, or raise it in `limits.toml`"),
             DriveError::TooMuch(_) => Problem::new(Code::QuotaExceeded, error.to_string())

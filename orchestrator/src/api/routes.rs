@@ -67,6 +67,8 @@ routes! {
         &[TENANT, ("wait", "`destroyed` (as if absent): answer once it is gone; `no`: at once")],
         &[(200, "it is gone"), (202, "it is being destroyed")],
         sandboxes::destroy, "Ends the session, keeps the files and removes the sandbox; may be repeated";
+    POST "/sandbox/{id}/pause" "pauseSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::pause, "Has all of a sandbox stand still, with its memory, until it is resumed";
+    POST "/sandbox/{id}/resume" "resumeSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::resume, "Lets a paused sandbox go on";
     POST "/sandbox/{id}/exec" "exec" USE, Kind::Json(JSON_BYTES),
         &[TENANT, ("collect", "answer with the whole output when the command has ended")],
         &[(200, "server-sent events `start`, `stdout`, `stderr`, `exit`, `error`; or the whole, collected")],

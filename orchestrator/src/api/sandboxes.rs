@@ -231,8 +231,13 @@ async fn replayed(api: &Api, call: &Call, kept: KeptAnswer, until_running: bool)
 /// A repeat: the same user with the same wishes gets the sandbox and a fresh token.
 async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> Answer {
     scope::sandbox(api, call, &row).await?;
-    // Its token can be replaced once it runs; until then the one that made it is waited for.
+    // Its token can be replaced once it runs; until then the one that made it is waited for, and one
+    // that is paused goes on.
     let row = if until_running || row.state == State::Creating { until_made(api, row).await? } else { row };
+    if row.state == State::Paused {
+        let resumed = api.driver.freeze(&row.new.id, Event::Resume, call.cause(None)?).await;
+        resumed.map_err(Refused::from)?;
+    }
     let (row, token) = api.driver.refresh(&row.new.id, call.cause(None)?).await.map_err(Refused::from)?;
     json(StatusCode::OK, &Shown::of(api, &row, Some(&token)))
 }
@@ -349,4 +354,21 @@ pub(super) async fn refresh(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "sandbox").await?;
     let (row, token) = api.driver.refresh(&row.new.id, call.cause(None)?).await.map_err(Refused::from)?;
     json(StatusCode::OK, &Shown::of(&api, &row, Some(&token)))
+}
+
+/// `POST /sandbox/{id}/pause`.
+pub(super) async fn pause(api: Arc<Api>, call: Call) -> Answer {
+    freeze(&api, &call, Event::Pause).await
+}
+
+/// `POST /sandbox/{id}/resume`.
+pub(super) async fn resume(api: Arc<Api>, call: Call) -> Answer {
+    freeze(&api, &call, Event::Resume).await
+}
+
+async fn freeze(api: &Api, call: &Call, event: Event) -> Answer {
+    super::input::Fields::read(&call.body)?.finish()?;
+    let row = named(api, call, "id").await?;
+    let row = api.driver.freeze(&row.new.id, event, call.cause(None)?).await.map_err(Refused::from)?;
+    json(StatusCode::OK, &Shown::of(api, &row, None))
 }

@@ -5,7 +5,7 @@
 use super::{Cause, DriveError, Driver, log, signed};
 use crate::lifecycle::{Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
-use crate::store::{SandboxRow, StoreError};
+use crate::store::{Due, OnIdle, SandboxRow, StoreError};
 use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::SandboxId;
@@ -85,9 +85,23 @@ impl Driver {
             }
         }
         match found {
-            Some(Found::Running(_)) => Ok(true),
+            Some(found @ (Found::Running(_) | Found::Paused(_))) => {
+                self.match_if_other(&row, found);
+                Ok(true)
+            }
             Some(Found::Ended { exit, .. }) => self.ended(&row.new.id, exit.as_ref()).await.map(|()| false),
             None => self.ended(&row.new.id, None).await.map(|()| false),
+        }
+    }
+
+    /// Whether it stands still is to be as is written.
+    fn match_if_other(&self, row: &SandboxRow, found: &Found) {
+        let is_other = matches!(
+            (row.state, found),
+            (State::Running, Found::Paused(_)) | (State::Paused, Found::Running(_))
+        );
+        if is_other && !self.0.lanes.is_busy(&row.new.id) {
+            self.match_frozen(&row.new.id);
         }
     }
 
@@ -156,13 +170,37 @@ impl Driver {
     }
 
     async fn end_due(&self, now: Timestamp) -> Result<(), StoreError> {
-        for (id, was_unused) in self.parts().store.due_sandboxes(now).await? {
-            let reason = if was_unused { "it was unused for too long" } else { "its time was over" };
+        for (id, due) in self.parts().store.due_sandboxes(now).await? {
+            let reason = match due {
+                Due::Unused(OnIdle::Pause) => {
+                    self.pause_unused(id);
+                    continue;
+                }
+                Due::Unused(OnIdle::Destroy) => "it was unused for too long",
+                Due::PausedTooLong => "it was paused for too long",
+                Due::Over => "its time was over",
+            };
             if let Err(error) = self.happen(&id, Event::Destroy, None, Cause::own(reason)).await {
                 log(&id, &error, "end it in time");
             }
         }
         Ok(())
+    }
+
+    /// Where this machine cannot pause it, it is destroyed: unused it shall not run on.
+    fn pause_unused(&self, id: SandboxId) {
+        if self.0.lanes.is_busy(&id) {
+            return;
+        }
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let unused = Cause::own("it was unused for too long");
+            let Err(error) = driver.freeze(&id, Event::Pause, unused.clone()).await else { return };
+            log(&id, &error, "pause it; it is destroyed instead");
+            if let Err(error) = driver.happen(&id, Event::Destroy, None, unused).await {
+                log(&id, &error, "end it in time");
+            }
+        });
     }
 
     /// In a task of its own: one sandbox that does not answer holds up nobody else's token.
@@ -221,6 +259,10 @@ impl Driver {
         match (row.state, here) {
             (State::Running | State::Paused, Some(Found::Ended { exit, .. })) => {
                 self.ended(&row.new.id, exit.as_ref()).await
+            }
+            (State::Running | State::Paused, Some(found)) => {
+                self.match_if_other(row, found);
+                Ok(())
             }
             // Whoever was making it is gone: a maker is in its lane from before it is written down
             // to the end. (Another orchestrator's lane cannot be seen: hence the age.)

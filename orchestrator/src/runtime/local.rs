@@ -231,16 +231,12 @@ impl LocalRuntime {
     }
 
     async fn running(&self, sandbox: &SandboxId) -> Result<Running, RuntimeError> {
+        self.shim_status(sandbox).await.map(running)
+    }
+
+    async fn shim_status(&self, sandbox: &SandboxId) -> Result<Status, RuntimeError> {
         let json = self.ask(sandbox, Method::GET, "http://shim/shim/status").await?;
-        let status: Status = serde_json::from_slice(&json)
-            .map_err(|_malformed| AgentError::Malformed)
-            .map_err(failed(sandbox))?;
-        let Status { sandbox, spec: Spec { isolation, limits, .. }, enforced, .. } = status;
-        let isolation = match isolation {
-            IsolatedBy::Gvisor { .. } => Isolation::Gvisor,
-            IsolatedBy::Namespaces { .. } => Isolation::Namespaces,
-        };
-        Ok(Running { sandbox, isolation, limits, enforced })
+        serde_json::from_slice(&json).map_err(|_malformed| AgentError::Malformed).map_err(failed(sandbox))
     }
 
     async fn look(&self, sandbox: &SandboxId) -> Option<Found> {
@@ -250,8 +246,9 @@ impl LocalRuntime {
         if let Some(exit) = Exit::read(&folder) {
             return Some(ended(Some(exit)));
         }
-        match self.running(sandbox).await {
-            Ok(running) => Some(Found::Running(running)),
+        match self.shim_status(sandbox).await {
+            Ok(status) if status.is_frozen => Some(Found::Paused(running(status))),
+            Ok(status) => Some(Found::Running(running(status))),
             Err(_) if folder.path().is_dir() || self.slot(sandbox).is_dir() => {
                 Some(ended(Exit::read(&folder)))
             }
@@ -361,6 +358,15 @@ impl Runtime for LocalRuntime {
             swept
         })
     }
+}
+
+fn running(status: Status) -> Running {
+    let Status { sandbox, spec: Spec { isolation, limits, .. }, enforced, .. } = status;
+    let isolation = match isolation {
+        IsolatedBy::Gvisor { .. } => Isolation::Gvisor,
+        IsolatedBy::Namespaces { .. } => Isolation::Namespaces,
+    };
+    Running { sandbox, isolation, limits, enforced }
 }
 
 fn failed(sandbox: &SandboxId) -> impl Fn(AgentError) -> RuntimeError {

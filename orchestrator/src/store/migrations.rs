@@ -39,6 +39,7 @@ const MIGRATIONS: &[Migration] = migrations![
     12 "000012_create_filter_versions",
     14 "000014_create_idempotency_keys",
     15 "000015_create_warm_sandboxes",
+    16 "000016_pause_sandboxes",
 ];
 
 /// The tables could not be brought up to date.

@@ -8,7 +8,7 @@ use super::{
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
 use jiff::Timestamp;
-pub(crate) use postern_common::folder::Quotas;
+pub(crate) use postern_common::folder::{OnIdle, Quotas};
 use postern_common::id::{ConversationId, SandboxId, TemplateName, TenantId, UserId};
 use postern_common::session::Grant;
 use serde::{Deserialize, Serialize};
@@ -18,9 +18,10 @@ use std::time::Duration;
 /// Every live sandbox, by the index `sandboxes_live_by_age`; the condition is spelled as there.
 pub(super) const LIVE: &str =
     "SELECT * FROM sandboxes WHERE status NOT IN ('destroyed', 'failed') ORDER BY created_at_micros";
-/// What a tenant's live sandboxes may use, by the index `sandboxes_live`.
-pub(super) const LIVE_LIMITS: &str =
-    "SELECT wanted FROM sandboxes WHERE tenant = $1 AND status NOT IN ('destroyed', 'failed')";
+/// What a tenant's live sandboxes may use, by the index `sandboxes_live`. Every conversation's id is
+/// longer than nothing: said so that this index fits best, in whichever order SQLite read them.
+pub(super) const LIVE_LIMITS: &str = "SELECT wanted FROM sandboxes WHERE tenant = $1 AND conversation_id > '' \
+     AND status NOT IN ('destroyed', 'failed')";
 /// Sandboxes that a tenant asked for lately, by the index `sandboxes_of_tenant`.
 pub(super) const COUNT_RECENT: &str =
     "SELECT COUNT(*) AS count FROM sandboxes WHERE tenant = $1 AND created_at_micros >= $2";
@@ -68,6 +69,10 @@ pub(crate) struct NewSandbox {
     pub(crate) expires_at: Timestamp,
     /// How long it may be unused.
     pub(crate) idle: Duration,
+    /// What becomes of it then.
+    pub(crate) on_idle: OnIdle,
+    /// How long it stays paused before it is destroyed; `None`: until its end.
+    pub(crate) paused: Option<Duration>,
 }
 
 /// What became of a wish for a sandbox.
@@ -229,6 +234,17 @@ pub(crate) struct Listing {
     pub(crate) has_more: bool,
 }
 
+/// Which deadline of a sandbox has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Its life's.
+    Over,
+    /// It was unused for too long, and this is to become of it.
+    Unused(OnIdle),
+    /// Nobody has resumed it.
+    PausedTooLong,
+}
+
 /// A change of state that is to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct Transition {
@@ -242,11 +258,25 @@ pub(crate) struct Transition {
     pub(crate) running: Option<Running>,
 }
 
+const fn on_idle_text(on_idle: OnIdle) -> &'static str {
+    match on_idle {
+        OnIdle::Destroy => "destroy",
+        OnIdle::Pause => "pause",
+    }
+}
+
+fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
+    let all = [OnIdle::Destroy, OnIdle::Pause];
+    let found = all.into_iter().find(|it| on_idle_text(*it) == text);
+    found.ok_or(StoreError::Corrupt { what: "on_idle" })
+}
+
 fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
     let state = State::parse(&row.text("status")?, row.maybe_text("outcome")?.as_deref())
         .ok_or(StoreError::Corrupt { what: "status" })?;
     let running = row.maybe_text("running")?.map(|text| RunningRecord::read(&text)).transpose()?;
     let id: SandboxId = row.parsed("id")?;
+    let paused = row.maybe_number("paused_micros")?;
     let new = NewSandbox {
         id: id.clone(),
         tenant: row.parsed("tenant")?,
@@ -262,6 +292,8 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
         created_by: row.text("created_by")?,
         expires_at: row.time("expires_at_micros")?,
         idle: Duration::from_micros(u64::try_from(row.number("idle_micros")?).unwrap_or(0)),
+        on_idle: on_idle(&row.text("on_idle")?)?,
+        paused: paused.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))),
     };
     Ok(SandboxRow {
         new,
@@ -332,7 +364,8 @@ impl Store {
         }
         let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
              labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
-             idle_at_micros) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+             idle_at_micros, on_idle, paused_micros) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
              ON CONFLICT DO NOTHING";
         let idle = duration_micros(new.idle);
         let inserted = sqlx::query(insert)
@@ -353,6 +386,8 @@ impl Store {
             .bind(micros(new.expires_at))
             .bind(idle)
             .bind(micros(audit.at).saturating_add(idle))
+            .bind(on_idle_text(new.on_idle))
+            .bind(new.paused.map(duration_micros))
             .execute(&mut *change.0)
             .await?;
         if inserted.rows_affected() == 0 {
@@ -384,7 +419,9 @@ impl Store {
         let update = "UPDATE sandboxes SET status = $3, outcome = $4, reason = COALESCE(reason, $5), \
              running = COALESCE($6, running), \
              env_sealed = CASE WHEN $7 = 1 THEN NULL ELSE env_sealed END, \
-             ended_at_micros = CASE WHEN $7 = 1 THEN $8 ELSE ended_at_micros END \
+             ended_at_micros = CASE WHEN $7 = 1 THEN $8 ELSE ended_at_micros END, \
+             idle_at_micros = CASE WHEN $3 = 'paused' THEN COALESCE($8 + paused_micros, expires_at_micros) \
+             WHEN $2 = 'paused' AND $3 = 'running' THEN $8 + idle_micros ELSE idle_at_micros END \
              WHERE id = $1 AND status = $2";
         let updated = sqlx::query(update)
             .bind(id.as_str().to_owned())
@@ -418,7 +455,7 @@ impl Store {
         let mut change = self.change().await?;
         let update = "UPDATE sandboxes SET expires_at_micros = COALESCE($2, expires_at_micros), \
              idle_micros = COALESCE($3, idle_micros), \
-             idle_at_micros = CASE WHEN $3 IS NULL THEN idle_at_micros ELSE $4 + $3 END, \
+             idle_at_micros = CASE WHEN $3 IS NULL OR status = 'paused' THEN idle_at_micros ELSE $4 + $3 END, \
              labels = COALESCE($5, labels) \
              WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped')";
         let updated = sqlx::query(update)
@@ -519,16 +556,26 @@ impl Store {
         Ok(())
     }
 
-    /// Live sandboxes whose deadline has come: `true` with those that were unused for too long.
+    /// Live sandboxes whose deadline has come, and what is to become of each.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, bool)>, StoreError> {
-        let select = "SELECT id, expires_at_micros FROM sandboxes WHERE status IN ('running', 'paused', 'stopped') \
-             AND (expires_at_micros <= $1 OR (status = 'running' AND idle_at_micros <= $1)) LIMIT 1000";
+    pub(crate) async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, Due)>, StoreError> {
+        let select = "SELECT id, status, on_idle, expires_at_micros FROM sandboxes \
+             WHERE status IN ('running', 'paused', 'stopped') AND (expires_at_micros <= $1 \
+             OR (status = 'running' AND idle_at_micros <= $1) \
+             OR (status = 'paused' AND paused_micros IS NOT NULL AND idle_at_micros <= $1)) LIMIT 1000";
         let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
-        let due =
-            |row: &sqlx::any::AnyRow| Ok((row.parsed("id")?, row.number("expires_at_micros")? > micros(now)));
+        let due = |row: &sqlx::any::AnyRow| {
+            let due = if row.number("expires_at_micros")? <= micros(now) {
+                Due::Over
+            } else if row.text("status")? == State::Paused.as_str() {
+                Due::PausedTooLong
+            } else {
+                Due::Unused(on_idle(&row.text("on_idle")?)?)
+            };
+            Ok((row.parsed("id")?, due))
+        };
         rows.iter().map(due).collect()
     }
 }

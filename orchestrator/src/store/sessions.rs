@@ -69,13 +69,15 @@ impl Store {
         found.as_ref().map(row).transpose()
     }
 
-    /// Sessions whose token is to be replaced.
+    /// Sessions whose token is to be replaced. That of a paused sandbox, which cannot take one, is
+    /// replaced when it is resumed.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
         let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
-             AND expires_at_micros > $1 ORDER BY rotate_at_micros LIMIT 1000";
+             AND expires_at_micros > $1 AND sandbox_id NOT IN (SELECT id FROM sandboxes WHERE status = 'paused') \
+             ORDER BY rotate_at_micros LIMIT 1000";
         let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
         rows.iter().map(|row| row.parsed("sandbox_id")).collect()
     }

@@ -171,6 +171,8 @@ pub(crate) fn sandbox(number: u8, conversation: &str) -> NewSandbox {
         created_by: "key:x".to_owned(),
         expires_at: now().saturating_add(jiff::SignedDuration::from_hours(1)).expect("in range"),
         idle: Duration::from_secs(60),
+        on_idle: OnIdle::Pause,
+        paused: Some(Duration::from_secs(600)),
     }
 }
 
@@ -344,10 +346,20 @@ async fn deadlines_are_found_when_they_have_come(store: &Store) {
     assert_eq!(store.due_sandboxes(after(7200)).await.expect("answers"), [], "it does not run yet");
     go(store, &new.id, State::Creating, State::Running).await;
     assert_eq!(store.due_sandboxes(after(30)).await.expect("answers"), []);
-    assert_eq!(store.due_sandboxes(after(61)).await.expect("answers"), [(new.id.clone(), true)]);
+    assert_eq!(
+        store.due_sandboxes(after(61)).await.expect("answers"),
+        [(new.id.clone(), Due::Unused(OnIdle::Pause))]
+    );
     store.touch_sandbox(&new.id, after(30)).await.expect("answers");
     assert_eq!(store.due_sandboxes(after(61)).await.expect("answers"), [], "it was in use");
-    assert_eq!(store.due_sandboxes(after(3601)).await.expect("answers"), [(new.id, false)]);
+    assert_eq!(store.due_sandboxes(after(3601)).await.expect("answers"), [(new.id.clone(), Due::Over)]);
+    go(store, &new.id, State::Running, State::Paused).await;
+    assert_eq!(store.due_sandboxes(after(599)).await.expect("answers"), []);
+    let due = store.due_sandboxes(after(601)).await.expect("answers");
+    assert_eq!(due, [(new.id.clone(), Due::PausedTooLong)]);
+    go(store, &new.id, State::Paused, State::Running).await;
+    assert_eq!(store.due_sandboxes(after(59)).await.expect("answers"), [], "it is used from now on");
+    assert_eq!(store.due_sandboxes(after(61)).await.expect("answers").len(), 1);
 }
 
 async fn keys_tenants_and_secrets_are_kept_and_go_with_their_tenant(store: &Store) {

@@ -366,3 +366,24 @@ fn programs() -> &'static Path {
         executable.expect("an executable").parent().expect("a folder").to_owned()
     })
 }
+
+/// Makes one test per isolation out of each function of a module.
+macro_rules! on_each_level {
+    ($($name:ident),* $(,)?) => {
+        mod gvisor {$(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if $crate::bench::runsc().is_some() {
+                    super::$name(postern_orchestrator::runtime::Isolation::Gvisor).await;
+                }
+            }
+        )*}
+        mod namespaces {$(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(postern_orchestrator::runtime::Isolation::Namespaces).await;
+            }
+        )*}
+    };
+}
+pub(crate) use on_each_level;

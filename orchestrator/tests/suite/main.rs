@@ -11,6 +11,8 @@ mod configuration;
 #[cfg(test)]
 mod log;
 #[cfg(test)]
+mod pause;
+#[cfg(test)]
 mod policy_set;
 #[cfg(test)]
 mod pool;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sandboxes that are kept ready, at each isolation: claimed, replaced, never used twice.
 
-use crate::bench::{Bench, new_folder, runsc, until};
+use crate::bench::{Bench, new_folder, on_each_level, until};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -14,26 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
-
-/// Makes one test per level out of each function of this module.
-macro_rules! on_each_level {
-    ($($name:ident),* $(,)?) => {
-        mod gvisor {$(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                if super::runsc().is_some() {
-                    super::$name(super::Isolation::Gvisor).await;
-                }
-            }
-        )*}
-        mod namespaces {$(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Isolation::Namespaces).await;
-            }
-        )*}
-    };
-}
 
 on_each_level!(
     a_warm_sandbox_becomes_its_users_without_a_restart,

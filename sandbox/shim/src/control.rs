@@ -37,6 +37,10 @@ const HEADER_BYTES: u32 = 32 << 10;
 /// After a failed accept (no descriptors left) the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the kernel may take to stop all of a sandbox.
+const FREEZE_TIME: Duration = Duration::from_secs(3);
+const FREEZE_POLL: Duration = Duration::from_millis(1);
+
 /// What the shim tells of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -48,6 +52,9 @@ pub struct Status {
     pub pid: u32,
     /// Which limits hold.
     pub enforced: Enforced,
+    /// Whether all of it stands still. A shim of before does not say.
+    #[serde(default)]
+    pub is_frozen: bool,
 }
 
 /// Everything that a call may need.
@@ -115,13 +122,16 @@ async fn converse(connection: UnixStream, served: Arc<Served>, tasks: Tasks) {
 impl Served {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/shim/status") => json(StatusCode::OK, "application/json", &self.status),
+            (&Method::GET, "/shim/status") => {
+                let status = Status { is_frozen: self.cgroups.is_frozen(), ..self.status.clone() };
+                json(StatusCode::OK, "application/json", &status)
+            }
             (&Method::POST, "/shim/stop") => {
                 self.ending.cancel();
                 empty(StatusCode::ACCEPTED)
             }
-            (&Method::POST, "/shim/pause") => self.freeze(true),
-            (&Method::POST, "/shim/resume") => self.freeze(false),
+            (&Method::POST, "/shim/pause") => self.freeze(true).await,
+            (&Method::POST, "/shim/resume") => self.freeze(false).await,
             (_, path) if path.starts_with("/shim/") => {
                 problem(&Problem::new(Code::NotFound, "the shim has no such call"))
             }
@@ -132,11 +142,22 @@ impl Served {
         }
     }
 
-    fn freeze(&self, frozen: bool) -> Response<Body> {
-        match self.cgroups.set_frozen(frozen) {
-            Ok(()) => empty(StatusCode::NO_CONTENT),
-            Err(error) => problem(&Problem::new(Code::RuntimeUnavailable, error.to_string())),
+    /// Answers when it is so: the kernel stops processes one after the other.
+    async fn freeze(&self, frozen: bool) -> Response<Body> {
+        if let Err(error) = self.cgroups.set_frozen(frozen) {
+            return problem(&Problem::new(Code::RuntimeUnavailable, error.to_string()));
         }
+        let deadline = tokio::time::Instant::now() + FREEZE_TIME;
+        while self.cgroups.is_frozen() != frozen {
+            if tokio::time::Instant::now() > deadline {
+                // Half of it may stand still, which is neither.
+                drop(self.cgroups.set_frozen(false));
+                let detail = "the sandbox's processes did not stop in time";
+                return problem(&Problem::new(Code::RuntimeUnavailable, detail));
+            }
+            tokio::time::sleep(FREEZE_POLL).await;
+        }
+        empty(StatusCode::NO_CONTENT)
     }
 }
 

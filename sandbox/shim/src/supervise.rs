@@ -141,8 +141,13 @@ async fn live(
         }
     };
     let ending = Stop::new();
-    let status =
-        Status { sandbox: spec.sandbox.clone(), spec: spec.clone(), pid: std::process::id(), enforced };
+    let status = Status {
+        sandbox: spec.sandbox.clone(),
+        spec: spec.clone(),
+        pid: std::process::id(),
+        enforced,
+        is_frozen: false,
+    };
     let served = Served { status, cgroups: cgroups.clone(), channel, ending: ending.clone() };
     control::serve(&folder.control_socket(), served, tasks)
         .map_err(|error| StartError::Prepare("control socket", error))?;

@@ -181,6 +181,8 @@ impl Wanted {
             created_by: call.actor()?.to_string(),
             expires_at: end(now, ttl),
             idle: self.idle.or(made_of.idle).unwrap_or(IDLE).min(caps.ttl),
+            on_idle: made_of.on_idle,
+            paused: made_of.paused,
         })
     }
 }

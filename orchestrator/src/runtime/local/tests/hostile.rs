@@ -48,7 +48,7 @@ async fn nobody_was_harmed(hostile: &Bench, sandbox: &Sandbox, neighbour: &Sandb
     until("its shim is there or has told the end", async || {
         let found = tokio::time::timeout(PATIENCE, hostile.runtime.status(&sandbox.id)).await;
         match found.expect("in time").expect("there is something of it") {
-            Found::Running(running) => {
+            Found::Running(running) | Found::Paused(running) => {
                 assert_eq!(running.sandbox, sandbox.id);
                 // It may have ended since it answered: then ask again.
                 shim_of(hostile, sandbox).is_some_and(shim_is_small)

@@ -138,15 +138,16 @@ async fn pause_stops_it_and_resume_goes_on(bench: &Bench) {
         assert!(!rustix::process::geteuid().is_root(), "{paused:?}");
         return;
     }
-    until("the kernel says that all of it stands still", async || bench.groups(&sandbox).is_frozen()).await;
+    assert!(bench.groups(&sandbox).is_frozen(), "the kernel says that all of it stands still");
     let mut answer = std::pin::pin!(sandbox.shell("echo late"));
     // However long this is, only a sandbox that runs can answer.
     assert!(tokio::time::timeout(GLANCE, &mut answer).await.is_err(), "it answered while it was paused");
     assert!(
-        matches!(bench.runtime.status(&sandbox.id).await, Some(Found::Running(_))),
+        matches!(bench.runtime.status(&sandbox.id).await, Some(Found::Paused(_))),
         "the shim still answers"
     );
     bench.runtime.resume(&sandbox.id).await.expect("resumes");
+    assert!(matches!(bench.runtime.status(&sandbox.id).await, Some(Found::Running(_))));
     assert_eq!(answer.await.stdout, "late\n");
     assert_eq!(sandbox.shell("echo again").await.stdout, "again\n");
     // A paused one can be destroyed.

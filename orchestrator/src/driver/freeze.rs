@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pausing and resuming: a sandbox's processes stand still, with all their memory.
+//!
+//! The state is written first. What an end in between leaves, a sandbox that stands still and is
+//! written down as running or the other way round, is set right at the next start or sweep.
+
+use super::{Cause, DriveError, Driver, entry, log};
+use crate::lifecycle::{self, Event, State};
+use crate::store::{Action, SandboxRow, Transition};
+use postern_common::clock;
+use postern_common::id::SandboxId;
+use postern_common::tasks::Stop;
+use tokio::sync::oneshot;
+
+impl Driver {
+    /// Pauses a sandbox, or resumes it, and returns it when it is so. Asking again changes nothing.
+    /// A caller who leaves interrupts nothing of that.
+    ///
+    /// # Errors
+    /// [`DriveError::Refused`] if its state does not allow it, [`DriveError::Runtime`] if the
+    /// machine does not; then it is what it was.
+    pub(crate) async fn freeze(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        cause: Cause,
+    ) -> Result<SandboxRow, DriveError> {
+        let (told, answer) = oneshot::channel();
+        let (driver, of) = (self.clone(), id.clone());
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let turn = driver.0.lanes.turn(&of).await;
+            let frozen = driver.freeze_in_turn(&of, event, &cause).await;
+            drop(turn);
+            // Nobody may be waiting any more.
+            let _ = told.send(frozen).is_ok();
+        });
+        answer.await.unwrap_or_else(|_stopped| Err(DriveError::Silent(id.clone())))
+    }
+
+    async fn freeze_in_turn(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        cause: &Cause,
+    ) -> Result<SandboxRow, DriveError> {
+        let (before, to) = self.write_frozen(id, event, cause).await?;
+        if let Err(error) = self.match_in_turn(id).await {
+            if before == State::Running && to == State::Paused {
+                log(id, &error, "pause it");
+                self.write_frozen(id, Event::Resume, &Cause::own("")).await?;
+            }
+            return Err(error);
+        }
+        if to == State::Running {
+            self.replace_what_is_due(id).await?;
+        }
+        self.sandbox(id).await
+    }
+
+    /// Writes down that it is paused, or runs again: the state before, and the one now.
+    async fn write_frozen(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        cause: &Cause,
+    ) -> Result<(State, State), DriveError> {
+        loop {
+            let row = self.sandbox(id).await?;
+            if row.state.is_over() {
+                self.0.lanes.remove(id);
+            }
+            let (to, _effects) = lifecycle::next(row.state, event)?;
+            if to == row.state {
+                return Ok((to, to));
+            }
+            let mut entry = entry(&row.new, Action::SandboxChanged, cause);
+            entry.change = Some((row.state.as_str(), to.as_str()));
+            let transition = Transition { from: row.state, to, reason: None, running: None };
+            if self.parts().store.move_sandbox(id, &transition, &entry).await? {
+                tracing::info!(sandbox = %id, from = %row.state, %to, "sandbox changed");
+                let _ = self.0.changes.send(id.clone()).is_ok();
+                return Ok((row.state, to));
+            }
+        }
+    }
+
+    /// Makes it stand still, or go on, as is written. The caller is in its lane, so that what is
+    /// written stays while this is done, but for its end.
+    async fn match_in_turn(&self, id: &SandboxId) -> Result<(), DriveError> {
+        match self.sandbox(id).await?.state {
+            State::Paused => Ok(self.parts().host.pause(id).await?),
+            State::Running => Ok(self.parts().host.resume(id).await?),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Driver::match_in_turn`] in a task of its own, where the machine says otherwise.
+    pub(super) fn match_frozen(&self, id: &SandboxId) {
+        let (driver, id) = (self.clone(), id.clone());
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let _turn = driver.0.lanes.turn(&id).await;
+            if let Err(error) = driver.match_in_turn(&id).await {
+                log(&id, &error, "have it stand still or go on as is written");
+            }
+        });
+    }
+
+    /// A token whose time came while nobody could take it.
+    async fn replace_what_is_due(&self, id: &SandboxId) -> Result<(), DriveError> {
+        let Some(session) = self.parts().store.session(id).await? else { return Ok(()) };
+        let is_moved = session.expires_at != self.sandbox(id).await?.new.expires_at;
+        if (session.rotate_at <= clock::now() || is_moved)
+            && let Err(error) = self.replace_in_turn(id, Cause::own("")).await
+        {
+            // It goes on; its token is tried again soon.
+            log(id, &error, "hand over the token that was due");
+        }
+        Ok(())
+    }
+}
