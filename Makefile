@@ -58,7 +58,7 @@ docker-build docker-push helm-template test-k8s: ## (not there yet)
 bench-%: ## (not there yet)
 	@echo "make $@: no such benchmark yet" >&2; exit 1
 
-prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash, reload, hostile (ROUNDS=)
+prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash, reload, hostile, revocation (ROUNDS=)
 	@[[ -x scripts/prove/$*.sh ]] || { echo "make $@: no such proof yet" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/prove/$*.sh

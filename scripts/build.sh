@@ -18,16 +18,17 @@ say "postern-sandboxd, static ($PROFILE)"
 cargo build --quiet --locked --profile "$PROFILE" -p postern-sandboxd --target "$musl"
 install -m 0755 "$CARGO_TARGET_DIR/$musl/$folder/postern-sandboxd" "$programs/"
 
-say "postern, postern-shim, postern-compile ($PROFILE)"
+say "postern, postern-shim, postern-compile, postern-gateway, postern-orchestrator ($PROFILE)"
 if [[ $PROFILE == dev ]]; then
   # One build with everything's features, so that tests and lints share its dependencies.
   cargo build --locked --workspace --all-targets
 else
-  for package in postern-shim postern-compile; do
+  for package in postern-shim postern-compile postern-gateway postern-orchestrator; do
     cargo build --locked --profile "$PROFILE" -p "$package"
   done
 fi
-install -m 0755 "$CARGO_TARGET_DIR/$folder/postern-shim" "$CARGO_TARGET_DIR/$folder/postern-compile" "$programs/"
+install -m 0755 "$CARGO_TARGET_DIR/$folder/postern-shim" "$CARGO_TARGET_DIR/$folder/postern-compile" \
+  "$CARGO_TARGET_DIR/$folder/postern-gateway" "$CARGO_TARGET_DIR/$folder/postern-orchestrator" "$programs/"
 
 say "first-party filters (WebAssembly)"
 for manifest in plugins/*/filter.toml; do

@@ -57,6 +57,12 @@ pub(crate) enum Command {
     /// Tenants: make, list, remove.
     #[command(subcommand)]
     Tenant(Tenant),
+    /// Gateways of their own that follow this orchestrator.
+    #[command(subcommand)]
+    Gateways(Gateways),
+    /// Sessions that are bound to an address, for tests and clients that are no sandboxes.
+    #[command(subcommand)]
+    Sessions(Sessions),
     /// A fresh session token for a sandbox, printed once.
     Token {
         /// The sandbox.
@@ -486,6 +492,57 @@ pub(crate) enum Tenant {
         /// Its name.
         name: String,
     },
+}
+
+/// `postern gateways`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Gateways {
+    /// Give a gateway a credential of its own; it is shown once.
+    Add {
+        /// Its name.
+        name: String,
+    },
+    /// List gateways and how many connections each has.
+    Ls,
+    /// Revoke a gateway's credential and cut it off.
+    Rm {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `postern sessions`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Sessions {
+    /// Register a session for an address; its token is shown once.
+    Add(AddSession),
+    /// List them, never their tokens.
+    Ls,
+    /// End one.
+    Rm {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// `postern sessions add`.
+#[derive(Debug, Args)]
+pub(crate) struct AddSession {
+    /// The address that its requests come from.
+    #[arg(long, value_name = "ADDRESS")]
+    pub peer: std::net::IpAddr,
+    /// The user that it speaks for.
+    #[arg(long)]
+    pub user: String,
+    /// The conversation that it speaks for.
+    #[arg(long)]
+    pub conversation: String,
+    /// What it may call: BACKEND/OPERATION or BACKEND/GROUP; may be repeated.
+    #[arg(long = "operation", value_name = "OPERATION")]
+    pub operations: Vec<String>,
+    /// How long it lives, at most 1h [1h].
+    #[arg(long)]
+    pub ttl: Option<String>,
 }
 
 /// `postern config`.

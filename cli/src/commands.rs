@@ -6,12 +6,14 @@ mod apply;
 mod config;
 mod doctor;
 mod filter;
+mod gateways;
 mod key;
 mod policy;
 mod sandbox;
 mod schema;
 mod secret;
 mod tenant;
+mod sessions;
 mod token;
 
 use crate::arguments::{Command, ConfigCommand};
@@ -40,6 +42,8 @@ pub(crate) async fn run(
         Command::Secret(wanted) => secret::run(&server()?, wanted).await,
         Command::Key(wanted) => key::run(&server()?, wanted).await,
         Command::Tenant(wanted) => tenant::run(&server()?, wanted).await,
+        Command::Gateways(wanted) => gateways::run(&server()?, wanted).await,
+        Command::Sessions(wanted) => sessions::run(&server()?, wanted).await,
         Command::Token { id } => token::run(&server()?, &id).await,
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),
         Command::Schema { kind } => schema::run(kind, output),

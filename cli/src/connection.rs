@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use postern_common::secret::Secret;
 use postern_common::settings::{Settings, name};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use url::Url;
 
@@ -24,6 +25,9 @@ pub(crate) struct Written {
     pub url: Url,
     /// The gateway's door over TCP, if it has one.
     pub gateway: Option<Url>,
+    /// The control stream that gateways of their own follow, if it is open.
+    #[serde(default)]
+    pub control: Option<SocketAddr>,
     /// The file that holds the admin key.
     pub key_file: PathBuf,
     /// Where its sandboxes' sockets are.
@@ -106,7 +110,7 @@ mod tests {
         let key_file = folder.path().join("api-key");
         std::fs::write(&key_file, "postern_a_b\n").expect("writes");
         let url = Url::parse("http://127.0.0.1:4242").expect("a URL");
-        let written = Written { url, gateway: None, key_file, run: "/run".into(), pid: 1 };
+        let written = Written { url, gateway: None, control: None, key_file, run: "/run".into(), pid: 1 };
         let text = serde_json::to_string(&written).expect("serializes");
         std::fs::write(folder.path().join(CONNECTION_FILE), text).expect("writes");
         folder

@@ -20,7 +20,8 @@ use crate::session::Session;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// A message of the control stream.
 #[derive(Debug, Clone)]
@@ -159,6 +160,17 @@ pub struct Follower {
     pub decisions: mpsc::Sender<DecisionRecord>,
     /// Takes what filters log; when it is full, a line is dropped and counted.
     pub lines: mpsc::Sender<FilterLine>,
+    /// Tells that the orchestrator is there.
+    pub presence: Presence,
+}
+
+/// How a follower knows that its orchestrator is there.
+#[derive(Debug, Clone)]
+pub enum Presence {
+    /// They share a process: it is there for as long as messages may come.
+    Linked,
+    /// It is elsewhere: all that it had said by then has come. `None`: it was not heard yet.
+    Heard(watch::Receiver<Option<Instant>>),
 }
 
 /// The way to the orchestrator of this process, for a link that was lost.
@@ -196,7 +208,17 @@ pub fn link() -> (Publisher, Follower) {
     let (link, redials) = mpsc::channel(1);
     let (lines, written) = mpsc::channel(LINES_IN_FLIGHT);
     let publisher = Publisher { deliveries, redials, decisions: decided, lines: written };
-    (publisher, Follower { deliveries: received, link: Link(link), decisions, lines })
+    let presence = Presence::Linked;
+    (publisher, Follower { deliveries: received, link: Link(link), decisions, lines, presence })
+}
+
+/// A connection whose orchestrator is in another process: whoever carries it tells by the third
+/// part when it was heard.
+#[must_use]
+pub fn distant_link() -> (Publisher, Follower, watch::Sender<Option<Instant>>) {
+    let (publisher, follower) = link();
+    let (heard, presence) = watch::channel(None);
+    (publisher, Follower { presence: Presence::Heard(presence), ..follower }, heard)
 }
 
 impl Publisher {

@@ -149,6 +149,8 @@ ids! {
     TemplateName, "template name", "1-63 of a-z, 0-9 and `-`, beginning with a letter or digit", is_name;
     /// A secret of a tenant; the name, never the value.
     SecretName, "secret name", "1-63 of a-z, 0-9 and `-`, beginning with a letter or digit", is_name;
+    /// A gateway that follows the orchestrator with a credential of its own.
+    GatewayName, "gateway name", "1-63 of a-z, 0-9 and `-`, beginning with a letter or digit", is_name;
     /// An operation of a backend, as its OpenAPI document spells it.
     OperationId, "operation id", "1-128 of letters, digits, `_`, `-`, `.` and `:`", is_operation;
     /// The application's own id of its user. Compared byte for byte.

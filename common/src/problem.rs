@@ -125,6 +125,8 @@ codes! {
     SessionUnknown "session-unknown" 503 "The session is not known here yet";
     /// The gateway has not heard from its orchestrator for too long.
     StateStale "state-stale" 503 "The gateway's state is too old to serve from";
+    /// Decisions cannot be recorded, and the operator wants no request without its record.
+    AuditUnavailable "audit-unavailable" 503 "Decisions cannot be recorded";
     /// The backend failed too often lately.
     CircuitOpen "circuit-open" 503 "The backend is failing";
     /// The server is ending and takes no new work.

@@ -128,6 +128,8 @@ pub struct Settings {
     pub extra_authorities: Vec<CertificateDer<'static>>,
     /// How old the state may grow without the orchestrator.
     pub staleness: Duration,
+    /// Whether requests are refused while their records might be lost.
+    pub fails_closed: bool,
     /// How long requests in flight get when the gateway stops.
     pub drain: Duration,
     /// How long peers may keep us waiting.
@@ -150,6 +152,7 @@ impl Settings {
             upstreams,
             extra_authorities: Vec::new(),
             staleness: STALENESS,
+            fails_closed: false,
             drain: DRAIN,
             waits: Waits::default(),
             ceilings: Ceilings::default(),
@@ -187,6 +190,7 @@ pub struct Config {
     pub(crate) upstreams: UpstreamRules,
     pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
     pub(crate) staleness: Duration,
+    pub(crate) fails_closed: bool,
     pub(crate) drain: Duration,
     pub(crate) waits: Waits,
     pub(crate) ceilings: Ceilings,
@@ -226,6 +230,7 @@ impl Config {
             upstreams: settings.upstreams,
             extra_authorities: settings.extra_authorities,
             staleness: settings.staleness,
+            fails_closed: settings.fails_closed,
             drain: settings.drain,
             waits: settings.waits,
             ceilings: settings.ceilings,

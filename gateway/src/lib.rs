@@ -3,7 +3,8 @@
 //!
 //! [`Gateway::start`] opens the listeners and follows the orchestrator; what happens to a request
 //! is told, top to bottom, in `request.rs`. The gateway holds no database, Kubernetes or compiler
-//! code, and no state of its own that outlives it.
+//! code. [`stream`] carries the link to an orchestrator of another process, and what outlives this
+//! one.
 
 mod admin;
 mod authorize;
@@ -28,6 +29,7 @@ mod request;
 mod response;
 mod route;
 mod snapshot;
+pub mod stream;
 mod trace;
 mod upstream;
 mod validate;
@@ -47,11 +49,15 @@ use postern_common::control::Follower;
 use postern_common::decision::DecisionRecord;
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry as MetricRegistry;
 use registry::Registry;
+use reject::Reject;
 use snapshot::{Snapshot, Surroundings};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -67,6 +73,7 @@ pub struct Gateway {
     upstream: Upstream,
     freshness: Freshness,
     decisions: mpsc::Sender<DecisionRecord>,
+    audit: Audit,
     metrics: Metrics,
     reports: filters::Reports,
     registered: MetricRegistry,
@@ -103,6 +110,35 @@ pub struct Running {
     pub tcp: Option<SocketAddr>,
     /// Where operators look.
     pub admin: Option<SocketAddr>,
+    /// The way home of decisions, as metrics show it and as requests may depend on it.
+    pub audit: Audit,
+}
+
+/// How decisions get home.
+#[derive(Debug, Clone, Default)]
+pub struct Audit {
+    /// Records that were lost.
+    pub(crate) dropped: Counter,
+    /// Bytes that wait on disk.
+    pub(crate) spool_bytes: Gauge,
+    /// Records may be lost soon, or are being lost.
+    pub(crate) is_full: Arc<AtomicBool>,
+    /// Whether requests are then refused.
+    fails_closed: bool,
+}
+
+impl Audit {
+    /// Refuses a request whose record might be lost, if the operator wants it so.
+    ///
+    /// # Errors
+    /// [`Reject::AuditFull`].
+    fn check(&self) -> Result<(), Reject> {
+        if self.fails_closed && self.is_full.load(Ordering::Relaxed) {
+            Err(Reject::AuditFull)
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl Gateway {
@@ -116,13 +152,15 @@ impl Gateway {
     pub async fn start(config: Config, follower: Follower, tasks: &Tasks) -> Result<Running, StartError> {
         let tcp = listen(config.tcp).await?;
         let admin = listen(config.admin).await?;
-        let running = Running { tcp: address(tcp.as_ref()), admin: address(admin.as_ref()) };
+        let audit = Audit { fails_closed: config.fails_closed, ..Audit::default() };
+        let running =
+            Running { tcp: address(tcp.as_ref()), admin: address(admin.as_ref()), audit: audit.clone() };
         [running.tcp, running.admin]
             .into_iter()
             .flatten()
             .for_each(|own| config.upstreams.never_ourselves(own));
         let mut registered = telemetry::registry();
-        let metrics = Metrics::register(&mut registered);
+        let metrics = Metrics::register(&mut registered, &audit);
         let reports = filters::Reports { metrics: metrics.filters.clone(), lines: follower.lines };
         let gateway = Arc::new(Self {
             identities: Identities::new(config.verifier),
@@ -135,10 +173,11 @@ impl Gateway {
                 ceilings: config.ceilings,
             },
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
-            freshness: Freshness::new(config.staleness),
+            freshness: Freshness::new(config.staleness, follower.presence),
             decisions: follower.decisions,
             metrics,
             reports,
+            audit,
             registered,
             tasks: tasks.clone(),
             bodies: Arc::new(Room::new(config::BODY_ROOM)),
@@ -168,7 +207,7 @@ impl Gateway {
     /// Hands a record on; if there is no room it is dropped and counted.
     fn record(&self, record: DecisionRecord) {
         if self.decisions.try_send(record).is_err() {
-            self.metrics.audit_dropped.inc();
+            self.audit.dropped.inc();
         }
     }
 }

@@ -3,6 +3,7 @@
 //! request's own text, so their number is bounded by what tenants declare: names that no
 //! configuration has any more are dropped with it.
 
+use crate::Audit;
 use crate::snapshot::Snapshot;
 use postern_common::decision::{ShadowPart, ShadowScope, Verdict};
 use postern_common::id::FilterName;
@@ -173,14 +174,13 @@ pub(crate) struct Metrics {
     shadow_names: Mutex<HashSet<String>>,
     pub(crate) filters: FilterMetrics,
     connections_dropped: Family<DropLabel, Counter>,
-    pub(crate) audit_dropped: Counter,
     pub(crate) control_version: Gauge,
     pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
 impl Metrics {
     /// Makes them and registers them in the process's registry.
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry, audit: &Audit) -> Self {
         let metrics = Self {
             requests: Named::new(Counter::default),
             request_seconds: seconds(),
@@ -190,7 +190,6 @@ impl Metrics {
             shadow_names: Mutex::default(),
             filters: FilterMetrics::register(registry),
             connections_dropped: Family::default(),
-            audit_dropped: Counter::default(),
             control_version: Gauge::default(),
             control_age: Gauge::default(),
         };
@@ -207,7 +206,8 @@ impl Metrics {
             "What policies in shadow would have made of requests, beside what was enforced",
             metrics.shadow.clone(),
         );
-        registry.register("audit_dropped", "Decision records that were lost", metrics.audit_dropped.clone());
+        registry.register("audit_dropped", "Decision records that were lost", audit.dropped.clone());
+        registry.register("spool_bytes", "Decision records that wait on disk", audit.spool_bytes.clone());
         registry.register(
             "control_stream_version",
             "The last message in force",
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn labels_of_names_that_no_configuration_has_are_dropped() {
         let mut registered = registry();
-        let metrics = Metrics::register(&mut registered);
+        let metrics = Metrics::register(&mut registered, &Audit::default());
         for number in 0..100 {
             metrics.request((format!("desk-{number}"), "list".to_owned()), "allow", Duration::ZERO);
             metrics.filters.called(&format!("filter-{number}"), Duration::ZERO);

@@ -82,6 +82,8 @@ pub(crate) enum Reject {
     WrongPeer,
     SessionUnknown,
     StateStale,
+    /// Its record would be lost.
+    AuditFull,
     NoConfiguration,
     RateLimited(Limited),
     ConcurrencyLimited(Scope),
@@ -150,6 +152,7 @@ impl Reject {
             Self::WrongPeer => Code::TokenWrongPeer,
             Self::SessionUnknown => Code::SessionUnknown,
             Self::StateStale | Self::CredentialMissing => Code::StateStale,
+            Self::AuditFull => Code::AuditUnavailable,
             Self::NoConfiguration | Self::RouteUnknown => Code::RouteUnknown,
             Self::RateLimited(_) => Code::RateLimited,
             Self::ConcurrencyLimited(_) => Code::ConcurrencyLimited,
@@ -212,6 +215,7 @@ impl Reject {
             Self::ConcurrencyLimited(_)
             | Self::SessionUnknown
             | Self::StateStale
+            | Self::AuditFull
             | Self::CredentialMissing => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }

@@ -45,6 +45,7 @@ async fn forward(
     draft: &mut Draft,
 ) -> Result<Response<Body>, Reject> {
     gateway.freshness.check()?;
+    gateway.audit.check()?;
     let snapshot = gateway.snapshot();
     let mut request = head::parse(request)?;
     draft.trace(trace::go_on(&mut request.headers));

@@ -17,6 +17,7 @@ mod etag;
 mod exec;
 mod filters;
 mod idempotency;
+mod gateways;
 mod input;
 mod keys;
 mod observe;
@@ -28,6 +29,7 @@ mod sandboxes;
 mod scope;
 mod secrets;
 mod server;
+mod sessions;
 mod sse;
 mod tenants;
 
@@ -44,7 +46,9 @@ use crate::pool::Pool;
 use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
+use crate::sessions::peers::PeerSessions;
 use crate::store::{Actor, Owner, Role, Store};
+use crate::stream::ControlStream;
 use axum::body::Body;
 use axum::extract::{RawPathParams, Request, State};
 use axum::response::Response;
@@ -86,6 +90,10 @@ pub(crate) struct Api {
     pub(crate) isolation: Option<Isolation>,
     /// Whether new work is taken.
     pub(crate) drain: Drain,
+    /// Sessions of addresses.
+    pub(crate) peers: PeerSessions,
+    /// Gateways of other processes.
+    pub(crate) stream: Arc<ControlStream>,
     /// Owns streams that outlive a request's handler.
     pub(crate) tasks: Tasks,
 }

@@ -127,6 +127,28 @@ impl Gateways {
         &self.filter_log
     }
 
+    /// Connects a gateway of another process, whose decisions come by [`Gateways::keep`].
+    pub(crate) async fn connect_distant(&self, publisher: &Publisher) {
+        // The task ends only at shutdown, when nobody is told anything any more.
+        let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+    }
+
+    /// Keeps a batch of decisions; `false` if they could not be kept and should come again.
+    pub(crate) async fn keep(&self, batch: Vec<DecisionRecord>) -> bool {
+        if let Err(error) = self.store.keep_decisions(&batch).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, waiting = batch.len(), "decisions were not kept");
+            return false;
+        }
+        tell_uses(batch, &self.uses);
+        true
+    }
+
+    /// Drops decisions that are over the bound.
+    pub(crate) async fn trim(&self) {
+        trim(&self.store).await;
+    }
+
     /// How many gateways are connected.
     #[must_use]
     pub(crate) fn connected(&self) -> usize {

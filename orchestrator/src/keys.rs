@@ -81,6 +81,7 @@ pub struct InstallationKeys {
     artefact: Ed25519KeyPair,
     api_keys: hmac::Key,
     digests: hmac::Key,
+    gateways: hmac::Key,
 }
 
 impl fmt::Debug for InstallationKeys {
@@ -118,7 +119,8 @@ impl InstallationKeys {
         let sealed = store.fact("root_secret", data.seal(Place::Root, random(ROOT_BYTES)?.reveal())?).await?;
         let root = data.open(Place::Root, &sealed)?;
         let (api_keys, digests) = (derived(&root, "api-key hashes")?, derived(&root, "digests of repeats")?);
-        Ok(Self { token, old_tokens: given.old_tokens, data, artefact, api_keys, digests })
+        let gateways = derived(&root, "gateway credential hashes")?;
+        Ok(Self { token, old_tokens: given.old_tokens, data, artefact, api_keys, digests, gateways })
     }
 
     /// Believes the tokens of this installation.
@@ -157,6 +159,16 @@ impl InstallationKeys {
     /// Whether this is the keyed hash of `message`; takes the same time for every answer.
     fn is_key_hash(&self, message: &[u8], hash: &[u8]) -> bool {
         hmac::verify(&self.api_keys, message, hash).is_ok()
+    }
+
+    /// The keyed hash of a gateway's secret.
+    pub(crate) fn gateway_hash(&self, secret: &[u8]) -> Vec<u8> {
+        hmac::sign(&self.gateways, secret).as_ref().to_vec()
+    }
+
+    /// Whether this is the keyed hash of a gateway's secret; takes the same time for every answer.
+    pub(crate) fn is_gateway_hash(&self, secret: &[u8], hash: &[u8]) -> bool {
+        hmac::verify(&self.gateways, secret, hash).is_ok()
     }
 
     /// A keyed digest, in hex: two values are equal if theirs are, and nobody else can try values.

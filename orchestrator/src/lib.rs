@@ -36,6 +36,7 @@ pub mod runtime;
 mod seal;
 mod sessions;
 mod store;
+mod stream;
 mod tenant;
 
 pub use config::Config;
@@ -44,3 +45,4 @@ pub use host::{Host, UserFolder};
 pub use orchestrator::{Orchestrator, Prepared, StartError};
 pub use seal::SealError;
 pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};
+pub use stream::AuthorityError;

@@ -18,10 +18,12 @@ use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
 use crate::seal::SealError;
+use crate::sessions::peers::{self, PeerSessions};
 use crate::sessions::{Sessions, session};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Role, Store, StoreError,
 };
+use crate::stream::{AuthorityError, ControlStream};
 use postern_common::clock;
 use postern_common::control::{Publisher, State};
 use postern_common::folder::TenantFiles;
@@ -63,6 +65,9 @@ pub enum StartError {
     /// The policies of the control plane.
     #[error("this release's own policies of the control plane cannot be used: {0}")]
     Rights(String),
+    /// The control stream's certificates.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     /// The id of this installation is not one.
     #[error("the database holds an installation id that cannot be read; was it edited by hand?")]
     Installation,
@@ -117,7 +122,9 @@ impl Prepared {
     /// [`StartError`].
     pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
         let Self { config, store, keys, .. } = self;
-        let epoch = store.next_number("epoch").await?;
+        // Never below the clock's seconds: a database that was restored counts on from before, and
+        // gateways refuse what is older than they know.
+        let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
         let state = known_sessions(&store).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
@@ -157,6 +164,9 @@ impl Prepared {
         let rights = Rights::shipped().map_err(StartError::Rights)?;
         let filter_log = gateways.filter_log().clone();
         let (drain, tasks) = (Drain::default(), tasks.clone());
+        let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
+        let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
+        let stream = Arc::new(stream);
         let api = Api {
             store,
             keys,
@@ -169,6 +179,8 @@ impl Prepared {
             isolation,
             rights,
             drain,
+            peers,
+            stream,
             tasks: tasks.clone(),
         };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
@@ -205,6 +217,11 @@ impl Orchestrator {
     /// Serves the REST API on `listener`.
     pub fn serve(&self, listener: TcpListener) {
         api::serve(Arc::clone(&self.api), listener, &self.tasks);
+    }
+
+    /// Lets gateways of other processes follow, on `listener`.
+    pub fn serve_control(&self, listener: TcpListener) {
+        Arc::clone(&self.api.stream).serve(listener, &self.tasks);
     }
 
     /// Serves the admin port on `listener`.
@@ -310,7 +327,10 @@ impl Orchestrator {
 
 /// The sessions that gateways must know from the first moment.
 async fn known_sessions(store: &Store) -> Result<State, StoreError> {
-    let mut state = State { ended: store.ended_sessions(clock::now()).await?, ..State::default() };
+    let now = clock::now();
+    let mut state = State { ended: store.ended_sessions(now).await?, ..State::default() };
+    state.ended.extend(store.ended_peer_sessions(now).await?);
+    state.sessions.extend(store.peer_sessions(now).await?.into_iter().map(peers::session));
     for row in store.live_sandboxes().await? {
         if !matches!(row.state, Status::Running | Status::Paused) {
             continue;

@@ -56,6 +56,8 @@ pub(crate) enum Place<'a> {
     },
     /// The root secret.
     Root,
+    /// The control stream's certificate authority.
+    Authority,
 }
 
 impl Place<'_> {
@@ -66,6 +68,7 @@ impl Place<'_> {
             Self::Template { tenant, name } => ["template", tenant, name],
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
             Self::Root => ["root", "", ""],
+            Self::Authority => ["authority", "", ""],
         };
         parts.join("\0").into_bytes()
     }
@@ -168,6 +171,7 @@ mod tests {
             Place::Environment { tenant: "acme", sandbox: "desk" },
             Place::Template { tenant: "acme", name: "desk" },
             Place::Root,
+            Place::Authority,
         ] {
             assert_eq!(key(1).open(place, &sealed).expect_err("refused"), SealError::Damaged, "{place:?}");
         }

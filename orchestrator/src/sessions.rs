@@ -5,6 +5,8 @@
 //! refresh, and into the sandbox. What is kept is its `jti`. Whoever calls holds the sandbox's
 //! lane (see `driver`), so a session's changes never overtake each other.
 
+pub(crate) mod peers;
+
 use crate::control::{ACKNOWLEDGE_TIME, Gateways};
 use crate::keys::InstallationKeys;
 use crate::seal::SealError;

@@ -16,6 +16,8 @@ mod edges;
 #[cfg(test)]
 mod ending;
 #[cfg(test)]
+mod gateways;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod readme;

@@ -95,7 +95,12 @@ pub(crate) struct Up {
 impl Up {
     /// Starts with the example's configuration.
     pub(crate) fn start(backend: &Backend) -> Self {
-        Self::on(Arc::new(configured(backend)))
+        Self::start_with(backend, &[])
+    }
+
+    /// The same with settings of the test's own.
+    pub(crate) fn start_with(backend: &Backend, settings: &[(&str, &str)]) -> Self {
+        Self::on_with(Arc::new(configured(backend)), settings)
     }
 
     /// Starts without a watched folder: the API owns the tenant, and `config/` waits to be applied.
@@ -115,8 +120,13 @@ impl Up {
 
     /// Starts on folders that are there already, and waits until it serves.
     pub(crate) fn on(folder: Arc<tempfile::TempDir>) -> Self {
+        Self::on_with(folder, &[])
+    }
+
+    /// The same with settings of the test's own.
+    pub(crate) fn on_with(folder: Arc<tempfile::TempDir>, settings: &[(&str, &str)]) -> Self {
         let mut command = postern(folder.path());
-        command.args(["up", "--config"]).arg(folder.path().join("config"));
+        command.args(["up", "--config"]).arg(folder.path().join("config")).envs(settings.iter().copied());
         Self::launch(folder, command)
     }
 
@@ -243,7 +253,7 @@ impl Drop for Up {
 }
 
 /// A folder with the example's configuration, which points at the backend.
-fn configured(backend: &Backend) -> tempfile::TempDir {
+pub(crate) fn configured(backend: &Backend) -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("postern-test-").tempdir().expect("a folder");
     let config = folder.path().join("config");
     copy_folder(&project().join("examples/support-desk/config"), &config);
@@ -265,7 +275,7 @@ pub(crate) fn postern(folder: &Path) -> Command {
     command
 }
 
-fn follow(output: impl std::io::Read + Send + 'static, log: &Arc<Mutex<String>>) {
+pub(crate) fn follow(output: impl std::io::Read + Send + 'static, log: &Arc<Mutex<String>>) {
     let log = Arc::clone(log);
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {

@@ -15,6 +15,8 @@ pub(crate) struct Banner {
     pub gateway: Option<String>,
     /// Where each sandbox's own socket is.
     pub sockets: PathBuf,
+    /// The control stream that gateways of their own follow.
+    pub control: Option<String>,
     /// Health and metrics: of the orchestrator, of the gateway.
     pub admin: [Option<String>; 2],
     /// Each isolation that was tried, and what became of it.
@@ -38,6 +40,7 @@ impl fmt::Display for Banner {
         line("console", "none yet".to_owned())?;
         line("gateway", self.gateway.clone().unwrap_or_else(off))?;
         line("sockets", format!("{}/SANDBOX", self.sockets.display()))?;
+        line("control", self.control.clone().unwrap_or_else(off))?;
         let admin = [orchestrator, gateway].map(|it| it.clone().unwrap_or_else(off));
         line("health", admin.join(" (orchestrator), ") + " (gateway)")?;
         for (at, level) in self.isolation.iter().enumerate() {
@@ -73,6 +76,7 @@ mod tests {
             key_file: "/w/.postern/api-key".into(),
             gateway: Some("http://127.0.0.1:8081".into()),
             sockets: "/run/postern/abcd".into(),
+            control: Some("127.0.0.1:8082".into()),
             admin: [Some("http://127.0.0.1:9090".into()), None],
             isolation: vec!["gvisor: works".into(), "namespaces: works, disk unenforced".into()],
             config: Some(("default".into(), "/w/config".into())),
@@ -86,6 +90,7 @@ mod tests {
           console        none yet
           gateway        http://127.0.0.1:8081
           sockets        /run/postern/abcd/SANDBOX
+          control        127.0.0.1:8082
           health         http://127.0.0.1:9090 (orchestrator), off (gateway)
           isolation      gvisor: works
                          namespaces: works, disk unenforced

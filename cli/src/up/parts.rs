@@ -60,6 +60,7 @@ pub(super) struct Parts {
     pub upstreams: Upstreams,
     api: Option<TcpListener>,
     api_admin: Option<TcpListener>,
+    control: Option<TcpListener>,
     gateway: postern_gateway::Running,
     probed: Vec<Probed>,
     run_root: PathBuf,
@@ -94,7 +95,11 @@ impl Parts {
         let api = listen(ports::choose(settings, name::API_LISTEN)?).await?;
         let api = api.context("the API cannot be switched off; remove `off` from POSTERN_API_LISTEN")?;
         let api_admin = listen(ports::choose(settings, name::API_ADMIN_LISTEN)?).await?;
-        let own = [Some(&api), api_admin.as_ref()].into_iter().flatten().map(TcpListener::local_addr);
+        let control = listen(ports::choose(settings, name::CONTROL_LISTEN)?).await?;
+        let own = [Some(&api), api_admin.as_ref(), control.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(TcpListener::local_addr);
         let own: Vec<SocketAddr> = own.collect::<Result<_, _>>()?;
         let named = watched.map(WatchedFolder::urls).unwrap_or_default();
         let upstreams = Upstreams::new(settings, &own, named)?;
@@ -108,6 +113,7 @@ impl Parts {
             upstreams,
             api: Some(api),
             api_admin,
+            control,
             gateway,
             probed,
             run_root,
@@ -131,6 +137,9 @@ impl Parts {
         let admin = self.api_admin.take();
         let admin_at = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         admin.into_iter().for_each(|listener| self.orchestrator.serve_admin(listener));
+        let control = self.control.take();
+        let control_at = control.as_ref().map(TcpListener::local_addr).transpose()?;
+        control.into_iter().for_each(|listener| self.orchestrator.serve_control(listener));
         let written = Written {
             url: at.parse().context("an address of ours")?,
             gateway: self
@@ -139,6 +148,7 @@ impl Parts {
                 .map(|tcp| url(tcp).parse())
                 .transpose()
                 .context("an address of ours")?,
+            control: control_at,
             key_file: key_file.clone(),
             run: self.run_root.clone(),
             pid: std::process::id(),
@@ -150,6 +160,7 @@ impl Parts {
             key_file,
             gateway: self.gateway.tcp.map(url),
             sockets: self.run_root.clone(),
+            control: control_at.map(|address| address.to_string()),
             admin: [admin_at.map(url), self.gateway.admin.map(url)],
             isolation: self.probed.iter().map(told).collect(),
             config: folder.map(|folder| (tenant.to_string(), folder.to_owned())),

@@ -248,3 +248,30 @@ fn bounds_of_the_operator_have_defaults_and_are_judged() {
     let settings = Settings::resolve(&Sources { environment, ..Sources::default() }).expect("resolves");
     assert!((settings.sandbox_caps().cpu - 0.5).abs() < f64::EPSILON);
 }
+
+#[test]
+fn settings_of_a_gateway_of_its_own_are_judged_at_start() {
+    let resolve = |name: &str, text: &str| {
+        let environment = BTreeMap::from([(name.to_owned(), text.to_owned())]);
+        Settings::resolve(&Sources { environment, ..Sources::default() })
+    };
+    let defaults = Settings::resolve(&Sources::default()).expect("resolves");
+    assert_eq!(defaults.staleness(), Duration::from_secs(10));
+    assert_eq!(defaults.bytes(name::GATEWAY_SPOOL), Some(64 << 20));
+    assert!(!defaults.flag(name::GATEWAY_FAIL_CLOSED) && defaults.gateway_credential().is_none());
+    assert!(
+        resolve("POSTERN_FAIL_CLOSED_ON_AUDIT_LOSS", "true").expect("is one").flag(name::GATEWAY_FAIL_CLOSED)
+    );
+    for (name, text) in [
+        ("POSTERN_GATEWAY_STALENESS", "2h"),
+        ("POSTERN_GATEWAY_STALENESS", "0s"),
+        ("POSTERN_GATEWAY_STALENESS", "soon"),
+        ("POSTERN_GATEWAY_SPOOL", "much"),
+        ("POSTERN_FAIL_CLOSED_ON_AUDIT_LOSS", "yes"),
+        ("POSTERN_GATEWAY_CREDENTIAL", "s3cret"),
+        ("POSTERN_CONTROL_LISTEN", "8082"),
+    ] {
+        let told = resolve(name, text).expect_err("is wrong").to_string();
+        assert!(told.contains(name) && !told.contains("s3cret"), "{told}");
+    }
+}

@@ -7,6 +7,7 @@
 use super::{Given, Setting, SettingMistake, Settings, name};
 use crate::id::TenantId;
 use crate::secret::Secret;
+use crate::stream::Credential;
 use crate::telemetry::LogFormat;
 use crate::token::{MAX_TTL, SigningKey};
 use base64::Engine as _;
@@ -174,6 +175,17 @@ impl Settings {
             see(setting, self.kept(setting).map(drop));
         }
         see(name::INSECURE_LISTEN, self.parsed::<bool>(name::INSECURE_LISTEN).map(drop));
+        see(name::GATEWAY_STALENESS, self.try_staleness().map(drop));
+        see(name::GATEWAY_SPOOL, self.parsed::<ByteSize>(name::GATEWAY_SPOOL).map(drop));
+        for setting in [name::GATEWAY_FAIL_CLOSED, name::GATEWAY_SOCKETS] {
+            see(
+                setting,
+                self.parsed::<bool>(setting)
+                    .map(drop)
+                    .map_err(|_other| "is neither `true` nor `false`".to_owned()),
+            );
+        }
+        see(name::GATEWAY_CREDENTIAL, self.try_credential().map(drop));
         see(name::LOG_FORMAT, self.parsed::<LogFormatName>(name::LOG_FORMAT).map(drop));
         see(name::URL, self.try_url(name::URL).map(drop));
     }
@@ -294,6 +306,30 @@ impl Settings {
         self.parsed::<NonZeroU32>(name::REQUEST_CEILING).ok().flatten().map(NonZeroU32::get)
     }
 
+    /// How old a gateway's state may grow without an orchestrator.
+    #[must_use]
+    pub fn staleness(&self) -> Duration {
+        self.try_staleness().unwrap_or_default()
+    }
+
+    /// A setting that is a size.
+    #[must_use]
+    pub fn bytes(&self, setting: &Setting) -> Option<u64> {
+        self.parsed::<ByteSize>(setting).ok().flatten().map(|size| size.as_u64())
+    }
+
+    /// A setting that is `true` or `false`.
+    #[must_use]
+    pub fn flag(&self, setting: &Setting) -> bool {
+        self.parsed(setting).ok().flatten().unwrap_or(false)
+    }
+
+    /// A gateway's own credential.
+    #[must_use]
+    pub fn gateway_credential(&self) -> Option<Credential> {
+        self.try_credential().ok().flatten()
+    }
+
     /// How log lines look.
     #[must_use]
     pub fn log_format(&self) -> LogFormat {
@@ -387,6 +423,22 @@ impl Settings {
         }
     }
 
+    fn try_staleness(&self) -> Result<Duration, String> {
+        let Some(text) = self.raw(name::GATEWAY_STALENESS) else { return Ok(Duration::ZERO) };
+        let malformed = |_error| format!("`{text}` is no duration: expected one such as `10s` or `5m`");
+        let staleness: SignedDuration = text.parse().map_err(malformed)?;
+        match Duration::try_from(staleness) {
+            Ok(staleness) if (Duration::from_secs(2)..=MAX_TTL).contains(&staleness) => Ok(staleness),
+            _ => Err(format!("`{text}` is out of range: from 2s to 1h")),
+        }
+    }
+
+    fn try_credential(&self) -> Result<Option<Credential>, String> {
+        self.raw(name::GATEWAY_CREDENTIAL)
+            .map(|line| Credential::parse(line).map_err(|invalid| invalid.to_string()))
+            .transpose()
+    }
+
     fn try_master_key(&self) -> Result<Option<Secret<Vec<u8>>>, String> {
         let Some(text) = self.raw(name::MASTER_KEY) else { return Ok(None) };
         match STANDARD.decode(text.trim()) {
@@ -431,8 +483,13 @@ impl Settings {
 }
 
 /// The settings that are addresses.
-const LISTENERS: [&Setting; 4] =
-    [name::API_LISTEN, name::API_ADMIN_LISTEN, name::GATEWAY_LISTEN, name::GATEWAY_ADMIN_LISTEN];
+const LISTENERS: [&Setting; 5] = [
+    name::API_LISTEN,
+    name::API_ADMIN_LISTEN,
+    name::GATEWAY_LISTEN,
+    name::GATEWAY_ADMIN_LISTEN,
+    name::CONTROL_LISTEN,
+];
 
 /// What the reader has to change: the variable, the line, or the flag.
 fn place(setting: &Setting, given: &Given) -> String {

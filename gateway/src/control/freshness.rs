@@ -11,8 +11,12 @@
 //! Two facts, with one owner: whether the present link is up, and whose link's state is in force.
 //! State that comes into force after its link went is as old as the loss of that link, and what an
 //! older link brought never counts for a newer one.
+//!
+//! That is so within one process. An orchestrator of another process is heard of now and then
+//! ([`Presence`]); age is counted from there, however the link within this process is.
 
 use crate::reject::Reject;
+use postern_common::control::Presence;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,15 +55,16 @@ impl Heard {
 #[derive(Debug)]
 pub(crate) struct Freshness {
     bound: Duration,
+    presence: Presence,
     heard: Mutex<Heard>,
 }
 
 impl Freshness {
     /// Without any state; `bound` is how old it may grow later.
-    pub(crate) fn new(bound: Duration) -> Self {
+    pub(crate) fn new(bound: Duration, presence: Presence) -> Self {
         let now = Instant::now();
         let heard = Heard { generation: Generation(0), link: Link::LostAt(now), state: None, old_since: now };
-        Self { bound, heard: Mutex::new(heard) }
+        Self { bound, presence, heard: Mutex::new(heard) }
     }
 
     fn with<Told>(&self, tell: impl FnOnce(&mut Heard) -> Told) -> Told {
@@ -106,7 +111,14 @@ impl Freshness {
 
     /// How old the state is; since the start if there is none.
     pub(crate) fn age(&self) -> Duration {
-        self.with(|heard| heard.age())
+        self.with(|heard| self.age_of(heard))
+    }
+
+    fn age_of(&self, heard: &Heard) -> Duration {
+        match &self.presence {
+            Presence::Linked => heard.age(),
+            Presence::Heard(at) => at.borrow().unwrap_or(heard.old_since).elapsed(),
+        }
     }
 
     /// Refuses to serve from state that is too old, or from none.
@@ -114,7 +126,7 @@ impl Freshness {
     /// # Errors
     /// [`Reject::StateStale`].
     pub(crate) fn check(&self) -> Result<(), Reject> {
-        let is_fresh = self.with(|heard| heard.state.is_some() && heard.age() <= self.bound);
+        let is_fresh = self.with(|heard| heard.state.is_some() && self.age_of(heard) <= self.bound);
         if is_fresh { Ok(()) } else { Err(Reject::StateStale) }
     }
 }
@@ -125,7 +137,7 @@ mod tests {
 
     #[test]
     fn state_that_comes_into_force_after_its_link_went_is_as_old_as_the_loss() {
-        let freshness = Freshness::new(Duration::ZERO);
+        let freshness = Freshness::new(Duration::ZERO, Presence::Linked);
         let link = freshness.connected();
         freshness.lost(link);
         freshness.in_force(link);
@@ -135,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_new_link_counts_once_its_own_state_is_in_force() {
-        let freshness = Freshness::new(Duration::ZERO);
+        let freshness = Freshness::new(Duration::ZERO, Presence::Linked);
         let first = freshness.connected();
         assert!(freshness.check().is_err(), "no state yet");
         freshness.in_force(first);

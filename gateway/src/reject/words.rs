@@ -49,6 +49,7 @@ impl Reject {
             Self::WrongPeer => "the token belongs to another sandbox or address".into(),
             Self::SessionUnknown => "the session has not been announced to this gateway".into(),
             Self::StateStale => "the gateway has not heard from its orchestrator for too long".into(),
+            Self::AuditFull => "decisions can no longer be recorded here".into(),
             Self::NoConfiguration => "the tenant has no backends".into(),
             Self::RateLimited(limited) => limited.detail(),
             Self::ConcurrencyLimited(scope) => {
@@ -107,6 +108,7 @@ impl Reject {
             Self::SessionEnded | Self::SessionExpired => "create a sandbox: POST /sandbox",
             Self::WrongPeer => "send it from the sandbox that it was made for",
             Self::SessionUnknown | Self::StateStale | Self::CredentialMissing => "try again in a second",
+            Self::AuditFull => "try again; if it stays, see why the orchestrator keeps no decisions",
             Self::NoConfiguration => "put a backend: PUT /backends/{name}",
             Self::RateLimited(limited) if limited.wait.is_none() => {
                 "its cost is more than the bucket holds: raise the burst"

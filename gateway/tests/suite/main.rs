@@ -23,6 +23,7 @@ mod refusals;
 mod shadow;
 mod slips;
 mod smuggling;
+mod stream;
 mod streams;
 mod tenancy;
 mod world;

@@ -142,6 +142,11 @@ fn request(id: &str) -> Value {
                 "timeout": text, "collect": { "type": "boolean" } }),
         ),
         "createTenant" => object(&["name"], value!({ "name": text })),
+        "createGateway" => object(&["name"], value!({ "name": text })),
+        "createSession" => object(
+            &["user_id", "conversation_id", "peer"],
+            value!({ "user_id": text, "conversation_id": text, "operations": list, "peer": text, "ttl": text }),
+        ),
         "createKey" => object(
             &["role"],
             value!({ "role": { "enum": ["admin", "developer", "auditor"] }, "label": text, "tenant": text,

@@ -8,7 +8,8 @@ use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
 use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
 use super::{
-    configuration, exec, filters, keys, observe, openapi, policy_set, problems, sandboxes, secrets, tenants,
+    configuration, exec, filters, gateways, keys, observe, openapi, policy_set, problems, sandboxes, secrets,
+    sessions, tenants,
 };
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
@@ -117,6 +118,12 @@ routes! {
         &[TENANT, DRY_RUN, ("prune", "take away what the body does not name"),
             ("version", "only if the configuration still is at this version, as a dry run told it")],
         OK, configuration::apply, "Checks a whole configuration and puts it in force, all or nothing";
+    GET "/gateways" "listGateways" Access::Installation, Kind::None, &[], OK, gateways::list, "Lists the gateways that may follow the control stream, and those that do";
+    POST "/gateways" "createGateway" Access::Installation, Kind::Json(JSON_BYTES), &[], &[(201, "made; the credential is shown this once")], gateways::create, "Gives a gateway a credential of its own";
+    DELETE "/gateways/{name}" "deleteGateway" Access::Installation, Kind::None, &[], GONE, gateways::remove, "Revokes a gateway's credential and cuts its connections";
+    GET "/sessions" "listSessions" Access::Installation, Kind::None, &[], OK, sessions::list, "Lists the sessions that are bound to an address";
+    POST "/sessions" "createSession" Access::Installation, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "made; the token is shown this once")], sessions::create, "Registers a session for an address, for tests and clients that are no sandboxes";
+    DELETE "/sessions/{id}" "deleteSession" Access::Installation, Kind::None, &[], GONE, sessions::remove, "Ends a session of an address";
     GET "/events" "listEvents" READ, Kind::None,
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("after", "after this place in the log, for the next page")],
         &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, from `Last-Event-ID` or `after` on")],

@@ -89,6 +89,14 @@ actions! {
     KeyCreated "key.created";
     /// An API key was removed.
     KeyRemoved "key.removed";
+    /// A gateway got a credential.
+    GatewayAdded "gateway.added";
+    /// A gateway's credential was revoked.
+    GatewayRevoked "gateway.revoked";
+    /// A session was registered for an address.
+    SessionAdded "session.added";
+    /// A session of an address was ended.
+    SessionEnded "session.ended";
 }
 
 /// A line of the log, before it has its place in it.

@@ -19,11 +19,11 @@ impl Store {
         sqlx::query(select).bind(name).fetch_one(&self.pool).await?.bytes("value")
     }
 
-    /// Counts the fact `name` up by one and returns it; the first is 1.
+    /// Counts the fact `name` up, to `at_least` or by one, and returns it.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn next_number(&self, name: &'static str) -> Result<u64, StoreError> {
+    pub(crate) async fn next_number(&self, name: &'static str, at_least: u64) -> Result<u64, StoreError> {
         let mut change = self.change().await?;
         let select = "SELECT value FROM installation WHERE name = $1";
         let row = sqlx::query(select).bind(name).fetch_optional(&mut *change.0).await?;
@@ -35,7 +35,7 @@ impl Store {
             }
             None => 0,
         };
-        let next = before.saturating_add(1);
+        let next = before.saturating_add(1).max(at_least);
         let upsert = "INSERT INTO installation (name, value) VALUES ($1, $2) \
              ON CONFLICT (name) DO UPDATE SET value = excluded.value";
         sqlx::query(upsert).bind(name).bind(next.to_string().into_bytes()).execute(&mut *change.0).await?;

@@ -37,6 +37,7 @@ const MIGRATIONS: &[Migration] = migrations![
     9 "000009_scope_api_keys",
     10 "000010_create_revision",
     12 "000012_create_filter_versions",
+    13 "000013_create_gateways",
     14 "000014_create_idempotency_keys",
     15 "000015_create_warm_sandboxes",
     16 "000016_pause_sandboxes",

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `postern-gateway`: the gateway as a process of its own, following an orchestrator over the
+//! control stream.
+//!
+//! Reads the command line, the environment and `postern.toml` here and nowhere else. SIGTERM or
+//! Ctrl-C drains: listeners close, requests in flight finish, their decisions are written, then it
+//! ends.
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Parser;
+use postern_common::control::distant_link;
+use postern_common::settings::{Settings, Sources, name};
+use postern_common::tasks::Tasks;
+use postern_common::telemetry;
+use postern_gateway::{Config, Gateway, Settings as GatewaySettings, UpstreamRules, stream};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What is left after the drain time, to break off and to write decisions.
+const STOP_TIME: Duration = Duration::from_secs(5);
+
+/// The one door out of a sandbox, as a process of its own.
+#[derive(Debug, Parser)]
+#[command(name = "postern-gateway", version)]
+struct Arguments {
+    /// Settings file instead of ./postern.toml.
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// Folder where state and decisions are kept [./.postern].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// The control stream to follow, such as orchestrator:8082.
+    #[arg(long, value_name = "HOST:PORT")]
+    orchestrator: Option<String>,
+    /// Address for sandboxes [127.0.0.1:8081].
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Address for health and metrics [127.0.0.1:9091].
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<String>,
+    /// What is logged, such as `info,postern_gateway=debug`.
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match start(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not have begun: what is wrong with the settings is told like this.
+            drop(writeln!(std::io::stderr(), "postern-gateway: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> anyhow::Result<()> {
+    let settings = Settings::resolve(&sources(arguments)?)?;
+    telemetry::start_logging(settings.log_format(), settings.text(name::LOG).unwrap_or("info"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(&settings))
+}
+
+fn sources(arguments: &Arguments) -> anyhow::Result<Sources> {
+    let mut flags = BTreeMap::new();
+    for (setting, value) in [
+        (name::DATA_DIR, &arguments.data_dir),
+        (name::GATEWAY_ORCHESTRATOR, &arguments.orchestrator),
+        (name::GATEWAY_LISTEN, &arguments.listen),
+        (name::GATEWAY_ADMIN_LISTEN, &arguments.admin_listen),
+        (name::LOG, &arguments.log),
+    ] {
+        flags.extend(value.clone().map(|value| (setting.key, value)));
+    }
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let given = arguments.settings.as_deref();
+    let path = given.unwrap_or(Path::new("postern.toml"));
+    let file = match std::fs::read_to_string(path) {
+        Ok(text) => Some((path.to_owned(), text)),
+        Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => bail!("settings `{}` cannot be read: {error}", path.display()),
+    };
+    Ok(Sources { flags, environment, file })
+}
+
+async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let mut ending = Ending::listen()?;
+    let follow = follow_settings(settings)?;
+    let config =
+        Config::check(gateway_settings(settings, follow.upstreams.clone())?).map_err(|mistakes| {
+            anyhow!(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
+    let _lock = lock(&follow.folder)?;
+    let (gateway_tasks, stream_tasks) = (Tasks::new(), Tasks::new());
+    let (publisher, follower, heard) = distant_link();
+    let running = Gateway::start(config, follower, &gateway_tasks).await?;
+    let (name, orchestrator) = (follow.credential.name.clone(), follow.orchestrator.clone());
+    stream::follow(follow, publisher, heard, running.audit.clone(), &stream_tasks)?;
+    let shown = |address: Option<std::net::SocketAddr>| {
+        address.map_or_else(|| "off".to_owned(), |address| address.to_string())
+    };
+    let (listen, admin) = (shown(running.tcp), shown(running.admin));
+    tracing::info!(gateway = %name, orchestrator, listen, admin, "postern-gateway is up");
+    ending.come().await;
+    tracing::info!("draining: once more to leave at once");
+    tokio::select! {
+        ended = end(&gateway_tasks, &stream_tasks) => ended,
+        () = ending.come() => bail!("left at once; decisions that were not written are lost"),
+    }
+}
+
+/// First what makes decisions, then what writes them down.
+async fn end(gateway: &Tasks, stream: &Tasks) -> anyhow::Result<()> {
+    let drained = gateway.shut_down(postern_gateway::DRAIN + STOP_TIME).await;
+    stream.shut_down(STOP_TIME).await?;
+    Ok(drained?)
+}
+
+fn gateway_settings(settings: &Settings, upstreams: UpstreamRules) -> anyhow::Result<GatewaySettings> {
+    let token = settings.token();
+    let keys = token.signing_key.into_iter().chain(token.old_keys).collect();
+    let mut gateway = GatewaySettings::new(keys, upstreams);
+    let address = |setting| settings.address(setting).map_err(|mistake| anyhow!(mistake));
+    gateway.tcp = address(name::GATEWAY_LISTEN)?;
+    gateway.admin = address(name::GATEWAY_ADMIN_LISTEN)?;
+    gateway.staleness = settings.staleness();
+    gateway.fails_closed = settings.flag(name::GATEWAY_FAIL_CLOSED);
+    gateway.artefact_key = settings.gateway_credential().map(|credential| *credential.signer.as_bytes());
+    Ok(gateway)
+}
+
+fn follow_settings(settings: &Settings) -> anyhow::Result<stream::Settings> {
+    let orchestrator = settings.text(name::GATEWAY_ORCHESTRATOR).context(
+        "no orchestrator to follow: set POSTERN_ORCHESTRATOR to the address of its control stream, such as orchestrator:8082",
+    )?;
+    let credential = settings.gateway_credential().context(
+        "no credential: set POSTERN_GATEWAY_CREDENTIAL_FILE to a file with what `postern gateways add NAME` printed",
+    )?;
+    let mut allowed = settings.list(name::UPSTREAMS_ALLOW);
+    let backend = settings.backend_url();
+    allowed.extend(
+        backend.and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))),
+    );
+    let upstreams = UpstreamRules::new(&allowed, &[]).map_err(|mistakes| {
+        anyhow!(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    })?;
+    Ok(stream::Settings {
+        orchestrator: orchestrator.to_owned(),
+        credential,
+        folder: settings.path(name::DATA_DIR).context("a setting with a default")?.join("gateway"),
+        staleness: settings.staleness(),
+        spool_bytes: settings.bytes(name::GATEWAY_SPOOL).unwrap_or(stream::SPOOL_BYTES),
+        serves_sockets: settings.flag(name::GATEWAY_SOCKETS),
+        upstreams,
+    })
+}
+
+/// One gateway for one folder; the kernel drops the lock with the process.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let shown = folder.display();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("`{shown}` cannot be made; choose another folder with --data-dir"))?;
+    let opened =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("lock"));
+    let file = opened.with_context(|| format!("`{shown}/lock` cannot be opened"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another gateway uses `{shown}`; stop it, or choose another folder with --data-dir")
+        }
+        Err(TryLockError::Error(error)) => bail!("`{shown}` cannot be locked: {error}"),
+    }
+}
+
+/// Ctrl-C or SIGTERM. Both are caught from the start, so that neither skips the drain.
+#[derive(Debug)]
+struct Ending {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Ending {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn come(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

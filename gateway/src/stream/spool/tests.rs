@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use jiff::Timestamp;
+use postern_common::decision::Versions;
+use postern_common::id::{DecisionId, RequestId};
+use std::time::Duration;
+use tokio::time::timeout;
+
+const ROOMY: u64 = 1 << 20;
+
+fn record(verdict: Verdict) -> DecisionRecord {
+    DecisionRecord {
+        id: DecisionId::generate(),
+        at: Timestamp::UNIX_EPOCH,
+        request_id: RequestId::generate(),
+        trace_id: None,
+        tenant: None,
+        sandbox_id: None,
+        user_id: None,
+        conversation_id: None,
+        backend: None,
+        operation: None,
+        method: "GET".into(),
+        path_template: None,
+        verdict,
+        code: None,
+        policies: Vec::new(),
+        shadow: Vec::new(),
+        filters: Vec::new(),
+        overridden: Vec::new(),
+        versions: Versions::default(),
+        upstream: None,
+        microseconds: BTreeMap::new(),
+        evidence: None,
+    }
+}
+
+fn records(verdict: Verdict, count: usize) -> Vec<DecisionRecord> {
+    std::iter::repeat_with(|| record(verdict)).take(count).collect()
+}
+
+fn ids(records: &[DecisionRecord]) -> Vec<DecisionId> {
+    records.iter().map(|record| record.id.clone()).collect()
+}
+
+/// All that waits, the oldest first.
+fn waiting(spool: &Spool) -> Vec<DecisionRecord> {
+    let numbers: Vec<u64> = spool.files().batches.keys().copied().collect();
+    numbers.into_iter().flat_map(|number| spool.read(number).expect("can be read")).collect()
+}
+
+fn is_full(spool: &Spool) -> bool {
+    spool.audit.is_full.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn batches_survive_the_process_and_leave_when_they_are_acknowledged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (first, second) = (records(Verdict::Allow, 3), records(Verdict::Deny, 2));
+    let spool = Spool::open(folder.path(), ROOMY, Audit::default()).expect("opens");
+    spool.add(first.clone());
+    drop(spool);
+    std::fs::write(folder.path().join("00000000000000000009.new"), "[{").expect("half a batch");
+    let spool = Spool::open(folder.path(), ROOMY, Audit::default()).expect("opens again");
+    assert!(spool.audit.spool_bytes.get() > 0);
+    spool.add(second.clone());
+    let (number, sent) = spool.oldest().await;
+    assert_eq!(ids(&sent), ids(&first));
+    assert_eq!(ids(&spool.oldest().await.1), ids(&first), "the same until it is acknowledged");
+    spool.kept(number);
+    let (number, sent) = spool.oldest().await;
+    assert_eq!(ids(&sent), ids(&second));
+    spool.kept(number);
+    assert_eq!(spool.audit.spool_bytes.get(), 0);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+}
+
+#[test]
+fn a_full_spool_drops_allowed_records_first_and_counts_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let one = json(&records(Verdict::Allow, 1)).len() as u64;
+    let spool = Spool::open(folder.path(), one * 10, Audit::default()).expect("opens");
+    let denied = records(Verdict::Deny, 4);
+    spool.add(records(Verdict::Allow, 4));
+    spool.add(denied.clone());
+    assert!(!is_full(&spool));
+    assert_eq!(spool.audit.dropped.get(), 0);
+    let late = records(Verdict::Deny, 4);
+    spool.add(late.clone());
+    assert_eq!(spool.audit.dropped.get(), 4);
+    let all: Vec<_> = denied.iter().chain(&late).cloned().collect();
+    assert_eq!(ids(&waiting(&spool)), ids(&all), "the denied ones are all there");
+    spool.add([records(Verdict::Allow, 3), records(Verdict::Deny, 1)].concat());
+    assert_eq!(spool.audit.dropped.get(), 7, "of a batch without room the denied one is kept");
+    assert_eq!(waiting(&spool).len(), 9);
+    spool.add(records(Verdict::Deny, 5));
+    assert_eq!(spool.audit.dropped.get(), 12, "and when nothing else can go, the newest");
+    assert_eq!(waiting(&spool).len(), 9);
+}
+
+#[test]
+fn it_is_called_full_before_it_loses_anything_and_no_more_when_it_has_room() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let one = json(&records(Verdict::Deny, 1)).len() as u64;
+    let spool = Spool::open(folder.path(), one * 10, Audit::default()).expect("opens");
+    for _ in 0..9 {
+        assert!(!is_full(&spool));
+        spool.add(records(Verdict::Deny, 1));
+    }
+    assert!(is_full(&spool));
+    assert_eq!(spool.audit.dropped.get(), 0);
+    spool.kept(1);
+    assert!(!is_full(&spool));
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_is_counted_and_does_not_stop_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let spool = Spool::open(folder.path(), ROOMY, Audit::default()).expect("opens");
+    let good = records(Verdict::Deny, 1);
+    spool.add(records(Verdict::Deny, 1));
+    spool.add(good.clone());
+    std::fs::write(spool.path(1), "not ours").expect("is overwritten");
+    assert_eq!(ids(&spool.oldest().await.1), ids(&good));
+    assert_eq!(spool.audit.dropped.get(), 1);
+}
+
+#[test]
+fn large_batches_are_split_to_fit_a_frame() {
+    let mut large = records(Verdict::Deny, 5);
+    for record in &mut large {
+        record.method = "x".repeat(BATCH_BYTES / 2);
+    }
+    let expected = ids(&large);
+    let batches = split(large);
+    assert!(batches.iter().all(|batch| json(batch).len() <= BATCH_BYTES) && batches.len() >= 3);
+    assert_eq!(batches.iter().flat_map(|batch| ids(batch)).collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn what_waits_in_the_channel_is_written_when_the_process_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let spool = Spool::open(folder.path(), ROOMY, Audit::default()).expect("opens");
+    let (sender, receiver) = mpsc::channel(64);
+    let sent = records(Verdict::Allow, 40);
+    for record in sent.clone() {
+        sender.send(record).await.expect("has room");
+    }
+    let stop = Stop::new();
+    stop.cancel();
+    let collecting = collect(Arc::clone(&spool), receiver, stop);
+    timeout(Duration::from_secs(20), collecting).await.expect("ends");
+    assert_eq!(ids(&waiting(&spool)), ids(&sent));
+    drop(sender);
+}

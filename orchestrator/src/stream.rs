@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control stream's listener: gateways of other processes, let in by their credential.
+//!
+//! Each connection is an adapter between one end of the in-process link, which the rest of the
+//! orchestrator knows, and the wire of [`postern_common::stream`]. Who a gateway is, and taking
+//! that back, is here; what gateways are told is [`crate::control`]'s.
+
+mod authority;
+mod connection;
+
+pub use authority::AuthorityError;
+
+use crate::control::Gateways;
+use crate::keys::{InstallationKeys, random};
+use crate::seal::SealError;
+use crate::store::{AuditEntry, GatewayRow, Store, StoreError};
+use authority::{Authority, RENEW_HOURS};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::{SignedDuration, Timestamp};
+use postern_common::clock;
+use postern_common::id::GatewayName;
+use postern_common::secret::Secret;
+use postern_common::stream::{Credential, Signer};
+use postern_common::tasks::{Stop, Tasks};
+use rustls::ServerConfig;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at the same time, those that have not shown a credential included.
+const CONNECTIONS: usize = 1024;
+/// After a failed accept (out of descriptors, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of a gateway's secret: 256 bits, so that it cannot be tried out.
+const SECRET_BYTES: usize = 32;
+
+/// The listener's state.
+#[derive(Debug)]
+pub(crate) struct ControlStream {
+    store: Store,
+    keys: Arc<InstallationKeys>,
+    gateways: Gateways,
+    signer: Arc<Signer>,
+    authority: Authority,
+    tls: Mutex<(Timestamp, Arc<ServerConfig>)>,
+    connections: Mutex<Vec<Arc<Connected>>>,
+}
+
+/// A gateway that is connected.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) name: GatewayName,
+    pub(crate) from: SocketAddr,
+    pub(crate) since: Timestamp,
+    pub(crate) engine: String,
+    /// The last message that it answered.
+    pub(crate) version: AtomicU64,
+    /// Cancelled when its credential is revoked.
+    revoked: CancellationToken,
+}
+
+impl ControlStream {
+    /// Opens the installation's certificate authority, or makes it.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub(crate) async fn open(
+        store: Store,
+        keys: Arc<InstallationKeys>,
+        gateways: Gateways,
+    ) -> Result<Self, AuthorityError> {
+        let now = clock::now();
+        let authority = Authority::open(&store, &keys, now).await?;
+        let seed = keys.artefact_seed()?;
+        let signer = Signer::from_seed(seed.reveal()).map_err(|_invalid| AuthorityError::Malformed)?;
+        let tls = Mutex::new((now, authority.server(now)?));
+        let (signer, connections) = (Arc::new(signer), Mutex::default());
+        Ok(Self { store, keys, gateways, signer, authority, tls, connections })
+    }
+
+    /// Accepts gateways on `listener` until the tasks are stopped.
+    pub(crate) fn serve(self: Arc<Self>, listener: TcpListener, tasks: &Tasks) {
+        let group = tasks.clone();
+        tasks.spawn(async move |stop: Stop| {
+            let free = Arc::new(Semaphore::new(CONNECTIONS));
+            loop {
+                let Some(Ok(room)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else {
+                    return;
+                };
+                let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
+                let Ok((socket, from)) = accepted else {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                };
+                let stream = Arc::clone(&self);
+                group.spawn(async move |stop: Stop| {
+                    connection::serve(&stream, socket, from, stop).await;
+                    drop(room);
+                });
+            }
+        });
+    }
+
+    /// TLS with a certificate that is not older than a day.
+    fn acceptor(&self, now: Timestamp) -> TlsAcceptor {
+        let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(tls.0) > SignedDuration::from_hours(RENEW_HOURS) {
+            match self.authority.server(now) {
+                Ok(server) => *tls = (now, server),
+                // The one there is good for months.
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the control stream's certificate was not renewed");
+                }
+            }
+        }
+        TlsAcceptor::from(Arc::clone(&tls.1))
+    }
+
+    /// Makes a gateway and its credential, which is shown this once; `None` if there is one of this
+    /// name already.
+    ///
+    /// # Errors
+    /// [`AddGatewayError`].
+    pub(crate) async fn add(
+        &self,
+        name: &GatewayName,
+        created_by: String,
+        audit: &AuditEntry,
+    ) -> Result<Option<(GatewayRow, Secret<String>)>, AddGatewayError> {
+        let secret = Secret::new(URL_SAFE_NO_PAD.encode(random(SECRET_BYTES)?.reveal()));
+        let hash = self.keys.gateway_hash(secret.reveal().as_bytes());
+        let row = GatewayRow { name: name.clone(), hash, created_by, created_at: audit.at };
+        if !self.store.add_gateway(&row, audit).await? {
+            return Ok(None);
+        }
+        let credential = Credential {
+            name: name.clone(),
+            secret,
+            authority: self.authority.certificate().to_vec(),
+            signer: self.signer.key(),
+        };
+        Ok(Some((row, credential.to_line())))
+    }
+
+    /// Takes a gateway's credential back and cuts its connections; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn revoke(&self, name: &GatewayName, audit: &AuditEntry) -> Result<bool, StoreError> {
+        let was_there = self.store.remove_gateway(name, audit).await?;
+        let connected = self.connected();
+        connected.iter().filter(|it| it.name == *name).for_each(|it| it.revoked.cancel());
+        Ok(was_there)
+    }
+
+    /// Whether a gateway may follow. Unknown names take as long as wrong secrets.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn believes(&self, name: &GatewayName, secret: &Secret<String>) -> Result<bool, StoreError> {
+        let row = self.store.gateway(name).await?;
+        let hash = row.as_ref().map_or(&[][..], |row| &row.hash);
+        Ok(self.keys.is_gateway_hash(secret.reveal().as_bytes(), hash) && row.is_some())
+    }
+
+    /// The gateways that are connected.
+    pub(crate) fn connected(&self) -> Vec<Arc<Connected>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn enter(&self, connected: &Arc<Connected>) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(connected));
+    }
+
+    fn leave(&self, connected: &Arc<Connected>) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|it| !Arc::ptr_eq(it, connected));
+    }
+}
+
+impl Connected {
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+}
+
+/// A gateway could not be added.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AddGatewayError {
+    /// No random numbers.
+    #[error(transparent)]
+    Random(#[from] SealError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[cfg(test)]
+mod tests;

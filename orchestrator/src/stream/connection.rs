@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One gateway's connection, from its hello to its end.
+//!
+//! ```text
+//!  TLS ─▶ hello ─▶ credential ─▶ welcome ─▶ messages ⇄ answers, pings, decisions ─▶ end
+//! ```
+//! One task both reads and writes: the gateway always reads, so a write waits for the network only,
+//! and a gateway that does not read is dropped. It serves from what it has, until its own bound.
+
+use super::{Connected, ControlStream};
+use futures_util::stream::{Stream, StreamExt as _, unfold};
+use postern_common::clock;
+use postern_common::control::{Applied, Change, Delivery, Message, link};
+use postern_common::session::{Peer, Session};
+use postern_common::stream::chain::{SealError, Sending};
+use postern_common::stream::frame::{self, FrameError, Kind};
+use postern_common::stream::{AppliedFrame, Decisions, Hello, Kept, PROTOCOL, Ping, Refusal};
+use postern_common::tasks::Stop;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// From connecting to a hello that is understood.
+const HELLO_TIME: Duration = Duration::from_secs(5);
+/// How long one frame may take to be taken by the gateway's side.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// Without any frame for so long a gateway is gone: it asks for a heartbeat each second.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Messages that may go unanswered.
+const UNANSWERED: usize = 4096;
+/// The bound on kept decisions is looked at after so many batches.
+const BATCHES_BETWEEN_TRIMS: u32 = 20;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("TLS could not be agreed on")]
+    Tls(#[source] std::io::Error),
+    #[error("it was not let in, or no more: {0}")]
+    Refused(Refusal),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("a message could not be written for it")]
+    Seal(#[from] SealError),
+    #[error("the database did not answer")]
+    Store(#[from] crate::store::StoreError),
+    #[error("it sent a frame that only an orchestrator sends")]
+    Unexpected,
+    #[error("the orchestrator ends")]
+    Stopped,
+}
+
+/// Serves one connection to its end, and says why it ended.
+pub(super) async fn serve(stream: &ControlStream, socket: TcpStream, from: SocketAddr, stop: Stop) {
+    // Revocation should not wait for more to send.
+    let _ = socket.set_nodelay(true).is_ok();
+    let ended = match stop.run_until_cancelled(converse(stream, socket, from)).await {
+        Some(Err(ended)) => ended,
+        Some(Ok(never)) => match never {},
+        None => Ended::Stopped,
+    };
+    let error = &ended as &dyn std::error::Error;
+    match ended {
+        Ended::Refused(_) => tracing::warn!(%from, error, "a gateway's connection ended"),
+        _ => tracing::info!(%from, error, cause = error.source(), "a gateway's connection ended"),
+    }
+}
+
+async fn converse(
+    stream: &ControlStream,
+    socket: TcpStream,
+    from: SocketAddr,
+) -> Result<std::convert::Infallible, Ended> {
+    let silent = |_elapsed| Ended::Refused(Refusal::Silent);
+    let accepted = timeout(HELLO_TIME, stream.acceptor(clock::now()).accept(socket)).await.map_err(silent)?;
+    let (mut reader, mut writer) = tokio::io::split(accepted.map_err(Ended::Tls)?);
+    let first = timeout(HELLO_TIME, frame::read(&mut reader, frame::SMALL_BYTES)).await.map_err(silent)??;
+    let hello = match first {
+        (Kind::Hello, body) => frame::parse::<Hello>(&body)?,
+        _ => return Err(Ended::Unexpected),
+    };
+    let connected = Arc::new(Connected {
+        name: hello.name.clone(),
+        from,
+        since: clock::now(),
+        engine: hello.engine.chars().take(64).filter(|letter| !letter.is_control()).collect(),
+        version: AtomicU64::new(0),
+        revoked: CancellationToken::new(),
+    });
+    // Entered before the credential is looked at: a revocation in between finds it.
+    let _entered = Entered::new(stream, &connected);
+    if let Some(refusal) = refusal(stream, &hello).await? {
+        return Err(refuse(&mut writer, refusal).await);
+    }
+    let to = (hello.name.clone(), hello.nonce);
+    let (sending, welcome) = Sending::begin(Arc::clone(&stream.signer), to, hello.wrapping, connected.since)?;
+    put(&mut writer, Kind::Welcome, &welcome).await?;
+    tracing::info!(gateway = %hello.name, %from, "a gateway follows");
+    let serves_sockets = hello.serves_sockets;
+    let mut conversation = Conversation {
+        stream,
+        connected,
+        sending,
+        writer,
+        serves_sockets,
+        answers: BTreeMap::new(),
+        batches: 0,
+    };
+    let ended = conversation.run(reader).await;
+    if let Err(Ended::Refused(why)) = ended {
+        return Err(refuse(&mut conversation.writer, why).await);
+    }
+    ended
+}
+
+/// In the list of connections for as long as it lives.
+struct Entered<'a>(&'a ControlStream, Arc<Connected>);
+
+impl<'a> Entered<'a> {
+    fn new(stream: &'a ControlStream, connected: &Arc<Connected>) -> Self {
+        stream.enter(connected);
+        Self(stream, Arc::clone(connected))
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.leave(&self.1);
+    }
+}
+
+async fn refusal(stream: &ControlStream, hello: &Hello) -> Result<Option<Refusal>, Ended> {
+    if hello.protocol != PROTOCOL {
+        return Ok(Some(Refusal::Protocol));
+    }
+    let is_believed = stream.believes(&hello.name, &hello.secret).await?;
+    Ok((!is_believed).then_some(Refusal::Credential))
+}
+
+/// Tells the gateway why, if it still listens.
+async fn refuse(writer: &mut (impl AsyncWrite + Unpin), why: Refusal) -> Ended {
+    if let Ok(body) = frame::body(&why) {
+        let _ = put(writer, Kind::Refusal, &body).await.is_ok();
+    }
+    Ended::Refused(why)
+}
+
+async fn put(writer: &mut (impl AsyncWrite + Unpin), kind: Kind, body: &[u8]) -> Result<(), Ended> {
+    match timeout(WRITE_TIME, frame::write(writer, kind, body)).await {
+        Ok(written) => Ok(written?),
+        Err(_elapsed) => Err(Ended::Refused(Refusal::Silent)),
+    }
+}
+
+/// Frames as a stream, whose `next` may be cancelled without losing half a frame.
+fn frames(reader: impl AsyncRead + Unpin) -> impl Stream<Item = Result<(Kind, Vec<u8>), FrameError>> {
+    unfold(reader, |mut reader| async move {
+        Some((frame::read(&mut reader, frame::GATEWAY_BYTES).await, reader))
+    })
+}
+
+struct Conversation<'a, Writer> {
+    stream: &'a ControlStream,
+    connected: Arc<Connected>,
+    sending: Sending,
+    writer: Writer,
+    serves_sockets: bool,
+    /// Who waits for the gateway's answer to a message, by its sequence; and its version.
+    answers: BTreeMap<u64, (u64, oneshot::Sender<Applied>)>,
+    batches: u32,
+}
+
+impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
+    async fn run(&mut self, reader: impl AsyncRead + Unpin) -> Result<std::convert::Infallible, Ended> {
+        let (publisher, mut follower) = link();
+        self.stream.gateways.connect_distant(&publisher).await;
+        drop(publisher);
+        let mut frames = pin!(frames(reader));
+        let revoked = self.connected.revoked.clone();
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                () = revoked.cancelled() => return Err(Ended::Refused(Refusal::Revoked)),
+                () = tokio::time::sleep_until(heard + SILENCE) => return Err(Ended::Refused(Refusal::Silent)),
+                delivery = follower.deliveries.recv() => {
+                    self.deliver(delivery.ok_or(Ended::Stopped)?).await?;
+                }
+                frame = frames.next() => {
+                    let (kind, body) = frame.ok_or(Ended::Unexpected)??;
+                    heard = Instant::now();
+                    self.take(kind, &body).await?;
+                }
+            }
+        }
+    }
+
+    async fn deliver(&mut self, delivery: Delivery) -> Result<(), Ended> {
+        let Delivery { message, applied } = delivery;
+        let Message { epoch, version, change } = message;
+        // Nobody waits for the answer to what this gateway has no use for.
+        let Some(change) = self.relevant(change) else { return Ok(()) };
+        let message = Message { epoch, version, change };
+        let (sequence, bytes) = self.sending.message(&message, clock::now())?;
+        if self.answers.len() >= UNANSWERED {
+            return Err(Ended::Refused(Refusal::Silent));
+        }
+        self.answers.insert(sequence, (version, applied));
+        put(&mut self.writer, Kind::Message, &bytes).await
+    }
+
+    /// A gateway gets only what it enforces: sessions that are bound to sockets of another process
+    /// are none of its.
+    fn relevant(&self, change: Change) -> Option<Change> {
+        let is_relevant = |session: &Session| self.serves_sockets || !matches!(session.peer, Peer::Socket(_));
+        match change {
+            Change::Session(session) => is_relevant(&session).then_some(Change::Session(session)),
+            Change::Snapshot(mut state) => {
+                state.sessions.retain(is_relevant);
+                Some(Change::Snapshot(state))
+            }
+            other => Some(other),
+        }
+    }
+
+    async fn take(&mut self, kind: Kind, body: &[u8]) -> Result<(), Ended> {
+        match kind {
+            Kind::Ping => {
+                let Ping { echo } = frame::parse(body)?;
+                let heartbeat = self.sending.heartbeat(echo, clock::now())?;
+                put(&mut self.writer, Kind::Heartbeat, &heartbeat).await
+            }
+            Kind::Applied => {
+                let AppliedFrame { sequence, refused } = frame::parse(body)?;
+                if let Some((version, waiting)) = self.answers.remove(&sequence) {
+                    self.connected.version.fetch_max(version, Ordering::Relaxed);
+                    let is_in_force = refused.is_empty();
+                    let applied = if is_in_force { Applied::InForce } else { Applied::Refused(refused) };
+                    // Whoever waited may have stopped.
+                    let _ = waiting.send(applied).is_ok();
+                }
+                Ok(())
+            }
+            Kind::Decisions => {
+                let Decisions { batch, records } = frame::parse(body)?;
+                // Not kept: not acknowledged, so the gateway sends them again.
+                if self.stream.gateways.keep(records).await {
+                    put(&mut self.writer, Kind::Kept, &frame::body(&Kept { batch })?).await?;
+                    self.batches += 1;
+                    if self.batches.is_multiple_of(BATCHES_BETWEEN_TRIMS) {
+                        self.stream.gateways.trim().await;
+                    }
+                }
+                Ok(())
+            }
+            Kind::Hello | Kind::Welcome | Kind::Refusal | Kind::Message | Kind::Heartbeat | Kind::Kept => {
+                Err(Ended::Unexpected)
+            }
+        }
+    }
+}
