@@ -12,8 +12,8 @@ mod policy;
 mod sandbox;
 mod schema;
 mod secret;
-mod tenant;
 mod sessions;
+mod tenant;
 mod token;
 
 use crate::arguments::{Command, ConfigCommand};

@@ -12,6 +12,7 @@
 //!       ◀─── Heartbeat, signed: echo, the chain's head, the orchestrator's time
 //!   Decisions {batch, records} ─────────────────▶
 //!       ◀─── Kept {batch}
+//!   Lines {what filters logged} ────────────────▶
 //! ```
 //!
 //! TLS carries it, and proves the orchestrator once more than the signatures do; nothing here
@@ -29,7 +30,7 @@ mod signature;
 pub use credential::{Credential, InvalidCredential};
 pub use signature::{InvalidSeed, Signer, SignerKey};
 
-use crate::decision::DecisionRecord;
+use crate::decision::{DecisionRecord, FilterLine};
 use crate::id::GatewayName;
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,14 @@ pub struct Decisions {
     pub batch: u64,
     /// The records.
     pub records: Vec<DecisionRecord>,
+}
+
+/// What filters logged, for their authors. Nobody answers: lines that are lost are only counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lines {
+    /// In the order in which they were written.
+    pub lines: Vec<FilterLine>,
 }
 
 /// Decisions are kept: the gateway may forget them.

@@ -113,7 +113,7 @@ pub fn follow(
         never: Vec::new(),
     };
     tasks.spawn(move |stop| spool::collect(spool, publisher.decisions, stop));
-    tasks.spawn(move |stop| client.run(state, stop));
+    tasks.spawn(move |stop| client.run(state, publisher.lines, stop));
     Ok(())
 }
 

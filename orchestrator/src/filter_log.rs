@@ -39,7 +39,8 @@ impl FilterLog {
         }
     }
 
-    fn add(&self, line: FilterLine) {
+    /// Keeps one line.
+    pub(crate) fn add(&self, line: FilterLine) {
         let line = Arc::new(line);
         let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let own = lines.entry(line.tenant.clone()).or_default();

@@ -40,6 +40,8 @@ kinds! {
     Ping = 3;
     /// [`super::Decisions`].
     Decisions = 4;
+    /// [`super::Lines`].
+    Lines = 5;
     /// A signed [`super::chain::Welcome`].
     Welcome = 16;
     /// [`super::Refusal`].

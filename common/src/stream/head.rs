@@ -51,6 +51,7 @@ pub(super) enum SignedChange {
     Session(Box<Session>),
     SessionEnded(SignedEnd),
     Tenant(Box<SignedTenant>),
+    Try(Box<SignedTenant>),
     TenantRemoved(TenantId),
 }
 
@@ -73,6 +74,7 @@ pub(super) struct SignedState {
 #[serde(deny_unknown_fields)]
 pub(super) struct SignedTenant {
     tenant: TenantId,
+    revision: u64,
     versions: Versions,
     backends: BTreeMap<BackendName, SignedBackend>,
     default_backend: Option<BackendName>,
@@ -123,6 +125,7 @@ impl SignedTenant {
         // Named one by one, so that a new field cannot be left out unnoticed. Secrets are.
         let TenantConfig {
             tenant,
+            revision,
             versions,
             backends,
             default_backend,
@@ -145,6 +148,7 @@ impl SignedTenant {
         });
         Self {
             tenant: tenant.clone(),
+            revision: *revision,
             versions: versions.clone(),
             backends: backends.collect(),
             default_backend: default_backend.clone(),
@@ -156,8 +160,17 @@ impl SignedTenant {
     }
 
     fn into_config(self, blobs: &Blobs, secrets: &mut Secrets) -> Result<TenantConfig, MissingBlob> {
-        let Self { tenant, versions, backends, default_backend, policies, shadow_policies, filters, limits } =
-            self;
+        let Self {
+            tenant,
+            revision,
+            versions,
+            backends,
+            default_backend,
+            policies,
+            shadow_policies,
+            filters,
+            limits,
+        } = self;
         let filter = |(name, SignedFilter { manifest, artefact, version })| {
             let artefact = blobs.get(&artefact).map(Arc::clone).ok_or(MissingBlob)?;
             Ok((name, FilterArtefact { manifest, artefact, version }))
@@ -172,6 +185,7 @@ impl SignedTenant {
                 .map(|(name, SignedBackend { file, document })| (name, BackendConfig { file, document }))
                 .collect(),
             tenant,
+            revision,
             versions,
             default_backend,
             policies,
@@ -193,6 +207,7 @@ impl SignedChange {
             Change::Session(session) => Self::Session(session.clone()),
             Change::SessionEnded(ended) => Self::SessionEnded(ended.into()),
             Change::Tenant(config) => Self::Tenant(Box::new(SignedTenant::new(config, blobs))),
+            Change::Try(config) => Self::Try(Box::new(SignedTenant::new(config, blobs))),
             Change::TenantRemoved(tenant) => Self::TenantRemoved(tenant.clone()),
         }
     }
@@ -212,6 +227,7 @@ impl SignedChange {
             Self::Session(session) => Change::Session(session),
             Self::SessionEnded(ended) => Change::SessionEnded(ended.into()),
             Self::Tenant(tenant) => Change::Tenant(Arc::new(tenant.into_config(blobs, &mut secrets)?)),
+            Self::Try(tenant) => Change::Try(Arc::new(tenant.into_config(blobs, &mut secrets)?)),
             Self::TenantRemoved(tenant) => Change::TenantRemoved(tenant),
         })
     }

@@ -185,7 +185,7 @@ impl Recipient {
 
 fn tenants(change: &Change) -> impl Iterator<Item = &TenantConfig> {
     let (one, many) = match change {
-        Change::Tenant(config) => (Some(&**config), &[][..]),
+        Change::Tenant(config) | Change::Try(config) => (Some(&**config), &[][..]),
         Change::Snapshot(state) => (None, state.tenants.as_slice()),
         Change::Session(_) | Change::SessionEnded(_) | Change::TenantRemoved(_) => (None, &[][..]),
     };

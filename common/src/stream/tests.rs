@@ -48,6 +48,7 @@ fn config(tenant: &str, secret: &str, code: &[u8]) -> TenantConfig {
         document: Some("openapi: 3.1.0".into()),
     };
     TenantConfig {
+        revision: 7,
         tenant: TenantId::parse(tenant).expect("a tenant"),
         versions: Versions { routes: "r".into(), policies: "p".into(), filters: "f".into() },
         backends: BTreeMap::from([(BackendName::parse("desk").expect("a name"), backend)]),
@@ -117,7 +118,9 @@ fn spelled(change: &Change) -> String {
             let all = state.tenants.iter().flat_map(|config| config.secrets.values());
             all.map(|secret| secret.reveal().clone()).collect()
         }
-        Change::Tenant(config) => config.secrets.values().map(|secret| secret.reveal().clone()).collect(),
+        Change::Tenant(config) | Change::Try(config) => {
+            config.secrets.values().map(|secret| secret.reveal().clone()).collect()
+        }
         _ => Vec::new(),
     };
     format!("{change:?} {secrets:?}")
@@ -130,6 +133,7 @@ fn every_kind_of_change_arrives_as_it_was_sent() {
         opened("alice"),
         Change::SessionEnded(EndedSession { sandbox_id: SandboxId::from_random([1; 12]), until: NOW }),
         Change::Tenant(Arc::new(config("acme", "hunter3", b"other code"))),
+        Change::Try(Arc::new(config("acme", "hunter4", b"code that is only tried"))),
         Change::TenantRemoved(TenantId::parse("other").expect("a tenant")),
     ];
     let mut pair = connect(1, "edge", None);
@@ -141,7 +145,7 @@ fn every_kind_of_change_arrives_as_it_was_sent() {
         let ping = pair.sending.heartbeat(version, NOW).expect("is signed");
         assert_eq!(pair.following.heartbeat(&ping).expect("is believed").echo, version);
     }
-    assert_eq!(pair.following.last(), Some((5, 5)));
+    assert_eq!(pair.following.last(), Some((5, 6)));
 }
 
 #[test]

@@ -17,11 +17,12 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::control::{Applied, Change, DeliverySender, GatewayGone};
+use postern_common::decision::FilterLine;
 use postern_common::stream::chain::{Following, Refused};
 use postern_common::stream::frame::{self, FrameError, Kind};
 use postern_common::stream::secrets::UnwrappingKey;
 use postern_common::stream::{
-    AppliedFrame, Decisions, Hello, Kept, NoRandomness, Nonce, PING_INTERVAL, PROTOCOL, Ping, Refusal,
+    AppliedFrame, Decisions, Hello, Kept, Lines, NoRandomness, Nonce, PING_INTERVAL, PROTOCOL, Ping, Refusal,
     SERVER_NAME,
 };
 use postern_common::tasks::Stop;
@@ -52,6 +53,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A connection that lasted so long begins the pauses anew.
 const STEADY: Duration = Duration::from_secs(1);
+/// Lines of filters' logs in one frame: the longest, each byte escaped, still fit.
+const LINES_AT_ONCE: usize = 16;
 /// Frames that may wait to be written.
 const OUTBOX: usize = 64;
 /// Messages whose answers may be outstanding.
@@ -102,14 +105,15 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Begins with what was kept in `folder`, then follows until it is stopped.
-    pub(super) async fn run(mut self, folder: PathBuf, stop: Stop) {
+    /// Begins with what was kept in `folder`, then follows until it is stopped. `lines` are what
+    /// filters log: they wait for a connection while there is room, and are lost after that.
+    pub(super) async fn run(mut self, folder: PathBuf, mut lines: mpsc::Receiver<FilterLine>, stop: Stop) {
         let work = async {
             self.begin_warm(folder).await;
             let mut pause = FIRST_PAUSE;
             loop {
                 let begun = Instant::now();
-                let Err(ended) = self.follow().await;
+                let Err(ended) = self.follow(&mut lines).await;
                 if begun.elapsed() > STEADY || matches!(ended, Ended::Renew) {
                     pause = FIRST_PAUSE;
                 }
@@ -154,7 +158,7 @@ impl Client {
     }
 
     /// One connection, to its end.
-    async fn follow(&mut self) -> Result<Infallible, Ended> {
+    async fn follow(&mut self, lines: &mut mpsc::Receiver<FilterLine>) -> Result<Infallible, Ended> {
         let mut tls = timeout(CONNECT_TIME, self.connect()).await.map_err(|_elapsed| Ended::Silent)??;
         let nonce = Nonce::generate()?;
         let hello = self.hello(nonce);
@@ -195,6 +199,7 @@ impl Client {
             ended = ping(&shared, &outbox) => ended,
             ended = answer(answered, &shared, &outbox) => ended,
             ended = send_decisions(&spool, acknowledged, &outbox) => ended,
+            ended = send_lines(lines, &outbox) => ended,
         }
     }
 
@@ -309,7 +314,7 @@ impl Reading<'_> {
                     self.kept.send_replace(batch);
                 }
                 Kind::Refusal => return Err(Ended::Refusal(frame::parse(&body)?)),
-                Kind::Hello | Kind::Welcome | Kind::Applied | Kind::Ping | Kind::Decisions => {
+                Kind::Hello | Kind::Welcome | Kind::Applied | Kind::Ping | Kind::Decisions | Kind::Lines => {
                     return Err(Ended::Unexpected);
                 }
             }
@@ -431,5 +436,20 @@ async fn send_decisions(
             let spool = Arc::clone(spool);
             drop(tokio::task::spawn_blocking(move || spool.kept(batch)).await);
         }
+    }
+}
+
+/// Sends what filters log, as it comes.
+async fn send_lines(
+    lines: &mut mpsc::Receiver<FilterLine>,
+    outbox: &mpsc::Sender<Outgoing>,
+) -> Result<Infallible, Ended> {
+    loop {
+        let mut batch = Vec::new();
+        if lines.recv_many(&mut batch, LINES_AT_ONCE).await == 0 {
+            // The gateway ends; what is left of it still decides.
+            return std::future::pending().await;
+        }
+        put(outbox, Kind::Lines, frame::body(&Lines { lines: batch })?).await?;
     }
 }

@@ -10,7 +10,7 @@
 //! follow is a forgery, and then nothing of the file is used.
 
 use jiff::Timestamp;
-use postern_common::control::Message;
+use postern_common::control::{Change, Message};
 use postern_common::id::GatewayName;
 use postern_common::stream::SignerKey;
 use postern_common::stream::chain::{Following, Refused, without_secrets};
@@ -67,7 +67,10 @@ pub(super) fn load(folder: &Path, key: SignerKey, gateway: &GatewayName) -> Resu
     while let Some((message, after)) = record(rest) {
         let accepted = following.message(message, None)?;
         at = accepted.at;
-        messages.push(accepted.message);
+        // What was only tried out changed nothing.
+        if !matches!(accepted.message.change, Change::Try(_)) {
+            messages.push(accepted.message);
+        }
         rest = after;
     }
     if messages.is_empty() {

@@ -262,6 +262,7 @@ impl World {
         };
         TenantConfig {
             tenant: TenantId::parse("acme").expect("a tenant"),
+            revision: 1,
             versions: Versions::default(),
             backends: BTreeMap::from([(BackendName::parse("desk").expect("a name"), backend)]),
             default_backend: None,
@@ -340,6 +341,25 @@ async fn what_the_orchestrator_says_is_in_force_and_decisions_come_home() {
     {
         connection.until(Kind::Decisions).await.expect("is connected");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_is_tried_out_is_judged_and_not_put_in_force() {
+    let world = World::new(LONG).await;
+    let mut connection = world.orchestrator.follow(1, world.state()).await;
+    world.until(200, "").await;
+    let mut config = world.config(None);
+    config.policies = Some(BTreeMap::new());
+    connection.tell(2, Change::Try(Arc::new(config.clone()))).await;
+    assert_eq!(world.ask(&alice()).await.status, 200, "good, and not in force");
+    connection.tell(3, Change::Tenant(Arc::new(config.clone()))).await;
+    assert_eq!(world.ask(&alice()).await.status, 403, "the control: in force it permits nothing");
+    config.backends.values_mut().for_each(|backend| backend.document = Some(Arc::from("no document")));
+    let bytes = connection.seal(4, Change::Try(Arc::new(config)));
+    connection.put(Kind::Message, &bytes).await;
+    let applied = connection.until(Kind::Applied).await.expect("an answer");
+    let AppliedFrame { refused, .. } = frame::parse(&applied).expect("an answer");
+    assert!(!refused.is_empty(), "what is wrong with it is told");
 }
 
 #[tokio::test(flavor = "multi_thread")]

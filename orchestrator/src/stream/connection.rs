@@ -14,7 +14,7 @@ use postern_common::control::{Applied, Change, Delivery, Message, link};
 use postern_common::session::{Peer, Session};
 use postern_common::stream::chain::{SealError, Sending};
 use postern_common::stream::frame::{self, FrameError, Kind};
-use postern_common::stream::{AppliedFrame, Decisions, Hello, Kept, PROTOCOL, Ping, Refusal};
+use postern_common::stream::{AppliedFrame, Decisions, Hello, Kept, Lines, PROTOCOL, Ping, Refusal};
 use postern_common::tasks::Stop;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -258,6 +258,11 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
                         self.stream.gateways.trim().await;
                     }
                 }
+                Ok(())
+            }
+            Kind::Lines => {
+                let Lines { lines } = frame::parse(body)?;
+                lines.into_iter().for_each(|line| self.stream.gateways.filter_log().add(line));
                 Ok(())
             }
             Kind::Hello | Kind::Welcome | Kind::Refusal | Kind::Message | Kind::Heartbeat | Kind::Kept => {

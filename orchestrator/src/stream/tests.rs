@@ -4,14 +4,14 @@ use crate::keys::GivenKeys;
 use crate::store::tests::Database;
 use crate::store::{Action, Actor, DecisionFilter};
 use postern_common::control::{Change, EndedSession, State};
-use postern_common::decision::{DecisionRecord, Verdict, Versions};
-use postern_common::id::{DecisionId, RequestId, SandboxId};
+use postern_common::decision::{DecisionRecord, FilterLine, Verdict, Versions};
+use postern_common::id::{DecisionId, FilterName, RequestId, SandboxId, TenantId};
 use postern_common::session::{Isolation, Peer, Session};
 use postern_common::stream::chain::Following;
 use postern_common::stream::frame::{self, Kind};
 use postern_common::stream::secrets::UnwrappingKey;
 use postern_common::stream::{
-    AppliedFrame, Decisions, Hello, Kept, Nonce, PROTOCOL, Ping, Refusal, SERVER_NAME,
+    AppliedFrame, Decisions, Hello, Kept, Lines, Nonce, PROTOCOL, Ping, Refusal, SERVER_NAME,
 };
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -299,6 +299,28 @@ async fn decisions_are_kept_before_they_are_acknowledged() {
         let kept = world.database.store.decisions(&DecisionFilter::default()).await.expect("a database");
         assert_eq!(kept.len(), 1);
     }
+}
+
+#[tokio::test]
+async fn what_filters_log_elsewhere_reaches_their_authors() {
+    let world = World::new(State::default()).await;
+    let credential = world.add("edge").await;
+    let mut client = world.follow(&credential).await;
+    client.change().await;
+    let (tenant, filter) =
+        (TenantId::parse("acme").expect("a name"), FilterName::parse("f").expect("a name"));
+    let (_, mut new) = world.gateways.filter_log().follow(&tenant, &filter);
+    let line = FilterLine {
+        at: clock::now(),
+        tenant,
+        filter,
+        sandbox_id: SandboxId::from_random([1; 12]),
+        level: "warn".into(),
+        message: "no plan".to_owned(),
+    };
+    put(&mut client.tls, Kind::Lines, &Lines { lines: vec![line.clone()] }).await;
+    let heard = timeout(PATIENCE, new.recv()).await.expect("in time").expect("a line");
+    assert_eq!(*heard, line);
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
-use postern_common::control::{Change, EndedSession, State};
-use postern_common::id::SandboxId;
+use postern_common::control::{Change, EndedSession, State, TenantConfig};
+use postern_common::decision::Versions;
+use postern_common::folder::LimitsFile;
+use postern_common::id::{SandboxId, TenantId};
 use postern_common::stream::chain::Sending;
 use postern_common::stream::secrets::UnwrappingKey;
 use postern_common::stream::{Nonce, Signer};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
@@ -91,6 +94,30 @@ fn what_was_kept_comes_back_as_of_the_signed_time() {
         let mode = std::fs::metadata(world.folder.path().join(file)).expect("is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
+}
+
+#[test]
+fn what_was_only_tried_out_is_not_put_in_force_by_a_restart() {
+    let mut world = World::new();
+    let config = TenantConfig {
+        tenant: TenantId::parse("acme").expect("a name"),
+        revision: 1,
+        versions: Versions::default(),
+        backends: BTreeMap::new(),
+        default_backend: None,
+        policies: None,
+        shadow_policies: BTreeMap::new(),
+        filters: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        limits: LimitsFile::default(),
+    };
+    let tried = world.orchestrator.message(Change::Try(Arc::new(config)), 104);
+    world.files.keep(Keep::Message(without_secrets(&tried).expect("a message")));
+    let after = world.orchestrator.message(ended(9), 105);
+    world.files.keep(Keep::Message(without_secrets(&after).expect("a message")));
+    let kept = world.load().expect("is there");
+    assert_eq!((kept.messages.len(), kept.last), (5, Some((3, 6))), "the chain goes on over it");
+    assert!(!kept.messages.iter().any(|message| matches!(message.change, Change::Try(_))));
 }
 
 #[test]
