@@ -295,12 +295,13 @@ pub struct BackendLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OperationLimits {
-    /// Tokens that come back each second.
-    pub per_second: f64,
-    /// Tokens that may be saved up; `per_second`, at least 1, if absent.
+    /// Tokens of the operation's own bucket that come back each second; without it, it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<f64>,
+    /// Tokens that its own bucket may save up; `per_second`, at least 1, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
-    /// Tokens that one request takes.
+    /// Tokens that one request takes: of its own bucket, its session's and its tenant's.
     #[serde(default = "one")]
     pub cost: u32,
 }

@@ -2,7 +2,8 @@
 //! How much a session, a tenant and an operation may ask for: token buckets and permits.
 //!
 //! A bucket is one atomic number (the generic cell rate algorithm), so it is exact across
-//! threads and never locks. Sharing a tenant's budget between gateways is not here.
+//! threads and never locks. Every request takes one token of its session and tenant at once; what
+//! an operation costs beyond that is taken when the operation is known.
 
 use crate::config::{BODY_ROOM_OF_SESSION, TURN_TIME};
 use crate::reject::{Limited, Reject, Scope};
@@ -140,11 +141,11 @@ impl Limiter {
     }
 }
 
-/// What limits an operation over all of a tenant's sessions.
+/// What an operation costs, and what limits it over all of a tenant's sessions.
 #[derive(Debug)]
 pub(crate) struct OperationLimiter {
     limits: OperationLimits,
-    bucket: Bucket,
+    bucket: Option<Bucket>,
 }
 
 impl OperationLimiter {
@@ -152,7 +153,10 @@ impl OperationLimiter {
     pub(crate) fn like(old: Option<&Arc<Self>>, limits: OperationLimits, now: Instant) -> Arc<Self> {
         match old {
             Some(old) if old.limits == limits => Arc::clone(old),
-            _ => Arc::new(Self { limits, bucket: Bucket::new(limits.per_second, limits.burst, now) }),
+            _ => {
+                let bucket = limits.per_second.map(|rate| Bucket::new(rate, limits.burst, now));
+                Arc::new(Self { limits, bucket })
+            }
         }
     }
 }
@@ -376,9 +380,21 @@ pub(crate) fn spend(budget: &Budget, now: Instant) -> Result<(), Reject> {
     budget.tenant.bucket.spend(1, Scope::Tenant, now)
 }
 
-/// Takes the operation's cost from its bucket, if it has one.
-pub(crate) fn spend_operation(limiter: Option<&OperationLimiter>, now: Instant) -> Result<(), Reject> {
-    limiter.map_or(Ok(()), |limiter| limiter.bucket.spend(limiter.limits.cost, Scope::Operation, now))
+/// Takes the operation's cost from its bucket, if it has one, and what [`spend`] left of it from
+/// session and tenant.
+pub(crate) fn spend_operation(
+    budget: &Budget,
+    limiter: Option<&OperationLimiter>,
+    now: Instant,
+) -> Result<(), Reject> {
+    let Some(limiter) = limiter else { return Ok(()) };
+    let cost = limiter.limits.cost;
+    if let Some(bucket) = &limiter.bucket {
+        bucket.spend(cost, Scope::Operation, now)?;
+    }
+    let rest = cost.saturating_sub(1);
+    budget.session.bucket.spend(rest, Scope::Session, now)?;
+    budget.tenant.bucket.spend(rest, Scope::Tenant, now)
 }
 
 /// The right to be in flight. It is held until the last byte of the response, or its end.

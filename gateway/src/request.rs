@@ -61,7 +61,7 @@ async fn forward(
     let routed = route::find(&rules, &caller, request)?;
     draft.call(&routed.call);
     let backend = routed.call.backend.clone();
-    limits::spend_operation(routed.call.operation.limiter.as_deref(), draft.begun)?;
+    limits::spend_operation(&budget, routed.call.operation.limiter.as_deref(), draft.begun)?;
     draft.stage("route");
     let rooms = rules.rooms(&caller, &gateway.bodies);
     let admitted = body::admit(routed, &caller.session.ended, &rooms).await?;

@@ -397,11 +397,15 @@ impl Building<'_> {
     }
 
     fn is_possible(&mut self, place: &str, limits: &OperationLimits) -> bool {
-        let is_possible = limits.per_second.is_finite() && limits.per_second > 0.0;
-        if !is_possible {
+        let is_rate = limits.per_second.is_none_or(|rate| rate.is_finite() && rate > 0.0);
+        if !is_rate {
             self.mistakes.push(format!("{place}: per_second must be above 0; leave the limit out for none"));
         }
-        is_possible
+        let is_used = limits.per_second.is_some() || limits.burst.is_none();
+        if !is_used {
+            self.mistakes.push(format!("{place}: burst says nothing without per_second"));
+        }
+        is_rate && is_used
     }
 
     fn rate(&mut self, scope: &str, declared: Option<Rate>, default: Rate) -> Rate {

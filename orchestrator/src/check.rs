@@ -160,7 +160,9 @@ fn check_backend(
         if document.operation(operation).is_none() {
             mistakes.add(&place, format!("backend `{name}` has no operation `{operation}`"));
         }
-        check_positive(&place, "per_second", limits.per_second, mistakes);
+        if let Some(rate) = limits.per_second {
+            check_positive(&place, "per_second", rate, mistakes);
+        }
     }
     Some((name.clone(), document))
 }

@@ -95,6 +95,28 @@ async fn an_operations_own_bucket_counts_its_cost_over_all_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dear_operation_takes_its_cost_from_session_and_tenant() {
+    let world = World::empty().await;
+    let mut file = world.described();
+    file["operations"] = json!({ "createRefund": { "cost": 3 } });
+    let mut config = world.config("acme", &[("desk", file)], None);
+    let limits = json!({
+        "session": { "per_second": 0.01, "burst": 5 },
+        "tenant": { "per_second": 0.01, "burst": 8 },
+    });
+    config.limits = serde_json::from_value(limits).expect("limits");
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let (alice, bob) = (world.sandbox("alice", &["*"]).await, world.sandbox("bob", &["*"]).await);
+    let refund = json!({ "order": "1", "amount": 1 });
+    assert_eq!(alice.post("/refunds", &refund).await.status, 200, "3 of 5 and of 8");
+    assert_eq!(alice.get("/orders").await.status, 200, "1 more of both");
+    assert_eq!(alice.post("/refunds", &refund).await.code(), "rate-limited", "the session has 1 left");
+    assert_eq!(bob.get("/orders").await.status, 200);
+    assert_eq!(bob.post("/refunds", &refund).await.code(), "rate-limited", "the tenant has too little");
+    assert_eq!(world.recorded.text().matches("/refunds").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redirects_are_passed_back_and_never_followed() {
     let world = World::desk().await;
     let sandbox = world.sandbox("alice", &["*"]).await;
