@@ -12,11 +12,14 @@
 //!             ◀───────── DecisionRecord ──────────
 //! ```
 
+pub mod budgets;
+
 use crate::decision::{DecisionRecord, FilterLine, Versions};
 use crate::folder::{BackendFile, LimitsFile};
 use crate::id::{BackendName, FilterName, PolicyName, SandboxId, SecretName, TenantId};
 use crate::secret::Secret;
 use crate::session::Session;
+use budgets::Budgets;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -147,6 +150,8 @@ pub struct Publisher {
     pub decisions: mpsc::Receiver<DecisionRecord>,
     /// What filters logged there.
     pub lines: mpsc::Receiver<FilterLine>,
+    /// Its parts of tenants' budgets.
+    pub budgets: Budgets,
 }
 
 /// The gateway's end.
@@ -160,6 +165,8 @@ pub struct Follower {
     pub decisions: mpsc::Sender<DecisionRecord>,
     /// Takes what filters log; when it is full, a line is dropped and counted.
     pub lines: mpsc::Sender<FilterLine>,
+    /// Its parts of tenants' budgets.
+    pub budgets: Budgets,
     /// Tells that the orchestrator is there.
     pub presence: Presence,
 }
@@ -207,9 +214,10 @@ pub fn link() -> (Publisher, Follower) {
     let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
     let (link, redials) = mpsc::channel(1);
     let (lines, written) = mpsc::channel(LINES_IN_FLIGHT);
-    let publisher = Publisher { deliveries, redials, decisions: decided, lines: written };
-    let presence = Presence::Linked;
-    (publisher, Follower { deliveries: received, link: Link(link), decisions, lines, presence })
+    let (budgets, presence) = (Budgets::default(), Presence::Linked);
+    let publisher =
+        Publisher { deliveries, redials, decisions: decided, lines: written, budgets: budgets.clone() };
+    (publisher, Follower { deliveries: received, link: Link(link), decisions, lines, budgets, presence })
 }
 
 /// A connection whose orchestrator is in another process: whoever carries it tells by the third

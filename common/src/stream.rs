@@ -8,8 +8,8 @@
 //!       ◀─── Welcome, signed: covers name, nonce, wrapping key; or Refusal
 //!       ◀─── Message, signed and chained: snapshot first, then each change
 //!   Applied {sequence} ─────────────────────────▶
-//!   Ping {echo} ────────────────────────────────▶
-//!       ◀─── Heartbeat, signed: echo, the chain's head, the orchestrator's time
+//!   Ping {echo, demand} ────────────────────────▶
+//!       ◀─── Heartbeat, signed: echo, the chain's head, the orchestrator's time, shares
 //!   Decisions {batch, records} ─────────────────▶
 //!       ◀─── Kept {batch}
 //!   Lines {what filters logged} ────────────────▶
@@ -30,10 +30,12 @@ mod signature;
 pub use credential::{Credential, InvalidCredential};
 pub use signature::{InvalidSeed, Signer, SignerKey};
 
+use crate::control::budgets::Demand;
 use crate::decision::{DecisionRecord, FilterLine};
 use crate::id::GatewayName;
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// What both ends must speak. One that speaks another version is refused by name.
@@ -160,11 +162,14 @@ pub struct AppliedFrame {
 }
 
 /// Asks for a heartbeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ping {
     /// Comes back in the heartbeat: what was asked at a time is never younger than the answer.
     pub echo: u64,
+    /// What tenants' sessions asked for since the ping before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub demand: Demand,
 }
 
 /// Decisions on their way home.

@@ -171,6 +171,7 @@ impl Gateway {
                 engines: filters::Engines::new(config.artefact_key).map_err(StartError::Filters)?,
                 waits: config.waits,
                 ceilings: config.ceilings,
+                budgets: follower.budgets,
             },
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness, follower.presence),

@@ -8,6 +8,7 @@
 use crate::config::{BODY_ROOM_OF_SESSION, TURN_TIME};
 use crate::reject::{Limited, Reject, Scope};
 use bytes::Bytes;
+use postern_common::control::budgets::{Share, WHOLE};
 use postern_common::folder::{OperationLimits, Rate};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,18 +79,33 @@ impl Bucket {
 
     /// Takes `cost` tokens, all or none. Lock-free.
     pub(crate) fn take(&self, cost: u32, now: Instant) -> Result<(), Short> {
+        self.take_of_part(cost, WHOLE, now)
+    }
+
+    /// Takes `cost` tokens of a part of the bucket: rate and burst are only `parts` of [`WHOLE`].
+    ///
+    /// A part that never holds so much gives it whenever it is full: the rate is kept, if not the
+    /// burst.
+    pub(crate) fn take_of_part(&self, cost: u32, parts: u32, now: Instant) -> Result<(), Short> {
         if cost > self.burst {
             return Err(Short::Never);
         }
         let now = self.nanoseconds(now);
-        let latest = now.saturating_add(self.interval.saturating_mul(u64::from(self.burst)));
-        let price = self.interval.saturating_mul(u64::from(cost));
+        let window = self.interval.saturating_mul(u64::from(self.burst));
+        let mut price = self.interval.saturating_mul(u64::from(cost));
+        if parts < WHOLE {
+            let dearer = u128::from(price) * u128::from(WHOLE) / u128::from(parts.max(1));
+            price = u64::try_from(dearer).unwrap_or(u64::MAX);
+        }
+        // What may be owed before this is taken.
+        let room = window.saturating_sub(price);
         let mut seen = self.full_at.load(Ordering::Relaxed);
         loop {
-            let next = seen.max(now).saturating_add(price);
-            if next > latest {
-                return Err(Short::Wait(Duration::from_nanos(next - latest)));
+            let owed = seen.saturating_sub(now);
+            if owed > room {
+                return Err(Short::Wait(Duration::from_nanos(owed - room)));
             }
+            let next = seen.max(now).saturating_add(price);
             match self.full_at.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(other) => seen = other,
@@ -108,8 +124,8 @@ impl Bucket {
         u64::try_from(at.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn spend(&self, cost: u32, scope: Scope, now: Instant) -> Result<(), Reject> {
-        self.take(cost, now).map_err(|short| {
+    fn spend(&self, cost: u32, parts: u32, scope: Scope, now: Instant) -> Result<(), Reject> {
+        self.take_of_part(cost, parts, now).map_err(|short| {
             let wait = match short {
                 Short::Wait(wait) => Some(wait),
                 Short::Never => None,
@@ -360,11 +376,25 @@ pub(crate) fn roomed(bytes: Bytes, room: Option<Arc<HeldRoom>>) -> Bytes {
 pub(crate) struct Budget {
     session: Arc<Limiter>,
     tenant: Arc<Limiter>,
+    /// This gateway's part of the tenant's.
+    share: Arc<Share>,
 }
 
 impl Budget {
-    pub(crate) fn new(session: &SessionLimiter, rate: Rate, tenant: &Arc<Limiter>, now: Instant) -> Self {
-        Self { session: session.at(rate, now), tenant: Arc::clone(tenant) }
+    pub(crate) fn new(
+        session: &SessionLimiter,
+        rate: Rate,
+        (tenant, share): (&Arc<Limiter>, &Arc<Share>),
+        now: Instant,
+    ) -> Self {
+        Self { session: session.at(rate, now), tenant: Arc::clone(tenant), share: Arc::clone(share) }
+    }
+
+    /// First the session's, then the tenant's: a flood of one session does not spend the tenant's.
+    fn spend(&self, cost: u32, now: Instant) -> Result<(), Reject> {
+        self.session.bucket.spend(cost, WHOLE, Scope::Session, now)?;
+        self.share.ask(cost);
+        self.tenant.bucket.spend(cost, self.share.parts(), Scope::Tenant, now)
     }
 
     /// Tokens that the session has left, and its burst: for the `RateLimit` header.
@@ -373,11 +403,9 @@ impl Budget {
     }
 }
 
-/// Takes a token from the session, then from the tenant: a flood of one session does not spend
-/// the tenant's.
+/// Takes a token from the session, then from the tenant.
 pub(crate) fn spend(budget: &Budget, now: Instant) -> Result<(), Reject> {
-    budget.session.bucket.spend(1, Scope::Session, now)?;
-    budget.tenant.bucket.spend(1, Scope::Tenant, now)
+    budget.spend(1, now)
 }
 
 /// Takes the operation's cost from its bucket, if it has one, and what [`spend`] left of it from
@@ -390,11 +418,12 @@ pub(crate) fn spend_operation(
     let Some(limiter) = limiter else { return Ok(()) };
     let cost = limiter.limits.cost;
     if let Some(bucket) = &limiter.bucket {
-        bucket.spend(cost, Scope::Operation, now)?;
+        bucket.spend(cost, WHOLE, Scope::Operation, now)?;
     }
-    let rest = cost.saturating_sub(1);
-    budget.session.bucket.spend(rest, Scope::Session, now)?;
-    budget.tenant.bucket.spend(rest, Scope::Tenant, now)
+    match cost.saturating_sub(1) {
+        0 => Ok(()),
+        rest => budget.spend(rest, now),
+    }
 }
 
 /// The right to be in flight. It is held until the last byte of the response, or its end.

@@ -23,6 +23,7 @@ use crate::route::Call;
 use crate::upstream::address::UpstreamRules;
 use crate::upstream::circuit::Circuit;
 use http::uri::{Authority, Scheme};
+use postern_common::control::budgets::{Budgets, Share};
 use postern_common::control::{BackendConfig, TenantConfig};
 use postern_common::decision::Versions;
 use postern_common::folder::{Additional, OperationLimits, Rate};
@@ -89,6 +90,8 @@ pub(crate) struct TenantRules {
     epoch: u64,
     session_rate: Rate,
     limiter: Arc<Limiter>,
+    /// This gateway's part of what the limiter gives.
+    share: Arc<Share>,
     /// What judged bodies of all its sessions hold.
     bodies: Arc<Room>,
     /// Turns for judging its requests.
@@ -105,7 +108,7 @@ impl TenantRules {
 
     /// The buckets and permits that count for this caller.
     pub(crate) fn budget(&self, caller: &Caller, now: Instant) -> Budget {
-        Budget::new(&caller.session.limiter, self.session_rate, &self.limiter, now)
+        Budget::new(&caller.session.limiter, self.session_rate, (&self.limiter, &self.share), now)
     }
 
     /// Whether judging a request may take more than a few milliseconds.
@@ -165,6 +168,8 @@ pub(crate) struct Surroundings {
     /// How long peers may keep us waiting.
     pub(crate) waits: Waits,
     pub(crate) ceilings: Ceilings,
+    /// Parts of tenants' budgets.
+    pub(crate) budgets: Budgets,
 }
 
 /// Builds a tenant's rules. CPU-heavy: schemas, patterns and policies are compiled here.
@@ -217,6 +222,7 @@ pub(crate) fn build(
                 .map_or_else(|| Arc::new(Room::new(BODY_ROOM)), |before| Arc::clone(&before.bodies)),
             judging: before.map_or_else(Arc::default, |before| Arc::clone(&before.judging)),
             limiter: Limiter::like(before.map(|before| &before.limiter), tenant_rate, building.now),
+            share: around.budgets.of(&config.tenant),
         }),
         _ => Err(building.mistakes),
     }

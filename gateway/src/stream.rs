@@ -109,6 +109,7 @@ pub fn follow(
         heard,
         keeper,
         spool: Arc::clone(&spool),
+        budgets: publisher.budgets,
         last: None,
         never: Vec::new(),
     };

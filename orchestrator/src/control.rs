@@ -5,6 +5,8 @@
 //! connects gets a snapshot, then each change. One that does not take messages for a while is
 //! dropped: it serves from what it has until its own staleness bound, then refuses.
 
+mod shares;
+
 use crate::filter_log::FilterLog;
 use crate::store::Store;
 use futures_util::future::join_all;
@@ -15,6 +17,7 @@ use postern_common::decision::DecisionRecord;
 use postern_common::id::{SandboxId, TenantId};
 use postern_common::session::Session;
 use postern_common::tasks::{Stop, Tasks};
+use shares::{Sharer, Sharing};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +60,7 @@ pub(crate) struct Gateways {
     uses: mpsc::Sender<SandboxId>,
     store: Store,
     filter_log: FilterLog,
+    sharing: Sharing,
     tasks: Tasks,
 }
 
@@ -94,8 +98,9 @@ impl Gateways {
         tasks.spawn(async move |stop: Stop| {
             let _ = stop.run_until_cancelled(stream.run(received)).await;
         });
-        let filter_log = FilterLog::default();
-        (Self { commands, connected, uses, store, filter_log, tasks: tasks.clone() }, used)
+        let (filter_log, sharing) = (FilterLog::default(), Sharing::default());
+        sharing.keep_sharing(tasks);
+        (Self { commands, connected, uses, store, filter_log, sharing, tasks: tasks.clone() }, used)
     }
 
     /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on. If it is
@@ -104,7 +109,10 @@ impl Gateways {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
         let (commands, mut redials) = (self.commands.clone(), publisher.redials);
+        let share = self.sharing.enter(publisher.budgets);
         self.tasks.spawn(async move |stop: Stop| {
+            // For as long as the gateway may come back.
+            let _share = share;
             while let Some(Some(again)) = stop.run_until_cancelled(redials.recv()).await {
                 if commands.send(Command::Connect(again)).await.is_err() {
                     return;
@@ -127,10 +135,12 @@ impl Gateways {
         &self.filter_log
     }
 
-    /// Connects a gateway of another process, whose decisions come by [`Gateways::keep`].
-    pub(crate) async fn connect_distant(&self, publisher: &Publisher) {
+    /// Connects a gateway of another process, whose decisions come by [`Gateways::keep`]. It shares
+    /// budgets for as long as what is returned lives.
+    pub(crate) async fn connect_distant(&self, publisher: &Publisher) -> Sharer {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        self.sharing.enter(publisher.budgets.clone())
     }
 
     /// Keeps a batch of decisions; `false` if they could not be kept and should come again.

@@ -15,6 +15,7 @@ use super::secrets::{Recipient, Unopened, UnwrappingKey, WrappingKey};
 use super::signature::{Purpose, SIGNATURE_BYTES};
 use super::{Digest, Nonce, PROTOCOL, Signer, SignerKey};
 use crate::control::Message;
+use crate::control::budgets::Shares;
 use crate::id::GatewayName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub struct Heartbeat {
     pub head: Digest,
     /// The orchestrator's time.
     pub at: Timestamp,
+    /// The gateway's parts of tenants' budgets.
+    pub shares: Shares,
 }
 
 /// A message that was accepted.
@@ -183,9 +186,9 @@ impl Sending {
     ///
     /// # Errors
     /// [`SealError::TooLong`], which no heartbeat is.
-    pub fn heartbeat(&self, echo: u64, at: Timestamp) -> Result<Vec<u8>, SealError> {
+    pub fn heartbeat(&self, echo: u64, shares: Shares, at: Timestamp) -> Result<Vec<u8>, SealError> {
         let Recipient { gateway, nonce } = self.recipient.clone();
-        let heartbeat = Heartbeat { gateway, nonce, echo, head: self.head, at };
+        let heartbeat = Heartbeat { gateway, nonce, echo, head: self.head, at, shares };
         sign(&self.signer, Purpose::Heartbeat, &heartbeat).map(|(bytes, _)| bytes)
     }
 }

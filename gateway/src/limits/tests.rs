@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
+use postern_common::control::budgets::Budgets;
+use postern_common::id::TenantId;
 use proptest::prelude::*;
 
 #[test]
@@ -68,10 +70,10 @@ fn a_flood_of_one_session_does_not_spend_the_tenants_tokens() {
     );
     let tenant = Limiter::like(None, all, now);
     let (flood, calm) = (SessionLimiter::default(), SessionLimiter::default());
-    let flood = Budget::new(&flood, rate, &tenant, now);
+    let flood = Budget::new(&flood, rate, (&tenant, &whole()), now);
     let refused = (0..100).filter(|_| spend(&flood, now).is_err()).count();
     assert_eq!(refused, 98);
-    assert!(spend(&Budget::new(&calm, rate, &tenant, now), now).is_ok());
+    assert!(spend(&Budget::new(&calm, rate, (&tenant, &whole()), now), now).is_ok());
 }
 
 #[test]
@@ -80,7 +82,7 @@ fn permits_come_back_together() {
     let rate = Rate { per_second: 1.0, burst: None, concurrent: Some(2) };
     let tenant = Limiter::like(None, Rate { concurrent: Some(1), ..rate }, now);
     let session = SessionLimiter::default();
-    let budget = Budget::new(&session, rate, &tenant, now);
+    let budget = Budget::new(&session, rate, (&tenant, &whole()), now);
     let backend = semaphore(5);
     let held = permit(&budget, &backend).expect("the first");
     assert!(permit(&budget, &backend).is_err());
@@ -185,4 +187,43 @@ async fn requests_that_take_long_have_one_turn_and_leave_the_others_theirs() {
     assert!(judging.turn(true).await.is_err(), "bounded wait");
     assert_eq!(heavy.take(|| 7), 7);
     assert!(judging.turn(true).await.is_ok());
+}
+
+/// The only gateway's part.
+fn whole() -> Arc<Share> {
+    Budgets::default().of(&TenantId::parse("acme").expect("a name"))
+}
+
+/// What a bucket of 100 a second gives in a minute to a flood that asks 1,000 times a second.
+fn given_in_a_minute(parts: impl Fn(u32) -> u32) -> usize {
+    let origin = Instant::now();
+    let bucket = Bucket::new(100.0, Some(100), origin);
+    let asks = (0..60_000_u32).map(|step| (step, origin + Duration::from_millis(u64::from(step))));
+    asks.filter(|(step, now)| bucket.take_of_part(1, parts(*step), *now).is_ok()).count()
+}
+
+#[test]
+fn parts_of_a_budget_together_give_the_whole_within_a_tenth() {
+    let whole = given_in_a_minute(|_| WHOLE);
+    assert!((6_000..=6_101).contains(&whole), "{whole}");
+    for parts in [[1, 1], [1, 9], [3, 7]] {
+        let all: u32 = parts.iter().sum();
+        let given: usize = parts.map(|part| given_in_a_minute(|_| WHOLE / all * part)).iter().sum();
+        assert!((5_400..=6_600).contains(&given), "{parts:?} gave {given}");
+    }
+    // Demand moves from one to the other and back every ten seconds.
+    let moving =
+        |first: u32| move |step: u32| if (step / 10_000) % 2 == first { WHOLE / 20 } else { WHOLE / 20 * 19 };
+    let given = given_in_a_minute(moving(0)) + given_in_a_minute(moving(1));
+    assert!((5_400..=6_600).contains(&given), "{given}");
+}
+
+#[test]
+fn a_part_that_is_less_than_one_request_lets_one_through_at_its_rate() {
+    let origin = Instant::now();
+    let bucket = Bucket::new(1.0, Some(1), origin);
+    let at = |second| origin + Duration::from_secs(second);
+    assert_eq!(bucket.take_of_part(1, WHOLE / 4, at(0)), Ok(()));
+    assert_eq!(bucket.take_of_part(1, WHOLE / 4, at(3)), Err(Short::Wait(Duration::from_secs(1))));
+    assert_eq!(bucket.take_of_part(1, WHOLE / 4, at(4)), Ok(()));
 }

@@ -16,6 +16,7 @@ use super::spool::Spool;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 use postern_common::clock;
+use postern_common::control::budgets::Budgets;
 use postern_common::control::{Applied, Change, DeliverySender, GatewayGone};
 use postern_common::decision::FilterLine;
 use postern_common::stream::chain::{Following, Refused};
@@ -98,6 +99,8 @@ pub(super) struct Client {
     pub(super) heard: watch::Sender<Option<Instant>>,
     pub(super) keeper: Keeper,
     pub(super) spool: Arc<Spool>,
+    /// Parts of tenants' budgets, and what is asked of them.
+    pub(super) budgets: Budgets,
     /// Epoch and version of the last message that was accepted, in whatever connection.
     pub(super) last: Option<(u64, u64)>,
     /// Where orchestrators were found so far.
@@ -143,6 +146,7 @@ impl Client {
             tracing::info!(at = %kept.at, "kept state is too old to serve from; waiting for the orchestrator");
             return;
         };
+        self.budgets.set(kept.shares);
         for message in kept.messages {
             match self.sender.send(message).await {
                 // Answered when it is in force; refusals were told when it came first.
@@ -183,7 +187,7 @@ impl Client {
         let shared = Shared::default();
         let kept = watch::Sender::new(0);
         let acknowledged = kept.subscribe();
-        let spool = Arc::clone(&self.spool);
+        let (spool, budgets) = (Arc::clone(&self.spool), self.budgets.clone());
         let mut reading = Reading {
             client: self,
             following,
@@ -196,7 +200,7 @@ impl Client {
         tokio::select! {
             ended = reading.run(reader) => ended,
             ended = write(writer, outgoing) => ended,
-            ended = ping(&shared, &outbox) => ended,
+            ended = ping(&shared, &budgets, &outbox) => ended,
             ended = answer(answered, &shared, &outbox) => ended,
             ended = send_decisions(&spool, acknowledged, &outbox) => ended,
             ended = send_lines(lines, &outbox) => ended,
@@ -352,6 +356,7 @@ impl Reading<'_> {
         let heartbeat = self.following.heartbeat(&body)?;
         let at = self.shared.sent_at(heartbeat.echo).ok_or(Ended::Unexpected)?;
         if self.shared.is_whole.load(Ordering::Acquire) {
+            self.client.budgets.set(heartbeat.shares);
             self.client.heard.send_replace(Some(at));
             self.client.keeper.pulse(body).await;
         }
@@ -376,7 +381,11 @@ async fn put(outbox: &mpsc::Sender<Outgoing>, kind: Kind, body: Vec<u8>) -> Resu
 }
 
 /// Asks for heartbeats, and gives up when none has come for a while.
-async fn ping(shared: &Shared, outbox: &mpsc::Sender<Outgoing>) -> Result<Infallible, Ended> {
+async fn ping(
+    shared: &Shared,
+    budgets: &Budgets,
+    outbox: &mpsc::Sender<Outgoing>,
+) -> Result<Infallible, Ended> {
     let mut tick = tokio::time::interval(PING_INTERVAL);
     for echo in 1.. {
         tick.tick().await;
@@ -387,7 +396,7 @@ async fn ping(shared: &Shared, outbox: &mpsc::Sender<Outgoing>) -> Result<Infall
             }
             pings.push_back((echo, Instant::now()));
         }
-        put(outbox, Kind::Ping, frame::body(&Ping { echo })?).await?;
+        put(outbox, Kind::Ping, frame::body(&Ping { echo, demand: budgets.take_demand() })?).await?;
     }
     Err(Ended::Silent)
 }

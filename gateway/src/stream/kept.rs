@@ -10,6 +10,7 @@
 //! follow is a forgery, and then nothing of the file is used.
 
 use jiff::Timestamp;
+use postern_common::control::budgets::Shares;
 use postern_common::control::{Change, Message};
 use postern_common::id::GatewayName;
 use postern_common::stream::SignerKey;
@@ -38,6 +39,8 @@ pub(super) struct Kept {
     pub(super) at: Timestamp,
     /// Epoch and version of the last message.
     pub(super) last: Option<(u64, u64)>,
+    /// This gateway's parts of budgets, as it last heard of them.
+    pub(super) shares: Shares,
 }
 
 /// Why there is nothing to begin with.
@@ -76,13 +79,15 @@ pub(super) fn load(folder: &Path, key: SignerKey, gateway: &GatewayName) -> Resu
     if messages.is_empty() {
         return Err(NothingKept::Absent);
     }
+    let mut shares = Shares::default();
     // A pulse of another state says nothing of this one.
     if let Ok(pulse) = std::fs::read(folder.join(PULSE))
         && let Ok(heartbeat) = following.heartbeat(&pulse)
     {
         at = at.max(heartbeat.at);
+        shares = heartbeat.shares;
     }
-    Ok(Kept { messages, at, last: following.last() })
+    Ok(Kept { messages, at, last: following.last(), shares })
 }
 
 fn record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {

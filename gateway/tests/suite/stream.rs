@@ -5,6 +5,7 @@
 use crate::world::{Answer, PATIENCE, claims, exchange, key, mint, session, start_backend};
 use crate::world::{DOCUMENT, Recorded};
 use postern_common::clock::now;
+use postern_common::control::budgets::Shares;
 use postern_common::control::{
     BackendConfig, Change, EndedSession, Message, State, TenantConfig, distant_link,
 };
@@ -149,8 +150,9 @@ impl Connection {
                 let (kind, body) = frame::read(&mut self.tls, frame::GATEWAY_BYTES).await.ok()?;
                 match kind {
                     Kind::Ping => {
-                        let Ping { echo } = frame::parse(&body).expect("a ping");
-                        let heartbeat = self.sending.heartbeat(echo, now()).expect("is signed");
+                        let Ping { echo, .. } = frame::parse(&body).expect("a ping");
+                        let heartbeat =
+                            self.sending.heartbeat(echo, Shares::default(), now()).expect("is signed");
                         // The gateway may have closed already.
                         drop(frame::write(&mut self.tls, Kind::Heartbeat, &heartbeat).await);
                     }
@@ -430,7 +432,10 @@ const ATTACKS: &[(&str, Attack)] = &[
     }),
     ("one held back behind a heartbeat", |connection, _| {
         let _held_back = connection.seal(50, alice_ends());
-        vec![(Kind::Heartbeat, connection.sending.heartbeat(u64::MAX, now()).expect("is signed"))]
+        vec![(
+            Kind::Heartbeat,
+            connection.sending.heartbeat(u64::MAX, Shares::default(), now()).expect("is signed"),
+        )]
     }),
     ("another gateway's message", |connection, _| vec![(Kind::Message, other_gateway(connection))]),
     ("another signer's message", |connection, _| vec![(Kind::Message, other_signer(connection))]),
@@ -450,7 +455,7 @@ async fn each_attack_on_the_stream_is_refused_and_a_fresh_snapshot_taken() {
     let recorded = Recording {
         welcome: first.welcome.clone(),
         message: first.seal(2, alice_ends()),
-        heartbeat: first.sending.heartbeat(1, now()).expect("is signed"),
+        heartbeat: first.sending.heartbeat(1, Shares::default(), now()).expect("is signed"),
     };
     drop(first);
     let mut version = 10;

@@ -10,6 +10,7 @@
 use super::{Connected, ControlStream};
 use futures_util::stream::{Stream, StreamExt as _, unfold};
 use postern_common::clock;
+use postern_common::control::budgets::Budgets;
 use postern_common::control::{Applied, Change, Delivery, Message, link};
 use postern_common::session::{Peer, Session};
 use postern_common::stream::chain::{SealError, Sending};
@@ -111,6 +112,7 @@ async fn converse(
         sending,
         writer,
         serves_sockets,
+        budgets: Budgets::default(),
         answers: BTreeMap::new(),
         batches: 0,
     };
@@ -173,6 +175,8 @@ struct Conversation<'a, Writer> {
     sending: Sending,
     writer: Writer,
     serves_sockets: bool,
+    /// The gateway's parts of tenants' budgets.
+    budgets: Budgets,
     /// Who waits for the gateway's answer to a message, by its sequence; and its version.
     answers: BTreeMap<u64, (u64, oneshot::Sender<Applied>)>,
     batches: u32,
@@ -181,7 +185,8 @@ struct Conversation<'a, Writer> {
 impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
     async fn run(&mut self, reader: impl AsyncRead + Unpin) -> Result<std::convert::Infallible, Ended> {
         let (publisher, mut follower) = link();
-        self.stream.gateways.connect_distant(&publisher).await;
+        let _shares = self.stream.gateways.connect_distant(&publisher).await;
+        self.budgets = publisher.budgets.clone();
         drop(publisher);
         let mut frames = pin!(frames(reader));
         let revoked = self.connected.revoked.clone();
@@ -233,8 +238,9 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
     async fn take(&mut self, kind: Kind, body: &[u8]) -> Result<(), Ended> {
         match kind {
             Kind::Ping => {
-                let Ping { echo } = frame::parse(body)?;
-                let heartbeat = self.sending.heartbeat(echo, clock::now())?;
+                let Ping { echo, demand } = frame::parse(body)?;
+                self.budgets.add_demand(&demand);
+                let heartbeat = self.sending.heartbeat(echo, self.budgets.shares(), clock::now())?;
                 put(&mut self.writer, Kind::Heartbeat, &heartbeat).await
             }
             Kind::Applied => {

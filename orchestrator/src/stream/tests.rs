@@ -3,6 +3,7 @@ use super::*;
 use crate::keys::GivenKeys;
 use crate::store::tests::Database;
 use crate::store::{Action, Actor, DecisionFilter};
+use postern_common::control::budgets::Demand;
 use postern_common::control::{Change, EndedSession, State};
 use postern_common::decision::{DecisionRecord, FilterLine, Verdict, Versions};
 use postern_common::id::{DecisionId, FilterName, RequestId, SandboxId, TenantId};
@@ -182,7 +183,7 @@ async fn a_gateway_with_its_credential_gets_a_snapshot_and_each_change_and_answe
     let world = World::new(State::default()).await;
     let mut client = world.follow(&world.add("edge").await).await;
     assert!(matches!(client.change().await, Change::Snapshot(_)));
-    put(&mut client.tls, Kind::Ping, &Ping { echo: 3 }).await;
+    put(&mut client.tls, Kind::Ping, &Ping { echo: 3, demand: Demand::new() }).await;
     let (kind, heartbeat) = get(&mut client.tls).await;
     assert_eq!(kind, Kind::Heartbeat);
     let following = client.following.as_ref().expect("was welcome");
@@ -330,7 +331,7 @@ async fn what_only_an_orchestrator_sends_ends_the_connection() {
     for kind in [Kind::Welcome, Kind::Message, Kind::Heartbeat, Kind::Hello] {
         let mut client = world.follow(&credential).await;
         client.change().await;
-        put(&mut client.tls, kind, &Ping { echo: 1 }).await;
+        put(&mut client.tls, kind, &Ping { echo: 1, demand: Demand::new() }).await;
         let read = timeout(PATIENCE, frame::read(&mut client.tls, 100)).await.expect("in time");
         assert!(read.is_err(), "{kind:?}");
     }
