@@ -11,7 +11,7 @@
 
 use crate::id::TenantId;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -74,7 +74,7 @@ pub struct Budgets(Arc<RwLock<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     shares: Shares,
-    known: HashMap<TenantId, Arc<Share>>,
+    known: BTreeMap<TenantId, Arc<Share>>,
 }
 
 impl Inner {
