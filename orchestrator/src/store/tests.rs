@@ -370,7 +370,7 @@ async fn a_quota_holds_however_many_ask_at_once(store: &Store) {
     const GIB: u64 = 1 << 30;
     let ask = async |quotas: serde_json::Value| {
         let quotas: Quotas = serde_json::from_value(quotas).expect("quotas");
-        added(store, &sandbox(99, "another"), &quotas).await
+        added(store, &sandbox(20, "another"), &quotas).await
     };
     let json = |name: &str, quota: u64| serde_json::json!({ name: quota });
     assert_eq!(ask(json("creates_per_minute", 3)).await, over("creates_per_minute", "", 3, 3, 1));
