@@ -121,12 +121,18 @@ impl Freshness {
         }
     }
 
-    /// Refuses to serve from state that is too old, or from none.
+    /// Refuses to serve from state that is too old, from a part of it, or from none.
     ///
     /// # Errors
     /// [`Reject::StateStale`].
     pub(crate) fn check(&self) -> Result<(), Reject> {
-        let is_fresh = self.with(|heard| heard.state.is_some() && self.age_of(heard) <= self.bound);
+        // What comes before an orchestrator elsewhere was heard may be only the first part.
+        let is_whole = match &self.presence {
+            Presence::Linked => true,
+            Presence::Heard(at) => at.borrow().is_some(),
+        };
+        let is_fresh =
+            is_whole && self.with(|heard| heard.state.is_some() && self.age_of(heard) <= self.bound);
         if is_fresh { Ok(()) } else { Err(Reject::StateStale) }
     }
 }

@@ -149,8 +149,12 @@ impl Client {
         self.budgets.set(kept.shares);
         for message in kept.messages {
             match self.sender.send(message).await {
-                // Answered when it is in force; refusals were told when it came first.
-                Ok(answer) => drop(answer.await),
+                // Answered when it is in force; what it refuses now it may not have refused before.
+                Ok(answer) => {
+                    if let Ok(Applied::Refused(refused)) = answer.await {
+                        tracing::warn!(?refused, "part of the kept state is not in force");
+                    }
+                }
                 Err(GatewayGone) => return,
             }
         }
