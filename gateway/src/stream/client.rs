@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -277,6 +277,8 @@ struct Shared {
     pings: Mutex<VecDeque<(u64, Instant)>>,
     /// The snapshot is in force: from now on heartbeats count.
     is_whole: AtomicBool,
+    /// Tells that it came to be so.
+    became_whole: Notify,
 }
 
 impl Shared {
@@ -392,7 +394,11 @@ async fn ping(
 ) -> Result<Infallible, Ended> {
     let mut tick = tokio::time::interval(PING_INTERVAL);
     for echo in 1.. {
-        tick.tick().await;
+        // Who waits to be served need not wait for the next turn.
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = shared.became_whole.notified() => {}
+        }
         {
             let mut pings = shared.pings();
             if pings.front().is_some_and(|(_, oldest)| oldest.elapsed() > SILENCE) {
@@ -422,6 +428,7 @@ async fn answer(
                 // The first is the snapshot.
                 if sequence == 1 {
                     shared.is_whole.store(true, Ordering::Release);
+                    shared.became_whole.notify_one();
                 }
                 let refused = match applied {
                     Ok(Applied::InForce) => Vec::new(),

@@ -141,8 +141,8 @@ on_each_database!(
     idempotency_keys_are_forgotten_by_age_and_number,
 );
 
-mod idempotency;
 mod gateways;
+mod idempotency;
 use gateways::{
     a_gateways_name_is_given_once_and_free_after_it_is_revoked,
     a_session_of_an_address_ends_for_good_and_goes_with_its_tenant,
