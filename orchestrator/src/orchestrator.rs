@@ -27,7 +27,7 @@ use crate::stream::{AuthorityError, ControlStream};
 use postern_common::clock;
 use postern_common::control::{Publisher, State};
 use postern_common::folder::TenantFiles;
-use postern_common::id::TenantId;
+use postern_common::id::{SandboxId, TenantId};
 use postern_common::secret::Secret;
 use postern_common::tasks::{Stop, Tasks};
 use postern_shim::spec::Installation;
@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 /// Characters of an installation's id: 50 bits, and short enough for the names that hold it.
 const INSTALLATION_CHARACTERS: usize = 10;
@@ -154,19 +155,14 @@ impl Prepared {
         };
         let driver = Driver::new(parts);
         let reconciled = driver.reconcile().await?;
-        let watching = driver.clone();
-        tasks.spawn(async move |stop: Stop| watching.watch(stop, uses).await);
-        let sweeping = retention.clone();
-        tasks.spawn(async move |stop: Stop| sweeping.watch(stop).await);
         let isolation = config.isolation;
-        let (filling, wants) = (pool.clone(), Wants { configuration: configuration.clone(), isolation });
-        tasks.spawn(async move |stop: Stop| filling.watch(stop, wants).await);
+        let wants = Wants { configuration: configuration.clone(), isolation };
+        watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let rights = Rights::shipped().map_err(StartError::Rights)?;
         let filter_log = gateways.filter_log().clone();
         let (drain, tasks) = (Drain::default(), tasks.clone());
         let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
         let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
-        let stream = Arc::new(stream);
         let api = Api {
             store,
             keys,
@@ -180,11 +176,23 @@ impl Prepared {
             rights,
             drain,
             peers,
-            stream,
+            stream: Arc::new(stream),
             tasks: tasks.clone(),
         };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
     }
+}
+
+/// Keeps reality at what the database says, until the tasks are stopped.
+fn watch(
+    tasks: &Tasks,
+    (driver, uses): (Driver, mpsc::Receiver<SandboxId>),
+    retention: Retention,
+    (pool, wants): (Pool, Wants),
+) {
+    tasks.spawn(async move |stop: Stop| driver.watch(stop, uses).await);
+    tasks.spawn(async move |stop: Stop| retention.watch(stop).await);
+    tasks.spawn(async move |stop: Stop| pool.watch(stop, wants).await);
 }
 
 /// A working orchestrator.
