@@ -102,7 +102,10 @@ struct World {
 impl World {
     fn new() -> Self {
         let backend = Backend::start();
-        let up = Up::start_with(&backend, &[KEY]);
+        // A port of its own: it must be free again for the orchestrator that comes after this one.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let control = port.expect("a port").to_string();
+        let up = Up::start_with(&backend, &[KEY, ("POSTERN_CONTROL_LISTEN", &control)]);
         let world = Self { up, backend };
         let made = world.up.told(&["gateways", "add", "edge"]);
         let file = world.folder().join("credential");

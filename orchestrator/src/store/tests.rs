@@ -148,11 +148,13 @@ use gateways::{
     a_session_of_an_address_ends_for_good_and_goes_with_its_tenant,
 };
 mod policies;
+mod sessions;
 use idempotency::{
     an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
     idempotency_keys_are_forgotten_by_age_and_number,
 };
 use policies::{decisions_are_kept_within_their_bounds, every_set_that_was_in_force_is_a_version};
+use sessions::{a_session_is_written_only_while_its_sandbox_lives, an_ended_session_never_lives_again};
 
 fn tenant() -> TenantId {
     TenantId::parse("acme").expect("a name")
@@ -276,39 +278,6 @@ async fn a_sandbox_reads_back_as_it_was_written(store: &Store) {
     );
 }
 
-fn session_of(new: &NewSandbox) -> SessionRow {
-    let until = now().saturating_add(jiff::SignedDuration::from_mins(5)).expect("in range");
-    let until = Timestamp::from_microsecond(until.as_microsecond()).expect("in range");
-    SessionRow {
-        sandbox_id: new.id.clone(),
-        peer: Peer::Socket("/run/x".into()),
-        tokens: vec![AcceptedToken { jti: "a".to_owned(), until }],
-        expires_at: until,
-        rotate_at: until,
-    }
-}
-
-async fn a_session_is_written_only_while_its_sandbox_lives(store: &Store) {
-    let new = sandbox(1, "c1");
-    let row = session_of(&new);
-    assert!(!store.put_session(&row).await.expect("answers"), "there is no such sandbox");
-    add(store, &new).await;
-    assert!(go(store, &new.id, State::Creating, State::Destroying(Outcome::Failed)).await);
-    assert!(!store.put_session(&row).await.expect("answers"), "it is on its way out");
-    assert_eq!(store.session(&new.id).await.expect("answers"), None);
-    // One that slipped through all the same is found once its sandbox is over.
-    let other = sandbox(2, "c2");
-    add(store, &other).await;
-    assert!(store.put_session(&session_of(&other)).await.expect("answers"));
-    assert!(go(store, &other.id, State::Creating, State::Destroying(Outcome::Failed)).await);
-    assert_eq!(store.sessions_of_the_over().await.expect("answers"), []);
-    assert!(go(store, &other.id, State::Destroying(Outcome::Failed), State::Failed).await);
-    let left = store.sessions_of_the_over().await.expect("answers");
-    assert_eq!(left, std::slice::from_ref(&other.id));
-    store.end_session(&other.id, now()).await.expect("answers");
-    assert_eq!(store.sessions_of_the_over().await.expect("answers"), []);
-}
-
 async fn a_quota_holds_however_many_ask_at_once(store: &Store) {
     store.add_tenant(&tenant(), &Owner::Api, &audit(Action::TenantCreated)).await.expect("answers");
     let quotas = Quotas { sandboxes: Some(3), creates_per_minute: Some(100), ..Quotas::default() };
@@ -333,24 +302,6 @@ async fn a_quota_holds_however_many_ask_at_once(store: &Store) {
     assert_eq!(ask(json("cpu", 1)).await, over("cpu", " millicores", 1000, 1500, 500));
     let enough = serde_json::json!({ "cpu": 2, "memory": "4GiB", "disk": "4GiB" });
     assert_eq!(ask(enough).await, AddedSandbox::Added);
-}
-
-async fn an_ended_session_never_lives_again(store: &Store) {
-    let new = sandbox(1, "c1");
-    add(store, &new).await;
-    let row = session_of(&new);
-    let until = row.expires_at;
-    assert!(store.put_session(&row).await.expect("answers"));
-    assert_eq!(store.session(&new.id).await.expect("answers").as_ref(), Some(&row));
-    let ended = EndedSession { sandbox_id: new.id.clone(), until };
-    assert_eq!(store.end_session(&new.id, now()).await.expect("answers"), Some(ended.clone()));
-    assert!(!store.put_session(&row).await.expect("answers"), "it has ended");
-    assert_eq!(store.session(&new.id).await.expect("answers"), None);
-    assert_eq!(store.ended_sessions(now()).await.expect("answers"), [ended]);
-    store.forget_sessions(now()).await.expect("answers");
-    assert_eq!(store.ended_sessions(now()).await.expect("answers").len(), 1, "its tokens have not expired");
-    store.forget_sessions(until).await.expect("answers");
-    assert_eq!(store.ended_sessions(now()).await.expect("answers"), []);
 }
 
 async fn deadlines_are_found_when_they_have_come(store: &Store) {
