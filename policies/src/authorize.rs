@@ -177,6 +177,11 @@ fn word(is_allowed: bool) -> &'static str {
 /// The same set with `@id`s for ids, where there are any.
 fn named(set: &PolicySet) -> Result<PolicySet, CaseError> {
     let mut renamed = PolicySet::new();
+    for template in set.templates() {
+        let id = identity(template.annotations()).unwrap_or_else(|| template.id().as_ref());
+        let template = template.new_id(PolicyID::from_string(id));
+        renamed.add_template(template).map_err(unreadable("the policies"))?;
+    }
     for policy in set.policies() {
         let id = identity(policy.annotations()).unwrap_or_else(|| policy.id().as_ref());
         renamed.add(policy.new_id(PolicyID::from_string(id))).map_err(unreadable("the policies"))?;

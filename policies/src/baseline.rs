@@ -20,7 +20,10 @@ const PERMIT: &str = include_str!("../baseline/permit.cedar");
 
 /// The API and the cases that the baseline is tested with.
 const DESK: &str = include_str!("../tests/desk.yaml");
-const CASES: &str = include_str!("../tests/operations.toml");
+const CASES: [(&str, &str); 2] = [
+    ("operations.toml", include_str!("../tests/operations.toml")),
+    ("tenant.toml", include_str!("../tests/tenant.toml")),
+];
 
 /// The reason that callers read when their session's token does not name the operation.
 pub const NOT_GRANTED: &str = "the session's token does not name this operation";
@@ -44,8 +47,9 @@ pub fn baseline_report() -> Result<TestReport, Vec<Mistake>> {
     let tenant = TenantId::parse("acme").map_err(|error| broken(error.to_string()))?;
     let schema = TenantSchema::build(&tenant, &[schema_from_openapi(&backend, &document)])
         .map_err(|error| broken(error.to_string()))?;
-    let cases = PolicySource { name: "baseline/tests/operations.toml".to_owned(), text: CASES.to_owned() };
-    run_tests(&TenantPolicies::load(&schema, None)?, &[cases])
+    let cases = CASES
+        .map(|(name, text)| PolicySource { name: format!("baseline/tests/{name}"), text: text.to_owned() });
+    run_tests(&TenantPolicies::load(&schema, None)?, &cases)
 }
 
 /// The baseline of a tenant with this schema.

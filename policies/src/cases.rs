@@ -14,24 +14,33 @@
 //! expect = "deny"
 //! policies = ["refund-limit"]
 //! ```
+//!
+//! `backend_of = "rival"` in the request asks another tenant's backend of that name. The gateway
+//! routes no request so; it is there for rules that hold even then.
 
 use crate::compile::OWN_PREFIX;
 use crate::decide::Decision;
 use crate::entities::SessionEntities;
-use crate::explain::{ClauseOutcome, Considered, Explanation, conjuncts, text_of};
+use crate::explain::{ClauseOutcome, Considered, Explanation, text_of};
 use crate::mistake::{Mistake, Place};
+use crate::names;
+use crate::party::Party;
 use crate::request::{PeerFacts, RequestFacts, TypedRequest};
+use crate::schema::shared_entities;
 use crate::set::TenantPolicies;
 use crate::source::PolicySource;
 use jiff::Timestamp;
 use postern_common::decision::Verdict;
-use postern_common::id::{BackendName, ConversationId, OperationId, SandboxId, TemplateName, UserId};
+use postern_common::id::{
+    BackendName, ConversationId, OperationId, SandboxId, TemplateName, TenantId, UserId,
+};
 use postern_common::problem::Code;
 use postern_common::session::{Grant, Isolation, Peer, Session};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// Cases of one run.
 const CASES: usize = 10_000;
@@ -114,6 +123,8 @@ struct RequestText {
     header: Map<String, Value>,
     body: Option<Value>,
     now: Option<Timestamp>,
+    /// The tenant whose backend of this name is asked, where it is another's.
+    backend_of: Option<TenantId>,
 }
 
 /// What a run of tests found.
@@ -263,7 +274,7 @@ fn coverage_of(policies: &TenantPolicies) -> BTreeMap<String, PolicyCoverage> {
         .filter_map(|id| policies.policy(id))
         .map(|policy| {
             let clause = |part| ClauseCoverage { text: text_of(part), held: 0, failed: 0 };
-            let clauses = policy.conditions.iter().flat_map(conjuncts).map(clause).collect();
+            let clauses = policy.conditions().map(clause).collect();
             let id = policy.id.to_string();
             (id.clone(), PolicyCoverage { id, applied: 0, clauses })
         })
@@ -285,17 +296,30 @@ fn ready(policies: &TenantPolicies, place: Place<'_>, case: &CaseText) -> Result
         Box::new(place.mistake(case.operation.span(), message, Some(help.to_owned())))
     };
     let operation = case.operation.get_ref();
-    let action = operation.split_once('/').and_then(|(backend, operation)| {
-        schema.action(&BackendName::parse(backend).ok()?, &OperationId::parse(operation).ok()?)
+    let named = operation.split_once('/').and_then(|(backend, operation)| {
+        Some((BackendName::parse(backend).ok()?, OperationId::parse(operation).ok()?))
     });
-    let action = action.ok_or_else(|| {
+    let found = named.and_then(|(backend, operation)| {
+        let action = Arc::clone(schema.action(&backend, &operation)?);
+        Some((backend, action))
+    });
+    let (backend, action) = found.ok_or_else(|| {
         refuse(
             format!("there is no operation `{operation}`"),
             "write `BACKEND/OPERATION`, as in the backend's document",
         )
     })?;
-    let session = SessionEntities::build(schema, &case.session.session(policies))
+    let foreign = case.request.backend_of.as_ref().filter(|tenant| *tenant != schema.tenant());
+    let others = foreign.map(|tenant| shared_entities(tenant, [&backend])).unwrap_or_default();
+    let session = SessionEntities::beside(schema, &case.session.session(policies), others)
         .map_err(|error| refuse(error.to_string(), "change the case's session"))?;
+    let action = match foreign {
+        Some(tenant) => {
+            let uid = names::owned(&names::BACKEND, tenant, backend.as_str());
+            Arc::new(action.to(Party::new(Arc::new(uid), session.world().without_actions())))
+        }
+        None => action,
+    };
     let facts = RequestFacts {
         path: &case.request.path,
         query: &case.request.query,
@@ -304,7 +328,7 @@ fn ready(policies: &TenantPolicies, place: Place<'_>, case: &CaseText) -> Result
         peer: PeerFacts::Socket,
         now: case.request.now.unwrap_or(Timestamp::UNIX_EPOCH),
     };
-    let request = TypedRequest::new(&session, action, &facts);
+    let request = TypedRequest::new(&session, &action, &facts);
     Ok(ReadyCase { name: case.name.clone(), session, request })
 }
 
@@ -438,6 +462,20 @@ policies = ["limit"]
         let report = run(CASES).unwrap_or_else(|mistakes| panic!("{}", told(&mistakes)));
         assert!(report.has_passed());
         insta::assert_snapshot!(report);
+    }
+
+    #[test]
+    fn another_tenant_s_backend_is_out_of_reach_whatever_is_permitted() {
+        let case = |of: &str, expect: &str| {
+            let request = format!("request = {{ backend_of = \"{of}\" }}");
+            format!("[[case]]\nname = \"{of}\"\noperation = \"support-desk/ping\"\n{request}\n{expect}\n")
+        };
+        let cases = [
+            case("acme", "expect = \"allow\"\npolicies = [\"never-asked\"]"),
+            case("rival", "expect = \"deny\"\npolicies = [\"postern-tenant\"]"),
+        ];
+        let report = run(&cases.join("\n")).unwrap_or_else(|mistakes| panic!("{}", told(&mistakes)));
+        assert!(report.has_passed(), "{report}");
     }
 
     #[test]

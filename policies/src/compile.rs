@@ -36,8 +36,12 @@ pub(crate) struct CompiledPolicy {
     pub(crate) mode: Mode,
     pub(crate) reason: Option<Arc<str>>,
     pub(crate) filing: Filing,
-    /// `when` and `unless`, where there are any.
-    pub(crate) conditions: Option<Expr>,
+    /// `when` and `unless` taken apart at `&&`, in the order in which Cedar looks at them: those
+    /// before the first that looks at the context. What they come to is the same for all requests
+    /// of a session to an operation.
+    pub(crate) leading: Vec<Arc<Expr>>,
+    /// The others, from that one on.
+    pub(crate) rest: Vec<Arc<Expr>>,
     /// Expressions in the conditions.
     pub(crate) expressions: usize,
     /// Whether the conditions look at an action, so that actions must be among the entities.
@@ -123,9 +127,9 @@ fn entity_scope(
 impl CompiledPolicy {
     /// Makes a policy ready without asking more of it than the language does.
     pub(crate) fn new(policy: Policy) -> Self {
-        let conditions = policy.non_scope_constraints().cloned();
-        let reads_actions = conditions.as_ref().is_some_and(reads_actions);
-        let reads_now = conditions.as_ref().is_some_and(reads_now);
+        let whole = policy.non_scope_constraints_arc();
+        let mut leading = whole.map(conjuncts).unwrap_or_default();
+        let rest = leading.split_off(leading.iter().take_while(|part| !reads_context(part)).count());
         let annotation = |name: &AnyId| policy.annotation(name).map(|text| Arc::from(text.as_ref()));
         let mode = match annotation(&names::MODE) {
             Some(mode) if &*mode == "shadow" => Mode::Shadow,
@@ -140,13 +144,19 @@ impl CompiledPolicy {
             mode,
             reason: annotation(&names::REASON),
             filing: Filing::of(&policy),
-            expressions: conditions.as_ref().map_or(0, |conditions| conditions.subexpressions().count()),
-            conditions,
-            reads_actions,
-            reads_now,
+            expressions: whole.map_or(0, |whole| whole.subexpressions().count()),
+            reads_actions: whole.is_some_and(|whole| reads_actions(whole)),
+            reads_now: whole.is_some_and(|whole| reads_now(whole)),
+            leading,
+            rest,
             policy,
             warnings: Vec::new(),
         }
+    }
+
+    /// Its conditions, all of which must hold, in the order in which Cedar looks at them.
+    pub(crate) fn conditions(&self) -> impl Iterator<Item = &Expr> {
+        self.leading.iter().chain(&self.rest).map(Arc::as_ref)
     }
 
     /// What it takes to consider it.
@@ -163,6 +173,24 @@ impl CompiledPolicy {
             reason: self.reason.as_deref().map(str::to_owned),
         }
     }
+}
+
+/// The parts of a condition that must all hold, in the order in which Cedar looks at them.
+fn conjuncts(condition: &Arc<Expr>) -> Vec<Arc<Expr>> {
+    let mut found = Vec::new();
+    let mut left = vec![condition];
+    while let Some(part) = left.pop() {
+        match part.expr_kind() {
+            ExprKind::And { left: first, right: second } => left.extend([second, first]),
+            _ => found.push(Arc::clone(part)),
+        }
+    }
+    found
+}
+
+/// Whether a condition may come to something else for another context.
+fn reads_context(condition: &Expr) -> bool {
+    condition.subexpressions().any(|part| matches!(part.expr_kind(), ExprKind::Var(Var::Context)))
 }
 
 fn reads_actions(conditions: &Expr) -> bool {

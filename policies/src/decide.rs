@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Decides a request: finds the policies whose scope matches, evaluates their conditions with
-//! Cedar's own evaluator, and combines them as Cedar does; then applies what is stricter here.
+//! Decides a request: evaluates the conditions of the policies whose scope matches with Cedar's own
+//! evaluator, and combines them as Cedar does; then applies what is stricter here.
 //!
 //! ```text
-//!   candidates ─▶ outcome of each ─┬─▶ Cedar's answer: forbids win, errors are skipped
-//!                                  └─▶ verdict: shadow policies left out, an erring forbid denies
+//!   plan ─▶ outcome of each candidate ─┬─▶ Cedar's answer: forbids win, errors are skipped
+//!                                      └─▶ verdict: shadow policies left out, an erring forbid denies
 //! ```
 //!
 //! Both come from the same outcomes, so that a test of Cedar's answer is a test of what the
@@ -13,6 +13,7 @@
 use crate::compile::CompiledPolicy;
 use crate::entities::{SessionEntities, World};
 use crate::party::Party;
+use crate::plan::Plan;
 use crate::request::{RequestContext, TypedRequest};
 use crate::set::TenantPolicies;
 use crate::shape::Unfit;
@@ -21,7 +22,7 @@ use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 use postern_common::decision::{Effect, Mode, PolicyPart, Verdict};
 use postern_common::problem::Code;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What is asked: everything but the policies.
 #[derive(Debug, Clone, Copy)]
@@ -93,27 +94,32 @@ pub struct ShadowAnswer {
 impl TenantPolicies {
     /// Decides a request of a session.
     ///
-    /// Cost: a few µs, and about half of one for each policy whose scope matches; the number of
-    /// other policies does not matter.
+    /// Cost: a few µs for a session's first request to an operation, then about half of one for
+    /// each policy that looks at the request's context; the number of other policies does not
+    /// matter.
     #[must_use]
     pub fn decide(&self, session: &SessionEntities, request: &TypedRequest) -> Decision {
         if !session.is_of(&self.schema) || !request.is_of(session) {
             return Decision::refused(Refused::Stale);
         }
-        match request.context() {
-            Err(unfit) => Decision::refused(Refused::Unfit(unfit.clone())),
-            Ok(context) => self.answer(&request.question(session, context)),
-        }
+        let question = match request.context() {
+            Err(unfit) => return Decision::refused(Refused::Unfit(unfit.clone())),
+            Ok(context) => request.question(session, context),
+        };
+        let edition = self.index.edition();
+        let plan = session.plans().of(edition, request.action(), || self.plan(&question));
+        self.follow(&plan, &question)
     }
 
+    /// Answers a question that nobody will ask again.
     pub(crate) fn answer(&self, question: &Question<'_>) -> Decision {
-        let mut candidates: Vec<&Arc<CompiledPolicy>> = Vec::new();
-        self.index.candidates(question.principal, question.action, question.resource, |policy| {
-            candidates.push(policy);
-        });
-        match self.outcomes(question, &candidates) {
+        self.follow(&self.plan(question), question)
+    }
+
+    fn follow(&self, plan: &Plan, question: &Question<'_>) -> Decision {
+        match self.outcomes(plan, question) {
             Ok(outcomes) => Decision::from_outcomes(outcomes),
-            Err(unfit) => Decision::refused(Refused::Unfit(unfit)),
+            Err(refused) => Decision::refused(refused),
         }
     }
 
@@ -131,29 +137,29 @@ impl TenantPolicies {
         candidates
     }
 
-    fn outcomes(
-        &self,
-        question: &Question<'_>,
-        candidates: &[&Arc<CompiledPolicy>],
-    ) -> Result<Vec<Outcome>, Unfit> {
-        let needs_now = candidates.iter().any(|policy| policy.reads_now);
-        let context = if needs_now { question.context.with_now()? } else { question.context.without_now() };
-        let needs_actions = candidates.iter().any(|policy| policy.reads_actions);
-        let entities = if needs_actions {
-            question.world.with_actions(&self.schema.actions)
-        } else {
-            question.world.without_actions()
-        };
+    fn outcomes(&self, plan: &Plan, question: &Question<'_>) -> Result<Vec<Outcome>, Refused> {
+        // INVARIANT: the set holds each policy of a plan that was made from it.
+        let held = |policy: &Weak<CompiledPolicy>| policy.upgrade().ok_or(Refused::Stale);
+        let mut outcomes = Vec::with_capacity(plan.settled.len() + plan.open.len());
+        for (policy, error) in &plan.settled {
+            outcomes.push(Outcome { policy: held(policy)?, error: error.clone() });
+        }
+        if plan.open.is_empty() {
+            return Ok(outcomes);
+        }
+        let context =
+            if plan.reads_now { question.context.with_now()? } else { question.context.without_now() };
+        let entities = question.world.entities(&self.schema, plan.reads_actions);
         let evaluator = Evaluator::new(question.request(context), entities, Extensions::all_available());
-        let evaluated = candidates.iter().filter_map(|policy| {
-            let error = match satisfied(&evaluator, policy) {
-                Ok(true) => None,
-                Ok(false) => return None,
-                Err(error) => Some(error),
-            };
-            Some(Outcome { policy: Arc::clone(policy), error })
-        });
-        Ok(evaluated.collect())
+        for policy in &plan.open {
+            let policy = held(policy)?;
+            match hold(&evaluator, &policy.rest, policy.policy.env()) {
+                Ok(true) => outcomes.push(Outcome { policy, error: None }),
+                Ok(false) => {}
+                Err(error) => outcomes.push(Outcome { policy, error: Some(error) }),
+            }
+        }
+        Ok(outcomes)
     }
 }
 
@@ -169,18 +175,20 @@ impl Question<'_> {
     }
 }
 
-/// Whether a policy's conditions hold, its scope having matched.
-fn satisfied(evaluator: &Evaluator<'_>, policy: &CompiledPolicy) -> Result<bool, String> {
-    let Some(conditions) = &policy.conditions else { return Ok(true) };
-    holds(evaluator, conditions, policy.policy.env())
-}
-
-/// Evaluates a condition; the error is what Cedar says.
-pub(crate) fn holds(evaluator: &Evaluator<'_>, condition: &Expr, slots: &SlotEnv) -> Result<bool, String> {
-    match evaluator.interpret(condition, slots).map_err(|error| error.to_string())?.value {
-        ValueKind::Lit(Literal::Bool(holds)) => Ok(holds),
-        _ => Err("a condition is neither true nor false".to_owned()),
+/// Whether conditions hold, all of them, as Cedar evaluates `&&`; the error is what Cedar says.
+pub(crate) fn hold(
+    evaluator: &Evaluator<'_>,
+    conditions: &[Arc<Expr>],
+    slots: &SlotEnv,
+) -> Result<bool, String> {
+    for condition in conditions {
+        match evaluator.interpret(condition, slots).map_err(|error| error.to_string())?.value {
+            ValueKind::Lit(Literal::Bool(true)) => {}
+            ValueKind::Lit(Literal::Bool(false)) => return Ok(false),
+            _ => return Err("a condition is neither true nor false".to_owned()),
+        }
     }
+    Ok(true)
 }
 
 impl Decision {

@@ -57,7 +57,8 @@ struct Case {
     principal: String,
     action: String,
     resource: String,
-    context: serde_json::Value,
+    /// What the same session asks first, and then.
+    contexts: [serde_json::Value; 2],
 }
 
 const PRINCIPALS: [&str; 7] = [
@@ -93,9 +94,9 @@ fn scope(variable: &'static str, of: &'static [&'static str]) -> impl Strategy<V
         4 => one_of(of).prop_map(move |entity| format!("{variable} in {entity}")),
         2 => one_of(types).prop_map(move |of_type| format!("{variable} is {of_type}")),
         2 => (one_of(types), one_of(of)).prop_map(move |(of_type, entity)| format!("{variable} is {of_type} in {entity}")),
-        1 => Just(format!("{variable} == ?{variable}")),
-        1 => Just(format!("{variable} in ?{variable}")),
-        1 => one_of(types).prop_map(move |of_type| format!("{variable} is {of_type} in ?{variable}")),
+        2 => Just(format!("{variable} == ?{variable}")),
+        4 => Just(format!("{variable} in ?{variable}")),
+        2 => one_of(types).prop_map(move |of_type| format!("{variable} is {of_type} in ?{variable}")),
     ]
 }
 
@@ -220,15 +221,15 @@ fn context() -> impl Strategy<Value = serde_json::Value> {
 fn case() -> impl Strategy<Value = Case> {
     (
         prop::collection::vec(policy(), 0..10),
-        prop::collection::vec((0_usize..10, one_of(&PRINCIPALS), one_of(&RESOURCES)), 0..4),
+        prop::collection::vec((0_usize..10, one_of(&PRINCIPALS), one_of(&RESOURCES)), 0..6),
         prop::collection::vec(prop::collection::vec(0_usize..12, 0..3), 12),
         prop::collection::vec(prop::option::of(0_i64..8), 12),
         one_of(&PRINCIPALS),
         one_of(&ACTION_NAMES),
         one_of(&RESOURCES),
-        context(),
+        [context(), context()],
     )
-        .prop_map(|(policies, links, parents, ages, principal, action, resource, context)| Case {
+        .prop_map(|(policies, links, parents, ages, principal, action, resource, contexts)| Case {
             policies: policies.join("\n"),
             links,
             parents,
@@ -236,7 +237,7 @@ fn case() -> impl Strategy<Value = Case> {
             principal,
             action,
             resource,
-            context,
+            contexts,
         })
 }
 
@@ -272,9 +273,11 @@ impl Case {
     fn policies(&self) -> PolicySet {
         let mut set: PolicySet =
             self.policies.parse().unwrap_or_else(|error| panic!("{error}: {}", self.policies));
+        let mut templates: Vec<PolicyId> = set.templates().map(|template| template.id().clone()).collect();
+        templates.sort();
         for (number, (template, principal, resource)) in self.links.iter().enumerate() {
-            let id = PolicyId::new(format!("policy{template}"));
-            let Some(template) = set.template(&id) else { continue };
+            let Some(id) = templates.get(template % templates.len().max(1)).cloned() else { continue };
+            let template = set.template(&id).expect("a template of the set");
             let entity = |text: &str| text.parse::<EntityUid>().expect("an entity");
             let values: HashMap<SlotId, EntityUid> = template
                 .slots()
@@ -288,40 +291,46 @@ impl Case {
         set
     }
 
-    /// Both answers: the crate's over everything, ours by way of the index.
-    fn answers(&self) -> (Response, Decision) {
+    /// Both answers to each request: the crate's over everything, ours by way of the index and of
+    /// what the session's first request settled.
+    fn answers(&self) -> Vec<(Response, Decision)> {
         let (set, entities) = (self.policies(), self.entities());
         let entity = |text: &str| text.parse::<EntityUid>().expect("an entity");
-        let context = Context::from_json_value(self.context.clone(), None).expect("a context");
-        let (principal, action, resource) =
-            (entity(&self.principal), entity(&self.action), entity(&self.resource));
-        let request = Request::new(principal, action, resource, context, None).expect("a request");
         let everything = entities.clone().add_entities(ACTIONS.iter().cloned(), None).expect("entities");
-        let response = Authorizer::new().is_authorized(&request, &set, &everything);
-
         let policies = TenantPolicies::of_cedar(&OURS, set.as_ref()).expect("ids are unique");
         let party = |text: &str, known: &Entities| {
             Party::new(Arc::new(text.parse().expect("an entity")), known.as_ref())
         };
-        let core: &cedar_policy_core::ast::Request = request.as_ref();
         let session = SessionEntities::of_any(
             &OURS,
             party(&self.principal, &entities),
             World::new(entities.as_ref().clone()),
         );
-        let action = Action {
+        let action = Arc::new(Action {
             origin: OURS.origin(),
             party: party(&self.action, &ACTIONS),
             resource: Arc::new(party(&self.resource, &entities)),
             context: Shape::Record(Vec::new()),
-        };
-        let context = RequestContext::timeless(core.context().expect("a context").clone());
-        let request = TypedRequest::of_any(&session, Arc::new(action), context);
-        (response, policies.decide(&session, &request))
+        });
+        let answers = self.contexts.iter().map(|context| {
+            let context = Context::from_json_value(context.clone(), None).expect("a context");
+            let (principal, action_, resource) =
+                (entity(&self.principal), entity(&self.action), entity(&self.resource));
+            let request = Request::new(principal, action_, resource, context, None).expect("a request");
+            let response = Authorizer::new().is_authorized(&request, &set, &everything);
+            let core: &cedar_policy_core::ast::Request = request.as_ref();
+            let context = RequestContext::timeless(core.context().expect("a context").clone());
+            let request = TypedRequest::of_any(&session, Arc::clone(&action), context);
+            (response, policies.decide(&session, &request))
+        });
+        answers.collect()
     }
 
     fn check(&self) -> Result<(), TestCaseError> {
-        let (response, decision) = self.answers();
+        self.answers().into_iter().try_for_each(|(response, decision)| self.compare(&response, &decision))
+    }
+
+    fn compare(&self, response: &Response, decision: &Decision) -> Result<(), TestCaseError> {
         let cedar = decision.cedar().expect("policies were asked");
         let sorted = |ids: &mut dyn Iterator<Item = String>| {
             let mut ids: Vec<_> = ids.collect();
@@ -372,23 +381,23 @@ proptest! {
 #[test]
 fn the_random_cases_reach_every_kind_of_answer() {
     let mut runner = TestRunner::deterministic();
-    let (mut allowed, mut forbidden, mut erring, mut linked) = (0, 0, 0, 0);
+    let (mut allowed, mut forbidden, mut erring, mut linked, mut differing) = (0, 0, 0, 0, 0);
     let mut written = String::new();
     let cases = case();
     for _ in 0..CASES {
         let case = cases.new_tree(&mut runner).expect("a case").current();
-        let (_, decision) = case.answers();
-        let cedar = decision.cedar().expect("policies were asked");
+        let [first, second] = &case.answers()[..] else { panic!("two answers") };
+        differing += usize::from(first.1.cedar() != second.1.cedar());
+        let cedar = first.1.cedar().expect("policies were asked");
         allowed += usize::from(cedar.is_allowed);
         forbidden += usize::from(!cedar.is_allowed && !cedar.reasons.is_empty());
         erring += usize::from(!cedar.errors.is_empty());
-        linked += usize::from(cedar.reasons.iter().any(|id| id.starts_with("link")));
+        let reasons = [first, second].map(|(_, decision)| decision.cedar().map(|cedar| cedar.reasons));
+        linked += usize::from(reasons.iter().flatten().flatten().any(|id| id.starts_with("link")));
         written.push_str(&case.policies);
     }
-    for count in [allowed, forbidden, erring] {
-        assert!(count >= 30, "allowed {allowed}, forbidden {forbidden}, erring {erring}");
-    }
-    assert!(linked >= 1, "no link ever decided");
+    let counts = [allowed, forbidden, erring, differing, linked];
+    assert!(counts.iter().all(|count| *count >= 10), "too few to say anything: {counts:?}");
     for kind in SCOPES.iter().chain(&ATOMS) {
         assert!(written.contains(kind), "no policy says `{kind}`");
     }

@@ -6,6 +6,7 @@
 
 use crate::names;
 use crate::party::Party;
+use crate::plan::Plans;
 use crate::record::RecordedSession;
 use crate::schema::{TenantSchema, entities, entity};
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue, Value};
@@ -33,6 +34,7 @@ pub struct SessionEntities {
     pub(crate) claims: Value,
     world: World,
     recorded: RecordedSession,
+    plans: Plans,
 }
 
 /// Entities, with the schema's actions where they are needed.
@@ -49,6 +51,11 @@ impl World {
 
     pub(crate) fn without_actions(&self) -> &Entities {
         &self.own
+    }
+
+    /// With the schema's actions where they are needed.
+    pub(crate) fn entities(&self, schema: &TenantSchema, needs_actions: bool) -> &Entities {
+        if needs_actions { self.with_actions(&schema.actions) } else { self.without_actions() }
     }
 
     /// The same with `actions`, put together once.
@@ -68,6 +75,15 @@ impl SessionEntities {
     /// # Errors
     /// [`SessionError`] if the session is not of the schema's tenant.
     pub fn build(schema: &Arc<TenantSchema>, session: &Session) -> Result<Self, SessionError> {
+        Self::beside(schema, session, Vec::new())
+    }
+
+    /// As [`SessionEntities::build`], in a world where there is something else besides.
+    pub(crate) fn beside(
+        schema: &Arc<TenantSchema>,
+        session: &Session,
+        others: Vec<Entity>,
+    ) -> Result<Self, SessionError> {
         let tenant = schema.tenant();
         if session.tenant != *tenant {
             return Err(SessionError::OtherTenant);
@@ -93,14 +109,15 @@ impl SessionEntities {
             tagged(labels, session.labels.iter().map(|(name, value)| (name.as_str(), value.clone()))),
             tagged(claims.clone(), session.claims.iter().map(|(name, value)| (name.as_str(), tag(value)))),
         ];
-        let world =
-            entities(own.into_iter().chain(schema.shared.iter().cloned())).map_err(SessionError::Refused)?;
+        let all = own.into_iter().chain(schema.shared.iter().cloned()).chain(others);
+        let world = entities(all).map_err(SessionError::Refused)?;
         Ok(Self {
             schema: Arc::clone(schema),
             principal: Party::new(Arc::new(sandbox), &world),
             claims: claims.into(),
             world: World::new(world),
             recorded: RecordedSession::of(session),
+            plans: Plans::default(),
         })
     }
 
@@ -108,7 +125,14 @@ impl SessionEntities {
     #[cfg(test)]
     pub(crate) fn of_any(schema: &Arc<TenantSchema>, principal: Party, world: World) -> Self {
         let recorded = RecordedSession::of(&crate::fixture::session(&[]));
-        Self { schema: Arc::clone(schema), principal, claims: Value::empty_record(None), world, recorded }
+        Self {
+            schema: Arc::clone(schema),
+            principal,
+            claims: Value::empty_record(None),
+            world,
+            recorded,
+            plans: Plans::default(),
+        }
     }
 
     /// Whether these entities fit policies that were checked against `schema`.
@@ -119,6 +143,11 @@ impl SessionEntities {
 
     pub(crate) fn world(&self) -> &World {
         &self.world
+    }
+
+    /// What its requests have in common.
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.plans
     }
 
     /// What records of decisions hold of it.

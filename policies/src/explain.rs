@@ -10,7 +10,7 @@ use crate::entities::SessionEntities;
 use crate::request::TypedRequest;
 use crate::set::TenantPolicies;
 use crate::unknown::{Partly, Places, partly};
-use cedar_policy_core::ast::{Expr, ExprKind};
+use cedar_policy_core::ast::Expr;
 use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 use postern_common::decision::{Effect, Mode, PolicyPart, Verdict};
@@ -120,7 +120,7 @@ impl TenantPolicies {
     ) -> Considered {
         let mut clauses = Vec::new();
         let mut outcome = ClauseOutcome::Held;
-        for part in policy.conditions.iter().flat_map(conjuncts) {
+        for part in policy.conditions() {
             let found = match partly(evaluator, part, policy.policy.env(), unknown) {
                 Partly::Known(true) => ClauseOutcome::Held,
                 Partly::Known(false) => ClauseOutcome::Failed,
@@ -164,19 +164,6 @@ impl Explanation {
 
 fn ids(decision: &Decision) -> Vec<String> {
     decision.determining().into_iter().map(|part| part.id).collect()
-}
-
-/// The parts of a condition that must all hold, in the order in which Cedar looks at them.
-pub(crate) fn conjuncts(condition: &Expr) -> Vec<&Expr> {
-    let mut found = Vec::new();
-    let mut left = vec![condition];
-    while let Some(part) = left.pop() {
-        match part.expr_kind() {
-            ExprKind::And { left: first, right: second } => left.extend([second.as_ref(), first.as_ref()]),
-            _ => found.push(part),
-        }
-    }
-    found
 }
 
 /// The text of a part as it stands in the policy, on one line.

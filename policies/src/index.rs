@@ -18,10 +18,14 @@ use crate::compile::CompiledPolicy;
 use crate::party::{Key, Names, Party, Prehashed};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 type Filed<T> = HashMap<Key, Arc<T>, BuildHasherDefault<Prehashed>>;
 type Resources = Filed<Principals>;
+
+/// Editions so far; the first is that of no policies.
+static EDITIONS: AtomicU64 = AtomicU64::new(1);
 
 /// The policies of one action and resource by their principal.
 #[derive(Debug, Clone, Default)]
@@ -87,10 +91,18 @@ impl Load {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Index {
     actions: Filed<Resources>,
+    /// INVARIANT: two indexes of one edition hold the same policies.
+    edition: u64,
 }
 
 impl Index {
+    /// Tells what is filed from all else that this process ever filed.
+    pub(crate) fn edition(&self) -> u64 {
+        self.edition
+    }
+
     pub(crate) fn insert(&mut self, policy: &Arc<CompiledPolicy>) {
+        self.edition = EDITIONS.fetch_add(1, Ordering::Relaxed);
         let filing = &policy.filing;
         for action in &filing.actions {
             let resources = Arc::make_mut(self.actions.entry(action.clone()).or_default());
@@ -101,6 +113,7 @@ impl Index {
     }
 
     pub(crate) fn remove(&mut self, policy: &Arc<CompiledPolicy>) {
+        self.edition = EDITIONS.fetch_add(1, Ordering::Relaxed);
         let filing = &policy.filing;
         for action in &filing.actions {
             let Some(resources) = self.actions.get_mut(action).map(Arc::make_mut) else { continue };

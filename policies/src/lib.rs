@@ -26,6 +26,7 @@ mod index;
 mod mistake;
 mod names;
 mod party;
+mod plan;
 mod promote;
 mod record;
 mod replay;

@@ -98,7 +98,7 @@ impl TypedRequest {
         }
     }
 
-    pub(crate) fn action(&self) -> &Action {
+    pub(crate) fn action(&self) -> &Arc<Action> {
         &self.action
     }
 

@@ -96,6 +96,13 @@ pub struct Action {
     pub(crate) context: Shape,
 }
 
+impl Action {
+    /// The same of another backend.
+    pub(crate) fn to(&self, resource: Party) -> Self {
+        Self { resource: Arc::new(resource), ..self.clone() }
+    }
+}
+
 impl std::fmt::Debug for TenantSchema {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("TenantSchema").field("tenant", &self.tenant).finish_non_exhaustive()
@@ -135,7 +142,7 @@ impl TenantSchema {
         let (schema, _warnings) = ValidatorSchema::from_cedarschema_str(&text, Extensions::all_available())
             .map_err(|error| refused(error.to_string()))?;
         let actions = schema.action_entities().map_err(|error| refused(error.to_string()))?;
-        let shared = shared_entities(tenant, backends);
+        let shared = shared_entities(tenant, backends.iter().map(|backend| &backend.name));
         let known = entities(shared.clone()).map_err(&refused)?;
         let origin = BUILT.fetch_add(1, Ordering::Relaxed);
         let mut built = BTreeMap::new();
@@ -252,11 +259,15 @@ fn operations(
     Ok(found)
 }
 
-fn shared_entities(tenant: &TenantId, backends: &[BackendSchema]) -> Vec<Entity> {
+/// A tenant and its backends.
+pub(crate) fn shared_entities<'b>(
+    tenant: &TenantId,
+    backends: impl IntoIterator<Item = &'b BackendName>,
+) -> Vec<Entity> {
     let uid = names::tenant(tenant);
     let mut shared = vec![entity(uid.clone(), [], [])];
-    shared.extend(backends.iter().map(|backend| {
-        let own = names::owned(&names::BACKEND, tenant, backend.name.as_str());
+    shared.extend(backends.into_iter().map(|backend| {
+        let own = names::owned(&names::BACKEND, tenant, backend.as_str());
         entity(own, [("tenant", uid.clone().into())], [uid.clone()])
     }));
     shared

@@ -49,7 +49,7 @@ pub(crate) fn weigh(policies: &TenantPolicies, revived: &Revived, places: &Place
     let evaluator = Evaluator::new(request_, entities, Extensions::all_available());
     let mut weighed = Weighed::default();
     for policy in policies.candidates_of(session, request) {
-        let partly = policy.conditions.as_ref().map_or(Partly::Known(true), |conditions| {
+        let partly = policy.policy.non_scope_constraints().map_or(Partly::Known(true), |conditions| {
             partly(&evaluator, conditions, policy.policy.env(), places)
         });
         match partly {

@@ -149,16 +149,18 @@ impl Desk {
         self.typed(&Routed::new(turn)?, turn)
     }
 
-    fn typed(&self, routed: &Routed, turn: usize) -> Outcome<TypedRequest> {
-        let facts = RequestFacts {
-            path: &routed.path,
-            query: &routed.query,
-            header: &routed.header,
-            body: Some(&routed.body),
-            peer: PeerFacts::Socket,
-            now: Timestamp::UNIX_EPOCH,
+    /// As many sessions that asked nothing yet, each with a request.
+    pub(crate) fn newcomers(&self, count: usize) -> Outcome<Vec<(SessionEntities, TypedRequest)>> {
+        let newcomer = |turn: usize| {
+            let session = SessionEntities::build(&self.schema, &session(turn)?)?;
+            let request = typed(&session, self.action(turn)?, &Routed::new(turn)?);
+            Ok((session, request))
         };
-        Ok(TypedRequest::new(self.session(turn)?, self.action(turn)?, &facts))
+        (0..count).map(newcomer).collect()
+    }
+
+    fn typed(&self, routed: &Routed, turn: usize) -> Outcome<TypedRequest> {
+        Ok(typed(self.session(turn)?, self.action(turn)?, routed))
     }
 
     fn session(&self, turn: usize) -> Outcome<&SessionEntities> {
@@ -168,6 +170,18 @@ impl Desk {
     fn action(&self, turn: usize) -> Outcome<&Arc<Action>> {
         Ok(self.actions.get(turn % OPERATIONS).ok_or("no action")?)
     }
+}
+
+fn typed(session: &SessionEntities, action: &Arc<Action>, routed: &Routed) -> TypedRequest {
+    let facts = RequestFacts {
+        path: &routed.path,
+        query: &routed.query,
+        header: &routed.header,
+        body: Some(&routed.body),
+        peer: PeerFacts::Socket,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    TypedRequest::new(session, action, &facts)
 }
 
 fn sandbox(number: usize) -> String {
@@ -219,6 +233,13 @@ impl OurSide {
 
     pub(crate) fn decide(&self, requests: &[(&SessionEntities, TypedRequest)], turn: usize) {
         if let Some((session, request)) = requests.get(turn % SESSIONS) {
+            black_box(self.policies.decide(session, request));
+        }
+    }
+
+    /// A session's first request to an operation, of which nothing is settled yet.
+    pub(crate) fn decide_first(&self, newcomers: &[(SessionEntities, TypedRequest)], turn: usize) {
+        if let Some((session, request)) = newcomers.get(turn) {
             black_box(self.policies.decide(session, request));
         }
     }

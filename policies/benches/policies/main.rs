@@ -81,6 +81,9 @@ fn ten_candidates(desk: &Desk, report: &mut Report) -> Outcome {
         .map(|column| median(rounds.iter().filter_map(|round| round.get(column).copied()).collect()));
     report.add("decide_10_candidates", decide, "us", Some(alone));
     report.add("decide_with_build", with_build, "us", Some(decide));
+    let newcomers = desk.newcomers((SAMPLES + 1) * BATCH)?;
+    let first = sampled(SAMPLES, BATCH, |turn| ours.decide_first(&newcomers, turn));
+    report.add("decide_10_candidates.first", first, "us", Some(alone));
     Ok(())
 }
 

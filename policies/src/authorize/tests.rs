@@ -80,6 +80,18 @@ fn policies_that_do_not_validate_are_answered_and_said_so() {
 }
 
 #[test]
+fn templates_are_validated_though_none_is_linked() {
+    let told = |condition: &str| {
+        let policies =
+            format!("@id(\"t\") permit (principal == ?principal, action, resource) when {{ {condition} }};");
+        authorize(&case(&policies, &json!([request(&json!({"n": 1}))]))).expect("answered")
+    };
+    let (sound, broken) = (told("context.n > 0"), told("context.nope"));
+    assert!(sound.validates && !broken.validates, "{:?}", broken.validation_errors);
+    assert_eq!((broken.results[0].decision, broken.results[0].reasons.len()), ("deny", 0));
+}
+
+#[test]
 fn a_part_that_cannot_be_read_is_named() {
     let error = authorize(&case("permit;", &json!([]))).expect_err("no policy");
     assert_eq!(error.part, "the policies");

@@ -4,9 +4,9 @@
 use crate::arguments::Authorize;
 use crate::failure::Failure;
 use crate::output::Output;
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use postern_policies::{Case, CaseRequest};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{BufRead, Read as _};
 use std::path::Path;
 
@@ -47,8 +47,10 @@ fn json(file: &Path) -> Result<Value, Failure> {
     Ok(serde_json::from_str(&text(file)?).with_context(|| format!("`{}` is no JSON", file.display()))?)
 }
 
-/// Answers one case a line until the input ends.
+/// Answers one case a line until the input ends; one that cannot be read is answered so, and the
+/// others all the same.
 pub(super) fn batch(mut input: &mut dyn BufRead, output: Output) -> Result<(), Failure> {
+    let (mut cases, mut unread) = (0_u64, 0_u64);
     for number in 1.. {
         let mut line = String::new();
         if (&mut input).take(MAX_CASE_BYTES).read_line(&mut line)? == 0 {
@@ -57,9 +59,24 @@ pub(super) fn batch(mut input: &mut dyn BufRead, output: Output) -> Result<(), F
         if line.trim().is_empty() {
             continue;
         }
-        let case = serde_json::from_str(&line).with_context(|| format!("line {number} is no case"))?;
-        let answer = postern_policies::authorize(&case).with_context(|| format!("line {number}"))?;
-        output.record(&answer);
+        cases += 1;
+        if let Err((id, error)) = answered(&line, output) {
+            unread += 1;
+            output.record(&json!({ "id": id, "error": format!("line {number}: {error}") }));
+        }
     }
+    if unread > 0 {
+        return Err(anyhow!("{unread} of {cases} cases could not be answered; their lines say why").into());
+    }
+    Ok(())
+}
+
+/// Answers one case; the error comes with the case's id, if that much could be read.
+fn answered(line: &str, output: Output) -> Result<(), (Value, String)> {
+    let value: Value = serde_json::from_str(line).map_err(|error| (Value::Null, error.to_string()))?;
+    let id = value.get("id").cloned().unwrap_or_default();
+    let case: Case = serde_json::from_value(value).map_err(|error| (id.clone(), error.to_string()))?;
+    let answer = postern_policies::authorize(&case).map_err(|error| (id, error.to_string()))?;
+    output.record(&answer);
     Ok(())
 }

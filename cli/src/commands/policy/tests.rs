@@ -159,11 +159,14 @@ fn case() -> serde_json::Value {
 }
 
 #[test]
-fn cases_are_answered_line_by_line_and_a_bad_one_is_named() {
+fn cases_are_answered_line_by_line_and_bad_ones_are_counted() {
     let case = case();
     authorize::batch(&mut format!("{case}\n\n{case}\n").as_bytes(), Output::new(true)).expect("answers");
-    let failed = authorize::batch(&mut format!("{case}\nnot one\n").as_bytes(), Output::new(true));
-    assert!(failed.expect_err("is refused").to_string().contains("line 2"));
+    let mut unread = case.clone();
+    unread["policies"] = "permit;".into();
+    let lines = format!("not one\n{unread}\n{case}\n{{\"id\": 3}}\n");
+    let failed = authorize::batch(&mut lines.as_bytes(), Output::new(true)).expect_err("three are unread");
+    assert!(failed.to_string().contains("3 of 4 cases"), "{failed}");
 }
 
 #[test]
