@@ -6,7 +6,7 @@
 # reasons and errors must be equal. Each case asks twice with one session, so that what its first
 # request settles is held against Cedar's answer to the second.
 # Usage: scripts/prove/policies.sh     CASES= how many [100000]
-# Builds with optimisation first, which takes minutes; then two cores decide 100,000 in some ten.
+# Builds with optimisation first, which takes minutes; then 100,000 take two cores a minute or two.
 # Ends with `N passed, N failed`. A case that differs is printed, as small as it could be made.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
