@@ -7,23 +7,21 @@
 //! ```
 
 mod banner;
-mod folder;
 mod lock;
 mod parts;
 mod ports;
 mod programs;
 mod upstreams;
-mod watch;
 
 pub(crate) use programs::Programs;
 
 use crate::failure::Failure;
 use crate::output::Output;
 use anyhow::{Context as _, anyhow};
-use folder::WatchedFolder;
 use lock::DataFolder;
 use parts::{Groups, Parts};
 use postern_common::folder::TenantFiles;
+use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
 use postern_common::settings::{SettingMistakes, Settings, name};
 use postern_common::telemetry;
@@ -119,7 +117,7 @@ async fn start(
 ) -> Result<(Option<WatchedFolder>, Parts), Failure> {
     ports::are_private(settings)?;
     let watched = match settings.path(name::CONFIG) {
-        Some(path) => Some(WatchedFolder::open(&path).await?),
+        Some(path) => Some(WatchedFolder::open(&path).await.map_err(anyhow::Error::new)?),
         None => None,
     };
     let parts = Parts::start(settings, around, data, watched.as_ref(), groups).await?;

@@ -7,6 +7,10 @@
 //! document parse, do the policies type-check) is for the rooms that use it.
 
 mod read;
+#[cfg(feature = "watch")]
+pub mod watch;
+#[cfg(feature = "watch")]
+pub mod watched;
 
 pub use read::{FolderMistakes, Mistake, read, read_for_policies};
 

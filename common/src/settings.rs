@@ -99,6 +99,17 @@ settings! {
     GATEWAY_STALENESS = "gateway.staleness", "POSTERN_GATEWAY_STALENESS", Some("10s"), open, "how old its state may grow without an orchestrator, at most 1h";
     GATEWAY_SPOOL = "gateway.spool", "POSTERN_GATEWAY_SPOOL", Some("64MiB"), open, "decisions that may wait on its disk";
     GATEWAY_FAIL_CLOSED = "gateway.fail_closed_on_audit_loss", "POSTERN_FAIL_CLOSED_ON_AUDIT_LOSS", Some("false"), open, "refuse requests rather than lose their records";
+    GATEWAY_SECRETS_DIR = "gateway.secrets_dir", "POSTERN_GATEWAY_SECRETS_DIR", None, open, "a gateway that stands alone: folder with a file for each secret";
+    TOKENS_ISSUER = "gateway.tokens.issuer", "POSTERN_GATEWAY_TOKENS_ISSUER", None, open, "a gateway that stands alone: the `iss` of its tokens";
+    TOKENS_AUDIENCE = "gateway.tokens.audience", "POSTERN_GATEWAY_TOKENS_AUDIENCE", None, open, "the `aud` that they name";
+    TOKENS_ALGORITHM = "gateway.tokens.algorithm", "POSTERN_GATEWAY_TOKENS_ALGORITHM", None, open, "how they are signed: HS256, EdDSA, ES256 or RS256";
+    TOKENS_SECRET = "gateway.tokens.secret", "POSTERN_GATEWAY_TOKENS_SECRET", None, secret, "the key of HS256";
+    TOKENS_KEYS = "gateway.tokens.keys", "POSTERN_GATEWAY_TOKENS_KEYS", None, open, "files with public keys (PEM), separated by commas";
+    TOKENS_JWKS = "gateway.tokens.jwks", "POSTERN_GATEWAY_TOKENS_JWKS", None, open, "URL of the issuer's key set, instead of files";
+    TOKENS_USER = "gateway.tokens.user_claim", "POSTERN_GATEWAY_TOKENS_USER_CLAIM", Some("sub"), open, "the claim that names the user";
+    TOKENS_CONVERSATION = "gateway.tokens.conversation_claim", "POSTERN_GATEWAY_TOKENS_CONVERSATION_CLAIM", Some("conversation_id"), open, "the claim that names the conversation";
+    TOKENS_OPERATIONS = "gateway.tokens.operations_claim", "POSTERN_GATEWAY_TOKENS_OPERATIONS_CLAIM", Some("operations"), open, "the claim that lists operations, or names them in one text";
+    TOKENS_DEFAULT_OPERATIONS = "gateway.tokens.operations", "POSTERN_GATEWAY_TOKENS_OPERATIONS", None, open, "operations of tokens without that claim, separated by commas";
     GATEWAY_SOCKETS = "gateway.sockets", "POSTERN_GATEWAY_SOCKETS", Some("false"), open, "serve this machine's sandboxes by their unix sockets";
     CONTROL_LISTEN = "control.listen", "POSTERN_CONTROL_LISTEN", Some("127.0.0.1:8082"), open, "control stream for gateways of their own";
     LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";

@@ -2,7 +2,6 @@
 //! The parts of `up`, put together in one process over the same types that a cluster uses.
 
 use super::banner::Banner;
-use super::folder::WatchedFolder;
 use super::lock::DataFolder;
 use super::programs::Programs;
 use super::upstreams::Upstreams;
@@ -11,6 +10,7 @@ use crate::connection::{CONNECTION_FILE, Written};
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use postern_common::control;
+use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
 use postern_common::settings::{Settings, WantedIsolation, name};
 use postern_common::tasks::Tasks;

@@ -1,71 +1,99 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The watched configuration folder: what it said last, and where its backends are.
 
-use super::watch::Watch;
-use crate::failure::Failure;
-use anyhow::Context as _;
-use postern_common::folder::{self, FolderMistakes, TenantFiles};
+use super::watch::{Unwatchable, Watch};
+use super::{FolderMistakes, TenantFiles};
+use std::io;
 use std::path::{Path, PathBuf};
 use url::Url;
 
 /// A folder, the watch on it, and what was last read from it.
 #[derive(Debug)]
-pub(crate) struct WatchedFolder {
+pub struct WatchedFolder {
     path: PathBuf,
     watch: Watch,
     files: TenantFiles,
 }
 
+/// Why a folder cannot be begun with.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenFolderError {
+    /// There is none.
+    #[error("the configuration folder `{}` is not there", path.display())]
+    Absent {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Changes of it could not be noticed.
+    #[error(transparent)]
+    Watch(#[from] Unwatchable),
+    /// What is wrong in it.
+    #[error(transparent)]
+    Mistakes(#[from] FolderMistakes),
+    /// This process is ending.
+    #[error("the configuration folder was not read to its end")]
+    Ending,
+}
+
 impl WatchedFolder {
-    /// Begins to watch and reads the folder once; its mistakes are the caller's to show.
-    pub(crate) async fn open(path: &Path) -> Result<Self, Failure> {
-        let path = path
-            .canonicalize()
-            .with_context(|| format!("the configuration folder `{}` is not there", path.display()))?;
+    /// Begins to watch and reads the folder once.
+    ///
+    /// # Errors
+    /// [`OpenFolderError`]; mistakes are the caller's to show.
+    pub async fn open(path: &Path) -> Result<Self, OpenFolderError> {
+        let absent = |source| OpenFolderError::Absent { path: path.to_owned(), source };
+        let path = path.canonicalize().map_err(absent)?;
         // Watched before it is read, so that no change falls in between.
         let watch = Watch::new(&path)?;
-        let files = read(&path).await?.map_err(anyhow::Error::new)?;
+        let files = read(&path).await.ok_or(OpenFolderError::Ending)??;
         Ok(Self { path, watch, files })
     }
 
     /// Where it is, from the root.
-    pub(crate) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// What it last said.
-    pub(crate) const fn files(&self) -> &TenantFiles {
+    #[must_use]
+    pub const fn files(&self) -> &TenantFiles {
         &self.files
     }
 
     /// Where its backends are.
-    pub(crate) fn urls(&self) -> Vec<&Url> {
+    #[must_use]
+    pub fn urls(&self) -> Vec<&Url> {
         self.files.backends.values().map(|backend| &backend.backend.url).collect()
     }
 
     /// Waits until it says something else, or something wrong.
-    pub(crate) async fn changed(&mut self) -> Result<&TenantFiles, FolderMistakes> {
+    ///
+    /// # Errors
+    /// What is wrong in it; what it said before is kept.
+    pub async fn changed(&mut self) -> Result<&TenantFiles, FolderMistakes> {
         loop {
             self.watch.changed().await;
             match read(&self.path).await {
-                Ok(Ok(files)) if files == self.files => {}
-                Ok(Ok(files)) => {
+                Some(Ok(files)) if files == self.files => {}
+                Some(Ok(files)) => {
                     self.files = files;
                     return Ok(&self.files);
                 }
-                Ok(Err(mistakes)) => return Err(mistakes),
-                // Reading was cancelled: this process is ending.
-                Err(_) => return std::future::pending().await,
+                Some(Err(mistakes)) => return Err(mistakes),
+                None => return std::future::pending().await,
             }
         }
     }
 }
 
-/// Reads it whole, off the threads that serve.
-async fn read(path: &Path) -> Result<Result<TenantFiles, FolderMistakes>, Failure> {
+/// Reads it whole, off the threads that serve; `None` if this process is ending.
+async fn read(path: &Path) -> Option<Result<TenantFiles, FolderMistakes>> {
     let path = path.to_owned();
-    let reading = tokio::task::spawn_blocking(move || folder::read(&path)).await;
-    Ok(reading.context("the configuration folder was not read to its end")?)
+    tokio::task::spawn_blocking(move || super::read(&path)).await.ok()
 }
 
 #[cfg(test)]

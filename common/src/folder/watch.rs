@@ -4,9 +4,8 @@
 //! Editors write beside and rename, or write in steps; deployments swap links. So the answer is
 //! only "look again, it has been quiet for a moment"; what is there is then read whole.
 
-use anyhow::Context as _;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::timeout;
@@ -18,15 +17,27 @@ const MAX_STEPS: usize = 40;
 
 /// Tells of changes in one folder, as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub struct Watch {
     changes: Receiver<()>,
     // Held because dropping it ends the watch.
     _watcher: RecommendedWatcher,
 }
 
+/// Changes of a folder cannot be noticed.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` cannot be watched; is it a folder?", path.display())]
+pub struct Unwatchable {
+    path: PathBuf,
+    source: notify::Error,
+}
+
 impl Watch {
     /// Watches `folder` and all below it.
-    pub(crate) fn new(folder: &Path) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// [`Unwatchable`].
+    pub fn new(folder: &Path) -> Result<Self, Unwatchable> {
+        let unwatchable = |source| Unwatchable { path: folder.to_owned(), source };
         // One pending notice says all that there is to say; more are dropped.
         let (notice, changes) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -36,16 +47,14 @@ impl Watch {
                 // One is pending already, or nobody listens any more.
             }
         })
-        .context("the system gives no notice of changes")?;
-        watcher
-            .watch(folder, RecursiveMode::Recursive)
-            .with_context(|| format!("`{}` cannot be watched; is it a folder?", folder.display()))?;
+        .map_err(unwatchable)?;
+        watcher.watch(folder, RecursiveMode::Recursive).map_err(unwatchable)?;
         Ok(Self { changes, _watcher: watcher })
     }
 
     /// Waits for a change and then for quiet. Cancel-safe: a notice is lost only with the wait
     /// for quiet after it, so poll this to its end or in a loop that reads the folder at its start.
-    pub(crate) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
             return std::future::pending().await;
         }
