@@ -19,7 +19,7 @@ use crate::session::{Grant, Isolation};
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use url::Url;
 
@@ -48,6 +48,9 @@ pub struct TenantFiles {
     /// `limits.toml`.
     #[serde(default)]
     pub limits: LimitsFile,
+    /// `denied.toml`, of a gateway that stands alone.
+    #[serde(default, skip_serializing_if = "DeniedFile::is_empty")]
+    pub denied: DeniedFile,
 }
 
 /// One backend: its settings and its OpenAPI document.
@@ -173,6 +176,17 @@ pub enum Credential {
     Bearer(SecretName),
     /// In another way.
     Attached(AttachedCredential),
+}
+
+impl Credential {
+    /// The secret that it names.
+    #[must_use]
+    pub const fn secret(&self) -> &SecretName {
+        match self {
+            Self::Bearer(secret) => secret,
+            Self::Attached(attached) => &attached.secret,
+        }
+    }
 }
 
 /// How a secret is attached.
@@ -326,6 +340,33 @@ pub struct LimitsFile {
     pub session: Option<Rate>,
     /// What the tenant may have at the same time.
     pub quotas: Quotas,
+}
+
+/// `denied.toml`: who is refused although the token is good. Only a gateway that stands alone has it;
+/// elsewhere the orchestrator ends sessions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeniedFile {
+    /// Tokens by `jti`; by the base64url of its SHA-256, if a token has none.
+    pub tokens: BTreeSet<String>,
+    /// Users.
+    pub users: BTreeSet<String>,
+    /// Conversations.
+    pub conversations: BTreeSet<String>,
+}
+
+impl DeniedFile {
+    /// Whether it names nobody.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it names this user or this conversation.
+    #[must_use]
+    pub fn names(&self, user: &str, conversation: &str) -> bool {
+        self.users.contains(user) || self.conversations.contains(conversation)
+    }
 }
 
 /// A token bucket, and how many requests may be in flight.

@@ -127,6 +127,8 @@ pub enum Peer {
     },
     /// An address that an operator registered, for tests and clients that are no sandboxes.
     Address(IpAddr),
+    /// Any TCP peer: only where no orchestrator can say more, in a gateway that stands alone.
+    Unbound,
 }
 
 /// The isolation that a sandbox has.

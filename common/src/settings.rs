@@ -99,10 +99,11 @@ settings! {
     GATEWAY_STALENESS = "gateway.staleness", "POSTERN_GATEWAY_STALENESS", Some("10s"), open, "how old its state may grow without an orchestrator, at most 1h";
     GATEWAY_SPOOL = "gateway.spool", "POSTERN_GATEWAY_SPOOL", Some("64MiB"), open, "decisions that may wait on its disk";
     GATEWAY_FAIL_CLOSED = "gateway.fail_closed_on_audit_loss", "POSTERN_FAIL_CLOSED_ON_AUDIT_LOSS", Some("false"), open, "refuse requests rather than lose their records";
+    ACCESS_LOG = "gateway.access_log", "POSTERN_GATEWAY_ACCESS_LOG", Some("off"), open, "a line of JSON for each request: off, stdout or a file";
     GATEWAY_SECRETS_DIR = "gateway.secrets_dir", "POSTERN_GATEWAY_SECRETS_DIR", None, open, "a gateway that stands alone: folder with a file for each secret";
     TOKENS_ISSUER = "gateway.tokens.issuer", "POSTERN_GATEWAY_TOKENS_ISSUER", None, open, "a gateway that stands alone: the `iss` of its tokens";
     TOKENS_AUDIENCE = "gateway.tokens.audience", "POSTERN_GATEWAY_TOKENS_AUDIENCE", None, open, "the `aud` that they name";
-    TOKENS_ALGORITHM = "gateway.tokens.algorithm", "POSTERN_GATEWAY_TOKENS_ALGORITHM", None, open, "how they are signed: HS256, EdDSA, ES256 or RS256";
+    TOKENS_ALGORITHM = "gateway.tokens.algorithm", "POSTERN_GATEWAY_TOKENS_ALGORITHM", None, open, "how they are signed: `HS256`, `EdDSA`, `ES256` or `RS256`";
     TOKENS_SECRET = "gateway.tokens.secret", "POSTERN_GATEWAY_TOKENS_SECRET", None, secret, "the key of HS256";
     TOKENS_KEYS = "gateway.tokens.keys", "POSTERN_GATEWAY_TOKENS_KEYS", None, open, "files with public keys (PEM), separated by commas";
     TOKENS_JWKS = "gateway.tokens.jwks", "POSTERN_GATEWAY_TOKENS_JWKS", None, open, "URL of the issuer's key set, instead of files";

@@ -5,6 +5,7 @@
 //! state came from an orchestrator and is young enough.
 
 use crate::Gateway;
+use crate::identify::Trust;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -20,7 +21,15 @@ pub(crate) fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match gateway.freshness.check() {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Ok(()) => match gateway.identities.trust() {
+                Trust::Installation(_) => text(StatusCode::OK, "ready\n"),
+                Trust::Issuer(issuer) if issuer.has_keys() => {
+                    text(StatusCode::OK, "ready\nbinding: none (a token is good from any peer)\n")
+                }
+                Trust::Issuer(_) => {
+                    text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the issuer's keys are not known\n")
+                }
+            },
             Err(_) => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no fresh state from an orchestrator\n")
             }

@@ -270,6 +270,8 @@ fn peer(caller: &Caller) -> PeerFacts {
     match (&caller.source, &caller.session.session.peer) {
         (Source::Socket(_), _) => PeerFacts::Socket,
         (Source::Address(address), Peer::Pod { .. }) => PeerFacts::Pod(*address),
-        (Source::Address(address), Peer::Address(_) | Peer::Socket(_)) => PeerFacts::Address(*address),
+        (Source::Address(address), Peer::Address(_) | Peer::Socket(_) | Peer::Unbound) => {
+            PeerFacts::Address(*address)
+        }
     }
 }

@@ -4,10 +4,14 @@
 //! [`Settings`] is what was read; [`Config`] is checked and cannot be wrong. Nothing here reads a
 //! file or the environment. What a tenant decides is in [`crate::snapshot`].
 
+use crate::access::AccessLog;
+use crate::identify::Trust;
+use crate::issuer::Issuer;
 use crate::upstream::address::{MistakenRule, UpstreamRules};
 use postern_common::token::{SigningKey, Verifier};
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a request's head. Common servers stop at 8 KiB a line; tokens may take 8 KiB alone.
@@ -122,6 +126,10 @@ pub struct Settings {
     pub admin: Option<SocketAddr>,
     /// Keys whose session tokens are believed: the one that signs, then replaced ones.
     pub token_keys: Vec<SigningKey>,
+    /// Whose tokens are believed instead, in a gateway that stands alone.
+    pub issuer: Option<Issuer>,
+    /// Where the access log goes; none for none.
+    pub access_log: Option<AccessLog>,
     /// Where requests may go. Keep a clone to change it while the gateway runs.
     pub upstreams: UpstreamRules,
     /// Certificate authorities that backends may have besides the system's.
@@ -149,6 +157,8 @@ impl Settings {
             tcp: None,
             admin: None,
             token_keys,
+            issuer: None,
+            access_log: None,
             upstreams,
             extra_authorities: Vec::new(),
             staleness: STALENESS,
@@ -186,7 +196,8 @@ pub enum ConfigMistake {
 pub struct Config {
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,
-    pub(crate) verifier: Verifier,
+    pub(crate) trust: Trust,
+    pub(crate) access_log: Option<AccessLog>,
     pub(crate) upstreams: UpstreamRules,
     pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
     pub(crate) staleness: Duration,
@@ -204,7 +215,7 @@ impl Config {
     /// Every mistake, not the first.
     pub fn check(settings: Settings) -> Result<Self, Vec<ConfigMistake>> {
         let mut mistakes = Vec::new();
-        if settings.token_keys.is_empty() {
+        if settings.token_keys.is_empty() && settings.issuer.is_none() {
             mistakes.push(ConfigMistake::NoKey);
         }
         if settings.staleness > postern_common::token::MAX_TTL {
@@ -226,7 +237,11 @@ impl Config {
         Ok(Self {
             tcp: settings.tcp,
             admin: settings.admin,
-            verifier: Verifier::new(&settings.token_keys),
+            trust: match settings.issuer {
+                Some(issuer) => Trust::Issuer(Arc::new(issuer)),
+                None => Trust::Installation(Box::new(Verifier::new(&settings.token_keys))),
+            },
+            access_log: settings.access_log,
             upstreams: settings.upstreams,
             extra_authorities: settings.extra_authorities,
             staleness: settings.staleness,

@@ -5,6 +5,7 @@
 //! its times are compared at every use. A peer that sends bad tokens is soon not listened to.
 
 use crate::config::UNKNOWN_SESSION_WAIT;
+use crate::issuer::Issuer;
 use crate::limits::{BAD_TOKENS, Bucket, Short};
 use crate::registry::{LiveSession, Lookup, Registry, Source};
 use crate::reject::{Limited, Reject, Scope};
@@ -13,6 +14,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use postern_common::clock::unix_seconds;
+use postern_common::token::issuer::NotIssued;
 use postern_common::token::{BadToken, CLOCK_SKEW, Claims, Verifier};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,11 +27,28 @@ const SUSPECTS: u64 = 100_000;
 /// A peer's count is full again after 20 s; kept longer it would say nothing.
 const SUSPECT_IDLE: Duration = Duration::from_secs(60);
 
+/// Whose tokens are believed.
+#[derive(Debug, Clone)]
+pub(crate) enum Trust {
+    /// This installation's: the session must be one that the orchestrator has told of.
+    Installation(Box<Verifier>),
+    /// Another issuer's, of a gateway that stands alone: a token vouches for its own session.
+    Issuer(Arc<Issuer>),
+}
+
+/// A token that was believed, and by which keys.
+#[derive(Debug, Clone)]
+struct Verified {
+    claims: Arc<Claims>,
+    /// Keys are replaced; what older ones have signed is verified again.
+    keys: u64,
+}
+
 /// Verified tokens, and peers that sent bad ones.
 #[derive(Debug)]
 pub(crate) struct Identities {
-    verifier: Verifier,
-    verified: Cache<[u8; 32], Arc<Claims>>,
+    trust: Trust,
+    verified: Cache<[u8; 32], Verified>,
     suspects: Cache<Source, Arc<Bucket>>,
 }
 
@@ -44,31 +63,60 @@ pub(crate) struct Caller {
 }
 
 impl Identities {
-    pub(crate) fn new(verifier: Verifier) -> Self {
+    pub(crate) fn new(trust: Trust) -> Self {
         Self {
-            verifier,
+            trust,
             verified: Cache::new(VERIFIED_TOKENS),
             suspects: Cache::builder().max_capacity(SUSPECTS).time_to_idle(SUSPECT_IDLE).build(),
         }
     }
 
-    fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<Claims>, BadToken> {
+    /// Whose tokens are believed.
+    pub(crate) const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<Claims>, NotIssued> {
         let key = digest(&SHA256, token.as_bytes());
         let key: [u8; 32] = key.as_ref().try_into().map_err(|_not_32_bytes| BadToken::Malformed)?;
-        if let Some(claims) = self.verified.get(&key) {
+        let keys = match &self.trust {
+            Trust::Installation(_) => 0,
+            Trust::Issuer(issuer) => issuer.keys_number(),
+        };
+        if let Some(Verified { claims, .. }) = self.verified.get(&key).filter(|kept| kept.keys == keys) {
             let seconds = unix_seconds(now);
             if claims.exp <= seconds {
                 self.verified.invalidate(&key);
-                return Err(BadToken::Expired);
+                return Err(BadToken::Expired.into());
             }
             if claims.nbf > seconds.saturating_add(CLOCK_SKEW.as_secs()) {
-                return Err(BadToken::NotYetValid);
+                return Err(BadToken::NotYetValid.into());
             }
             return Ok(claims);
         }
-        let claims = Arc::new(self.verifier.verify(token, now)?);
-        self.verified.insert(key, Arc::clone(&claims));
+        let claims = Arc::new(match &self.trust {
+            Trust::Installation(verifier) => verifier.verify(token, now)?,
+            Trust::Issuer(issuer) => issuer.verify(token, now)?,
+        });
+        self.verified.insert(key, Verified { claims: Arc::clone(&claims), keys });
         Ok(claims)
+    }
+
+    /// What a token claims, if it is believed. One that names a key which is not known may be of a
+    /// newer set of its issuer's: that is looked for, now and then and for a bounded time.
+    async fn believe(&self, token: &str, now: Timestamp) -> Result<Arc<Claims>, Reject> {
+        let refusal = match self.verify(token, now) {
+            Ok(claims) => return Ok(claims),
+            Err(NotIssued::Bad(bad)) => return Err(Reject::Token(bad)),
+            Err(NotIssued::UnknownKey) => Reject::Token(BadToken::Forged),
+        };
+        match &self.trust {
+            Trust::Issuer(issuer) if issuer.has_newer_keys().await => {
+                self.verify(token, now).map_err(|_still_unknown| refusal)
+            }
+            Trust::Issuer(issuer) if !issuer.has_keys() => Err(Reject::StateStale),
+            Trust::Issuer(_) | Trust::Installation(_) => Err(refusal),
+        }
     }
 
     /// Refuses a peer that has sent too many bad tokens lately, before its token is looked at.
@@ -120,7 +168,10 @@ async fn find(
     authorization: &[HeaderValue],
     now: Timestamp,
 ) -> Result<Caller, Reject> {
-    let claims = identities.verify(bearer(authorization)?, now).map_err(Reject::Token)?;
+    let claims = identities.believe(bearer(authorization)?, now).await?;
+    if let Trust::Issuer(issuer) = identities.trust() {
+        issuer.admit(&claims, registry, now)?;
+    }
     let found = registry.find_with_token(&claims.sandbox_id, &claims.jti, UNKNOWN_SESSION_WAIT).await;
     let session = match found {
         Lookup::Live(session) => session,

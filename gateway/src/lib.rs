@@ -6,7 +6,9 @@
 //! code. [`stream`] carries the link to an orchestrator of another process, and what outlives this
 //! one.
 
+mod access;
 mod admin;
+pub mod alone;
 mod authorize;
 mod body;
 mod broker;
@@ -18,6 +20,7 @@ mod head;
 mod headers;
 mod identify;
 mod identity;
+pub mod issuer;
 mod limits;
 mod listener;
 mod meaning;
@@ -34,19 +37,22 @@ mod trace;
 mod upstream;
 mod validate;
 
+pub use access::AccessLog;
 pub use config::{
     CONCURRENT_CEILING, Ceilings, Config, ConfigMistake, DRAIN, STALENESS, Settings, TIMEOUT_CEILING, Waits,
 };
 pub use upstream::TlsUnusable;
 pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
 
+use access::AccessLines;
 use arc_swap::ArcSwap;
 use control::freshness::Freshness;
-use identify::Identities;
+use identify::{Identities, Trust};
 use limits::Room;
 use metrics::Metrics;
-use postern_common::control::Follower;
+use postern_common::control::{Delivery, Follower, Link};
 use postern_common::decision::DecisionRecord;
+use postern_common::folder::DeniedFile;
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use prometheus_client::metrics::counter::Counter;
@@ -76,6 +82,7 @@ pub struct Gateway {
     audit: Audit,
     metrics: Metrics,
     reports: filters::Reports,
+    access: Option<AccessLines>,
     registered: MetricRegistry,
     tasks: Tasks,
     /// Memory for judged bodies of all sessions.
@@ -98,6 +105,9 @@ pub enum StartError {
     /// TLS to backends.
     #[error(transparent)]
     Tls(#[from] TlsUnusable),
+    /// The issuer's keys.
+    #[error(transparent)]
+    Keys(#[from] issuer::KeepKeysError),
     /// The engine that runs filters.
     #[error("the filter engine could not be made: {0}")]
     Filters(String),
@@ -112,6 +122,16 @@ pub struct Running {
     pub admin: Option<SocketAddr>,
     /// The way home of decisions, as metrics show it and as requests may depend on it.
     pub audit: Audit,
+    gateway: Arc<Gateway>,
+}
+
+impl Running {
+    /// Whom a gateway that stands alone refuses from now on, although their tokens are good.
+    pub fn deny(&self, denied: DeniedFile) {
+        if let Trust::Issuer(issuer) = self.gateway.identities.trust() {
+            issuer.deny(denied, &self.gateway.registry);
+        }
+    }
 }
 
 /// How decisions get home.
@@ -153,17 +173,18 @@ impl Gateway {
         let tcp = listen(config.tcp).await?;
         let admin = listen(config.admin).await?;
         let audit = Audit { fails_closed: config.fails_closed, ..Audit::default() };
-        let running =
-            Running { tcp: address(tcp.as_ref()), admin: address(admin.as_ref()), audit: audit.clone() };
-        [running.tcp, running.admin]
-            .into_iter()
-            .flatten()
-            .for_each(|own| config.upstreams.never_ourselves(own));
+        let own = [address(tcp.as_ref()), address(admin.as_ref())];
+        own.into_iter().flatten().for_each(|own| config.upstreams.never_ourselves(own));
         let mut registered = telemetry::registry();
         let metrics = Metrics::register(&mut registered, &audit);
+        if let Trust::Issuer(issuer) = &config.trust {
+            issuer::keep_keys(issuer, config.extra_authorities.clone(), tasks)?;
+        }
+        let dropped = metrics.access_dropped.clone();
+        let access = config.access_log.map(|to| AccessLines::start(to, dropped, tasks));
         let reports = filters::Reports { metrics: metrics.filters.clone(), lines: follower.lines };
         let gateway = Arc::new(Self {
-            identities: Identities::new(config.verifier),
+            identities: Identities::new(config.trust),
             registry: Registry::default(),
             rules: ArcSwap::default(),
             surroundings: Surroundings {
@@ -178,23 +199,36 @@ impl Gateway {
             decisions: follower.decisions,
             metrics,
             reports,
-            audit,
+            access,
+            audit: audit.clone(),
             registered,
             tasks: tasks.clone(),
             bodies: Arc::new(Room::new(config::BODY_ROOM)),
             drain: config.drain,
         });
-        let (following, sweeping) = (Arc::clone(&gateway), Arc::clone(&gateway));
-        tasks.spawn(move |stop| control::follow(following, follower.deliveries, follower.link, stop));
-        tasks.spawn(move |stop| control::sweep(sweeping, stop));
+        gateway.work((follower.deliveries, follower.link), tcp, admin);
+        let [tcp, admin] = own;
+        Ok(Running { tcp, admin, audit, gateway })
+    }
+
+    /// Begins to follow and to serve.
+    fn work(
+        self: &Arc<Self>,
+        (deliveries, link): (mpsc::Receiver<Delivery>, Link),
+        tcp: Option<TcpListener>,
+        admin: Option<TcpListener>,
+    ) {
+        let (following, sweeping) = (Arc::clone(self), Arc::clone(self));
+        self.tasks.spawn(move |stop| control::follow(following, deliveries, link, stop));
+        self.tasks.spawn(move |stop| control::sweep(sweeping, stop));
         if let Some(listener) = tcp {
-            let served = Arc::clone(&gateway);
-            tasks.spawn(move |stop| listener::accept_tcp(served, listener, stop));
+            let served = Arc::clone(self);
+            self.tasks.spawn(move |stop| listener::accept_tcp(served, listener, stop));
         }
         if let Some(listener) = admin {
-            tasks.spawn(move |stop| listener::accept_admin(gateway, listener, stop));
+            let served = Arc::clone(self);
+            self.tasks.spawn(move |stop| listener::accept_admin(served, listener, stop));
         }
-        Ok(running)
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -207,6 +241,9 @@ impl Gateway {
 
     /// Hands a record on; if there is no room it is dropped and counted.
     fn record(&self, record: DecisionRecord) {
+        if let Some(access) = &self.access {
+            access.note(&record);
+        }
         if self.decisions.try_send(record).is_err() {
             self.audit.dropped.inc();
         }

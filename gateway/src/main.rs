@@ -6,13 +6,17 @@
 //! Ctrl-C drains: listeners close, requests in flight finish, their decisions are written, then it
 //! ends.
 
+#[path = "main/tokens.rs"]
+mod tokens;
+
 use anyhow::{Context as _, anyhow, bail};
 use clap::Parser;
-use postern_common::control::distant_link;
+use postern_common::control::{distant_link, link};
 use postern_common::settings::{Settings, Sources, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
-use postern_gateway::{Config, Gateway, Settings as GatewaySettings, UpstreamRules, stream};
+use postern_gateway::alone::{self, Alone};
+use postern_gateway::{AccessLog, Config, Gateway, Settings as GatewaySettings, UpstreamRules, stream};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -35,6 +39,12 @@ struct Arguments {
     /// Folder where state and decisions are kept [./.postern].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
+    /// Stands alone: serves this tenant's folder, without an orchestrator.
+    #[arg(long, value_name = "DIR", conflicts_with = "orchestrator")]
+    config: Option<String>,
+    /// The tenant of that folder [default].
+    #[arg(long, value_name = "NAME", requires = "config")]
+    tenant: Option<String>,
     /// The control stream to follow, such as orchestrator:8082.
     #[arg(long, value_name = "HOST:PORT")]
     orchestrator: Option<String>,
@@ -70,6 +80,8 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
 fn sources(arguments: &Arguments) -> anyhow::Result<Sources> {
     let mut flags = BTreeMap::new();
     for (setting, value) in [
+        (name::CONFIG, &arguments.config),
+        (name::TENANT, &arguments.tenant),
         (name::DATA_DIR, &arguments.data_dir),
         (name::GATEWAY_ORCHESTRATOR, &arguments.orchestrator),
         (name::GATEWAY_LISTEN, &arguments.listen),
@@ -92,21 +104,66 @@ fn sources(arguments: &Arguments) -> anyhow::Result<Sources> {
 }
 
 async fn run(settings: &Settings) -> anyhow::Result<()> {
-    let mut ending = Ending::listen()?;
+    let ending = Ending::listen()?;
+    match (settings.path(name::CONFIG), settings.text(name::GATEWAY_ORCHESTRATOR)) {
+        (Some(_), Some(_)) => bail!(
+            "POSTERN_CONFIG and POSTERN_ORCHESTRATOR are both set: a gateway follows an orchestrator or stands alone"
+        ),
+        (Some(folder), None) => stand_alone(settings, folder, ending).await,
+        (None, _) => follow(settings, ending).await,
+    }
+}
+
+/// Serves a folder until it is asked to end.
+async fn stand_alone(settings: &Settings, folder: PathBuf, mut ending: Ending) -> anyhow::Result<()> {
+    let upstreams = UpstreamRules::default();
+    let program = std::env::current_exe().context("this program does not know where it is")?;
+    let alone = Alone::open(alone::Settings {
+        folder,
+        tenant: settings.tenant().map_err(|mistake| anyhow!(mistake))?,
+        secrets: settings.path(name::GATEWAY_SECRETS_DIR),
+        compiler: program.with_file_name("postern-compile"),
+        allowed: settings.list(name::UPSTREAMS_ALLOW),
+        upstreams: upstreams.clone(),
+    });
+    let alone = alone.await?;
+    let mut config = gateway_settings(settings, upstreams)?;
+    config.token_keys.clear();
+    config.issuer = Some(tokens::issuer(settings)?);
+    config.artefact_key = Some(alone.artefact_key());
+    let (gateway_tasks, alone_tasks) = (Tasks::new(), Tasks::new());
+    let (publisher, follower) = link();
+    let running = Gateway::start(check(config)?, follower, &gateway_tasks).await?;
+    let (listen, admin) = (shown(running.tcp), shown(running.admin));
+    alone.serve(publisher, running, &alone_tasks).await?;
+    tracing::info!(listen, admin, binding = "none", "postern-gateway is up and stands alone");
+    ending.come().await;
+    tracing::info!("draining: once more to leave at once");
+    tokio::select! {
+        ended = end(&gateway_tasks, &alone_tasks) => ended,
+        () = ending.come() => bail!("left at once"),
+    }
+}
+
+fn check(settings: GatewaySettings) -> anyhow::Result<Config> {
+    Config::check(settings)
+        .map_err(|mistakes| anyhow!(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
+}
+
+fn shown(address: Option<std::net::SocketAddr>) -> String {
+    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
+}
+
+/// Follows an orchestrator until it is asked to end.
+async fn follow(settings: &Settings, mut ending: Ending) -> anyhow::Result<()> {
     let follow = follow_settings(settings)?;
-    let config =
-        Config::check(gateway_settings(settings, follow.upstreams.clone())?).map_err(|mistakes| {
-            anyhow!(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
+    let config = check(gateway_settings(settings, follow.upstreams.clone())?)?;
     let _lock = lock(&follow.folder)?;
     let (gateway_tasks, stream_tasks) = (Tasks::new(), Tasks::new());
     let (publisher, follower, heard) = distant_link();
     let running = Gateway::start(config, follower, &gateway_tasks).await?;
     let (name, orchestrator) = (follow.credential.name.clone(), follow.orchestrator.clone());
     stream::follow(follow, publisher, heard, running.audit.clone(), &stream_tasks)?;
-    let shown = |address: Option<std::net::SocketAddr>| {
-        address.map_or_else(|| "off".to_owned(), |address| address.to_string())
-    };
     let (listen, admin) = (shown(running.tcp), shown(running.admin));
     tracing::info!(gateway = %name, orchestrator, listen, admin, "postern-gateway is up");
     ending.come().await;
@@ -133,6 +190,11 @@ fn gateway_settings(settings: &Settings, upstreams: UpstreamRules) -> anyhow::Re
     gateway.admin = address(name::GATEWAY_ADMIN_LISTEN)?;
     gateway.staleness = settings.staleness();
     gateway.fails_closed = settings.flag(name::GATEWAY_FAIL_CLOSED);
+    gateway.access_log = match settings.text(name::ACCESS_LOG) {
+        None | Some("off") => None,
+        Some("stdout") => Some(AccessLog::Stdout),
+        Some(path) => Some(AccessLog::File(path.into())),
+    };
     gateway.artefact_key = settings.gateway_credential().map(|credential| *credential.signer.as_bytes());
     Ok(gateway)
 }

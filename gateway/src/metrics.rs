@@ -174,6 +174,7 @@ pub(crate) struct Metrics {
     shadow_names: Mutex<HashSet<String>>,
     pub(crate) filters: FilterMetrics,
     connections_dropped: Family<DropLabel, Counter>,
+    pub(crate) access_dropped: Counter,
     pub(crate) control_version: Gauge,
     pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
@@ -190,6 +191,7 @@ impl Metrics {
             shadow_names: Mutex::default(),
             filters: FilterMetrics::register(registry),
             connections_dropped: Family::default(),
+            access_dropped: Counter::default(),
             control_version: Gauge::default(),
             control_age: Gauge::default(),
         };
@@ -207,6 +209,11 @@ impl Metrics {
             metrics.shadow.clone(),
         );
         registry.register("audit_dropped", "Decision records that were lost", audit.dropped.clone());
+        registry.register(
+            "gateway_access_lines_dropped",
+            "Lines of the access log that were lost",
+            metrics.access_dropped.clone(),
+        );
         registry.register("spool_bytes", "Decision records that wait on disk", audit.spool_bytes.clone());
         registry.register(
             "control_stream_version",

@@ -40,6 +40,11 @@ pub(crate) enum Source {
 /// Replaced tokens of one session that are remembered, to tell an old token from a forged one.
 const REPLACED_TOKENS: usize = 8;
 
+/// Tokens of one admitted session that are known besides the newest.
+const ADMITTED_TOKENS: usize = 31;
+/// Sessions that may be admitted by their own tokens, at some 2 KiB each.
+const ADMITTED_SESSIONS: usize = 200_000;
+
 /// A session that lives, with what belongs to it alone.
 #[derive(Debug)]
 pub(crate) struct LiveSession {
@@ -83,8 +88,9 @@ impl LiveSession {
             (Peer::Socket(own), Source::Socket(path)) => **own == **path,
             (Peer::Pod { addresses, .. }, Source::Address(address)) => addresses.contains(address),
             (Peer::Address(own), Source::Address(address)) => own == address,
+            (Peer::Unbound, Source::Address(_)) => true,
             (Peer::Socket(_), Source::Address(_))
-            | (Peer::Pod { .. } | Peer::Address(_), Source::Socket(_)) => false,
+            | (Peer::Pod { .. } | Peer::Address(_) | Peer::Unbound, Source::Socket(_)) => false,
         }
     }
 
@@ -119,7 +125,7 @@ impl LiveSession {
         if session.expires_at <= now { Err(Reject::SessionExpired) } else { Ok(()) }
     }
 
-    fn knows_token(&self, jti: &str) -> bool {
+    pub(crate) fn knows_token(&self, jti: &str) -> bool {
         self.session.tokens.iter().any(|token| token.jti == jti) || self.replaced.iter().any(|old| old == jti)
     }
 }
@@ -184,6 +190,43 @@ impl Registry {
     /// Returns it as it is now; `None` if it had ended.
     pub(crate) fn open(&self, session: Session) -> Option<Arc<LiveSession>> {
         self.change(|entries| open(entries, session))
+    }
+
+    /// Opens a session that its own token vouches for, or adds token and operations to the one that
+    /// lives; each token is still judged by what it claims itself.
+    ///
+    /// Returns it as it is now; `None` if it had ended, or there are too many.
+    pub(crate) fn admit(&self, mut session: Session, now: Timestamp) -> Option<Arc<LiveSession>> {
+        self.change(|entries| {
+            match entries.get(&session.sandbox_id) {
+                Some(Entry::Live(live)) if live.is_same_principal(&session) => {
+                    let known = &live.session;
+                    let tokens = known.tokens.iter().filter(|token| token.until > now);
+                    session.tokens.extend(tokens.take(ADMITTED_TOKENS).cloned());
+                    let more = known.operations.iter().filter(|grant| !session.operations.contains(grant));
+                    let more: Vec<Grant> = more.cloned().collect();
+                    session.operations.extend(more);
+                    session.expires_at = session.expires_at.max(known.expires_at);
+                }
+                None if entries.len() >= ADMITTED_SESSIONS => return None,
+                _ => {}
+            }
+            open(entries, session)
+        })
+    }
+
+    /// Ends the sessions that `is_cut` names and forgets them: whoever of them may still come is
+    /// admitted anew.
+    pub(crate) fn cut(&self, is_cut: impl Fn(&Session) -> bool) {
+        self.change(|entries| {
+            entries.retain(|_, entry| match entry {
+                Entry::Live(live) if is_cut(&live.session) => {
+                    live.ended.cancel();
+                    false
+                }
+                Entry::Live(_) | Entry::Ended { .. } => true,
+            });
+        });
     }
 
     /// Ends a session: everything in flight stops, and its tokens are refused by name.

@@ -23,7 +23,7 @@ use crate::snapshot::Backend;
 use address::{RefusedAddress, UpstreamRules};
 use bytes::Bytes;
 use circuit::Outcome;
-use connect::Connector;
+pub(crate) use connect::Connector;
 use http::{Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -46,7 +46,7 @@ pub(crate) struct Upstream {
 /// TLS to backends could not be prepared.
 #[derive(Debug, thiserror::Error)]
 #[error("TLS to backends could not be prepared")]
-pub struct TlsUnusable(#[source] rustls::Error);
+pub struct TlsUnusable(#[source] pub(crate) rustls::Error);
 
 impl Upstream {
     /// Prepares the pool. Reads the system's certificate authorities; connects nowhere.

@@ -71,6 +71,10 @@ pub(crate) fn check(
             check_caps(name, template, caps, &mut mistakes);
         }
     }
+    if !files.denied.is_empty() {
+        let message = "is for a gateway that stands alone; here, end a session with DELETE /sandbox/{id}";
+        mistakes.add("/denied", message);
+    }
     for (field, rate) in [("tenant", files.limits.tenant), ("session", files.limits.session)] {
         if let Some(rate) = rate {
             check_rate(&format!("/limits/{field}"), &rate, &mut mistakes);

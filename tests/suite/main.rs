@@ -2,6 +2,8 @@
 //! Suites that cross crates, in one binary: a module for each subject.
 
 #[cfg(test)]
+mod alone;
+#[cfg(test)]
 mod apply;
 #[cfg(test)]
 mod author;

@@ -88,7 +88,8 @@ impl Reader<'_> {
         for entry in self.entries(Path::new("")) {
             match (entry.name.as_str(), entry.is_folder) {
                 ("backends", true) => files.backends = self.each_folder(&entry.path, Self::backend),
-                ("filters" | "templates", true) | ("limits.toml", false) if !self.is_whole => {}
+                ("filters" | "templates", true) | ("limits.toml" | "denied.toml", false)
+                    if !self.is_whole => {}
                 ("filters", true) => files.filters = self.each_folder(&entry.path, Self::filter),
                 ("policies", true) => {
                     files.policies = Some(self.each_file(&entry.path, "cedar", Self::text));
@@ -99,6 +100,7 @@ impl Reader<'_> {
                     files.templates = self.each_file(&entry.path, "toml", Self::toml);
                 }
                 ("limits.toml", false) => files.limits = self.toml(&entry.path).unwrap_or_default(),
+                ("denied.toml", false) => files.denied = self.toml(&entry.path).unwrap_or_default(),
                 _ if is_ignored(&entry.name) => {}
                 _ => self.mistake(&entry.path, EXPECTED_AT_ROOT),
             }
@@ -262,8 +264,7 @@ impl Reader<'_> {
     }
 }
 
-const EXPECTED_AT_ROOT: &str =
-    "has no meaning here: expected `backends/`, `policies/`, `filters/`, `templates/` and `limits.toml`";
+const EXPECTED_AT_ROOT: &str = "has no meaning here: expected `backends/`, `policies/`, `filters/`, `templates/`, `limits.toml` and `denied.toml`";
 
 /// Hidden files (editors, version control, mounted ConfigMaps) and read-me files.
 fn is_ignored(name: &str) -> bool {

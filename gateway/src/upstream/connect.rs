@@ -59,7 +59,7 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
-    pub(super) fn new(
+    pub(crate) fn new(
         rules: UpstreamRules,
         extra_authorities: Vec<CertificateDer<'static>>,
     ) -> Result<Self, rustls::Error> {

@@ -10,6 +10,7 @@
     reason = "a test stops at what it did not expect, also in its helping functions"
 )]
 
+mod alone;
 mod answers;
 mod bodies;
 mod disguises;

@@ -25,6 +25,8 @@ pub(super) struct Facts {
     pub(super) settings: Vec<String>,
     /// How many somebody has set.
     pub(super) given: usize,
+    /// Whose tokens a gateway that stands alone would believe, if that is set.
+    pub(super) issuer: Option<String>,
     /// Where the companion programs are, or why not.
     pub(super) programs: Result<PathBuf, String>,
     /// Each isolation as it turned out, or why none could be tried.
@@ -117,6 +119,7 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
     Facts {
         settings: mistakes.map(|it| format!("{}: {}", it.place, it.message)).collect(),
         given,
+        issuer: settings.text(name::TOKENS_ISSUER).map(ToOwned::to_owned),
         programs,
         isolation,
         wanted,

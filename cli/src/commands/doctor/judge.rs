@@ -72,6 +72,7 @@ impl Finding {
 /// Every finding, in the order in which a reader should mend things.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = settings(facts);
+    findings.extend(facts.issuer.as_deref().map(binding));
     findings.push(programs(facts));
     findings.extend(isolation(facts));
     findings.push(cgroups(facts));
@@ -90,6 +91,15 @@ fn settings(facts: &Facts) -> Vec<Finding> {
     }
     let remedy = "mend it; `postern config explain` lists every setting";
     facts.settings.iter().map(|mistake| Finding::fail("settings", mistake, remedy)).collect()
+}
+
+/// What a gateway that stands alone cannot know: who sends a token.
+fn binding(issuer: &str) -> Finding {
+    Finding::warn(
+        "binding",
+        format!("none: a gateway that stands alone takes tokens of {issuer} from any peer until they expire"),
+        "give tokens a short life; `denied.toml` in its folder refuses them sooner",
+    )
 }
 
 fn programs(facts: &Facts) -> Finding {

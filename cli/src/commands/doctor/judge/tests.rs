@@ -17,6 +17,7 @@ fn good() -> Facts {
     Facts {
         settings: Vec::new(),
         given: 1,
+        issuer: None,
         programs: Ok("embedded".into()),
         isolation: Ok(vec![
             Probed { level: Isolation::Gvisor, outcome: Ok(ALL) },
