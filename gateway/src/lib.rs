@@ -62,8 +62,8 @@ use registry::Registry;
 use reject::Reject;
 use snapshot::{Snapshot, Surroundings};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -122,14 +122,16 @@ pub struct Running {
     pub admin: Option<SocketAddr>,
     /// The way home of decisions, as metrics show it and as requests may depend on it.
     pub audit: Audit,
-    gateway: Arc<Gateway>,
+    /// Not held: connections to backends end with the gateway.
+    gateway: Weak<Gateway>,
 }
 
 impl Running {
     /// Whom a gateway that stands alone refuses from now on, although their tokens are good.
     pub fn deny(&self, denied: DeniedFile) {
-        if let Trust::Issuer(issuer) = self.gateway.identities.trust() {
-            issuer.deny(denied, &self.gateway.registry);
+        let Some(gateway) = self.gateway.upgrade() else { return };
+        if let Trust::Issuer(issuer) = gateway.identities.trust() {
+            issuer.deny(denied, &gateway.registry);
         }
     }
 }
@@ -208,7 +210,7 @@ impl Gateway {
         });
         gateway.work((follower.deliveries, follower.link), tcp, admin);
         let [tcp, admin] = own;
-        Ok(Running { tcp, admin, audit, gateway })
+        Ok(Running { tcp, admin, audit, gateway: Arc::downgrade(&gateway) })
     }
 
     /// Begins to follow and to serve.
