@@ -78,6 +78,13 @@ impl Client {
         Ok(EventReader::new(response.into_body()))
     }
 
+    /// Goes on with a stream of events after number `last`.
+    pub(crate) async fn go_on(&self, path: &str, last: u64) -> Result<EventReader, Failure> {
+        let mut request = self.request(Method::GET, path, None, "text/event-stream")?;
+        request.headers_mut().insert("last-event-id", HeaderValue::from(last));
+        Ok(EventReader::new(self.exchange(request).await?.into_body()))
+    }
+
     /// Sends a request; a problem in answer to it is a failure.
     async fn send(
         &self,
@@ -86,13 +93,19 @@ impl Client {
         body: Option<&Value>,
         accept: &'static str,
     ) -> Result<Response<Incoming>, Failure> {
+        self.exchange(self.request(method, path, body, accept)?).await
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        accept: &'static str,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
         // Not joined as a URL, which would resolve an encoded `..` in an id.
         let url = &self.connection.url;
         let target = format!("{}{path}", url.path().trim_end_matches('/'));
-        let unreachable =
-            |reason: String| Failure::Unreachable { url: self.connection.url.to_string(), reason };
-        let mut sender =
-            dial::dial(url, &self.tasks).await.map_err(|error| unreachable(format!("{error:#}")))?;
         let mut request = Request::builder()
             .method(method)
             .uri(target)
@@ -103,7 +116,14 @@ impl Client {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = body.map(ToString::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).context("a request of ours")?;
+        Ok(request.body(Full::new(Bytes::from(body))).context("a request of ours")?)
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        let url = &self.connection.url;
+        let unreachable = |reason: String| Failure::Unreachable { url: url.to_string(), reason };
+        let mut sender =
+            dial::dial(url, &self.tasks).await.map_err(|error| unreachable(format!("{error:#}")))?;
         let answer = tokio::time::timeout(ANSWER_TIME, sender.send_request(request)).await;
         let response = answer
             .map_err(|_elapsed| unreachable(format!("no answer within {} s", ANSWER_TIME.as_secs())))?

@@ -3,6 +3,7 @@
 //! anything.
 
 use crate::control::Gateways;
+use crate::driver::Startups;
 use crate::pool::Pool;
 use crate::store::Store;
 use axum::Router;
@@ -30,6 +31,7 @@ pub(crate) struct Admin {
     pub(crate) store: Store,
     pub(crate) gateways: Gateways,
     pub(crate) pool: Pool,
+    pub(crate) startups: Startups,
 }
 
 /// Serves the admin port until the tasks are stopped.
@@ -79,6 +81,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     gateways.set(i64::try_from(admin.gateways.connected()).unwrap_or(i64::MAX));
     registry.register("gateways_connected", "Gateways that follow this orchestrator", gateways);
     warm_pool(&admin.pool, &mut registry);
+    let startups = "From a create call until its sandbox runs, by whether it was kept ready";
+    registry.register("sandbox_startup_seconds", startups, admin.startups.clone());
     let mut response = Response::new(Body::from(exposition(&registry)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));
     response

@@ -30,6 +30,9 @@ use postern_common::clock;
 use postern_common::id::{RequestId, SandboxId, TenantId};
 use postern_common::secret::Secret;
 use postern_common::tasks::{Stop, Tasks};
+use postern_common::telemetry::SECONDS;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, oneshot};
@@ -154,14 +157,25 @@ struct Inner {
     parts: Parts,
     lanes: Lanes,
     changes: broadcast::Sender<SandboxId>,
+    startups: Startups,
 }
+
+/// By `runtime`, and `start`: `warm` or `cold`.
+pub(crate) type Startups = Family<[(&'static str, &'static str); 2], Histogram>;
 
 impl Driver {
     /// A driver; nothing happens yet.
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
-        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes }))
+        let startups = Startups::new_with_constructor(|| Histogram::new(SECONDS));
+        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups }))
+    }
+
+    /// How long sandboxes took from their create call until they ran.
+    #[must_use]
+    pub(crate) fn startups(&self) -> Startups {
+        self.0.startups.clone()
     }
 
     fn parts(&self) -> &Parts {

@@ -234,8 +234,9 @@ impl Orchestrator {
 
     /// Serves the admin port on `listener`.
     pub fn serve_admin(&self, listener: TcpListener) {
-        let Api { store, pool, .. } = &*self.api;
-        let admin = Admin { store: store.clone(), gateways: self.gateways.clone(), pool: pool.clone() };
+        let Api { store, pool, driver, .. } = &*self.api;
+        let (store, gateways, pool) = (store.clone(), self.gateways.clone(), pool.clone());
+        let admin = Admin { store, gateways, pool, startups: driver.startups() };
         admin::serve(admin, listener, &self.tasks);
     }
 

@@ -17,6 +17,8 @@ pub(crate) struct Event {
     pub kind: String,
     /// Its text, lines joined by line breaks.
     pub text: String,
+    /// Its number in the stream, if it has one.
+    pub id: Option<u64>,
 }
 
 /// Reads events from a response.
@@ -99,7 +101,8 @@ impl Parser {
                 self.event.text.push_str(value);
                 self.has_text = true;
             }
-            // Comments keep connections alive; `id` and `retry` are for clients that come back.
+            "id" => self.event.id = value.parse().ok(),
+            // Comments keep connections alive.
             _ => {}
         }
     }

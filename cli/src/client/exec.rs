@@ -16,6 +16,8 @@ pub(crate) enum Happened {
     Output(Stream, Vec<u8>),
     /// It ended with this code.
     Exit(u8),
+    /// It was started under this name, by which it can be followed again.
+    Start(String),
     /// Something that later servers may say.
     Other,
 }
@@ -27,6 +29,11 @@ impl Happened {
             serde_json::from_str::<Value>(&event.text).context("an event is no JSON; is this server Postern?")
         };
         match event.kind.as_str() {
+            "start" => {
+                let value = value()?;
+                let name = value.get("exec_id").and_then(Value::as_str);
+                Ok(name.map_or(Self::Other, |name| Self::Start(name.to_owned())))
+            }
             "stdout" => Ok(Self::Output(Stream::Out, output(&value()?)?)),
             "stderr" => Ok(Self::Output(Stream::Error, output(&value()?)?)),
             "exit" => Ok(Self::Exit(exit_code(&value()?))),
@@ -57,7 +64,7 @@ mod tests {
     use super::*;
 
     fn happened(kind: &str, text: &str) -> Result<Happened, Failure> {
-        Happened::in_event(&Event { kind: kind.to_owned(), text: text.to_owned() })
+        Happened::in_event(&Event { kind: kind.to_owned(), text: text.to_owned(), id: None })
     }
 
     #[test]
@@ -66,6 +73,9 @@ mod tests {
         assert_eq!(output, Happened::Output(Stream::Out, b"hi\n".to_vec()));
         assert_eq!(happened("exit", r#"{"code":7}"#).expect("is the end"), Happened::Exit(7));
         assert_eq!(happened("exit", r#"{"signal":9}"#).expect("is the end"), Happened::Exit(137));
+        let start = happened("start", r#"{"pid":7,"exec_id":"a1"}"#).expect("is the start");
+        assert_eq!(start, Happened::Start("a1".to_owned()));
+        assert_eq!(happened("start", r#"{"pid":7}"#).expect("an older server's"), Happened::Other);
         assert_eq!(happened("later", "?").expect("is passed over"), Happened::Other);
         assert!(happened("stdout", "{}").is_err());
     }

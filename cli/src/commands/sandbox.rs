@@ -3,9 +3,14 @@
 
 use super::{Server, cell};
 use crate::arguments::{Create, Exec, Sandbox};
-use crate::client::{Happened, segment};
+use crate::client::{EventReader, Happened, segment};
 use crate::failure::Failure;
 use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// How long a server may be away while a command runs.
+const AWAY_TIME: Duration = Duration::from_secs(60);
+const AWAY_POLL: Duration = Duration::from_millis(200);
 
 /// Runs one of the commands.
 pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure> {
@@ -92,18 +97,57 @@ async fn exec(server: &Server, wanted: Exec) -> Result<u8, Failure> {
     }
     let path = server.path(&format!("/sandbox/{}/exec", segment(&wanted.id)));
     let mut events = server.client.events(&path, &body).await?;
-    while let Some(event) = events.next().await? {
+    let (mut name, mut last) = (None, 0);
+    loop {
+        let event = match events.next().await {
+            Ok(Some(event)) => event,
+            cut => {
+                // The server is restarting, say: the command goes on, and so do we.
+                events = again(server, (&wanted.id, name.as_deref(), last), cut.err()).await?;
+                continue;
+            }
+        };
+        last = event.id.unwrap_or(last);
         match Happened::in_event(&event)? {
             Happened::Output(stream, bytes) => server.output.guest(stream, &bytes),
             Happened::Exit(code) => return Ok(code),
+            Happened::Start(started) => name = Some(started),
             Happened::Other => {}
         }
     }
-    Err(anyhow::anyhow!(
-        "the stream ended before the command did; `postern sandbox show {}` says more",
-        wanted.id
-    )
-    .into())
+}
+
+/// Follows a command again whose stream was cut, from where it was.
+async fn again(
+    server: &Server,
+    (id, name, last): (&str, Option<&str>, u64),
+    cut: Option<Failure>,
+) -> Result<EventReader, Failure> {
+    let ended = || {
+        let text = format!("the stream ended before the command did; `postern sandbox show {id}` says more");
+        Failure::Failed(anyhow::anyhow!(text))
+    };
+    let Some(name) = name else { return Err(cut.unwrap_or_else(ended)) };
+    let path = server.path(&format!("/sandbox/{}/exec/{}", segment(id), segment(name)));
+    let deadline = tokio::time::Instant::now() + AWAY_TIME;
+    loop {
+        match server.client.go_on(&path, last).await {
+            Err(away) if is_away(&away) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(AWAY_POLL).await;
+            }
+            Err(Failure::Unreachable { .. }) => return Err(cut.unwrap_or_else(ended)),
+            answered => return answered,
+        }
+    }
+}
+
+/// Whether a server may be back soon.
+fn is_away(failure: &Failure) -> bool {
+    match failure {
+        Failure::Unreachable { .. } => true,
+        Failure::Refused(problem) => problem.status == 503,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `POST /sandbox/{id}/exec`: runs a command and streams what it writes, or collects it.
+//! `POST /sandbox/{id}/exec`: runs a command and streams what it writes, or collects it. Events are
+//! numbered, and the sandbox's shim keeps the last of them: who was cut off goes on from there.
 //!
 //! Everything that comes out of a sandbox is the agent's word: it is bounded and passed on as
 //! data, never interpreted. A command outlives the caller who started it, unless `timeout` ends it.
@@ -7,16 +8,19 @@
 use super::input::Fields;
 use super::problems::Refused;
 use super::sandboxes::named;
-use super::{Answer, Api, Call, json, sse};
+use super::{Answer, Api, Call, idempotency, json, sse};
+use crate::keys::{hex, random};
 use crate::lifecycle::State;
-use crate::runtime::agent::{Event, Events, Process};
+use crate::runtime::agent::{Event, Events, KeptAs, Process};
 use crate::runtime::{Agent, AgentError, RuntimeError};
+use crate::store::SandboxRow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use postern_common::id::{RequestId, SandboxId};
 use postern_common::problem::{Code, Problem};
+use postern_shim::execs::Execs;
 use serde::Serialize;
 use serde_json::json as value;
 use std::collections::BTreeMap;
@@ -35,6 +39,8 @@ const START_TIME: Duration = Duration::from_secs(10);
 const NOTE_EVERY: Duration = Duration::from_secs(10);
 /// A collected answer is given up after this unless `timeout` says less.
 const COLLECT_TIME: Duration = Duration::from_secs(3600);
+/// Bytes of a command's own name: 128 bits, so that it cannot be guessed.
+const NAME_BYTES: usize = 16;
 /// Arguments of a command, together; the kernel's own bound is 2 MiB with the environment.
 const COMMAND_BYTES: usize = 512 * 1024;
 
@@ -63,22 +69,16 @@ struct Collected {
 /// `POST /sandbox/{id}/exec`.
 pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
-    let wanted = read(&call)?;
-    if row.state != State::Running {
-        let detail = format!("sandbox `{}` is `{}`, not `running`", row.new.id, row.state);
-        let hint = match row.state {
-            State::Paused => format!("resume it first: `POST /sandbox/{}/resume`", row.new.id),
-            _ => "wait for it with `POST /sandbox?wait=running`".to_owned(),
-        };
-        return Err(Problem::new(Code::StateConflict, detail).hint(hint));
-    }
+    let mut wanted = read(&call)?;
+    let kept = kept_as(&api, &call, &row.new.id, wanted.stdin.is_some())?;
+    let name = kept.name.clone();
+    wanted.process.kept = Some(kept);
+    is_running(&row)?;
+    api.driver.used(&row).await;
     let id = row.new.id;
-    api.driver.touch(&id).await;
     let agent = api.host.connect(&id).await.map_err(Refused::from)?;
     let started = timeout(START_TIME, agent.start(&wanted.process)).await;
-    let mut events = started
-        .map_err(|_late| silent(&id))?
-        .map_err(|source| Refused::from(RuntimeError::Agent { sandbox: id.clone(), source }))?;
+    let mut events = started.map_err(|_late| silent(&id))?.map_err(|source| refused(&id, source))?;
     let first = timeout(START_TIME, events.next()).await.map_err(|_late| silent(&id))?;
     let pid = match first {
         Ok(Some(Event::Started { pid })) => pid,
@@ -91,13 +91,95 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     if wanted.collect {
         return collect(&api, &id, events).await;
     }
+    let start = value!({ "pid": pid, "exec_id": name });
+    Ok(stream(&api, (id, call.request_id.clone()), 0, Some(start), events))
+}
+
+/// `GET /sandbox/{id}/exec/{exec}`: goes on with a command's events after `Last-Event-ID`.
+pub(super) async fn follow(api: Arc<Api>, call: Call) -> Answer {
+    let row = named(&api, &call, "id").await?;
+    let name: String = call.path("exec")?;
+    is_running(&row)?;
+    if !Execs::is_name(&name) {
+        return Err(no_command(&name));
+    }
+    let last = call.headers.get("last-event-id").and_then(|value| value.to_str().ok()).unwrap_or("0");
+    let after = last.parse().map_err(|_no_number| {
+        Problem::new(Code::RequestMalformed, "the header `Last-Event-ID` is no number")
+            .hint("send the `id` of the last event that came, or leave it out to begin at the start")
+    })?;
+    api.driver.used(&row).await;
+    let id = row.new.id;
+    let agent = api.host.connect(&id).await.map_err(Refused::from)?;
+    let followed = timeout(START_TIME, agent.follow(&name, after)).await.map_err(|_late| silent(&id))?;
+    let events = followed.map_err(|source| match source {
+        AgentError::Refused { status: StatusCode::NOT_FOUND, .. } => no_command(&name),
+        AgentError::Refused { status: StatusCode::PRECONDITION_FAILED, .. } => Problem::new(
+            Code::PreconditionFailed,
+            format!("what command `{name}` wrote after event {after} is no more kept"),
+        )
+        .hint("the last 1 MiB is kept: follow a command without long pauses, or have it write to a file"),
+        source => refused(&id, source),
+    })?;
+    Ok(stream(&api, (id, call.request_id.clone()), after, None, events))
+}
+
+fn no_command(name: &str) -> Problem {
+    Problem::new(Code::NotFound, format!("there is no command `{}`", name.escape_debug()))
+        .hint("what an ended command wrote is kept for a minute")
+}
+
+/// A command's name: of the call's key, so that a repeat finds it, or one of its own.
+fn kept_as(api: &Api, call: &Call, sandbox: &SandboxId, has_stdin: bool) -> Result<KeptAs, Problem> {
+    if let Some(key) = idempotency::read(&api.keys, call)? {
+        if has_stdin {
+            return Err(Problem::new(
+                Code::InvalidInput,
+                "a command with `stdin` takes no `Idempotency-Key`",
+            )
+            .hint("a repeat would send it twice: write the input to a file first, and read that"));
+        }
+        let name = api.keys.digest(format!("{sandbox} {}", key.key).as_bytes());
+        return Ok(KeptAs { name, wish: key.fingerprint });
+    }
+    let name = random(NAME_BYTES).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+    Ok(KeptAs { name: hex(name.reveal()), wish: String::new() })
+}
+
+fn is_running(row: &SandboxRow) -> Result<(), Problem> {
+    if row.state == State::Running {
+        return Ok(());
+    }
+    let detail = format!("sandbox `{}` is `{}`, not `running`", row.new.id, row.state);
+    let hint = match row.state {
+        State::Paused => format!("resume it first: `POST /sandbox/{}/resume`", row.new.id),
+        _ => "wait for it with `POST /sandbox?wait=running`".to_owned(),
+    };
+    Err(Problem::new(Code::StateConflict, detail).hint(hint))
+}
+
+fn refused(id: &SandboxId, source: AgentError) -> Problem {
+    if matches!(source, AgentError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, .. }) {
+        return idempotency::reused();
+    }
+    Refused::from(RuntimeError::Agent { sandbox: id.clone(), source }).into()
+}
+
+/// The events after number `after` as an answer; `start` is the first of all.
+fn stream(
+    api: &Arc<Api>,
+    (id, request_id): (SandboxId, RequestId),
+    after: u64,
+    start: Option<serde_json::Value>,
+    events: Events,
+) -> axum::response::Response {
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
-    let stream = Stream { api: Arc::clone(&api), id, request_id: call.request_id.clone(), sender, number: 0 };
+    let stream = Stream { api: Arc::clone(api), id, request_id, sender, number: after };
     api.tasks.spawn(async move |stop| {
         // At shutdown the reader sees the stream end without `exit`.
-        let _ = stop.run_until_cancelled(stream.carry(pid, events)).await;
+        let _ = stop.run_until_cancelled(stream.carry(start, events)).await;
     });
-    Ok(sse::response(receiver))
+    sse::response(receiver)
 }
 
 fn read(call: &Call) -> Result<Wanted, Problem> {
@@ -144,7 +226,8 @@ fn read(call: &Call) -> Result<Wanted, Problem> {
     let stdin = fields.text("stdin").map(String::into_bytes);
     let is_collected = fields.flag("collect").unwrap_or(false);
     fields.finish()?;
-    let process = Process { command, arguments, env, folder, has_stdin: stdin.is_some(), timeout: time };
+    let process =
+        Process { command, arguments, env, folder, has_stdin: stdin.is_some(), timeout: time, kept: None };
     let collect = is_collected || call.query.flag("collect")? || wants_json(&call.headers);
     Ok(Wanted { process, stdin, collect })
 }
@@ -236,8 +319,10 @@ struct Stream {
 }
 
 impl Stream {
-    async fn carry(mut self, pid: i32, mut events: Events) {
-        if !self.send("start", &value!({ "pid": pid })).await {
+    async fn carry(mut self, start: Option<serde_json::Value>, mut events: Events) {
+        if let Some(start) = start
+            && !self.send("start", &start).await
+        {
             return;
         }
         let mut note = interval_at(Instant::now() + NOTE_EVERY, NOTE_EVERY);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `Idempotency-Key` on create calls: a repeat gets what the first call got, also when that has
-//! ended since, and a key that comes with another wish is refused.
+//! `Idempotency-Key`: a repeat gets what the first call got, and a key that comes with another wish is
+//! refused. With `exec` the sandbox's shim knows the key, for as long as it keeps the command's output;
+//! the rest of this is about create calls, whose sandbox may have ended since.
 //!
 //! A key belongs to its tenant, is remembered for a day, and only of calls that got a sandbox: what
 //! was refused or did not start may be tried again with the same key. The token is no part of the
@@ -64,11 +65,13 @@ pub(super) fn is_repeat(key: &IdempotencyKey, kept: &KeptAnswer) -> Result<(), P
     if key.fingerprint == kept.fingerprint {
         return Ok(());
     }
-    Err(Problem::new(
-        Code::IdempotencyKeyReused,
-        "this `Idempotency-Key` came with another body within the last day",
-    )
-    .hint("send a fresh key with a new wish; to try again, send exactly the body of the first call"))
+    Err(reused())
+}
+
+/// The key came with another wish before.
+pub(super) fn reused() -> Problem {
+    Problem::new(Code::IdempotencyKeyReused, "this `Idempotency-Key` came with another body before")
+        .hint("send a fresh key with a new wish; to try again, send exactly the body of the first call")
 }
 
 #[cfg(test)]

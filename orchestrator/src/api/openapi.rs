@@ -84,9 +84,9 @@ fn operation(route: &Route) -> Value {
     parameters.extend(route.query.iter().map(
         |(name, about)| value!({ "name": name, "in": "query", "description": about, "schema": { "type": "string" } }),
     ));
-    if route.id == "createSandbox" {
+    if matches!(route.id, "createSandbox" | "exec") {
         parameters.push(value!({ "name": "Idempotency-Key", "in": "header", "schema": { "type": "string" },
-            "description": "a repeat with the same key and body gets the same sandbox for a day; another body is refused" }));
+            "description": "a repeat with the same key and body gets the same sandbox (for a day) or command (while its output is kept); another body is refused" }));
     }
     let mut responses: Map<String, Value> = route
         .answers

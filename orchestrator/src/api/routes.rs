@@ -74,6 +74,9 @@ routes! {
         &[TENANT, ("collect", "answer with the whole output when the command has ended")],
         &[(200, "server-sent events `start`, `stdout`, `stderr`, `exit`, `error`; or the whole, collected")],
         exec::run, "Runs a command in a sandbox";
+    GET "/sandbox/{id}/exec/{exec}" "followExec" USE, Kind::None, OF_TENANT,
+        &[(200, "server-sent events, as of `exec`")],
+        exec::follow, "Goes on with a command's events after `Last-Event-ID`; the last 1 MiB is kept, until a minute after its end";
     POST "/tokens/{sandbox}/refresh" "refreshToken" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::refresh, "Replaces a session's token; the one before stays good for a minute";
     GET "/tenants" "listTenants" READ, Kind::None, &[], OK, tenants::list, "Lists the tenants that the key sees";
     POST "/tenants" "createTenant" Access::Installation, Kind::Json(JSON_BYTES), &[], &[(201, "made")], tenants::create, "Makes a tenant";

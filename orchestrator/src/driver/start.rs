@@ -7,6 +7,7 @@ use crate::runtime::agent::Identity;
 use crate::runtime::{Agent, Create, Isolation, Running, RuntimeError};
 use crate::seal::Place;
 use crate::store::{Asked, SandboxRow};
+use postern_common::clock;
 use postern_common::secret::Secret;
 use postern_common::tasks::Stop;
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ impl Driver {
         shutdown: &Stop,
     ) {
         let called_off = self.0.lanes.start(&row.new.id);
+        let start = if warm.is_some() { "warm" } else { "cold" };
         let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(
             &row,
             token,
@@ -29,6 +31,9 @@ impl Driver {
             // Whoever called it off sees to the rest; after a shutdown the next start does.
             None | Some(None) => return,
             Some(Some(Ok(running))) => {
+                let took = clock::now().duration_since(row.created_at).as_secs_f64();
+                let labels = [("runtime", self.parts().host.name()), ("start", start)];
+                self.0.startups.get_or_create(&labels).observe(took);
                 let cause = Cause { reason: None, ..Cause::own("") };
                 self.happen(&row.new.id, Event::Started, Some(running), cause).await
             }

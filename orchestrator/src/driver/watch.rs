@@ -143,6 +143,16 @@ impl Driver {
         noted.insert(sandbox, now);
     }
 
+    /// Notes that a sandbox is in use which was just read, unless that was noted a moment ago: each
+    /// note is a write that the disk has to confirm.
+    pub(crate) async fn used(&self, row: &SandboxRow) {
+        let noted = row.idle_at.saturating_sub(signed(row.new.idle)).unwrap_or(row.created_at);
+        let moment = signed(TOUCH_EVERY.min(row.new.idle / 4));
+        if clock::now().duration_since(noted) >= moment {
+            self.touch(&row.new.id).await;
+        }
+    }
+
     /// Notes that a sandbox is in use.
     pub(crate) async fn touch(&self, sandbox: &SandboxId) {
         if let Err(error) = self.parts().store.touch_sandbox(sandbox, clock::now()).await {

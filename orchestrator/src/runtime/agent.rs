@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
+use postern_shim::control::{AFTER, EXEC, WISH};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -82,6 +83,17 @@ pub struct Process {
     pub has_stdin: bool,
     /// After this it is killed.
     pub timeout: Option<Duration>,
+    /// Under which name its output is kept; `None`: it is not.
+    pub kept: Option<KeptAs>,
+}
+
+/// The name under which a process's output is kept, so that it can be followed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptAs {
+    /// The name: letters and digits, at most 64. A process that has it is followed, not started anew.
+    pub name: String,
+    /// What it is for: one of this name that is for something else is refused.
+    pub wish: String,
 }
 
 /// What a process did.
@@ -207,13 +219,35 @@ impl Agent {
             let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).clamp(1, 9_999_999_999);
             request.headers_mut().insert("connect-timeout-ms", HeaderValue::from(milliseconds));
         }
-        let response = self.send(request).await?;
-        match response.status() {
-            StatusCode::OK => {
-                Ok(Events { body: response.into_body(), unread: BytesMut::new(), is_over: false })
+        if let Some(KeptAs { name, wish }) = &process.kept {
+            for (header, value) in [(EXEC, name), (WISH, wish)] {
+                let value = HeaderValue::from_str(value).map_err(|_no_text| AgentError::Malformed)?;
+                request.headers_mut().insert(header, value);
             }
-            status => Err(AgentError::Refused { status, message: legible(&bounded(response).await?) }),
         }
+        events(self.send(request).await?).await
+    }
+
+    /// Follows a process whose output is kept, from the event after number `after` on: its start has
+    /// number 1, and each further event one more.
+    ///
+    /// # Errors
+    /// [`AgentError`]; refused with 404 if there is none of this name, with 412 if what is wanted
+    /// is no more kept.
+    pub async fn follow(&self, name: &str, after: u64) -> Result<Events, AgentError> {
+        let mut request = Request::new(full(Bytes::new()));
+        let uri =
+            Uri::builder().scheme("http").authority("sandbox").path_and_query(format!("/shim/exec/{name}"));
+        *request.uri_mut() = uri.build().map_err(|_no_name| AgentError::Malformed)?;
+        request.headers_mut().insert(AFTER, HeaderValue::from(after));
+        events(self.send(request).await?).await
+    }
+}
+
+async fn events(response: Response<Incoming>) -> Result<Events, AgentError> {
+    match response.status() {
+        StatusCode::OK => Ok(Events { body: response.into_body(), unread: BytesMut::new(), is_over: false }),
+        status => Err(AgentError::Refused { status, message: legible(&bounded(response).await?) }),
     }
 }
 

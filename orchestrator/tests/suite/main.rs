@@ -9,6 +9,8 @@ mod bench;
 #[cfg(test)]
 mod configuration;
 #[cfg(test)]
+mod exec;
+#[cfg(test)]
 mod log;
 #[cfg(test)]
 mod pause;

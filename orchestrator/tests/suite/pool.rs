@@ -130,6 +130,10 @@ async fn a_warm_sandbox_becomes_its_users_without_a_restart(level: Isolation) {
     assert_eq!(said, format!("{} c1 template yes\nmine\n", id(&made)));
     assert!(!pool.bench.told().last_session(&id(&made)).tokens.is_empty());
     assert_eq!(pool.metric("warm_pool_claims_total{template=\"warm\",result=\"hit\"}").await, 1);
+    for start in ["warm", "cold"] {
+        let name = format!("sandbox_startup_seconds_count{{runtime=\"local\",start=\"{start}\"}}");
+        assert_eq!(pool.metric(&name).await, 1, "{start}");
+    }
     pool.bench.close().await;
 }
 

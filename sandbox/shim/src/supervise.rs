@@ -6,6 +6,7 @@ use crate::cgroup::{Bounds, CgroupError, Cgroups, Parents};
 use crate::channel::{Channel, ChannelError};
 use crate::control::{self, Served, Status};
 use crate::disk::{self, Disk, DiskError};
+use crate::execs::Execs;
 use crate::exit::{Exit, Reason};
 use crate::folder::RunFolder;
 use crate::launch::Launch;
@@ -148,7 +149,8 @@ async fn live(
         enforced,
         is_frozen: false,
     };
-    let served = Served { status, cgroups: cgroups.clone(), channel, ending: ending.clone() };
+    let execs = Execs::new(tasks.clone());
+    let served = Served { status, cgroups: cgroups.clone(), channel, execs, ending: ending.clone() };
     control::serve(&folder.control_socket(), served, tasks)
         .map_err(|error| StartError::Prepare("control socket", error))?;
     ready();
