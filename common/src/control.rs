@@ -12,6 +12,7 @@
 //!             ◀───────── DecisionRecord ──────────
 //! ```
 
+pub mod assertions;
 pub mod budgets;
 
 use crate::decision::{DecisionRecord, FilterLine, Versions};
@@ -19,6 +20,7 @@ use crate::folder::{BackendFile, LimitsFile};
 use crate::id::{BackendName, FilterName, PolicyName, SandboxId, SecretName, TenantId};
 use crate::secret::Secret;
 use crate::session::Session;
+use assertions::AssertionKeys;
 use budgets::Budgets;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -152,6 +154,8 @@ pub struct Publisher {
     pub lines: mpsc::Receiver<FilterLine>,
     /// Its parts of tenants' budgets.
     pub budgets: Budgets,
+    /// Its key for assertions, and those of all gateways.
+    pub assertions: AssertionKeys,
 }
 
 /// The gateway's end.
@@ -167,6 +171,8 @@ pub struct Follower {
     pub lines: mpsc::Sender<FilterLine>,
     /// Its parts of tenants' budgets.
     pub budgets: Budgets,
+    /// Its key for assertions, and those of all gateways.
+    pub assertions: AssertionKeys,
     /// Tells that the orchestrator is there.
     pub presence: Presence,
 }
@@ -214,10 +220,25 @@ pub fn link() -> (Publisher, Follower) {
     let (decisions, decided) = mpsc::channel(DECISIONS_IN_FLIGHT);
     let (link, redials) = mpsc::channel(1);
     let (lines, written) = mpsc::channel(LINES_IN_FLIGHT);
-    let (budgets, presence) = (Budgets::default(), Presence::Linked);
-    let publisher =
-        Publisher { deliveries, redials, decisions: decided, lines: written, budgets: budgets.clone() };
-    (publisher, Follower { deliveries: received, link: Link(link), decisions, lines, budgets, presence })
+    let (budgets, assertions) = (Budgets::default(), AssertionKeys::default());
+    let publisher = Publisher {
+        deliveries,
+        redials,
+        decisions: decided,
+        lines: written,
+        budgets: budgets.clone(),
+        assertions: assertions.clone(),
+    };
+    let follower = Follower {
+        deliveries: received,
+        link: Link(link),
+        decisions,
+        lines,
+        budgets,
+        assertions,
+        presence: Presence::Linked,
+    };
+    (publisher, follower)
 }
 
 /// A connection whose orchestrator is in another process: whoever carries it tells by the third

@@ -176,15 +176,18 @@ pub enum Credential {
     Bearer(SecretName),
     /// In another way.
     Attached(AttachedCredential),
+    /// No secret, but a token of ours for each request.
+    Assertion(AssertionCredential),
 }
 
 impl Credential {
-    /// The secret that it names.
+    /// The secret that it names, if it needs one.
     #[must_use]
-    pub const fn secret(&self) -> &SecretName {
+    pub const fn secret(&self) -> Option<&SecretName> {
         match self {
-            Self::Bearer(secret) => secret,
-            Self::Attached(attached) => &attached.secret,
+            Self::Bearer(secret) => Some(secret),
+            Self::Attached(attached) => Some(&attached.secret),
+            Self::Assertion(_) => None,
         }
     }
 }
@@ -201,6 +204,18 @@ pub struct AttachedCredential {
     /// The scheme in front of it in `Authorization`: `bearer` or `basic` (of `user:password`).
     #[serde(default)]
     pub scheme: CredentialScheme,
+}
+
+/// A token of the gateway's own, good for a minute, that names session, method and path; backends
+/// verify it with the key set of any gateway (`/.well-known/jwks.json` of its admin listener).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AssertionCredential {
+    /// The `aud` of the token: what the backend calls itself.
+    pub assertion: String,
+    /// The header that takes it; without one, `Authorization`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
 }
 
 /// The scheme of a credential in `Authorization`.

@@ -30,6 +30,7 @@ mod signature;
 pub use credential::{Credential, InvalidCredential};
 pub use signature::{InvalidSeed, Signer, SignerKey};
 
+use crate::control::assertions::AssertionKey;
 use crate::control::budgets::Demand;
 use crate::decision::{DecisionRecord, FilterLine};
 use crate::id::GatewayName;
@@ -127,6 +128,9 @@ pub struct Hello {
     /// Epoch and version of the last message that it put in force, if any.
     #[serde(default)]
     pub last: Option<(u64, u64)>,
+    /// Its key for assertions.
+    #[serde(default)]
+    pub assertions: Option<AssertionKey>,
     /// Whether sandboxes of its own machine reach it by unix sockets.
     #[serde(default)]
     pub serves_sockets: bool,

@@ -34,6 +34,11 @@ pub(crate) fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response
                 text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no fresh state from an orchestrator\n")
             }
         },
+        "/.well-known/jwks.json" => {
+            let mut response = text(StatusCode::OK, &gateway.asserter.keys().to_set().to_string());
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
+            response
+        }
         "/metrics" => {
             let snapshot = gateway.snapshot();
             let counters = snapshot.rules().flat_map(|rules| rules.filter_counters());

@@ -242,7 +242,7 @@ impl Alone {
     /// The secrets that credentials name, and what is wrong with those that are not there.
     fn secrets(&self, files: &TenantFiles) -> (BTreeMap<SecretName, Secret<String>>, Vec<String>) {
         let declared = files.backends.values().filter_map(|files| files.backend.credential.as_ref());
-        let named = declared.map(Credential::secret);
+        let named = declared.filter_map(Credential::secret);
         let (mut secrets, mut missing) = (BTreeMap::new(), Vec::new());
         for name in named {
             let Some(folder) = &self.settings.secrets else {

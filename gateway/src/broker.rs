@@ -5,10 +5,13 @@
 //! in no log and no error: its header is marked sensitive, and nothing reads `Sealed` but the
 //! connection to the backend.
 
+use crate::assertion::{About, Asserter};
 use crate::authorize::Granted;
 use crate::body::streamed::StreamedBody;
 use crate::body::{AdmittedBody, BodyFault};
+use crate::echo::Needles;
 use crate::headers::is_tenants;
+use crate::identify::Caller;
 use crate::limits::{HeldRoom, roomed};
 use crate::registry::Source;
 use crate::reject::Reject;
@@ -17,12 +20,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, RANGE};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body::{Frame, SizeHint};
+use jiff::Timestamp;
+use postern_common::clock;
 use postern_common::folder::{Credential, CredentialScheme};
 use postern_common::id::{RequestId, SecretName};
 use postern_common::secret::Secret;
 use postern_openapi::json;
+use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -32,11 +39,21 @@ use tokio::sync::watch;
 /// The header that ties the backend's log to ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// A backend's credential as a header, ready to attach.
+/// A backend's credential, ready to attach.
 #[derive(Debug)]
-pub(crate) struct AttachedHeader {
+pub(crate) struct BackendCredential {
     name: HeaderName,
-    value: Option<HeaderValue>,
+    value: Value,
+    /// How it looks where the backend echoes it.
+    pub(crate) needles: Option<Arc<Needles>>,
+}
+
+#[derive(Debug)]
+enum Value {
+    /// A secret's header; nothing if the secret is not here.
+    Fixed(Option<HeaderValue>),
+    /// A token of ours for each request, for this audience.
+    Assertion(String),
 }
 
 /// A credential that cannot be attached.
@@ -44,7 +61,7 @@ pub(crate) struct AttachedHeader {
 #[error("credential header `{0}` is no header name, or is one that the gateway writes itself")]
 pub(crate) struct BadHeader(String);
 
-impl AttachedHeader {
+impl BackendCredential {
     /// The header that takes it.
     pub(crate) fn name(&self) -> &HeaderName {
         &self.name
@@ -58,31 +75,51 @@ impl AttachedHeader {
     pub(crate) fn new(
         credential: &Credential,
         secrets: &BTreeMap<SecretName, Secret<String>>,
+        echoed: &Counter,
     ) -> Result<Self, BadHeader> {
         let (secret, header, scheme) = match credential {
             Credential::Bearer(secret) => (secret, None, CredentialScheme::Bearer),
             Credential::Attached(attached) => (&attached.secret, attached.header.as_deref(), attached.scheme),
+            Credential::Assertion(declared) => {
+                let value = Value::Assertion(declared.assertion.clone());
+                return Ok(Self { name: header_name(declared.header.as_deref())?, value, needles: None });
+            }
         };
-        let name = match header {
-            None => AUTHORIZATION,
-            Some(text) => HeaderName::try_from(text).map_err(|_not_a_name| BadHeader(text.to_owned()))?,
+        let name = header_name(header)?;
+        let Some(secret) = secrets.get(secret) else {
+            return Ok(Self { name, value: Value::Fixed(None), needles: None });
         };
-        if !is_tenants(name.as_str()) {
-            return Err(BadHeader(name.to_string()));
-        }
-        let value = secrets.get(secret).and_then(|secret| {
-            let secret = secret.reveal();
-            let text = Secret::new(match (header, scheme) {
-                (Some(_), _) => secret.clone(),
-                (None, CredentialScheme::Bearer) => format!("Bearer {secret}"),
-                (None, CredentialScheme::Basic) => format!("Basic {}", STANDARD.encode(secret)),
-            });
-            let mut value = HeaderValue::from_str(text.reveal()).ok()?;
+        let (text, needle) = match (header, scheme) {
+            (Some(_), _) => (secret.clone(), None),
+            (None, CredentialScheme::Bearer) => (Secret::new(format!("Bearer {}", secret.reveal())), None),
+            (None, CredentialScheme::Basic) => {
+                let encoded = Secret::new(STANDARD.encode(secret.reveal()));
+                (Secret::new(format!("Basic {}", encoded.reveal())), Some(encoded))
+            }
+        };
+        let value = HeaderValue::from_str(text.reveal()).ok().map(|mut value| {
             value.set_sensitive(true);
-            Some(value)
+            value
         });
-        Ok(Self { name, value })
+        let spellings: Vec<&Secret<String>> = [Some(secret), needle.as_ref()].into_iter().flatten().collect();
+        let needles = Needles::new(&spellings, echoed.clone());
+        Ok(Self { name, value: Value::Fixed(value), needles })
     }
+
+    fn value(&self, asserter: &Asserter, about: &About<'_>, now: Timestamp) -> Result<HeaderValue, Reject> {
+        match &self.value {
+            Value::Fixed(value) => value.clone().ok_or(Reject::CredentialMissing),
+            Value::Assertion(audience) => asserter.assert(&About { audience, ..*about }, now),
+        }
+    }
+}
+
+fn header_name(declared: Option<&str>) -> Result<HeaderName, BadHeader> {
+    let name = match declared {
+        None => AUTHORIZATION,
+        Some(text) => HeaderName::try_from(text).map_err(|_not_a_name| BadHeader(text.to_owned()))?,
+    };
+    if is_tenants(name.as_str()) { Ok(name) } else { Err(BadHeader(name.to_string())) }
 }
 
 /// A request exactly as the backend will receive it.
@@ -103,7 +140,12 @@ impl Sealed {
 ///
 /// # Errors
 /// [`Reject::CredentialMissing`] if the backend needs a secret that is not here.
-pub(crate) fn attach(granted: Granted, source: &Source, request_id: &RequestId) -> Result<Sealed, Reject> {
+pub(crate) fn attach(
+    granted: Granted,
+    caller: &Caller,
+    request_id: &RequestId,
+    asserter: &Asserter,
+) -> Result<Sealed, Reject> {
     let (call, body) = granted.into_parts();
     let mut path_and_query = format!("{}{}", call.backend.base_path, call.forwarded_path()?);
     let query = call.query.rebuild();
@@ -127,9 +169,16 @@ pub(crate) fn attach(granted: Granted, source: &Source, request_id: &RequestId) 
         plain_answers(request.headers_mut());
     }
     crate::response::mark(request.headers_mut(), request_id);
-    forwarded(request.headers_mut(), source, &call.backend);
+    forwarded(request.headers_mut(), &caller.source, &call.backend);
     if let Some(credential) = &call.backend.credential {
-        let value = credential.value.clone().ok_or(Reject::CredentialMissing)?;
+        let about = About {
+            session: &caller.session,
+            audience: "",
+            method: request.method().as_str(),
+            path: request.uri().path_and_query().map_or("/", PathAndQuery::as_str),
+            request_id,
+        };
+        let value = credential.value(asserter, &about, clock::now())?;
         request.headers_mut().insert(credential.name.clone(), value);
     }
     Ok(Sealed { backend: call.backend, request })

@@ -9,12 +9,14 @@
 mod access;
 mod admin;
 pub mod alone;
+mod assertion;
 mod authorize;
 mod body;
 mod broker;
 mod config;
 mod control;
 mod decision;
+mod echo;
 mod filters;
 mod head;
 mod headers;
@@ -46,6 +48,7 @@ pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
 
 use access::AccessLines;
 use arc_swap::ArcSwap;
+use assertion::Asserter;
 use control::freshness::Freshness;
 use identify::{Identities, Trust};
 use limits::Room;
@@ -83,6 +86,7 @@ pub struct Gateway {
     metrics: Metrics,
     reports: filters::Reports,
     access: Option<AccessLines>,
+    asserter: Asserter,
     registered: MetricRegistry,
     tasks: Tasks,
     /// Memory for judged bodies of all sessions.
@@ -105,6 +109,9 @@ pub enum StartError {
     /// TLS to backends.
     #[error(transparent)]
     Tls(#[from] TlsUnusable),
+    /// No key for assertions.
+    #[error("this machine gives no random numbers")]
+    Random,
     /// The issuer's keys.
     #[error(transparent)]
     Keys(#[from] issuer::KeepKeysError),
@@ -195,6 +202,7 @@ impl Gateway {
                 waits: config.waits,
                 ceilings: config.ceilings,
                 budgets: follower.budgets,
+                echoed: metrics.echoed.clone(),
             },
             upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness, follower.presence),
@@ -202,6 +210,7 @@ impl Gateway {
             metrics,
             reports,
             access,
+            asserter: Asserter::new(follower.assertions).ok_or(StartError::Random)?,
             audit: audit.clone(),
             registered,
             tasks: tasks.clone(),

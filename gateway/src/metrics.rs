@@ -175,6 +175,7 @@ pub(crate) struct Metrics {
     pub(crate) filters: FilterMetrics,
     connections_dropped: Family<DropLabel, Counter>,
     pub(crate) access_dropped: Counter,
+    pub(crate) echoed: Counter,
     pub(crate) control_version: Gauge,
     pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
@@ -192,6 +193,7 @@ impl Metrics {
             filters: FilterMetrics::register(registry),
             connections_dropped: Family::default(),
             access_dropped: Counter::default(),
+            echoed: Counter::default(),
             control_version: Gauge::default(),
             control_age: Gauge::default(),
         };
@@ -213,6 +215,11 @@ impl Metrics {
             "gateway_access_lines_dropped",
             "Lines of the access log that were lost",
             metrics.access_dropped.clone(),
+        );
+        registry.register(
+            "gateway_credential_echoes",
+            "Credentials that backends answered with, and that were covered",
+            metrics.echoed.clone(),
         );
         registry.register("spool_bytes", "Decision records that wait on disk", audit.spool_bytes.clone());
         registry.register(

@@ -73,7 +73,7 @@ async fn forward(
     };
     let answering = filters::answers_to(&granted)?;
     let permit = limits::permit(&budget, &backend.concurrent)?;
-    let sealed = broker::attach(granted, source, draft.request_id())?;
+    let sealed = broker::attach(granted, &caller, draft.request_id(), &gateway.asserter)?;
     still_welcome(gateway, &caller)?;
     let answer = gateway.upstream.send(sealed, permit, &caller.session.ended).await?;
     draft.upstream(answer.head.status.as_u16(), answer.took);

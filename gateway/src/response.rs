@@ -5,6 +5,7 @@
 //! The body holds the request's permit until its last byte, and breaks off when the session ends.
 
 use crate::broker::REQUEST_ID;
+use crate::echo::{EchoGuard, Needles};
 use crate::filters::FilteredBody;
 use crate::headers::clean_response;
 use crate::limits::{Budget, Permit};
@@ -49,6 +50,8 @@ pub(crate) enum BrokenOff {
 pub(crate) struct BackendBody {
     incoming: Incoming,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Covers the backend's credential where it is echoed.
+    guard: Option<EchoGuard>,
     _permit: Permit,
 }
 
@@ -59,8 +62,20 @@ impl std::fmt::Debug for BackendBody {
 }
 
 impl BackendBody {
-    pub(crate) fn new(incoming: Incoming, permit: Permit, ended: &CancellationToken) -> Self {
-        Self { incoming, ended: Box::pin(ended.clone().cancelled_owned()), _permit: permit }
+    pub(crate) fn new(
+        incoming: Incoming,
+        permit: Permit,
+        ended: &CancellationToken,
+        needles: Option<Arc<Needles>>,
+    ) -> Self {
+        let guard = needles.map(EchoGuard::new);
+        Self { incoming, ended: Box::pin(ended.clone().cancelled_owned()), guard, _permit: permit }
+    }
+
+    /// What is passed on of the next bytes, if anything is yet.
+    fn guarded(&mut self, bytes: Bytes) -> Option<Bytes> {
+        let Some(guard) = &mut self.guard else { return Some(bytes) };
+        Some(guard.pass(bytes)).filter(|passed| !passed.is_empty())
     }
 }
 
@@ -115,11 +130,16 @@ impl http_body::Body for Body {
         }
         loop {
             return match ready!(Pin::new(&mut body.incoming).poll_frame(context)) {
-                None => Poll::Ready(None),
+                None => {
+                    let rest = body.guard.as_mut().and_then(EchoGuard::rest);
+                    Poll::Ready(rest.map(|rest| Ok(Frame::data(rest))))
+                }
                 Some(Err(error)) => Poll::Ready(Some(Err(BrokenOff::Backend(error)))),
-                Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
-                // Trailers are not passed on: no stage has cleaned them.
-                Some(Ok(_trailers)) => continue,
+                Some(Ok(frame)) => match frame.into_data().map(|bytes| body.guarded(bytes)) {
+                    Ok(Some(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                    // Nothing yet; or trailers, which are not passed on: no stage has cleaned them.
+                    Ok(None) | Err(_) => continue,
+                },
             };
         }
     }
@@ -127,7 +147,9 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_empty(),
-            Self::Backend(body) => body.incoming.is_end_stream(),
+            Self::Backend(body) => {
+                body.incoming.is_end_stream() && body.guard.as_ref().is_none_or(EchoGuard::is_empty)
+            }
             Self::Joined { begun, rest } => begun.is_empty() && rest.is_end_stream(),
             Self::Filtered(_) => false,
         }

@@ -6,7 +6,7 @@
 //! change that does not concern them. The session registry is not part of this.
 
 use crate::authorize::{Policies, Sources};
-use crate::broker::AttachedHeader;
+use crate::broker::BackendCredential;
 use crate::config::{
     ANSWER_TIME, BODY_ROOM, Ceilings, HEAVY_BODY_BYTES, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES,
     STREAMED_BODY_BYTES, Waits,
@@ -30,6 +30,7 @@ use postern_common::folder::{Additional, OperationLimits, Rate};
 use postern_common::id::{BackendName, FilterName, TenantId};
 use postern_openapi::path::Segment;
 use postern_openapi::{Document, Operation};
+use prometheus_client::metrics::counter::Counter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,7 +138,7 @@ pub(crate) struct Backend {
     pub(crate) authority: Authority,
     /// The URL's own path, without a slash at its end.
     pub(crate) base_path: String,
-    pub(crate) credential: Option<AttachedHeader>,
+    pub(crate) credential: Option<BackendCredential>,
     pub(crate) judged_body_bytes: u64,
     pub(crate) streamed_body_bytes: u64,
     pub(crate) timeout: Duration,
@@ -170,6 +171,8 @@ pub(crate) struct Surroundings {
     pub(crate) ceilings: Ceilings,
     /// Parts of tenants' budgets.
     pub(crate) budgets: Budgets,
+    /// Counts credentials that backends echoed.
+    pub(crate) echoed: Counter,
 }
 
 /// Builds a tenant's rules. CPU-heavy: schemas, patterns and policies are compiled here.
@@ -294,7 +297,7 @@ impl Building<'_> {
         let before = self.before.and_then(|before| before.backends.get(name));
         let identity = self.try_one(&place, IdentityNames::new(&file.identity));
         let credential = file.credential.as_ref().map(|declared| {
-            let header = AttachedHeader::new(declared, &self.config.secrets);
+            let header = BackendCredential::new(declared, &self.config.secrets, &self.around.echoed);
             self.try_one(&place, header)
         });
         let operations = self.operations(&place, config, &document, filters, before);

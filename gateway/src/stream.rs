@@ -110,6 +110,7 @@ pub fn follow(
         keeper,
         spool: Arc::clone(&spool),
         budgets: publisher.budgets,
+        assertions: publisher.assertions,
         last: None,
         never: Vec::new(),
     };

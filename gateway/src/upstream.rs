@@ -168,8 +168,12 @@ fn answered(
     if response.status().is_informational() {
         return Err(Reject::UpstreamUnreachable("the backend switched protocols unasked".into()));
     }
-    let (head, body) = response.into_parts();
-    let body = Body::Backend(BackendBody::new(body, permit, ended));
+    let (mut head, body) = response.into_parts();
+    let needles = backend.credential.as_ref().and_then(|credential| credential.needles.clone());
+    if let Some(needles) = &needles {
+        needles.clean(&mut head.headers);
+    }
+    let body = Body::Backend(BackendBody::new(body, permit, ended, needles));
     Ok(Answer { head, body, backend: Arc::clone(backend), took })
 }
 

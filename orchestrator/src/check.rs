@@ -134,8 +134,12 @@ fn check_backend(
     for attachment in &file.filters {
         check_attachment(&at, attachment.name(), files, mistakes);
     }
-    if let Some(Credential::Attached(attached)) = &file.credential
-        && let Some(header) = &attached.header
+    let header = match &file.credential {
+        Some(Credential::Attached(attached)) => attached.header.as_ref(),
+        Some(Credential::Assertion(assertion)) => assertion.header.as_ref(),
+        Some(Credential::Bearer(_)) | None => None,
+    };
+    if let Some(header) = header
         && http::HeaderName::try_from(header.as_str()).is_err()
     {
         mistakes.add(

@@ -565,13 +565,9 @@ impl Configuration {
         &self,
         tenant: &Tenant,
     ) -> Result<BTreeMap<SecretName, Secret<String>>, ConfigurationError> {
-        use postern_common::folder::Credential;
         let name = &tenant.row.name;
-        let needed =
-            tenant.files.backends.values().filter_map(|files| match files.backend.credential.as_ref()? {
-                Credential::Bearer(secret) => Some(secret),
-                Credential::Attached(attached) => Some(&attached.secret),
-            });
+        let backends = tenant.files.backends.values();
+        let needed = backends.filter_map(|files| files.backend.credential.as_ref()?.secret());
         let needed: BTreeSet<&SecretName> = needed.collect();
         let failed = |source| ConfigurationError::Seal { tenant: name.clone(), source };
         let mut secrets = BTreeMap::new();

@@ -109,7 +109,7 @@ impl Gateways {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
         let (commands, mut redials) = (self.commands.clone(), publisher.redials);
-        let share = self.sharing.enter(publisher.budgets);
+        let share = self.sharing.enter(publisher.budgets, publisher.assertions);
         self.tasks.spawn(async move |stop: Stop| {
             // For as long as the gateway may come back.
             let _share = share;
@@ -140,7 +140,7 @@ impl Gateways {
     pub(crate) async fn connect_distant(&self, publisher: &Publisher) -> Sharer {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
-        self.sharing.enter(publisher.budgets.clone())
+        self.sharing.enter(publisher.budgets.clone(), publisher.assertions.clone())
     }
 
     /// Keeps a batch of decisions; `false` if they could not be kept and should come again.

@@ -157,6 +157,10 @@ fn a_second_gateway_obeys_and_sends_its_decisions_home() {
     let answer = gateway.ask(&token);
     assert_eq!((answer.status, answer.code().as_str()), (401, "token-revoked"), "at once, when rm is done");
     assert_eq!(gateway.ask(&second).status, 200, "the control: another session goes on");
+    wait_for("every gateway's key for assertions", || {
+        let set = gateway.admin("/.well-known/jwks.json").json();
+        (set["keys"].as_array()?.len() == 2).then_some(())
+    });
     let reached = world.backend.reached();
     wait_for("the decisions of the gateway", || {
         let told = world.up.call("GET", "/decisions", None).json();

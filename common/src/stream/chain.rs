@@ -15,6 +15,7 @@ use super::secrets::{Recipient, Unopened, UnwrappingKey, WrappingKey};
 use super::signature::{Purpose, SIGNATURE_BYTES};
 use super::{Digest, Nonce, PROTOCOL, Signer, SignerKey};
 use crate::control::Message;
+use crate::control::assertions::AssertionKey;
 use crate::control::budgets::Shares;
 use crate::id::GatewayName;
 use jiff::Timestamp;
@@ -53,6 +54,17 @@ pub struct Heartbeat {
     pub at: Timestamp,
     /// The gateway's parts of tenants' budgets.
     pub shares: Shares,
+    /// Every gateway's key for assertions.
+    pub assertions: Vec<AssertionKey>,
+}
+
+/// What a heartbeat carries to a gateway besides itself.
+#[derive(Debug, Clone, Default)]
+pub struct Carried {
+    /// Its parts of tenants' budgets.
+    pub shares: Shares,
+    /// Every gateway's key for assertions.
+    pub assertions: Vec<AssertionKey>,
 }
 
 /// A message that was accepted.
@@ -186,9 +198,10 @@ impl Sending {
     ///
     /// # Errors
     /// [`SealError::TooLong`], which no heartbeat is.
-    pub fn heartbeat(&self, echo: u64, shares: Shares, at: Timestamp) -> Result<Vec<u8>, SealError> {
+    pub fn heartbeat(&self, echo: u64, carried: Carried, at: Timestamp) -> Result<Vec<u8>, SealError> {
         let Recipient { gateway, nonce } = self.recipient.clone();
-        let heartbeat = Heartbeat { gateway, nonce, echo, head: self.head, at, shares };
+        let Carried { shares, assertions } = carried;
+        let heartbeat = Heartbeat { gateway, nonce, echo, head: self.head, at, shares, assertions };
         sign(&self.signer, Purpose::Heartbeat, &heartbeat).map(|(bytes, _)| bytes)
     }
 }

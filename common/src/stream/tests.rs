@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-use super::chain::{Accepted, Following, Refused, Sending, without_secrets};
+use super::chain::{Accepted, Carried, Following, Refused, Sending, without_secrets};
 use super::frame::{self, FrameError, Kind};
 use super::secrets::UnwrappingKey;
 use super::*;
-use crate::control::budgets::{Demand, Shares};
+use crate::control::budgets::Demand;
 use crate::control::{BackendConfig, Change, EndedSession, FilterArtefact, Message, State, TenantConfig};
 use crate::decision::Versions;
 use crate::id::{BackendName, FilterName, PolicyName, SandboxId, SecretName, TenantId};
@@ -143,7 +143,7 @@ fn every_kind_of_change_arrives_as_it_was_sent() {
         let accepted = pair.take(&bytes).expect("is accepted");
         assert_eq!((accepted.sequence, accepted.message.version), (version, version));
         assert_eq!(spelled(&accepted.message.change), spelled(&change));
-        let ping = pair.sending.heartbeat(version, Shares::default(), NOW).expect("is signed");
+        let ping = pair.sending.heartbeat(version, Carried::default(), NOW).expect("is signed");
         assert_eq!(pair.following.heartbeat(&ping).expect("is believed").echo, version);
     }
     assert_eq!(pair.following.last(), Some((5, 6)));
@@ -222,7 +222,7 @@ fn what_comes_twice_too_early_or_not_at_all_is_refused() {
 fn a_heartbeat_does_not_hide_a_message_that_was_held_back() {
     let mut pair = connect(1, "edge", None);
     let bytes = pair.send(1, opened("alice"));
-    let ping = pair.sending.heartbeat(1, Shares::default(), NOW).expect("is signed");
+    let ping = pair.sending.heartbeat(1, Carried::default(), NOW).expect("is signed");
     assert_eq!(pair.following.heartbeat(&ping).expect_err("a message is missing"), Refused::Chain);
     pair.take(&bytes).expect("is due");
     pair.following.heartbeat(&ping).expect("now all has come");

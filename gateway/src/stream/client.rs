@@ -16,6 +16,7 @@ use super::spool::Spool;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 use postern_common::clock;
+use postern_common::control::assertions::AssertionKeys;
 use postern_common::control::budgets::Budgets;
 use postern_common::control::{Applied, Change, DeliverySender, GatewayGone};
 use postern_common::decision::FilterLine;
@@ -101,6 +102,8 @@ pub(super) struct Client {
     pub(super) spool: Arc<Spool>,
     /// Parts of tenants' budgets, and what is asked of them.
     pub(super) budgets: Budgets,
+    /// Its key for assertions, and those of all gateways.
+    pub(super) assertions: AssertionKeys,
     /// Epoch and version of the last message that was accepted, in whatever connection.
     pub(super) last: Option<(u64, u64)>,
     /// Where orchestrators were found so far.
@@ -234,6 +237,7 @@ impl Client {
             wrapping: self.own.public(),
             engine: postern_filter_engine::settings::fingerprint().to_string(),
             last: self.last,
+            assertions: self.assertions.own(),
             serves_sockets: self.settings.serves_sockets,
         }
     }
@@ -363,6 +367,7 @@ impl Reading<'_> {
         let at = self.shared.sent_at(heartbeat.echo).ok_or(Ended::Unexpected)?;
         if self.shared.is_whole.load(Ordering::Acquire) {
             self.client.budgets.set(heartbeat.shares);
+            self.client.assertions.set_all(heartbeat.assertions);
             self.client.heard.send_replace(Some(at));
             self.client.keeper.pulse(body).await;
         }

@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+const LONG_SECRET: &str = "a-secret-of-ours";
+
 /// An issuer's key pair.
 struct Pair {
     signs: EncodingKey,
@@ -99,6 +101,7 @@ impl World {
         write_backend(folder.path(), port, more);
         fs::create_dir(folder.path().join("secrets")).expect("makes it");
         fs::write(folder.path().join("secrets/desk-key"), "hunter2\n").expect("writes");
+        fs::write(folder.path().join("secrets/long-key"), LONG_SECRET).expect("writes");
         let upstreams = UpstreamRules::default();
         let alone = Alone::open(alone::Settings {
             folder: folder.path().join("config"),
@@ -144,12 +147,10 @@ impl World {
         self.call("GET", target, token).await
     }
 
-    async fn ready(&self) -> (u16, String) {
+    async fn admin(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.admin).await.expect("listens");
-        stream
-            .write_all(b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-            .await
-            .expect("writes");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("writes");
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("reads");
         (parse(text.as_bytes()).status, text)
@@ -199,7 +200,7 @@ async fn tokens_of_the_issuer_are_believed_and_no_others() {
     assert_eq!(world.get("/orders", &less).await.status, 403, "a token of the session that may less");
     assert_eq!(world.recorded.text(), before, "nothing more reached the backend");
     assert_eq!(world.get("/orders", &good).await.status, 200, "the first token goes on");
-    let (status, text) = world.ready().await;
+    let (status, text) = world.admin("/readyz").await;
     assert!(status == 200 && text.contains("binding: none"), "{text}");
     world.tasks.shut_down(PATIENCE).await.expect("ends");
     let log = fs::read_to_string(world.folder.path().join("access.log")).expect("is there");
@@ -207,6 +208,45 @@ async fn tokens_of_the_issuer_are_believed_and_no_others() {
         log.lines().count() >= 8 && log.contains("\"token-forged\"") && !log.contains("hunter2"),
         "{log}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_the_backend_echoes_is_covered() {
+    let pair = Pair::new();
+    let world = World::new(pair.keys(), "credential = \"long-key\"\n").await;
+    let token = pair.token("k", "alice", "t1", &json!({}));
+    let answer = world.get("/orders", &token).await;
+    assert_eq!(answer.seen_header("authorization"), ["Bearer ****************"]);
+    assert!(world.recorded.text().contains(LONG_SECRET), "the control: the backend got it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_can_tell_our_identity_headers_from_anybodys() {
+    let pair = Pair::new();
+    let world = World::new(pair.keys(), "credential = { assertion = \"desk\" }\n").await;
+    let token = pair.token("k", "alice", "t1", &json!({}));
+    let answer = world.get("/orders?limit=5", &token).await;
+    let seen = answer.seen_header("authorization");
+    let assertion = seen.first().and_then(|value| value.strip_prefix("Bearer ")).expect("an assertion");
+    let (_, set) = world.admin("/.well-known/jwks.json").await;
+    let set: Value = serde_json::from_str(set.split("\r\n\r\n").nth(1).expect("a body")).expect("is JSON");
+    let key = serde_json::from_value(set["keys"][0].clone()).expect("a key");
+    let mut wanted = jsonwebtoken::Validation::new(Algorithm::EdDSA);
+    wanted.set_audience(&["desk"]);
+    wanted.set_issuer(&["postern-gateway"]);
+    let key = jsonwebtoken::DecodingKey::from_jwk(&key).expect("a key");
+    let read = jsonwebtoken::decode::<Value>(assertion, &key, &wanted).expect("is ours");
+    assert_eq!(read.header.kid.as_deref(), set["keys"][0]["kid"].as_str());
+    let claims = read.claims;
+    assert_eq!(
+        (&claims["user_id"], &claims["conversation_id"], &claims["tenant"]),
+        (&json!("alice"), &json!("c1"), &json!("acme"))
+    );
+    assert_eq!((claims["method"].as_str(), claims["path"].as_str()), (Some("GET"), Some(answer.target())));
+    assert_eq!(claims["exp"].as_u64().zip(claims["iat"].as_u64()).map(|(exp, iat)| exp - iat), Some(60));
+    assert_eq!(claims["jti"].as_str(), answer.headers["x-request-id"].to_str().ok());
+    let other = jsonwebtoken::decode::<Value>(&token, &key, &wanted);
+    assert!(other.is_err(), "the sandbox's own token is no assertion");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,6 @@ mod attacks;
 use crate::world::{Answer, PATIENCE, claims, exchange, key, mint, session, start_backend};
 use crate::world::{DOCUMENT, Recorded};
 use postern_common::clock::now;
-use postern_common::control::budgets::Shares;
 use postern_common::control::{
     BackendConfig, Change, EndedSession, Message, State, TenantConfig, distant_link,
 };
@@ -15,7 +14,7 @@ use postern_common::decision::{Verdict, Versions};
 use postern_common::id::{BackendName, GatewayName, SandboxId, SecretName, TenantId};
 use postern_common::secret::Secret;
 use postern_common::session::{Peer, Session};
-use postern_common::stream::chain::Sending;
+use postern_common::stream::chain::{Carried, Sending};
 use postern_common::stream::frame::{self, Kind};
 use postern_common::stream::{
     AppliedFrame, Credential, Decisions, Hello, Kept, PROTOCOL, Ping, Refusal, SERVER_NAME, Signer,
@@ -154,7 +153,7 @@ impl Connection {
                     Kind::Ping => {
                         let Ping { echo, .. } = frame::parse(&body).expect("a ping");
                         let heartbeat =
-                            self.sending.heartbeat(echo, Shares::default(), now()).expect("is signed");
+                            self.sending.heartbeat(echo, Carried::default(), now()).expect("is signed");
                         // The gateway may have closed already.
                         drop(frame::write(&mut self.tls, Kind::Heartbeat, &heartbeat).await);
                     }

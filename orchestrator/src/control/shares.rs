@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Shares tenants' budgets out over the gateways that are connected, by what each is asked for.
+//! What gateways have together: tenants' budgets, shared out by what each is asked for, and the keys
+//! of their assertions, of which each shows all.
 
+use postern_common::control::assertions::{AssertionKey, AssertionKeys};
 use postern_common::control::budgets::{Budgets, Shares, WHOLE};
 use postern_common::id::TenantId;
 use postern_common::tasks::{Stop, Tasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// How long the keys of a gateway that left are shown: longer than its assertions live and than
+/// backends keep key sets.
+const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 /// How often parts are set anew; gateways of other processes hear of it within as much again.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// What is shared out equally, whatever the demand: what a gateway has for the first requests of a
@@ -26,12 +31,15 @@ pub(crate) struct Sharing(Arc<Mutex<Members>>);
 struct Members {
     next: u64,
     gateways: BTreeMap<u64, Member>,
+    /// Keys of gateways that left, whose last assertions may still be under way.
+    left: Vec<(Instant, AssertionKey)>,
 }
 
 #[derive(Debug)]
 struct Member {
     budgets: Budgets,
     demand: BTreeMap<TenantId, f64>,
+    assertions: AssertionKeys,
 }
 
 /// A gateway's place among those that share, given up when it is dropped.
@@ -44,7 +52,11 @@ pub(crate) struct Sharer {
 impl Drop for Sharer {
     fn drop(&mut self) {
         let mut members = self.sharing.0.lock().unwrap_or_else(PoisonError::into_inner);
-        members.gateways.remove(&self.number);
+        if let Some(member) = members.gateways.remove(&self.number)
+            && let Some(key) = member.assertions.own()
+        {
+            members.left.push((Instant::now(), key));
+        }
         members.share();
     }
 }
@@ -62,11 +74,11 @@ impl Sharing {
     }
 
     /// A gateway comes: from now on the others have less.
-    pub(crate) fn enter(&self, budgets: Budgets) -> Sharer {
+    pub(crate) fn enter(&self, budgets: Budgets, assertions: AssertionKeys) -> Sharer {
         let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = members.next;
         members.next += 1;
-        members.gateways.insert(number, Member { budgets, demand: BTreeMap::new() });
+        members.gateways.insert(number, Member { budgets, demand: BTreeMap::new(), assertions });
         members.share();
         Sharer { sharing: self.clone(), number }
     }
@@ -87,8 +99,14 @@ impl Sharing {
 }
 
 impl Members {
-    /// Gives each gateway its part of each budget: together never more than the whole.
-    fn share(&self) {
+    /// Gives each gateway its part of each budget, together never more than the whole; and all keys.
+    fn share(&mut self) {
+        self.left.retain(|(since, _)| since.elapsed() < REMEMBERED);
+        let own = self.gateways.values().filter_map(|member| member.assertions.own());
+        let mut keys: Vec<AssertionKey> = own.chain(self.left.iter().map(|(_, key)| key.clone())).collect();
+        keys.sort();
+        keys.dedup();
+        self.gateways.values().for_each(|member| member.assertions.set_all(keys.clone()));
         #[expect(clippy::cast_precision_loss, reason = "some gateways")]
         let count = (self.gateways.len() as f64).max(1.0);
         let tenants: BTreeSet<&TenantId> =
@@ -132,7 +150,8 @@ mod tests {
     fn edge(sharing: &Sharing) -> Edge {
         let budgets = Budgets::default();
         let share = budgets.of(&acme());
-        Edge { share, _sharer: sharing.enter(budgets) }
+        let assertions = AssertionKeys::default();
+        Edge { share, _sharer: sharing.enter(budgets, assertions) }
     }
 
     fn all(edges: &[Edge]) -> u32 {

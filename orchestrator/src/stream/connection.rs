@@ -10,10 +10,11 @@
 use super::{Connected, ControlStream};
 use futures_util::stream::{Stream, StreamExt as _, unfold};
 use postern_common::clock;
+use postern_common::control::assertions::{AssertionKey, AssertionKeys};
 use postern_common::control::budgets::Budgets;
 use postern_common::control::{Applied, Change, Delivery, Message, link};
 use postern_common::session::{Peer, Session};
-use postern_common::stream::chain::{SealError, Sending};
+use postern_common::stream::chain::{Carried, SealError, Sending};
 use postern_common::stream::frame::{self, FrameError, Kind};
 use postern_common::stream::{AppliedFrame, Decisions, Hello, Kept, Lines, PROTOCOL, Ping, Refusal};
 use postern_common::tasks::Stop;
@@ -113,6 +114,8 @@ async fn converse(
         writer,
         serves_sockets,
         budgets: Budgets::default(),
+        announced: hello.assertions,
+        assertions: AssertionKeys::default(),
         answers: BTreeMap::new(),
         batches: 0,
     };
@@ -177,6 +180,9 @@ struct Conversation<'a, Writer> {
     serves_sockets: bool,
     /// The gateway's parts of tenants' budgets.
     budgets: Budgets,
+    /// The keys for assertions: its own, as it announced it, and those of all.
+    announced: Option<AssertionKey>,
+    assertions: AssertionKeys,
     /// Who waits for the gateway's answer to a message, by its sequence; and its version.
     answers: BTreeMap<u64, (u64, oneshot::Sender<Applied>)>,
     batches: u32,
@@ -185,8 +191,12 @@ struct Conversation<'a, Writer> {
 impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
     async fn run(&mut self, reader: impl AsyncRead + Unpin) -> Result<std::convert::Infallible, Ended> {
         let (publisher, mut follower) = link();
+        if let Some(key) = self.announced.take().filter(AssertionKey::is_plausible) {
+            publisher.assertions.set_own(key);
+        }
         let _shares = self.stream.gateways.connect_distant(&publisher).await;
         self.budgets = publisher.budgets.clone();
+        self.assertions = publisher.assertions.clone();
         drop(publisher);
         let mut frames = pin!(frames(reader));
         let revoked = self.connected.revoked.clone();
@@ -240,7 +250,8 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
             Kind::Ping => {
                 let Ping { echo, demand } = frame::parse(body)?;
                 self.budgets.add_demand(&demand);
-                let heartbeat = self.sending.heartbeat(echo, self.budgets.shares(), clock::now())?;
+                let carried = Carried { shares: self.budgets.shares(), assertions: self.assertions.all() };
+                let heartbeat = self.sending.heartbeat(echo, carried, clock::now())?;
                 put(&mut self.writer, Kind::Heartbeat, &heartbeat).await
             }
             Kind::Applied => {

@@ -84,6 +84,7 @@ impl World {
     ) -> (Client, Kind, Vec<u8>) {
         let own = UnwrappingKey::generate().expect("random");
         let mut hello = Hello {
+            assertions: None,
             protocol: PROTOCOL,
             name: credential.name.clone(),
             secret: credential.secret.clone(),

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
-use postern_common::control::budgets::Shares;
 use postern_common::control::{Change, EndedSession, State, TenantConfig};
 use postern_common::decision::Versions;
 use postern_common::folder::LimitsFile;
 use postern_common::id::{SandboxId, TenantId};
-use postern_common::stream::chain::Sending;
+use postern_common::stream::chain::{Carried, Sending};
 use postern_common::stream::secrets::UnwrappingKey;
 use postern_common::stream::{Nonce, Signer};
 use std::collections::BTreeMap;
@@ -88,7 +87,7 @@ fn what_was_kept_comes_back_as_of_the_signed_time() {
     let mut world = World::new();
     let kept = world.load().expect("is believed");
     assert_eq!((kept.messages.len(), kept.at, kept.last), (4, at(103), Some((3, 4))));
-    let pulse = world.orchestrator.sending.heartbeat(1, Shares::default(), at(160)).expect("is signed");
+    let pulse = world.orchestrator.sending.heartbeat(1, Carried::default(), at(160)).expect("is signed");
     world.files.keep(Keep::Pulse(pulse));
     assert_eq!(world.load().expect("is believed").at, at(160));
     for file in [STATE, PULSE] {
@@ -125,7 +124,7 @@ fn what_was_only_tried_out_is_not_put_in_force_by_a_restart() {
 fn a_revocation_that_is_cut_off_makes_the_state_old_not_young() {
     let mut world = World::new();
     world.files.keep(Keep::Pulse(
-        world.orchestrator.sending.heartbeat(1, Shares::default(), at(160)).expect("is signed"),
+        world.orchestrator.sending.heartbeat(1, Carried::default(), at(160)).expect("is signed"),
     ));
     let bytes = world.bytes();
     let mut ends = vec![0];

@@ -48,7 +48,7 @@ const ATTACKS: &[(&str, Attack)] = &[
         let _held_back = connection.seal(50, alice_ends());
         vec![(
             Kind::Heartbeat,
-            connection.sending.heartbeat(u64::MAX, Shares::default(), now()).expect("is signed"),
+            connection.sending.heartbeat(u64::MAX, Carried::default(), now()).expect("is signed"),
         )]
     }),
     ("another gateway's message", |connection, _| vec![(Kind::Message, other_gateway(connection))]),
@@ -69,7 +69,7 @@ async fn each_attack_on_the_stream_is_refused_and_a_fresh_snapshot_taken() {
     let recorded = Recording {
         welcome: first.welcome.clone(),
         message: first.seal(2, alice_ends()),
-        heartbeat: first.sending.heartbeat(1, Shares::default(), now()).expect("is signed"),
+        heartbeat: first.sending.heartbeat(1, Carried::default(), now()).expect("is signed"),
     };
     drop(first);
     let mut version = 10;

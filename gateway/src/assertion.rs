@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Assertions: short-lived tokens by which a backend can tell that a request and its identity come
+//! from this installation's gateways.
+//!
+//! The key is made when the gateway starts, and is in its memory only. Backends find the public
+//! halves of all gateways at `/.well-known/jwks.json` of any gateway's admin listener.
+
+use crate::registry::LiveSession;
+use crate::reject::Reject;
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::HeaderValue;
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use postern_common::clock::unix_seconds;
+use postern_common::control::assertions::{AssertionKey, AssertionKeys};
+use postern_common::id::RequestId;
+use serde::Serialize;
+
+/// The `iss` of assertions.
+const ISSUER: &str = "postern-gateway";
+/// How long one is good: for the way to the backend.
+const LIFE_SECONDS: u64 = 60;
+
+/// Signs assertions.
+pub(crate) struct Asserter {
+    key: EncodingKey,
+    header: Header,
+    keys: AssertionKeys,
+}
+
+impl std::fmt::Debug for Asserter {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Asserter").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+/// What an assertion says.
+#[derive(Serialize)]
+struct Asserted<'a> {
+    iss: &'static str,
+    aud: &'a str,
+    sub: &'a str,
+    tenant: &'a str,
+    user_id: &'a str,
+    conversation_id: &'a str,
+    method: &'a str,
+    path: &'a str,
+    jti: &'a str,
+    iat: u64,
+    exp: u64,
+}
+
+/// A request as an assertion names it.
+pub(crate) struct About<'a> {
+    pub(crate) session: &'a LiveSession,
+    /// Whom it is for.
+    pub(crate) audience: &'a str,
+    pub(crate) method: &'a str,
+    /// Path and query, as they are sent.
+    pub(crate) path: &'a str,
+    pub(crate) request_id: &'a RequestId,
+}
+
+impl Asserter {
+    /// Makes a key and tells `keys` its public half; `None` if this machine gives no random numbers.
+    pub(crate) fn new(keys: AssertionKeys) -> Option<Self> {
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok()?;
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).ok()?;
+        let public = pair.public_key().as_ref();
+        let name = digest(&SHA256, public);
+        let kid = URL_SAFE_NO_PAD.encode(name.as_ref().first_chunk::<12>()?);
+        keys.set_own(AssertionKey { kid: kid.clone(), x: URL_SAFE_NO_PAD.encode(public) });
+        let header = Header { kid: Some(kid), ..Header::new(Algorithm::EdDSA) };
+        Some(Self { key: EncodingKey::from_ed_der(pkcs8.as_ref()), header, keys })
+    }
+
+    /// The public keys of all gateways.
+    pub(crate) const fn keys(&self) -> &AssertionKeys {
+        &self.keys
+    }
+
+    /// Signs an assertion: some 20 µs.
+    pub(crate) fn assert(&self, about: &About<'_>, now: Timestamp) -> Result<HeaderValue, Reject> {
+        let session = &about.session.session;
+        let iat = unix_seconds(now);
+        let claims = Asserted {
+            iss: ISSUER,
+            aud: about.audience,
+            sub: session.sandbox_id.as_str(),
+            tenant: session.tenant.as_str(),
+            user_id: session.user_id.as_str(),
+            conversation_id: session.conversation_id.as_str(),
+            method: about.method,
+            path: about.path,
+            jti: about.request_id.as_str(),
+            iat,
+            exp: iat + LIFE_SECONDS,
+        };
+        let token = jsonwebtoken::encode(&self.header, &claims, &self.key);
+        let token = token.map_err(|_unsigned| Reject::Internal("an assertion could not be signed"))?;
+        let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+            .map_err(|_no_value| Reject::Internal("an assertion is no header"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
