@@ -4,6 +4,7 @@
 //! A good signature is necessary, never sufficient: whether the session lives, and whether the
 //! token claims no more than it, is for the gateway's registry to say. Nothing here keeps state.
 
+pub mod assertion;
 pub mod issuer;
 
 use crate::clock::unix_seconds;
