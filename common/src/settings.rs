@@ -99,6 +99,8 @@ settings! {
     GATEWAY_STALENESS = "gateway.staleness", "POSTERN_GATEWAY_STALENESS", Some("10s"), open, "how old its state may grow without an orchestrator, at most 1h";
     GATEWAY_SPOOL = "gateway.spool", "POSTERN_GATEWAY_SPOOL", Some("64MiB"), open, "decisions that may wait on its disk";
     GATEWAY_FAIL_CLOSED = "gateway.fail_closed_on_audit_loss", "POSTERN_FAIL_CLOSED_ON_AUDIT_LOSS", Some("false"), open, "refuse requests rather than lose their records";
+    OTLP_ENDPOINT = "otlp.endpoint", "POSTERN_OTLP_ENDPOINT", None, open, "collector that gets a span for each request, such as `http://collector:4318`";
+    OTLP_HEADERS = "otlp.headers", "POSTERN_OTLP_HEADERS", None, secret, "headers for it: NAME=VALUE, separated by commas";
     ACCESS_LOG = "gateway.access_log", "POSTERN_GATEWAY_ACCESS_LOG", Some("off"), open, "a line of JSON for each request: off, stdout or a file";
     GATEWAY_SECRETS_DIR = "gateway.secrets_dir", "POSTERN_GATEWAY_SECRETS_DIR", None, open, "a gateway that stands alone: folder with a file for each secret";
     TOKENS_ISSUER = "gateway.tokens.issuer", "POSTERN_GATEWAY_TOKENS_ISSUER", None, open, "a gateway that stands alone: the `iss` of its tokens";

@@ -7,7 +7,10 @@
 use crate::access::AccessLog;
 use crate::identify::Trust;
 use crate::issuer::Issuer;
+use crate::spans::SpanExport;
 use crate::upstream::address::{MistakenRule, UpstreamRules};
+use postern_common::secret::Secret;
+use postern_common::settings::name;
 use postern_common::token::{SigningKey, Verifier};
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
@@ -130,6 +133,8 @@ pub struct Settings {
     pub issuer: Option<Issuer>,
     /// Where the access log goes; none for none.
     pub access_log: Option<AccessLog>,
+    /// Where spans go; none for none.
+    pub spans: Option<SpanExport>,
     /// Where requests may go. Keep a clone to change it while the gateway runs.
     pub upstreams: UpstreamRules,
     /// Certificate authorities that backends may have besides the system's.
@@ -159,6 +164,7 @@ impl Settings {
             token_keys,
             issuer: None,
             access_log: None,
+            spans: None,
             upstreams,
             extra_authorities: Vec::new(),
             staleness: STALENESS,
@@ -168,6 +174,37 @@ impl Settings {
             ceilings: Ceilings::default(),
             artefact_key: None,
         }
+    }
+}
+
+impl Settings {
+    /// Takes over where the operator wants the access log and spans.
+    ///
+    /// # Errors
+    /// What is wrong, with the name of the setting and without its value.
+    pub fn observed_as(&mut self, said: &postern_common::settings::Settings) -> Result<(), String> {
+        self.access_log = match said.text(name::ACCESS_LOG) {
+            None | Some("off") => None,
+            Some("stdout") => Some(AccessLog::Stdout),
+            Some(path) => Some(AccessLog::File(path.into())),
+        };
+        let Some(endpoint) = said.text(name::OTLP_ENDPOINT) else { return Ok(()) };
+        let endpoint = endpoint.parse().map_err(|_malformed| {
+            format!("{} is no URL: expected one such as http://collector:4318", name::OTLP_ENDPOINT.variable)
+        })?;
+        let headers = said.secret(name::OTLP_HEADERS);
+        let headers = headers.as_ref().map_or("", |headers| headers.reveal().as_str());
+        let header = |text: &str| {
+            let (header, value) = text.split_once('=')?;
+            Some((header.trim().parse().ok()?, Secret::new(value.trim().to_owned())))
+        };
+        let parts = headers.split(',').filter(|part| !part.trim().is_empty());
+        let headers: Option<Vec<_>> = parts.map(header).collect();
+        let headers = headers.ok_or_else(|| {
+            format!("{} cannot be read: expected NAME=VALUE,NAME=VALUE", name::OTLP_HEADERS.variable)
+        })?;
+        self.spans = Some(SpanExport { endpoint, headers });
+        Ok(())
     }
 }
 
@@ -198,6 +235,7 @@ pub struct Config {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) trust: Trust,
     pub(crate) access_log: Option<AccessLog>,
+    pub(crate) spans: Option<SpanExport>,
     pub(crate) upstreams: UpstreamRules,
     pub(crate) extra_authorities: Vec<CertificateDer<'static>>,
     pub(crate) staleness: Duration,
@@ -242,6 +280,7 @@ impl Config {
                 None => Trust::Installation(Box::new(Verifier::new(&settings.token_keys))),
             },
             access_log: settings.access_log,
+            spans: settings.spans,
             upstreams: settings.upstreams,
             extra_authorities: settings.extra_authorities,
             staleness: settings.staleness,

@@ -9,6 +9,7 @@ use crate::identify::Caller;
 use crate::reject::Reject;
 use crate::route::Call;
 use crate::snapshot::TenantRules;
+use crate::spans::Place;
 use http::Method;
 use jiff::Timestamp;
 use postern_common::decision::{DecisionRecord, FilterPart, UpstreamPart, Verdict, Versions};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Draft {
     record: DecisionRecord,
+    place: Option<Place>,
     pub(crate) begun: Instant,
     last_mark: Instant,
 }
@@ -52,7 +54,7 @@ impl Draft {
             microseconds: BTreeMap::new(),
             evidence: None,
         };
-        Self { record, begun, last_mark: begun }
+        Self { record, place: None, begun, last_mark: begun }
     }
 
     pub(crate) fn at(&self) -> Timestamp {
@@ -75,8 +77,14 @@ impl Draft {
         self.last_mark = now;
     }
 
-    pub(crate) fn trace(&mut self, id: Option<String>) {
-        self.record.trace_id = id;
+    pub(crate) fn trace(&mut self, place: Option<Place>) {
+        self.record.trace_id = place.as_ref().map(|place| place.trace.clone());
+        self.place = place;
+    }
+
+    /// Its place in the trace, for who exports spans.
+    pub(crate) const fn place(&mut self) -> Option<Place> {
+        self.place.take()
     }
 
     pub(crate) fn caller(&mut self, caller: &Caller) {

@@ -34,6 +34,7 @@ mod request;
 mod response;
 mod route;
 mod snapshot;
+mod spans;
 pub mod stream;
 mod trace;
 mod upstream;
@@ -43,6 +44,7 @@ pub use access::AccessLog;
 pub use config::{
     CONCURRENT_CEILING, Ceilings, Config, ConfigMistake, DRAIN, STALENESS, Settings, TIMEOUT_CEILING, Waits,
 };
+pub use spans::{SpanExport, SpanExportError};
 pub use upstream::TlsUnusable;
 pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
 
@@ -64,6 +66,7 @@ use prometheus_client::registry::Registry as MetricRegistry;
 use registry::Registry;
 use reject::Reject;
 use snapshot::{Snapshot, Surroundings};
+use spans::{Place, Spans};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -86,6 +89,7 @@ pub struct Gateway {
     metrics: Metrics,
     reports: filters::Reports,
     access: Option<AccessLines>,
+    spans: Option<Spans>,
     asserter: Asserter,
     registered: MetricRegistry,
     tasks: Tasks,
@@ -109,6 +113,9 @@ pub enum StartError {
     /// TLS to backends.
     #[error(transparent)]
     Tls(#[from] TlsUnusable),
+    /// The collector of spans.
+    #[error(transparent)]
+    Spans(#[from] SpanExportError),
     /// No key for assertions.
     #[error("this machine gives no random numbers")]
     Random,
@@ -191,6 +198,11 @@ impl Gateway {
         }
         let dropped = metrics.access_dropped.clone();
         let access = config.access_log.map(|to| AccessLines::start(to, dropped, tasks));
+        let spans = config.spans.as_ref().map(|export| {
+            let authorities = config.extra_authorities.clone();
+            Spans::start(export, authorities, metrics.spans_dropped.clone(), tasks)
+        });
+        let spans = spans.transpose()?;
         let reports = filters::Reports { metrics: metrics.filters.clone(), lines: follower.lines };
         let gateway = Arc::new(Self {
             identities: Identities::new(config.trust),
@@ -210,6 +222,7 @@ impl Gateway {
             metrics,
             reports,
             access,
+            spans,
             asserter: Asserter::new(follower.assertions).ok_or(StartError::Random)?,
             audit: audit.clone(),
             registered,
@@ -251,7 +264,10 @@ impl Gateway {
     }
 
     /// Hands a record on; if there is no room it is dropped and counted.
-    fn record(&self, record: DecisionRecord) {
+    fn record(&self, record: DecisionRecord, place: Option<&Place>) {
+        if let (Some(spans), Some(place)) = (&self.spans, place) {
+            spans.note(&record, place);
+        }
         if let Some(access) = &self.access {
             access.note(&record);
         }

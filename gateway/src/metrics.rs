@@ -175,12 +175,31 @@ pub(crate) struct Metrics {
     pub(crate) filters: FilterMetrics,
     connections_dropped: Family<DropLabel, Counter>,
     pub(crate) access_dropped: Counter,
+    pub(crate) spans_dropped: Counter,
     pub(crate) echoed: Counter,
     pub(crate) control_version: Gauge,
     pub(crate) control_age: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
 impl Metrics {
+    /// What was lost on its way to whoever watches, and what was kept from a sandbox.
+    fn register_losses(&self, registry: &mut Registry, audit: &Audit) {
+        let counters = [
+            ("audit_dropped", "Decision records that were lost", &audit.dropped),
+            ("gateway_access_lines_dropped", "Lines of the access log that were lost", &self.access_dropped),
+            ("gateway_spans_dropped", "Spans that no collector has taken", &self.spans_dropped),
+            (
+                "gateway_credential_echoes",
+                "Credentials that backends answered with, and that were covered",
+                &self.echoed,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register("spool_bytes", "Decision records that wait on disk", audit.spool_bytes.clone());
+    }
+
     /// Makes them and registers them in the process's registry.
     pub(crate) fn register(registry: &mut Registry, audit: &Audit) -> Self {
         let metrics = Self {
@@ -193,6 +212,7 @@ impl Metrics {
             filters: FilterMetrics::register(registry),
             connections_dropped: Family::default(),
             access_dropped: Counter::default(),
+            spans_dropped: Counter::default(),
             echoed: Counter::default(),
             control_version: Gauge::default(),
             control_age: Gauge::default(),
@@ -210,18 +230,7 @@ impl Metrics {
             "What policies in shadow would have made of requests, beside what was enforced",
             metrics.shadow.clone(),
         );
-        registry.register("audit_dropped", "Decision records that were lost", audit.dropped.clone());
-        registry.register(
-            "gateway_access_lines_dropped",
-            "Lines of the access log that were lost",
-            metrics.access_dropped.clone(),
-        );
-        registry.register(
-            "gateway_credential_echoes",
-            "Credentials that backends answered with, and that were covered",
-            metrics.echoed.clone(),
-        );
-        registry.register("spool_bytes", "Decision records that wait on disk", audit.spool_bytes.clone());
+        metrics.register_losses(registry, audit);
         registry.register(
             "control_stream_version",
             "The last message in force",

@@ -22,7 +22,8 @@ pub(crate) async fn handle(gateway: &Gateway, source: &Source, request: Request<
     match forward(gateway, source, request, &mut draft).await {
         Ok(response) => {
             gateway.metrics.request(draft.labels(), "allow", draft.begun.elapsed());
-            gateway.record(draft.allowed());
+            let place = draft.place();
+            gateway.record(draft.allowed(), place.as_ref());
             response
         }
         Err(reject) => {
@@ -32,7 +33,8 @@ pub(crate) async fn handle(gateway: &Gateway, source: &Source, request: Request<
             let mut response =
                 reject.response(draft.request_id(), draft.id()).map(|bytes| Body::Own(bytes.into()));
             response::mark(response.headers_mut(), draft.request_id());
-            gateway.record(draft.refused(&reject));
+            let place = draft.place();
+            gateway.record(draft.refused(&reject), place.as_ref());
             response
         }
     }
@@ -48,7 +50,7 @@ async fn forward(
     gateway.audit.check()?;
     let snapshot = gateway.snapshot();
     let mut request = head::parse(request)?;
-    draft.trace(trace::go_on(&mut request.headers));
+    draft.trace(trace::go_on(&mut request.headers, gateway.spans.is_some()));
     let caller =
         identify::caller(&gateway.identities, &gateway.registry, source, &request.authorization, draft.at())
             .await?;

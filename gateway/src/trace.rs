@@ -3,33 +3,40 @@
 //! one begins one, and the backend sees us as its parent.
 //!
 //! Nothing else of what the sandbox sends is believed: a `traceparent` that is not exactly one of
-//! version 00 begins a new trace, and takes its `tracestate` with it. Exporting spans is not here.
+//! version 00 begins a new trace, and takes its `tracestate` with it.
 
+use crate::spans::Place;
 use aws_lc_rs::rand;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Writes our own `traceparent` and gives the trace's id; `None` if the system has no randomness,
-/// and then the request has no trace.
-pub(crate) fn go_on(headers: &mut HeaderMap) -> Option<String> {
-    let parent = parent(headers).map(|(trace, flags)| (trace.to_owned(), flags.to_owned()));
+/// Writes our own `traceparent` and gives our place in the trace; `None` if the system has no
+/// randomness, and then the request has no trace. A trace that begins here is sampled if spans are
+/// exported.
+pub(crate) fn go_on(headers: &mut HeaderMap, is_exported: bool) -> Option<Place> {
+    let own =
+        |(trace, span, flags): (&str, &str, &str)| (trace.to_owned(), span.to_owned(), flags.to_owned());
+    let parent = parent(headers).map(own);
     headers.remove(TRACEPARENT);
     if parent.is_none() {
         headers.remove(TRACESTATE);
     }
-    let (trace, flags) = match parent {
-        Some(parent) => parent,
-        None => (format!("{:032x}", u128::from_be_bytes(random()?)), "00".to_owned()),
+    let (trace, parent, flags) = match parent {
+        Some((trace, span, flags)) => (trace, Some(span), flags),
+        None => {
+            let flags = if is_exported { "01" } else { "00" };
+            (format!("{:032x}", u128::from_be_bytes(random()?)), None, flags.to_owned())
+        }
     };
-    let span = u64::from_be_bytes(random()?);
-    headers.insert(TRACEPARENT, HeaderValue::try_from(format!("00-{trace}-{span:016x}-{flags}")).ok()?);
-    Some(trace)
+    let span = format!("{:016x}", u64::from_be_bytes(random()?));
+    headers.insert(TRACEPARENT, HeaderValue::try_from(format!("00-{trace}-{span}-{flags}")).ok()?);
+    Some(Place { trace, span, parent })
 }
 
-/// Trace and flags of the one `traceparent` of a request, if it is right.
-fn parent(headers: &HeaderMap) -> Option<(&str, &str)> {
+/// Trace, span and flags of the one `traceparent` of a request, if it is right.
+fn parent(headers: &HeaderMap) -> Option<(&str, &str, &str)> {
     let mut values = headers.get_all(TRACEPARENT).iter();
     let value = values.next()?.to_str().ok()?;
     let is_hex = |text: &str, length: usize| {
@@ -41,7 +48,7 @@ fn parent(headers: &HeaderMap) -> Option<(&str, &str)> {
         (Some("00"), Some(trace), Some(span), Some(flags), None, None)
             if is_id(trace, 32) && is_id(span, 16) && is_hex(flags, 2) =>
         {
-            Some((trace, flags))
+            Some((trace, span, flags))
         }
         _ => None,
     }
@@ -72,7 +79,8 @@ mod tests {
     fn a_trace_goes_on_with_us_as_the_parent() {
         let sent = format!("00-{TRACE}-00f067aa0ba902b7-01");
         let mut headers = with(&[&sent]);
-        assert_eq!(go_on(&mut headers).as_deref(), Some(TRACE));
+        let place = go_on(&mut headers, false).expect("a place");
+        assert_eq!((place.trace.as_str(), place.parent.as_deref()), (TRACE, Some("00f067aa0ba902b7")));
         let ours = headers[TRACEPARENT].to_str().expect("text");
         assert!(ours.starts_with(&format!("00-{TRACE}-")) && ours.ends_with("-01") && ours != sent, "{ours}");
         assert!(headers.contains_key(TRACESTATE));
@@ -93,10 +101,11 @@ mod tests {
             vec!["; drop"],
         ] {
             let mut headers = with(&parents);
-            let trace = go_on(&mut headers).expect("a trace");
+            let trace = go_on(&mut headers, true).expect("a trace").trace;
             assert!(trace.len() == 32 && trace != TRACE, "{parents:?}: {trace}");
             assert_eq!(headers.get_all(TRACEPARENT).iter().count(), 1, "{parents:?}");
-            assert!(headers[TRACEPARENT].to_str().expect("text").starts_with(&format!("00-{trace}-")));
+            let ours = headers[TRACEPARENT].to_str().expect("text");
+            assert!(ours.starts_with(&format!("00-{trace}-")) && ours.ends_with("-01"), "{ours}");
             assert!(!headers.contains_key(TRACESTATE), "{parents:?}");
         }
     }

@@ -219,6 +219,7 @@ fn gateway_config(
         timeout: settings.timeout_ceiling().unwrap_or(ceilings.timeout),
         concurrent: settings.request_ceiling().unwrap_or(ceilings.concurrent),
     };
+    gateway.observed_as(settings).map_err(Failure::Usage)?;
     gateway.artefact_key = <[u8; 32]>::try_from(keys.artefact_public_key()).ok();
     GatewayConfig::check(gateway).map_err(|mistakes| Failure::Usage(joined(&mistakes)))
 }

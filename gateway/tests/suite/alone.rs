@@ -96,6 +96,14 @@ impl World {
     }
 
     async fn try_new(keys: KeySource, more: &str) -> Result<Self, AloneError> {
+        Self::with(keys, more, |_settings| {}).await
+    }
+
+    async fn with(
+        keys: KeySource,
+        more: &str,
+        adjust: impl FnOnce(&mut Settings),
+    ) -> Result<Self, AloneError> {
         let (folder, tasks) = (tempfile::tempdir().expect("a folder"), Tasks::new());
         let (port, recorded) = start_backend(&tasks).await;
         write_backend(folder.path(), port, more);
@@ -128,6 +136,7 @@ impl World {
         settings.admin = settings.tcp;
         settings.access_log = Some(AccessLog::File(folder.path().join("access.log")));
         settings.artefact_key = Some(alone.artefact_key());
+        adjust(&mut settings);
         let (publisher, follower) = link();
         let running = Gateway::start(Config::check(settings).expect("is right"), follower, &tasks).await;
         let running = running.expect("starts");
@@ -297,6 +306,72 @@ async fn what_the_folder_lacks_is_told_at_the_start() {
     assert!(refused.to_string().contains("`other-key`"), "{refused}");
     let refused = World::try_new(pair.keys(), "crediential = 1\n").await.err().expect("is refused");
     assert!(refused.to_string().contains("backend.toml:3"), "{refused}");
+}
+
+/// A collector that keeps what it is sent.
+struct Collected {
+    endpoint: String,
+    seen: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl Collected {
+    async fn start(tasks: &Tasks) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+        let seen = Arc::<Mutex<Vec<(String, Value)>>>::default();
+        let kept = Arc::clone(&seen);
+        tasks.spawn(async move |stop: postern_common::tasks::Stop| {
+            while let Some(Ok((mut stream, _))) = stop.run_until_cancelled(listener.accept()).await {
+                let (mut read, mut part) = (Vec::new(), [0; 4096]);
+                let body = loop {
+                    let length = stream.read(&mut part).await.expect("reads");
+                    read.extend_from_slice(&part[..length]);
+                    let text = String::from_utf8_lossy(&read).into_owned();
+                    if let Some((head, body)) = text.split_once("\r\n\r\n")
+                        && let Ok(body) = serde_json::from_str(body)
+                    {
+                        break (head.to_owned(), body);
+                    }
+                    assert!(length > 0, "cut off: {text}");
+                };
+                kept.lock().expect("no panic").push(body);
+                drop(
+                    stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+                        .await,
+                );
+            }
+        });
+        Self { endpoint, seen }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_is_a_span_of_the_trace_that_the_backend_sees() {
+    let (pair, tasks) = (Pair::new(), Tasks::new());
+    let collected = Collected::start(&tasks).await;
+    let said = postern_common::settings::Sources {
+        environment: [
+            ("POSTERN_OTLP_ENDPOINT".to_owned(), collected.endpoint.clone()),
+            ("POSTERN_OTLP_HEADERS".to_owned(), "x-key=of-the-collector".to_owned()),
+        ]
+        .into(),
+        ..Default::default()
+    };
+    let said = postern_common::settings::Settings::resolve(&said).expect("resolves");
+    let world = World::with(pair.keys(), "", |settings| settings.observed_as(&said).expect("is right")).await;
+    let world = world.expect("serves");
+    let token = pair.token("k", "alice", "t1", &json!({}));
+    let seen = world.get("/orders", &token).await.seen_header("traceparent");
+    let (trace, span) = seen[0].strip_prefix("00-").and_then(|rest| rest.split_once('-')).expect("a trace");
+    eventually("the span", || !collected.seen.lock().expect("no panic").is_empty()).await;
+    let (head, body) = collected.seen.lock().expect("no panic")[0].clone();
+    assert!(head.starts_with("POST /v1/traces ") && head.contains("x-key: of-the-collector"), "{head}");
+    let told = &body["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
+    assert_eq!((told["traceId"].as_str(), told["name"].as_str()), (Some(trace), Some("GET /orders")));
+    assert_eq!(told["spanId"].as_str(), span.split('-').next(), "the backend's parent");
+    assert!(!body.to_string().contains("alice"), "who asked is not told");
+    tasks.stop();
 }
 
 /// An issuer's key set over HTTP, as the test says it is now.
