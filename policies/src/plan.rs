@@ -188,6 +188,35 @@ when { principal.template == "default" } unless { context.body.count < 10 };
     }
 
     #[test]
+    fn a_condition_is_open_however_it_reaches_for_the_context() {
+        for condition in [
+            "context.body has urgent",
+            "context has body.urgent",
+            "context.body has urgent && principal.template == \"default\"",
+            "principal.template == \"default\" && context.body has urgent",
+            "if context.body has urgent then true else principal.template == \"free\"",
+            "[context.body has urgent].contains(true)",
+            "{ said: context.body }.said has urgent",
+            "(if true then context else context).body has urgent",
+            "!(context.body.count == 1)",
+            "context.body.amount.greaterThan(decimal(\"1.0\"))",
+        ] {
+            let set = format!(
+                "@id(\"it\") permit (principal, action == support_desk::Action::\"createRefund\", resource) when {{ {condition} }};"
+            );
+            let policies = load(&schema(), &set);
+            let session = entities(policies.schema());
+            let plain = json!({"amount": 1, "count": 1});
+            let urgent = json!({"amount": 2, "count": 2, "urgent": true});
+            let answers = [&plain, &urgent, &plain].map(|body| {
+                let request = Asked::refund(body.clone()).typed(policies.schema(), &session);
+                policies.decide(&session, &request).is_allowed()
+            });
+            assert_eq!(answers, [false, true, false], "{condition}");
+        }
+    }
+
+    #[test]
     fn a_changed_set_is_asked_anew_and_an_unchanged_one_is_not() {
         let schema = schema();
         let first = load(&schema, SET);
