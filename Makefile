@@ -51,6 +51,12 @@ bench-filters: ## what filters cost in the gateway, loaded and in flight
 	@PROFILE=release scripts/build.sh
 	@scripts/bench/filters.sh
 
+bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
+	@scripts/setup.sh build
+	@PROFILE=release scripts/build.sh
+	@scripts/gvisor.sh
+	@scripts/bench/sandboxes.sh
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 docker-build docker-push helm-template test-k8s: ## (not there yet)
 	@echo "make $@: not there yet" >&2; exit 1
