@@ -17,6 +17,7 @@ use arguments::{Arguments, Command};
 use clap::Parser as _;
 use failure::Failure;
 use output::Output;
+use postern_common::process::settings_file;
 use postern_common::settings::{SettingMistakes, Settings, Sources};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -42,7 +43,8 @@ fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     let sources = Sources {
         flags: arguments.setting_flags(),
         environment,
-        file: settings_file(arguments.settings.as_deref())?,
+        file: settings_file(arguments.settings.as_deref())
+            .map_err(|error| Failure::Usage(error.to_string()))?,
     };
     let usage = |mistakes: SettingMistakes| Failure::Usage(mistakes.to_string());
     let settings = match (Settings::resolve(&sources), &arguments.command) {
@@ -74,15 +76,5 @@ fn surroundings(environment: &BTreeMap<String, String>) -> Surroundings {
         mistakes: None,
         path: environment.get("PATH").map(OsString::from).unwrap_or_default(),
         cache: cache.or(own),
-    }
-}
-
-/// `--settings FILE`, which must be there, else `./postern.toml`, which need not.
-fn settings_file(given: Option<&Path>) -> Result<Option<(PathBuf, String)>, Failure> {
-    let path = given.unwrap_or(Path::new("postern.toml"));
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::Usage(format!("settings `{}` cannot be read: {error}", path.display()))),
     }
 }

@@ -23,13 +23,13 @@ use parts::{Groups, Parts};
 use postern_common::folder::TenantFiles;
 use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
+use postern_common::process::Ending;
 use postern_common::settings::{SettingMistakes, Settings, name};
 use postern_common::telemetry;
 use postern_orchestrator::configuration::ConfigurationError;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long sandboxes get to end and their files to be saved.
 const DESTROY_TIME: Duration = Duration::from_secs(25);
@@ -201,26 +201,6 @@ async fn end(parts: Parts, data: &DataFolder) -> Result<(), Failure> {
         0 => Ok(()),
         left => {
             Err(anyhow!("{left} sandboxes were not gone in time; the next `postern up` ends them").into())
-        }
-    }
-}
-
-/// Ctrl-C or SIGTERM. Both are caught from the start, so that neither skips the clean-up.
-#[derive(Debug)]
-struct Ending {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Ending {
-    fn listen() -> Result<Self, Failure> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn come(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
         }
     }
 }

@@ -17,6 +17,8 @@ pub mod decision;
 #[cfg(feature = "server")]
 pub mod folder;
 #[cfg(feature = "server")]
+pub mod process;
+#[cfg(feature = "server")]
 pub mod session;
 #[cfg(feature = "server")]
 pub mod settings;

@@ -12,6 +12,7 @@ mod tokens;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Parser;
 use postern_common::control::{distant_link, link};
+use postern_common::process::{Ending, settings_file};
 use postern_common::settings::{Settings, Sources, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
@@ -24,7 +25,6 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What is left after the drain time, to break off and to write decisions.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -93,13 +93,7 @@ fn sources(arguments: &Arguments) -> anyhow::Result<Sources> {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let given = arguments.settings.as_deref();
-    let path = given.unwrap_or(Path::new("postern.toml"));
-    let file = match std::fs::read_to_string(path) {
-        Ok(text) => Some((path.to_owned(), text)),
-        Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => bail!("settings `{}` cannot be read: {error}", path.display()),
-    };
+    let file = settings_file(arguments.settings.as_deref())?;
     Ok(Sources { flags, environment, file })
 }
 
@@ -235,25 +229,5 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
             bail!("another gateway uses `{shown}`; stop it, or choose another folder with --data-dir")
         }
         Err(TryLockError::Error(error)) => bail!("`{shown}` cannot be locked: {error}"),
-    }
-}
-
-/// Ctrl-C or SIGTERM. Both are caught from the start, so that neither skips the drain.
-#[derive(Debug)]
-struct Ending {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Ending {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn come(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

@@ -7,6 +7,7 @@
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Parser;
+use postern_common::process::{Ending, settings_file};
 use postern_common::settings::{Setting, Settings, Sources, WantedIsolation, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
@@ -23,7 +24,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long what is in flight gets to end.
 const STOP_TIME: Duration = Duration::from_secs(10);
@@ -95,13 +95,7 @@ fn sources(arguments: &Arguments, environment: BTreeMap<String, String>) -> anyh
     ] {
         flags.extend(value.clone().map(|value| (setting.key, value)));
     }
-    let given = arguments.settings.as_deref();
-    let path = given.unwrap_or(Path::new("postern.toml"));
-    let file = match std::fs::read_to_string(path) {
-        Ok(text) => Some((path.to_owned(), text)),
-        Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => bail!("settings `{}` cannot be read: {error}", path.display()),
-    };
+    let file = settings_file(arguments.settings.as_deref())?;
     Ok(Sources { flags, environment, file })
 }
 
@@ -277,24 +271,4 @@ fn own(path: &Path) -> anyhow::Result<(File, PathBuf)> {
     lock.set_len(0)?;
     lock.write_all(std::process::id().to_string().as_bytes())?;
     Ok((lock, path))
-}
-
-/// Ctrl-C or SIGTERM. Both are caught from the start, so that neither skips the end.
-#[derive(Debug)]
-struct Ending {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Ending {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn come(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
