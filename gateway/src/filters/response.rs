@@ -75,54 +75,79 @@ pub(crate) async fn on_response(
     if is_readable && let Some(limit) = held_bytes(&filters) {
         flow = hold(rooms, &filters, flow, limit, deadline).await?;
     }
-    let mut stages = Vec::new();
+    let mut passing = Passing { around, is_readable, flow, stages: Vec::new() };
     for filter in filters {
-        let reads = filter.response_body();
-        if reads != ResponseBody::None && !is_readable {
-            pass_by(&filter, draft, "unreadable", "the answer is compressed, or a part of a whole")?;
-            continue;
-        }
-        match (reads, &mut flow) {
+        passing.meet(filter, &mut answer.head, draft).await?;
+    }
+    answer.body = passing.into_body(&mut answer.head, deadline, draft).await?;
+    draft.stage("filters");
+    Ok(answer)
+}
+
+/// An answer's body on its way through the chain.
+struct Passing {
+    around: Surroundings,
+    /// As the backend sent it; what filters say of it in the head changes nothing.
+    is_readable: bool,
+    flow: Flow,
+    /// The filters that will see it as it streams, in their order.
+    stages: Vec<Stage>,
+}
+
+impl Passing {
+    /// The next filter: called now, unless it sees the body as it streams.
+    async fn meet(
+        &mut self,
+        filter: Arc<AttachedFilter>,
+        head: &mut Parts,
+        draft: &mut Draft,
+    ) -> Result<(), Reject> {
+        let (reads, around) = (filter.response_body(), &self.around);
+        match (reads, &mut self.flow) {
             (ResponseBody::None, _) => {
-                let outcome = once(&around, &filter, &answer.head, None, draft).await?;
+                let outcome = once(around, &filter, head, None, draft).await?;
                 if let Outcome::Changed(changes) = outcome {
-                    changes.apply_to_headers(&mut answer.head.headers);
+                    changes.apply_to_headers(&mut head.headers);
                 }
             }
+            _ if !self.is_readable => {
+                pass_by(&filter, draft, "unreadable", "the answer is compressed, or a part of a whole")?;
+            }
             (ResponseBody::Whole(limit), Flow::Whole(bytes, _)) if bytes.len() as u64 <= limit => {
-                let outcome = once(&around, &filter, &answer.head, Some(bytes.clone()), draft).await?;
+                let outcome = once(around, &filter, head, Some(bytes.clone()), draft).await?;
                 if let Outcome::Changed(changes) = outcome {
-                    change_whole(&mut answer.head.headers, bytes, &changes);
+                    change_whole(&mut head.headers, bytes, &changes);
                 }
             }
             (ResponseBody::Whole(_), _) => {
-                pass_by(
-                    &filter,
-                    draft,
-                    "too_long",
-                    "the answer is longer than filter.toml's `body.response`",
-                )?;
+                let words = "the answer is longer than filter.toml's `body.response`";
+                pass_by(&filter, draft, "too_long", words)?;
             }
             (ResponseBody::Parts(limit), Flow::Whole(bytes, _)) => {
                 let mut stage = Stage::new(filter, limit);
                 let whole = std::mem::take(bytes);
-                *bytes = stage.feed(&around, &answer.head, whole, true).await?;
-                stage.tell(draft, &mut answer.head.headers);
+                *bytes = stage.feed(around, head, whole, true).await?;
+                stage.tell(draft, &mut head.headers);
             }
-            (ResponseBody::Parts(limit), Flow::Streaming(_)) => stages.push(Stage::new(filter, limit)),
+            (ResponseBody::Parts(limit), Flow::Streaming(_)) => {
+                self.stages.push(Stage::new(filter, limit));
+            }
+        }
+        Ok(())
+    }
+
+    /// The body that goes on. One that filters see as it streams has begun: they have seen its head.
+    async fn into_body(self, head: &mut Parts, deadline: Instant, draft: &mut Draft) -> Result<Body, Reject> {
+        match self.flow {
+            Flow::Whole(bytes, room) => Ok(Body::Own(roomed(bytes, Some(room)))),
+            Flow::Streaming(body) if self.stages.is_empty() => Ok(body),
+            Flow::Streaming(body) => {
+                let mut pump = Pump::begin(self.around, head.clone(), body, self.stages, deadline).await?;
+                pump.tell(draft, &mut head.headers);
+                Ok(Body::Filtered(pump.into_body()))
+            }
         }
     }
-    answer.body = match flow {
-        Flow::Whole(bytes, room) => Body::Own(roomed(bytes, Some(room))),
-        Flow::Streaming(body) if stages.is_empty() => body,
-        Flow::Streaming(body) => {
-            let mut pump = Pump::begin(around, answer.head.clone(), body, stages, deadline).await?;
-            pump.tell(draft, &mut answer.head.headers);
-            Body::Filtered(pump.into_body())
-        }
-    };
-    draft.stage("filters");
-    Ok(answer)
 }
 
 /// Calls a filter once for the whole answer.
