@@ -10,6 +10,7 @@
 mod doubt;
 pub(crate) mod multipart;
 pub(crate) mod streamed;
+mod written;
 
 use crate::config::JUDGED_STALL_TIME;
 use crate::limits::{HeldRoom, Rooms};
@@ -26,12 +27,12 @@ use hyper::body::Incoming;
 use multipart::Multipart;
 use postern_common::problem::FieldError;
 use postern_openapi::{Content, ContentKind, MediaType, Query, json};
-use serde_json::Value;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 use streamed::StreamedBody;
 use tokio_util::sync::CancellationToken;
+pub(crate) use written::JsonBody;
 
 /// Why a body cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +54,7 @@ pub(crate) enum BodyFault {
 pub(crate) enum AdmittedBody {
     None,
     /// Parsed strictly; what is forwarded is written from this.
-    Json(Value),
+    Json(JsonBody),
     /// Parsed strictly; what is forwarded is written from this.
     Form(Query),
     /// Parsed strictly; what is forwarded is put together from this.
@@ -280,7 +281,7 @@ fn limits_of(limit: u64) -> json::Limits {
 
 fn json(bytes: &[u8], limit: u64) -> Result<AdmittedBody, Reject> {
     json::parse(bytes, limits_of(limit))
-        .map(AdmittedBody::Json)
+        .map(|value| AdmittedBody::Json(JsonBody::new(value)))
         .map_err(|malformed| Reject::Malformed(format!("`/body{}`: {malformed}", malformed.pointer)))
 }
 

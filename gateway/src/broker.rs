@@ -28,7 +28,6 @@ use postern_common::clock;
 use postern_common::folder::{Credential, CredentialScheme};
 use postern_common::id::{RequestId, SecretName};
 use postern_common::secret::Secret;
-use postern_openapi::json;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -220,7 +219,7 @@ fn sealed_body(body: AdmittedBody, room: Option<Arc<HeldRoom>>) -> SealedBody {
     let whole = |bytes: Bytes| SealedBody::Whole(roomed(bytes, room));
     match body {
         AdmittedBody::None => SealedBody::Whole(Bytes::new()),
-        AdmittedBody::Json(value) => whole(json::write(&value).into()),
+        AdmittedBody::Json(body) => whole(body.into_text()),
         AdmittedBody::Form(form) => whole(form.rebuild().into()),
         AdmittedBody::Multipart(multipart) => whole(multipart.rebuild()),
         AdmittedBody::Doubtful(text) => whole(text.into()),

@@ -250,7 +250,7 @@ impl Writer<'_> {
                 let found = names_in_doubt(text).find(|name| self.names.field_carries(name).is_some());
                 found.map_or(Ok(()), |name| Err(Self::refuse("/body", &name, UNDECLARED)))
             }
-            AdmittedBody::Json(value) => self.json(value, schema, "/body"),
+            AdmittedBody::Json(body) => self.json(body.value_mut(), schema, "/body"),
             AdmittedBody::Form(form) => {
                 let declared = match schema {
                     Some(SchemaType::Object(object)) => self.declared(object),

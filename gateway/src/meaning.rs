@@ -28,11 +28,11 @@ pub(crate) fn check(request: &mut Admitted) -> Result<(), Reject> {
     }
     let content = request.content.as_deref();
     let found = match &request.body {
-        AdmittedBody::Json(serde_json::Value::Object(map)) => undeclared(map.keys(), content),
+        AdmittedBody::Json(body) => body.value().as_object().and_then(|map| undeclared(map.keys(), content)),
         AdmittedBody::Form(form) => undeclared(form.pairs().iter().map(|(name, _)| name), content),
         AdmittedBody::Multipart(body) => undeclared(body.parts.iter().map(|part| &part.name), content),
         AdmittedBody::Doubtful(text) => names_in_doubt(text).find(|name| changes_method(name)),
-        AdmittedBody::None | AdmittedBody::Json(_) | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => None,
+        AdmittedBody::None | AdmittedBody::Whole(_) | AdmittedBody::Stream(_) => None,
     };
     found.map_or(Ok(()), |name| Err(refusal("/body", &name)))
 }

@@ -29,7 +29,7 @@ impl Valid {
     /// The body as a value, if it has fields.
     pub(crate) fn body_value(&self) -> Option<&Value> {
         match &self.request.body {
-            AdmittedBody::Json(value) => Some(value),
+            AdmittedBody::Json(body) => Some(body.value()),
             AdmittedBody::None
             | AdmittedBody::Form(_)
             | AdmittedBody::Multipart(_)
@@ -52,7 +52,7 @@ pub(crate) fn check(overridden: Overridden) -> Result<Valid, Reject> {
     match (&request.body, &request.content) {
         (AdmittedBody::None, _) => check_absent(&request.call)?,
         (_, None) => return Err(Reject::Internal("a body has lost its declaration")),
-        (AdmittedBody::Json(value), Some(content)) => content.validate(value).map_err(refuse)?,
+        (AdmittedBody::Json(body), Some(content)) => content.validate(body.value()).map_err(refuse)?,
         (AdmittedBody::Form(fields), Some(content)) => {
             form = Some(content.typed_form(fields).map_err(refuse)?);
         }

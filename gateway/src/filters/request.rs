@@ -21,7 +21,7 @@ use http::header::CONTENT_TYPE;
 use postern_common::decision::FilterPart;
 use postern_filter_engine::manifest::Phase;
 use postern_filter_engine::{Changes, Outcome, RequestView};
-use postern_openapi::{Lookup, Query, RequestPath, json};
+use postern_openapi::{Lookup, Query, RequestPath};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,7 +149,7 @@ pub(super) fn view_of(call: &Call, body: Option<Bytes>) -> Result<RequestView, R
 fn written(body: &AdmittedBody) -> Option<Bytes> {
     match body {
         AdmittedBody::None => Some(Bytes::new()),
-        AdmittedBody::Json(value) => Some(json::write(value).into()),
+        AdmittedBody::Json(body) => Some(body.text().clone()),
         AdmittedBody::Form(form) => Some(form.rebuild().into()),
         AdmittedBody::Multipart(multipart) => Some(multipart.rebuild()),
         AdmittedBody::Doubtful(text) => Some(text.clone().into()),
