@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Compiled filters: made in a bounded child, kept by digest, signed when they are handed out.
 //!
-//! Nothing is compiled in this process, and nothing that is kept here is trusted by a gateway: it
-//! loads only what carries our signature for this tenant, filter and version.
+//! Nothing is compiled in this process. Code is signed for a tenant, filter and version only if it
+//! came from the compiler: straight from the child, or from a file that carries the seal it got
+//! then. The folder is a cache and is not believed: what was changed in it is compiled again.
+//!
+//! ```text
+//! component ──▶ compiler child ──code──▶ sign ──▶ gateways
+//!                         └─▶ seal ─▶ folder ─▶ seal is right? ─▶ sign; else compile again
+//! ```
 
 use crate::keys::{InstallationKeys, KeysError};
+use aws_lc_rs::hmac;
 use postern_common::control::FilterArtefact;
 use postern_common::folder::{FilterFiles, TenantFiles};
 use postern_common::id::{FilterName, TenantId};
@@ -23,6 +30,8 @@ use tokio::sync::Semaphore;
 
 /// Compilers at the same time: each may take 2 GiB and a core.
 const COMPILERS: usize = 2;
+/// HMAC-SHA-256.
+const SEAL_BYTES: usize = 32;
 
 /// Compiles, keeps and signs filters. Clones are the same.
 #[derive(Debug, Clone)]
@@ -30,6 +39,7 @@ pub(crate) struct Artefacts {
     compiler: Option<PathBuf>,
     folder: PathBuf,
     key: Arc<SigningKey>,
+    seal: hmac::Key,
     free: Arc<Semaphore>,
     signed: Arc<Mutex<Signed>>,
 }
@@ -55,6 +65,7 @@ impl Artefacts {
             compiler,
             folder,
             key: Arc::new(key),
+            seal: keys.compiled_key(),
             free: Arc::new(Semaphore::new(COMPILERS)),
             signed: Arc::default(),
         })
@@ -134,9 +145,7 @@ impl Artefacts {
     async fn compiled(&self, filter: &FilterFiles) -> Result<Vec<u8>, String> {
         let component = &filter.component;
         let kept = self.folder.join(format!("{}-{}", Digest::of(component), fingerprint()));
-        if let Ok(bytes) = tokio::fs::read(&kept).await
-            && Compiled::parse(&bytes, component).is_ok()
-        {
+        if let Some(bytes) = self.believed(&kept, component).await {
             return Ok(bytes);
         }
         let Some(compiler) = &self.compiler else {
@@ -149,13 +158,40 @@ impl Artefacts {
         let _room = self.free.acquire().await.map_err(|closed| closed.to_string())?;
         let bytes =
             compile_in_child(compiler, component, &Bounds::default()).await.map_err(|error| told(&error))?;
-        let (folder, written) = (self.folder.clone(), bytes.clone());
-        let wrote = tokio::task::spawn_blocking(move || keep(&folder, &kept, &written)).await;
+        let (folder, sealed) = (self.folder.clone(), sealed(&self.seal, &bytes));
+        let wrote = tokio::task::spawn_blocking(move || keep(&folder, &kept, &sealed)).await;
         if let Ok(Err(error)) = wrote {
             tracing::warn!(error = &error as &dyn std::error::Error, "a compiled filter was not kept");
         }
         Ok(bytes)
     }
+
+    /// What is kept in a file, if the compiler made it of this component for this engine.
+    async fn believed(&self, kept: &Path, component: &[u8]) -> Option<Vec<u8>> {
+        let bytes = tokio::fs::read(kept).await.ok()?;
+        let opened = opened(&self.seal, bytes).filter(|bytes| {
+            Compiled::parse(bytes, component).is_ok_and(|compiled| compiled.fingerprint == fingerprint())
+        });
+        if opened.is_none() {
+            let file = kept.display();
+            tracing::warn!(%file, "a compiled filter is not as it was written: it is compiled again");
+        }
+        opened
+    }
+}
+
+/// What is kept of compiled code: the code, and a keyed hash of it.
+fn sealed(key: &hmac::Key, compiled: &[u8]) -> Vec<u8> {
+    [compiled, hmac::sign(key, compiled).as_ref()].concat()
+}
+
+/// The code of what was kept, if nobody has changed it.
+fn opened(key: &hmac::Key, mut kept: Vec<u8>) -> Option<Vec<u8>> {
+    let length = kept.len().checked_sub(SEAL_BYTES)?;
+    let (compiled, seal) = kept.split_at_checked(length)?;
+    hmac::verify(key, compiled, seal).ok()?;
+    kept.truncate(length);
+    Some(kept)
 }
 
 /// What the author of a filter is told; what is our own fault goes to the log as well.
@@ -180,4 +216,24 @@ fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(draft, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_comes_back_and_nothing_that_was_changed_does() {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &[1; 32]);
+        let kept = sealed(&key, b"code");
+        assert_eq!(opened(&key, kept.clone()).as_deref(), Some(&b"code"[..]));
+        for place in 0..kept.len() {
+            let mut changed = kept.clone();
+            changed[place] ^= 1;
+            assert_eq!(opened(&key, changed), None, "byte {place}");
+            assert_eq!(opened(&key, kept[..place].to_vec()), None, "cut to {place}");
+        }
+        let other = hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]);
+        assert_eq!(opened(&other, kept), None, "another installation's");
+    }
 }

@@ -82,6 +82,7 @@ pub struct InstallationKeys {
     api_keys: hmac::Key,
     digests: hmac::Key,
     gateways: hmac::Key,
+    compiled: hmac::Key,
 }
 
 impl fmt::Debug for InstallationKeys {
@@ -120,7 +121,17 @@ impl InstallationKeys {
         let root = data.open(Place::Root, &sealed)?;
         let (api_keys, digests) = (derived(&root, "api-key hashes")?, derived(&root, "digests of repeats")?);
         let gateways = derived(&root, "gateway credential hashes")?;
-        Ok(Self { token, old_tokens: given.old_tokens, data, artefact, api_keys, digests, gateways })
+        let compiled = derived(&root, "compiled filters")?;
+        Ok(Self {
+            token,
+            old_tokens: given.old_tokens,
+            data,
+            artefact,
+            api_keys,
+            digests,
+            gateways,
+            compiled,
+        })
     }
 
     /// Believes the tokens of this installation.
@@ -149,6 +160,11 @@ impl InstallationKeys {
         let bytes = AsBigEndian::<Curve25519SeedBin<'static>>::as_be_bytes(&seed)
             .map_err(|_unspecified| SealError::Damaged)?;
         Ok(Secret::new(bytes.as_ref().to_vec()))
+    }
+
+    /// Seals compiled filters, so that what lies on disk is known for what the compiler made.
+    pub(crate) fn compiled_key(&self) -> hmac::Key {
+        self.compiled.clone()
     }
 
     /// The keyed hash of an API key's secret.

@@ -6,6 +6,8 @@ mod alone;
 #[cfg(test)]
 mod apply;
 #[cfg(test)]
+mod artefacts;
+#[cfg(test)]
 mod author;
 #[cfg(test)]
 mod crash;
