@@ -33,8 +33,8 @@ install -m 0755 "$CARGO_TARGET_DIR/$folder/postern-shim" "$CARGO_TARGET_DIR/$fol
 say "first-party filters (WebAssembly)"
 for manifest in plugins/*/filter.toml; do
   name=$(basename "$(dirname "$manifest")")
-  cargo build --quiet --locked --release -p "postern-plugin-$name" --target "$wasm"
-  "$programs/postern-compile" wrap "$CARGO_TARGET_DIR/$wasm/release/postern_plugin_${name//-/_}.wasm" "$programs/filters/$name.wasm"
+  cargo build --quiet --locked --profile filter -p "postern-plugin-$name" --target "$wasm"
+  "$programs/postern-compile" wrap "$CARGO_TARGET_DIR/$wasm/filter/postern_plugin_${name//-/_}.wasm" "$programs/filters/$name.wasm"
   install -m 0644 "$manifest" "$programs/filters/$name.toml"
 done
 for folder_of_filter in examples/*/config/filters/*/; do

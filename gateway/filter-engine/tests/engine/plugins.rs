@@ -31,7 +31,7 @@ pub(crate) fn manifest(plugin: &str) -> String {
 fn module(plugin: &str) -> Vec<u8> {
     let output = Command::new(env!("CARGO"))
         .current_dir(workspace())
-        .args(["build", "--release", "--target", "wasm32-unknown-unknown", "--message-format=json"])
+        .args(["build", "--profile", "filter", "--target", "wasm32-unknown-unknown", "--message-format=json"])
         .args(["--package", &format!("postern-plugin-{plugin}")])
         .output()
         .expect("cargo runs");
