@@ -3,7 +3,8 @@
 
 use crate::plugins::{compiled, key, sign};
 use crate::report::{Report, median, resident_bytes};
-use crate::{IN_FLIGHT, LOADED};
+use crate::serving::thread_time;
+use crate::{CALL, IN_FLIGHT, LOADED};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -26,6 +27,9 @@ const FILTERS: usize = 1_000;
 /// Calls that are in flight at once.
 const CALLS: u32 = 200;
 const GUEST: &str = "bench-guest";
+/// Calls of one round of the engine's own cost, and rounds, of which the median counts.
+const CALLS_OF_ROUND: u32 = 5_000;
+const ROUNDS: usize = 9;
 pub(crate) const HEADER_MANIFEST: &str = "phases = [\"request\"]";
 
 /// Loads the guest under a name of its own, as another artefact than every other.
@@ -59,6 +63,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         drop(loaded);
     }
     report.add("load_one", median(times), "ms", None, "bar: 1 ms");
+    let microseconds = child(CALL)?;
+    report.add("header_filter.engine", microseconds, "µs", None, "the call alone, in its engine");
     let megabytes = child(LOADED)?;
     report.add("loaded_1000", megabytes, "MB", None, "bar: 300 MB");
     let kibibytes = child(IN_FLIGHT)?;
@@ -74,6 +80,29 @@ fn child(word: &str) -> Result<f64> {
     }
     let text = String::from_utf8_lossy(&output.stdout);
     text.trim().lines().next_back().context("a figure")?.parse().context("a figure")
+}
+
+/// Microseconds of processor for one call of a header filter, in a fresh instance.
+pub(crate) fn call() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime.block_on(async {
+        let engine = engine()?;
+        let loaded = load(&engine, "header", HEADER_MANIFEST)?;
+        let filter = loaded.configure(json!({"way": "read"}).as_object().context("an object")?)?;
+        let context = context()?;
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let before = thread_time();
+            for _ in 0..CALLS_OF_ROUND {
+                let called = filter.on_request(context.clone()).await;
+                let _verdict = called.outcome?;
+            }
+            let took = thread_time().saturating_sub(before);
+            rounds.push(took.as_secs_f64() * 1e6 / f64::from(CALLS_OF_ROUND));
+        }
+        writeln!(std::io::stdout(), "{}", median(rounds))?;
+        Ok(())
+    })
 }
 
 /// The process's resident memory with 1,000 filters, in MB. The compiler is in this process, so

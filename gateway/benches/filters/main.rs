@@ -29,12 +29,16 @@ use report::Report;
 /// Words that ask for a part alone, each in a process of its own.
 const LOADED: &str = "--loaded";
 const IN_FLIGHT: &str = "--in-flight";
+const CALL: &str = "--call";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let asks = |word: &str| words.iter().any(|given| given == word);
     if asks(LOADED) {
         return engine::loaded();
+    }
+    if asks(CALL) {
+        return engine::call();
     }
     if asks(IN_FLIGHT) {
         return engine::in_flight();

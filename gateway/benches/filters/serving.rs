@@ -348,7 +348,8 @@ fn mint(session: &Session) -> Result<String> {
     Ok(token.reveal().clone())
 }
 
-fn thread_time() -> Duration {
+/// Processor time of this thread.
+pub(crate) fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
