@@ -11,7 +11,7 @@ use crate::settings::TICK;
 use crate::view::{RequestView, ResponseView};
 use postern_common::session::Session;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 /// How much longer than its running time a call may take by the clock, when it has to take turns.
@@ -39,9 +39,20 @@ pub(crate) struct Call {
     log_bytes: u32,
     check_work: Work,
     ticks: u128,
+    ticked: u32,
     started: Instant,
     place: Place,
     turn: Turn,
+}
+
+/// Less by the clock would end calls that did nothing wrong, on a machine that is busy with others.
+const LEAST_BY_THE_CLOCK: Duration = Duration::from_millis(500);
+/// A call that was looked at so often while it ran was slow by itself, however busy the machine.
+const SLOW_TICKS: u32 = 5;
+
+/// How long a call may take by the clock.
+pub(crate) fn by_the_clock(limits: &Limits) -> Duration {
+    limits.time.saturating_mul(TURNS_FACTOR).max(LEAST_BY_THE_CLOCK)
 }
 
 /// What a call is about.
@@ -52,7 +63,12 @@ pub(crate) struct Subject {
 }
 
 impl Call {
-    pub(crate) fn new(shared: Arc<Shared>, config: Arc<str>, subject: Subject, place: Place) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        config: Arc<str>,
+        subject: Subject,
+        (place, turn): (Place, Turn),
+    ) -> Self {
         let limits = shared.manifest.limits;
         let phase = if subject.response.is_some() { Phase::Response } else { Phase::Request };
         Self {
@@ -71,9 +87,10 @@ impl Call {
             check_work: CHECK_WORK,
             // One more: the first tick may come at once.
             ticks: limits.time.as_nanos().div_ceil(TICK.as_nanos()).saturating_add(1),
+            ticked: 0,
             started: Instant::now(),
             place,
-            turn: Turn::default(),
+            turn,
         }
     }
 
@@ -114,10 +131,16 @@ impl Call {
         self.logs.push(LogLine { level, message: line });
     }
 
+    /// Whether a failure is the filter's own doing, rather than that of a machine without time for it.
+    pub(crate) const fn is_to_blame(&self, failure: &FilterFailure) -> bool {
+        !matches!(failure, FilterFailure::Deadline) || self.ticked >= SLOW_TICKS
+    }
+
     /// What happens at a tick while the filter runs: it goes on after its next turn, or ends.
     pub(crate) fn tick(&mut self) -> Result<UpdateDeadline, FilterFailure> {
         self.ticks = self.ticks.saturating_sub(1);
-        let by_the_clock = self.limits.time.saturating_mul(TURNS_FACTOR);
+        self.ticked = self.ticked.saturating_add(1);
+        let by_the_clock = by_the_clock(&self.limits);
         if self.ticks == 0 || self.started.elapsed() > by_the_clock {
             return Err(FilterFailure::Deadline);
         }

@@ -9,10 +9,10 @@ use crate::artefact::Statement;
 use crate::bindings::FilterPre;
 use crate::bindings::Verdict;
 use crate::buckets::Buckets;
-use crate::call::{Call, Subject};
+use crate::call::{Call, Subject, by_the_clock};
 use crate::engine::Engine;
 use crate::failure::FilterFailure;
-use crate::gauge::Gauge;
+use crate::gauge::{Gauge, Place, Turn};
 use crate::manifest::{Manifest, Phase};
 use crate::outcome::{LogLine, Outcome, Rejection};
 use crate::view::{RequestView, ResponseView};
@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use wasmtime::Store;
 
 /// A filter that was verified and linked. Cheap to clone; all clones are one filter.
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) buckets: Buckets,
     counters: BTreeMap<String, AtomicU64>,
     dropped_logs: AtomicU64,
+    /// Whether its last call failed.
+    is_suspect: AtomicBool,
 }
 
 /// A filter with the settings of one attachment.
@@ -78,6 +80,13 @@ pub struct Called {
     pub memory_bytes: usize,
 }
 
+impl Called {
+    /// One that never began.
+    const fn failed(failure: FilterFailure) -> Self {
+        Self { outcome: Err(failure), logs: Vec::new(), memory_bytes: 0 }
+    }
+}
+
 impl fmt::Debug for LoadedFilter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("LoadedFilter").field(&self.0.statement).finish()
@@ -91,6 +100,25 @@ impl Shared {
             .get(counter)
             .map(|count| count.fetch_add(u64::from(amount), Ordering::Relaxed))
             .is_some()
+    }
+
+    /// Whether a call takes turns from its beginning: the last one failed. Whoever loops, traps or
+    /// floods a host function once does it again, and each time holds a worker for up to a tick.
+    fn is_suspect(&self) -> bool {
+        self.is_suspect.load(Ordering::Relaxed)
+    }
+
+    /// Written only where it changes, since all calls read it.
+    fn suspect(&self, has_failed: bool) {
+        if self.is_suspect() != has_failed {
+            self.is_suspect.store(has_failed, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for the turn of a call that has not begun, at most for as long as it may take.
+    async fn turn_came(&self, place: &Place, turn: &Turn) -> bool {
+        let patience = by_the_clock(&self.manifest.limits);
+        tokio::time::timeout(patience, place.next_turn(turn)).await.is_ok()
     }
 
     pub(crate) fn count_dropped_log(&self) {
@@ -116,6 +144,7 @@ impl LoadedFilter {
             buckets: Buckets::new(manifest.buckets.clone()),
             manifest,
             dropped_logs: AtomicU64::new(0),
+            is_suspect: AtomicBool::new(false),
         }))
     }
 
@@ -195,23 +224,33 @@ impl ConfiguredFilter {
     async fn call(&self, context: Context, response: Option<Arc<ResponseView>>) -> Called {
         let shared = &self.filter.0;
         let Some(place) = shared.gauge.enter() else {
-            return Called { outcome: Err(FilterFailure::Concurrency), logs: Vec::new(), memory_bytes: 0 };
+            return Called::failed(FilterFailure::Concurrency);
         };
+        let turn = Turn::default();
+        if shared.is_suspect() && !shared.turn_came(&place, &turn).await {
+            return Called::failed(FilterFailure::Deadline);
+        }
         let subject = Subject { session: context.session, request: context.request, response };
-        let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, place);
+        let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, (place, turn));
         let phase = call.phase;
         let mut store = Store::new(shared.engine.wasmtime(), call);
         store.limiter(|call| call);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().tick()?));
         let verdict = verdict(&shared.ready, &mut store, phase).await;
-        let call = store.into_data();
+        let mut call = store.into_data();
+        let changes = std::mem::take(&mut call.changes);
         let outcome = match verdict {
-            Ok(Verdict::Continue) if call.changes.is_empty() => Ok(Outcome::Continue),
-            Ok(Verdict::Continue) => Ok(Outcome::Changed(call.changes)),
+            Ok(Verdict::Continue) if changes.is_empty() => Ok(Outcome::Continue),
+            Ok(Verdict::Continue) => Ok(Outcome::Changed(changes)),
             Ok(Verdict::Reject(it)) => Rejection::new(it.status, it.code, it.message).map(Outcome::Reject),
             Err(error) => Err(FilterFailure::of(&error)),
         };
+        match &outcome {
+            Ok(_) => shared.suspect(false),
+            Err(failure) if call.is_to_blame(failure) => shared.suspect(true),
+            Err(_starved) => {}
+        }
         Called { outcome, logs: call.logs, memory_bytes: call.memory_bytes }
     }
 }

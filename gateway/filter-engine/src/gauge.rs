@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What keeps one tenant's filters from slowing another's: calls in flight are counted, and calls
-//! that run for longer than a tick take turns, one at a time for each tenant.
+//! that run for longer than a tick take turns, one at a time for each tenant. So do, from their
+//! beginning, calls of a filter whose last call failed.
 
 use crate::settings::TICK;
 use postern_common::id::TenantId;
@@ -10,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The pause of a slow call before its next turn: a tenant whose filters all loop gets at most a
-/// third of one core beyond the first tick of each call.
+/// The pause before each turn, in which nobody of the tenant has it: a tenant whose filters all loop
+/// gets at most a third of one core.
 const PAUSE: std::time::Duration = TICK.saturating_mul(2);
 
 /// The calls of one tenant.
@@ -59,8 +60,9 @@ impl Place {
         let set = move |permit| *turn.lock().unwrap_or_else(PoisonError::into_inner) = permit;
         set(None);
         async move {
+            let permit = lane.acquire_owned().await.ok();
             tokio::time::sleep(PAUSE).await;
-            set(lane.acquire_owned().await.ok());
+            set(permit);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Each way to misbehave is contained under its own name, and the engine goes on.
 
 use crate::fixture::{call, configured, context, engine, load, load_with, manifest, view};
+use futures_util::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 use postern_filter_engine::{Called, ConfiguredFilter, FilterFailure, Outcome, Part, ResponseView};
 use serde_json::json;
@@ -139,6 +140,19 @@ async fn calls_of_one_tenant_are_bounded_and_another_tenant_is_served_meanwhile(
         |failure: &FilterFailure| outcomes.iter().filter(|it| it.as_ref().err() == Some(failure)).count();
     assert_eq!(refused(&FilterFailure::Deadline), 4);
     assert_eq!(refused(&FilterFailure::Concurrency), 4);
+}
+
+#[tokio::test]
+async fn a_filter_that_failed_waits_for_its_turn_until_it_succeeds() {
+    let filter = hostile("");
+    // Polled once: a call that does not wait for anything ends then, unless a tick comes in between.
+    let ends_at_once = || (0..100).any(|_| call(&filter, &[], "{}").now_or_never().is_some());
+    assert!(ends_at_once(), "the control");
+    let trapped = call(&filter, &[("x-hostile", "trap")], "{}").await.outcome;
+    assert_eq!(trapped.expect_err("fails").cause(), "trap");
+    assert!(!ends_at_once(), "it waits before it begins");
+    assert_eq!(call(&filter, &[], "{}").await.outcome, Ok(Outcome::Continue));
+    assert!(ends_at_once(), "it has behaved");
 }
 
 #[tokio::test]
