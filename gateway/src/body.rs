@@ -156,7 +156,7 @@ impl Plan {
         if let (Some(kept), Some(media)) = (kept, self.media)
             && let Ok(value) = HeaderValue::from_str(&media.with_only(kept).to_string())
         {
-            call.headers.insert(CONTENT_TYPE, value);
+            Arc::make_mut(&mut call.headers).insert(CONTENT_TYPE, value);
         }
         Admitted { call, body, content: Some(self.content) }
     }
@@ -207,7 +207,7 @@ fn media_type(call: &mut Call) -> Result<Option<MediaType>, Reject> {
         return Err(UNREADABLE);
     }
     let value = HeaderValue::from_str(&media.to_string()).map_err(|_not_ascii| UNREADABLE)?;
-    call.headers.insert(CONTENT_TYPE, value);
+    Arc::make_mut(&mut call.headers).insert(CONTENT_TYPE, value);
     Ok(Some(media))
 }
 

@@ -163,7 +163,8 @@ pub(crate) fn attach(
     let mut request = Request::new(sealed_body(body, call.room));
     *request.method_mut() = method;
     *request.uri_mut() = uri;
-    *request.headers_mut() = call.headers;
+    // Whoever was shown them is done.
+    *request.headers_mut() = Arc::unwrap_or_clone(call.headers);
     if call.operation.is_response_read {
         plain_answers(request.headers_mut());
     }

@@ -102,7 +102,7 @@ impl Draft {
     pub(crate) fn call(&mut self, call: &Call) {
         self.record.backend = Some(call.backend.name.clone());
         self.record.operation = Some(call.operation.operation.id.clone());
-        self.record.path_template = Some(call.operation.path_template.clone());
+        self.record.path_template = Some(call.operation.path_template.to_string());
     }
 
     /// What policies saw, and what those in shadow would have said; of the last time they were asked.

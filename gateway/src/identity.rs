@@ -178,7 +178,7 @@ impl Writer<'_> {
             let value = HeaderValue::from_str(&value)
                 .map_err(|_impossible| Reject::Internal("identity is no header value"))?;
             self.places.push(format!("/header/{name}"));
-            call.headers.insert(name, value);
+            Arc::make_mut(&mut call.headers).insert(name, value);
         }
         Ok(())
     }

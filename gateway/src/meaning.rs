@@ -11,6 +11,7 @@ use crate::reject::Reject;
 use crate::route::Call;
 use http::HeaderName;
 use postern_openapi::{Content, ParameterLocation, Schema, SchemaType};
+use std::sync::Arc;
 
 /// Checks a request, and drops other spellings of the backend's credential header.
 ///
@@ -90,7 +91,7 @@ fn headers(call: &mut Call) -> Result<(), Reject> {
         }
     }
     for name in gone {
-        call.headers.remove(name);
+        Arc::make_mut(&mut call.headers).remove(name);
     }
     Ok(())
 }

@@ -27,7 +27,8 @@ pub(crate) struct Call {
     pub(crate) path: RequestPath,
     pub(crate) parameters: PathParameters,
     pub(crate) query: Query,
-    pub(crate) headers: HeaderMap,
+    /// Shared with the filters that see them; copied only if somebody changes them meanwhile.
+    pub(crate) headers: Arc<HeaderMap>,
     /// Memory that a judged body takes, given back with the call.
     pub(crate) room: Option<Arc<HeldRoom>>,
 }
@@ -74,7 +75,7 @@ pub(crate) fn find(rules: &TenantRules, caller: &Caller, request: Parsed) -> Res
         path,
         parameters,
         query: request.query,
-        headers: request.headers,
+        headers: Arc::new(request.headers),
         room: None,
     };
     Ok(Routed { call, body: request.body })

@@ -153,7 +153,7 @@ pub(crate) struct Backend {
 #[derive(Debug)]
 pub(crate) struct OperationRules {
     pub(crate) operation: Operation,
-    pub(crate) path_template: String,
+    pub(crate) path_template: Arc<str>,
     pub(crate) limiter: Option<Arc<OperationLimiter>>,
     /// Filters that apply, in order.
     pub(crate) filters: Vec<Arc<AttachedFilter>>,
@@ -371,7 +371,7 @@ impl Building<'_> {
                 attached.iter().filter(|filter| filter.applies_to(operation)).map(Arc::clone).collect();
             rules.push(Arc::new(OperationRules {
                 operation: operation.clone(),
-                path_template: operation.path.to_string(),
+                path_template: operation.path.to_string().into(),
                 limiter: limits.map(|limits| OperationLimiter::like(old, limits, self.now)),
                 is_response_read: filters.iter().any(|filter| filter.needs_plain_response()),
                 filters,

@@ -14,6 +14,7 @@ use postern_common::folder::Additional;
 use postern_common::problem::FieldError;
 use postern_openapi::{Content, ParameterLocation, Query, TypedParameters, Violation, limits};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A request that fits its operation.
 #[derive(Debug)]
@@ -105,7 +106,7 @@ fn undeclared_headers(call: &mut Call) -> Result<(), Reject> {
         return Err(Reject::Schema(unknown.iter().take(limits::VIOLATIONS).map(error).collect()));
     }
     for name in unknown {
-        call.headers.remove(name);
+        Arc::make_mut(&mut call.headers).remove(name);
     }
     Ok(())
 }

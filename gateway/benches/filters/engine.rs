@@ -173,7 +173,7 @@ fn context() -> Result<Context> {
         path_template: "/orders/{id}".into(),
         path_parameters: Vec::new(),
         query: Vec::new(),
-        headers: HeaderMap::new(),
+        headers: Arc::new(HeaderMap::new()),
         body: Some(Bytes::new()),
     };
     Ok(Context { session: Arc::new(session), request: Arc::new(view) })

@@ -83,7 +83,7 @@ fn request(body_bytes: usize) -> Result<RequestView> {
         path_template: "/orders/{id}/notes".into(),
         path_parameters: vec![("id".to_owned(), "7".to_owned())],
         query: Vec::new(),
-        headers,
+        headers: Arc::new(headers),
         body: Some(Bytes::from(body)),
     })
 }

@@ -30,7 +30,7 @@ pub struct RequestView {
     /// Query parameters in order, decoded.
     pub query: Vec<(String, String)>,
     /// All headers. A filter reaches them only through [`RequestView::header`].
-    pub headers: HeaderMap,
+    pub headers: Arc<HeaderMap>,
     /// The whole body, if it was admitted whole.
     pub body: Option<Bytes>,
 }

@@ -137,10 +137,10 @@ pub(super) fn view_of(call: &Call, body: Option<Bytes>) -> Result<RequestView, R
         backend: call.backend.name.clone(),
         operation: operation.id.clone(),
         path: call.forwarded_path()?,
-        path_template: call.operation.path_template.as_str().into(),
+        path_template: Arc::clone(&call.operation.path_template),
         path_parameters: parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         query: call.query.pairs().to_vec(),
-        headers: call.headers.clone(),
+        headers: Arc::clone(&call.headers),
         body,
     })
 }
@@ -162,8 +162,9 @@ fn written(body: &AdmittedBody) -> Option<Bytes> {
 fn apply(filter: &AttachedFilter, request: Admitted, changes: &Changes) -> Result<Admitted, Reject> {
     let Admitted { mut call, body, content } = request;
     let content_type = call.headers.get(CONTENT_TYPE).cloned();
-    changes.apply_to_headers(&mut call.headers);
-    headers::clean_request(&mut call.headers);
+    let headers = Arc::make_mut(&mut call.headers);
+    changes.apply_to_headers(headers);
+    headers::clean_request(headers);
     let mut pairs = call.query.pairs().to_vec();
     changes.apply_to_query(&mut pairs);
     call.query = Query::from_pairs(pairs);

@@ -255,7 +255,7 @@ impl Case {
             path,
             path_parameters: own.parameters.clone().into_iter().collect(),
             query: own.query.clone().into_iter().collect(),
-            headers,
+            headers: Arc::new(headers),
             body: Some(Bytes::from(body)),
         })
     }
@@ -389,7 +389,7 @@ impl Came {
 impl Message {
     fn of(request: &RequestView) -> Self {
         Self {
-            headers: request.headers.clone(),
+            headers: HeaderMap::clone(&request.headers),
             query: request.query.clone(),
             path: request.path.clone(),
             body: request.body.clone().unwrap_or_default().to_vec(),

@@ -82,7 +82,7 @@ pub(crate) fn view(headers: &[(&'static str, &str)], body: &str) -> RequestView 
         path_template: "/orders/{id}/notes".into(),
         path_parameters: vec![("id".to_owned(), "7".to_owned())],
         query: vec![("notify".to_owned(), "true".to_owned())],
-        headers: map,
+        headers: Arc::new(map),
         body: Some(Bytes::copy_from_slice(body.as_bytes())),
     }
 }
