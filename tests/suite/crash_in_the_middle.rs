@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kill -9` of an `up` that is in the middle of making sandboxes, running commands in them and
-//! destroying them, at several points; and what the next start makes of each sandbox.
+//! `kill -9` of an `up` that is in the middle of making, claiming, pausing, resuming and destroying
+//! sandboxes and of running commands in them, at many moments; and what the next start makes of each.
 //!
-//! `make prove-crash ROUNDS=` plays many rounds of the same.
+//! `make prove-crash ROUNDS=` plays many rounds of the same, and tells in how many each transition was
+//! cut in the middle.
 
 use crate::crash::bearing;
 use crate::running::{Backend, Up, try_http, wait_for};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Callers that go on at the same time.
 const CALLERS: usize = 3;
@@ -18,6 +21,10 @@ const CALLERS: usize = 3;
 const ROUNDS: usize = 3;
 /// How many rounds `make prove-crash` wants.
 const WANTED: &str = "POSTERN_PROVE_ROUNDS";
+/// Which point it begins at, so that a proof can be played in parts.
+const FROM: &str = "POSTERN_PROVE_FROM";
+/// Sandboxes that are kept ready meanwhile.
+const WARM: &str = "warm_pool = 2\nmemory = \"128MiB\"\ndisk = \"64MiB\"\n";
 
 /// What a caller was told of one sandbox.
 #[derive(Debug, Clone, Default)]
@@ -34,45 +41,90 @@ struct Told {
 /// What all callers were told, by sandbox.
 type Known = Arc<Mutex<BTreeMap<String, Told>>>;
 
-/// Calls until nobody answers any more: makes a sandbox, writes a file in it, and destroys every
-/// second one.
-fn call_on(round: usize, caller: usize, (url, key): (String, String), known: &Known) {
-    let send = |method: &str, path: &str, body: Option<Value>| {
-        let answer = try_http(&url, method, path, &[("Authorization", &key)], body.as_ref()).ok()?;
+/// What each caller is doing: the transition that its call makes.
+type Doing = Arc<Mutex<BTreeMap<usize, &'static str>>>;
+
+/// A caller: what it knows, and where it tells what it does.
+struct Caller {
+    number: usize,
+    round: usize,
+    to: (String, String),
+    known: Known,
+    doing: Doing,
+}
+
+impl Caller {
+    /// One call; `None` if nobody answers any more.
+    fn send(&self, doing: &'static str, method: &str, path: &str, body: Option<&Value>) -> Option<Value> {
+        let (url, key) = &self.to;
+        self.doing.lock().expect("no panic").insert(self.number, doing);
+        let answer = try_http(url, method, path, &[("Authorization", key)], body).ok()?;
+        self.doing.lock().expect("no panic").remove(&self.number);
         Some(serde_json::from_str::<Value>(&answer.text).unwrap_or_default())
-    };
-    let note = |id: &str, change: &dyn Fn(&mut Told)| {
-        change(known.lock().expect("no panic").entry(id.to_owned()).or_default());
-    };
-    for number in 0.. {
-        let user = format!("user-{caller}");
-        let conversation = format!("c-{round}-{caller}-{number}");
-        let wish = json!({ "user_id": user, "conversation_id": conversation });
-        let Some(made) = send("POST", "/sandbox?wait=running", Some(wish)) else { return };
-        let Some(id) = made["sandbox_id"].as_str() else { continue };
-        note(id, &|told| told.user.clone_from(&user));
-        let command = format!("echo {id} > /data/user/{id}");
-        let exec = json!({ "command": command, "collect": true });
-        let Some(ran) = send("POST", &format!("/sandbox/{id}/exec"), Some(exec)) else { return };
-        note(id, &|told| told.wrote = ran["exit_code"] == 0);
-        if number % 2 == 1 {
-            note(id, &|told| told.asked_to_go = true);
-            let Some(gone) = send("DELETE", &format!("/sandbox/{id}"), None) else { return };
-            note(id, &|told| told.gone = gone["status"] == "destroyed");
+    }
+
+    fn note(&self, id: &str, change: impl Fn(&mut Told)) {
+        change(self.known.lock().expect("no panic").entry(id.to_owned()).or_default());
+    }
+
+    /// Calls until nobody answers any more: makes a sandbox or claims one that is ready, writes a file
+    /// in it, pauses and resumes some, and destroys every second one.
+    fn call_on(&self) -> Option<()> {
+        let user = format!("user-{}", self.number);
+        for turn in 0.. {
+            let conversation = format!("c-{}-{}-{turn}", self.round, self.number);
+            let (doing, template) =
+                if turn % 3 == 0 { ("creating", "default") } else { ("claiming", "warm") };
+            let wish = json!({ "user_id": user, "conversation_id": conversation, "template": template });
+            let made = self.send(doing, "POST", "/sandbox?wait=running", Some(&wish))?;
+            let Some(id) = made["sandbox_id"].as_str() else { continue };
+            self.note(id, |told| told.user.clone_from(&user));
+            let command = format!("echo {id} > /data/user/{id}");
+            let exec = json!({ "command": command, "collect": true });
+            let ran = self.send("running a command", "POST", &format!("/sandbox/{id}/exec"), Some(&exec))?;
+            self.note(id, |told| told.wrote = ran["exit_code"] == 0);
+            if turn % 2 == 0 {
+                self.send("pausing", "POST", &format!("/sandbox/{id}/pause"), None)?;
+                self.send("resuming", "POST", &format!("/sandbox/{id}/resume"), None)?;
+            } else {
+                self.note(id, |told| told.asked_to_go = true);
+                let gone = self.send("destroying", "DELETE", &format!("/sandbox/{id}"), None)?;
+                self.note(id, |told| told.gone = gone["status"] == "destroyed");
+            }
         }
+        None
     }
 }
 
-/// The points at which rounds kill, each the first sight of something that comes and goes.
-const POINTS: [(&str, Point); 8] = [
+/// The points at which rounds kill: the first sight of something that comes and goes, or the middle
+/// of a call.
+const POINTS: [(&str, Point); 14] = [
     ("a sandbox has a folder", Point::Run("")),
     ("a command has run", Point::Told(|told| told.wrote)),
     ("a sandbox has ended, and its files are still here", Point::Run("exit.json")),
+    ("a sandbox is being claimed", Point::Doing("claiming")),
+    ("a sandbox is being paused", Point::Doing("pausing")),
+    ("a sandbox is being destroyed", Point::Doing("destroying")),
     ("a shim is told what to make", Point::Run("spec.json")),
+    ("a sandbox is being resumed", Point::Doing("resuming")),
     ("an end was asked for", Point::Told(|told| told.asked_to_go)),
     ("files were brought in", Point::Files(".json")),
+    ("a sandbox is being made", Point::Doing("creating")),
     ("a shim answers", Point::Run("control.sock")),
+    ("a command runs", Point::Doing("running a command")),
     ("files were kept", Point::Files(".kept")),
+];
+
+/// The transitions that a round may cut.
+const TRANSITIONS: [&str; 8] = [
+    "creating",
+    "claiming",
+    "running a command",
+    "pausing",
+    "resuming",
+    "destroying",
+    "making a warm one",
+    "ending a warm one",
 ];
 
 #[derive(Clone, Copy)]
@@ -83,10 +135,12 @@ enum Point {
     Files(&'static str),
     /// What a caller was told.
     Told(fn(&Told) -> bool),
+    /// What a caller is in the middle of.
+    Doing(&'static str),
 }
 
 impl Point {
-    fn count(self, run: &Path, data: &Path, known: &Known) -> usize {
+    fn count(self, run: &Path, data: &Path, (known, doing): (&Known, &Doing)) -> usize {
         let names = |folder: &Path| -> Vec<PathBuf> {
             fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
         };
@@ -100,8 +154,40 @@ impl Point {
                 files.iter().filter(|path| path.to_string_lossy().ends_with(ending)).count()
             }
             Self::Told(is_so) => known.lock().expect("no panic").values().filter(|told| is_so(told)).count(),
+            Self::Doing(what) => doing.lock().expect("no panic").values().filter(|it| **it == what).count(),
         }
     }
+
+    /// Waits for it, and in the middle of a call a little longer: another moment each round.
+    fn come(self, what: &str, round: usize, mut count: impl FnMut() -> usize, before: usize) {
+        if !matches!(self, Self::Doing(_)) {
+            wait_for(what, || (count() > before).then_some(()));
+            return;
+        }
+        let begun = Instant::now();
+        while count() == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(90), "{what} did not come about in time");
+            std::thread::park_timeout(Duration::from_micros(200));
+        }
+        let later = Duration::from_micros(u64::try_from(round * 7919 % 16 * 500).expect("is small"));
+        let until = Instant::now() + later;
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The warm sandboxes that the database knows, by status; nobody else writes it now.
+fn warm(data: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let script = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=30)\n\
+        for row in c.execute('select status, id from warm_sandboxes'): print(*row)";
+    let read = Command::new("/usr/bin/python3").args(["-c", script]).arg(data.join("postern.db")).output();
+    let read = String::from_utf8(read.expect("python runs").stdout).expect("is text");
+    let mut warm: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (status, id) in read.lines().filter_map(|line| line.split_once(' ')) {
+        warm.entry(status.to_owned()).or_default().insert(id.to_owned());
+    }
+    warm
 }
 
 /// What lies on this machine of a sandbox that is over.
@@ -112,8 +198,10 @@ fn left_of(id: &str, run: &Path, data: &Path) -> Vec<String> {
     bearing(id).into_iter().chain(folders).collect()
 }
 
-/// Checks each sandbox after the start that followed a crash.
-fn check(up: &Up, known: &Known) {
+/// Checks each sandbox after the start that followed a crash, and that there is nothing else; how long
+/// it took until all that nobody wants was gone.
+fn check(up: &Up, known: &Known) -> Duration {
+    let begun = Instant::now();
     let (run, data) = (PathBuf::from(up.written("run")), up.data());
     let listed = up.call("GET", "/sandbox?limit=1000", None).json();
     let listed: Vec<String> = listed["sandboxes"].as_array().expect("a list").iter().map(id_of).collect();
@@ -122,10 +210,13 @@ fn check(up: &Up, known: &Known) {
         assert!(listed.contains(id), "the caller was told of {id}, and nobody knows it");
     }
     for id in &listed {
-        let settled = wait_for("the state of each sandbox", || {
+        let mut settled = wait_for("the state of each sandbox", || {
             let found = up.call("GET", &format!("/sandbox/{id}"), None).json();
             (!matches!(found["status"].as_str(), Some("creating" | "destroying"))).then_some(found)
         });
+        if settled["status"] == "paused" {
+            settled = up.call("POST", &format!("/sandbox/{id}/resume"), None).json();
+        }
         let told = known.get(id).cloned().unwrap_or_default();
         let status = settled["status"].as_str().expect("has one");
         if status == "running" {
@@ -144,6 +235,22 @@ fn check(up: &Up, known: &Known) {
             assert_eq!(fs::read_to_string(&kept).ok(), Some(format!("{id}\n")), "{}", kept.display());
         }
     }
+    // What there is now is a sandbox that runs, or one that is kept ready.
+    let mut cleaned = Duration::ZERO;
+    wait_for("the end of what nobody knows", || {
+        let there: BTreeSet<String> = fs::read_dir(&run)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with("sandbox-"))
+            .collect();
+        let kept: BTreeSet<String> = warm(&data).into_values().flatten().collect();
+        let is_known = |id: &String| listed.contains(id) || kept.contains(id);
+        cleaned = begun.elapsed();
+        there.iter().all(is_known).then_some(())
+    });
+    cleaned
 }
 
 fn id_of(sandbox: &Value) -> String {
@@ -156,29 +263,60 @@ fn exec(up: &Up, id: &str, command: &str) -> String {
     ran["stdout"].as_str().unwrap_or_else(|| panic!("{ran}")).to_owned()
 }
 
+/// What was cut in the middle when nobody answered any more.
+fn cut(doing: &Doing, data: &Path) -> BTreeSet<&'static str> {
+    let mut cut: BTreeSet<&'static str> = doing.lock().expect("no panic").values().copied().collect();
+    let warm = warm(data);
+    cut.extend(warm.contains_key("making").then_some("making a warm one"));
+    cut.extend(warm.contains_key("ending").then_some("ending a warm one"));
+    cut
+}
+
+fn number(variable: &str) -> Option<usize> {
+    std::env::var_os(variable).and_then(|value| value.to_str()?.parse().ok())
+}
+
+/// One round: callers go on, until the point has come; then nobody gets to clean up. What was cut.
+fn round(up: Up, round: usize, known: &Known) -> (Up, BTreeSet<&'static str>) {
+    let (what, point) = POINTS[round % POINTS.len()];
+    let (run, data, doing) = (PathBuf::from(up.written("run")), up.data(), Doing::default());
+    let template = up.config().join("templates/warm.toml");
+    // A template that changes has warm ones ended and others made.
+    let size = 128 + 16 * (round % 2);
+    fs::create_dir_all(template.parent().expect("has one")).expect("makes folders");
+    fs::write(template, WARM.replace("128", &size.to_string())).expect("writes");
+    let before = point.count(&run, &data, (known, &doing));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|number| {
+            let (known, doing) = (Arc::clone(known), Arc::clone(&doing));
+            let caller = Caller { number, round, to: up.caller(), known, doing };
+            std::thread::spawn(move || caller.call_on())
+        })
+        .collect();
+    point.come(what, round, || point.count(&run, &data, (known, &doing)), before);
+    let folder = up.crash();
+    for caller in callers {
+        caller.join().expect("no panic");
+    }
+    let cut = cut(&doing, &data);
+    (Up::on(folder), cut)
+}
+
 #[test]
 fn a_crash_in_the_middle_of_everything_loses_nothing() {
-    let rounds = std::env::var_os(WANTED).and_then(|rounds| rounds.to_str()?.parse().ok()).unwrap_or(ROUNDS);
+    let (rounds, from) = (number(WANTED).unwrap_or(ROUNDS), number(FROM).unwrap_or(0));
     let backend = Backend::start();
     let mut up = Up::start(&backend);
     let known = Known::default();
-    for round in 0..rounds {
-        let (what, point) = POINTS[round % POINTS.len()];
-        let (run, data) = (PathBuf::from(up.written("run")), up.data());
-        let before = point.count(&run, &data, &known);
-        let callers: Vec<_> = (0..CALLERS)
-            .map(|caller| {
-                let (known, to) = (Arc::clone(&known), up.caller());
-                std::thread::spawn(move || call_on(round, caller, to, &known))
-            })
-            .collect();
-        wait_for(what, || (point.count(&run, &data, &known) > before).then_some(()));
-        let folder = up.crash();
-        for caller in callers {
-            caller.join().expect("no panic");
+    let mut cuts: BTreeMap<&str, usize> = TRANSITIONS.iter().map(|transition| (*transition, 0)).collect();
+    let mut longest = Duration::ZERO;
+    for number in from..from + rounds {
+        let (next, cut) = round(up, number, &known);
+        up = next;
+        longest = longest.max(check(&up, &known));
+        for transition in &cut {
+            *cuts.entry(transition).or_default() += 1;
         }
-        up = Up::on(folder);
-        check(&up, &known);
         // What runs on goes, so that every round begins alike and the machine stays small.
         let listed = up.call("GET", "/sandbox?status=running&limit=1000", None).json();
         for id in listed["sandboxes"].as_array().expect("a list").iter().map(id_of) {
@@ -188,8 +326,17 @@ fn a_crash_in_the_middle_of_everything_loses_nothing() {
                 (told.asked_to_go, told.gone) = (true, true);
             }
         }
-        println!("round {} of {rounds} passed: killed when {what}", round + 1);
+        println!(
+            "round {} of {} passed: killed when {}; cut: {cut:?}",
+            number + 1,
+            from + rounds,
+            POINTS[number % POINTS.len()].0
+        );
     }
+    for (transition, count) in &cuts {
+        println!("transition {transition}: cut {count} times");
+    }
+    println!("what nobody wanted was gone after {:.1} s at most", longest.as_secs_f64());
     let (run, ids) = (up.written("run"), known.lock().expect("no panic").keys().cloned().collect::<Vec<_>>());
     let folder = up.stop();
     wait_for("the end of everything", || {
