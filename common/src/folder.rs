@@ -211,7 +211,7 @@ pub struct AttachedCredential {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AssertionCredential {
-    /// The `aud` of the token: what the backend calls itself.
+    /// What the backend calls itself: the `aud` of the token is `TENANT/` and this.
     pub assertion: String,
     /// The header that takes it; without one, `Authorization`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -119,7 +119,12 @@ impl Alone {
                     let files = files.clone();
                     self.put(files, &sender, &running).await
                 }
-                Err(mistakes) => Err(mistakes.0.iter().map(ToString::to_string).collect()),
+                Err(mistakes) => {
+                    if let Some(denied) = self.watched.denied().await {
+                        running.deny(denied);
+                    }
+                    Err(mistakes.0.iter().map(ToString::to_string).collect())
+                }
             };
             match told {
                 Ok(()) => {
@@ -141,12 +146,15 @@ impl Alone {
         running: &Running,
     ) -> Result<(), Vec<String>> {
         let named: Vec<Url> = files.backends.values().map(|backend| backend.backend.url.clone()).collect();
-        let denied = files.denied.clone();
         self.allow(named.iter().chain(&self.served))?;
+        // Whatever else is wrong: who is denied is denied.
+        running.deny(files.denied.clone());
         let put = self.put_config(files, sender).await;
         if put.is_ok() {
-            running.deny(denied);
             self.served = named;
+        } else {
+            // The same again is news: what was missing may be there by then.
+            self.watched.forget();
         }
         self.allow(self.served.iter())?;
         put

@@ -26,7 +26,7 @@ use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::folder::{Credential, CredentialScheme};
-use postern_common::id::{RequestId, SecretName};
+use postern_common::id::{RequestId, SecretName, TenantId};
 use postern_common::secret::Secret;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
@@ -74,13 +74,15 @@ impl BackendCredential {
     pub(crate) fn new(
         credential: &Credential,
         secrets: &BTreeMap<SecretName, Secret<String>>,
-        echoed: &Counter,
+        (tenant, echoed): (&TenantId, &Counter),
     ) -> Result<Self, BadHeader> {
         let (secret, header, scheme) = match credential {
             Credential::Bearer(secret) => (secret, None, CredentialScheme::Bearer),
             Credential::Attached(attached) => (&attached.secret, attached.header.as_deref(), attached.scheme),
             Credential::Assertion(declared) => {
-                let value = Value::Assertion(declared.assertion.clone());
+                // With the tenant's name before it: no tenant can have one made that another's backend
+                // takes for its own.
+                let value = Value::Assertion(format!("{tenant}/{}", declared.assertion));
                 return Ok(Self { name: header_name(declared.header.as_deref())?, value, needles: None });
             }
         };
@@ -167,6 +169,10 @@ pub(crate) fn attach(
     *request.headers_mut() = Arc::unwrap_or_clone(call.headers);
     if call.operation.is_response_read {
         plain_answers(request.headers_mut());
+    }
+    let is_watched = call.backend.credential.as_ref().is_some_and(|credential| credential.needles.is_some());
+    if is_watched {
+        request.headers_mut().remove(ACCEPT_ENCODING);
     }
     crate::response::mark(request.headers_mut(), request_id);
     forwarded(request.headers_mut(), &caller.source, &call.backend);

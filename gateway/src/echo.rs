@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Keeps a backend that answers with what it was sent from telling the sandbox our credential.
 //!
-//! Each exact occurrence is overwritten by as many asterisks, so that lengths stay true; one that is
-//! cut in two by the way a body arrives is found too: what could be its beginning waits for the next
-//! part. A compressed body is not read.
+//! Each exact occurrence is overwritten by as many asterisks, so that lengths stay true. Of a body
+//! whose length is told, as many bytes wait for the next part as could begin one that is cut in two:
+//! always the same number, whatever they are, or what waits would tell a sandbox how much of its guess
+//! is right. A body without a length may be an event that somebody waits for: its parts are read one
+//! by one. What is asked for from a backend with a credential is never compressed.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
@@ -67,14 +69,9 @@ impl Needles {
         }
     }
 
-    /// How many bytes at the end could be a needle's beginning.
-    fn begun(&self, bytes: &[u8]) -> usize {
-        let longest = |finder: &Finder<'static>| {
-            let needle = finder.needle();
-            let most = bytes.len().min(needle.len() - 1);
-            (1..=most).rev().find(|length| needle.get(..*length).is_some_and(|start| bytes.ends_with(start)))
-        };
-        self.finders.iter().filter_map(longest).max().unwrap_or(0)
+    /// The most that could begin an occurrence.
+    fn longest_start(&self) -> usize {
+        self.finders.iter().map(|finder| finder.needle().len() - 1).max().unwrap_or(0)
     }
 }
 
@@ -82,26 +79,28 @@ impl Needles {
 #[derive(Debug)]
 pub(crate) struct EchoGuard {
     needles: Arc<Needles>,
-    /// What could be a needle's beginning.
+    /// How many bytes wait.
+    waiting: usize,
     held: BytesMut,
 }
 
 impl EchoGuard {
-    pub(crate) fn new(needles: Arc<Needles>) -> Self {
-        Self { needles, held: BytesMut::new() }
+    /// For a body whose length is told, or not.
+    pub(crate) fn new(needles: Arc<Needles>, has_length: bool) -> Self {
+        let waiting = if has_length { needles.longest_start() } else { 0 };
+        Self { needles, waiting, held: BytesMut::new() }
     }
 
     /// The next part, without the credential; perhaps nothing yet.
     pub(crate) fn pass(&mut self, part: Bytes) -> Bytes {
-        let is_clean = self.held.is_empty() && !self.needles.is_in(&part);
-        if is_clean && self.needles.begun(&part) == 0 {
+        if self.waiting == 0 && !self.needles.is_in(&part) {
             return part;
         }
         self.held.extend_from_slice(&part);
         let needles = Arc::clone(&self.needles);
         needles.cover(&mut self.held);
-        let kept = needles.begun(&self.held);
-        self.held.split_to(self.held.len() - kept).freeze()
+        let passed = self.held.len().saturating_sub(self.waiting);
+        self.held.split_to(passed).freeze()
     }
 
     /// What was held back, when nothing more comes.
@@ -127,7 +126,7 @@ mod tests {
     }
 
     fn passed(parts: &[&[u8]], echoed: &Counter) -> Vec<u8> {
-        let mut guard = EchoGuard::new(needles(echoed));
+        let mut guard = EchoGuard::new(needles(echoed), true);
         let mut out: Vec<u8> =
             parts.iter().flat_map(|part| guard.pass(Bytes::copy_from_slice(part))).collect();
         out.extend(guard.rest().into_iter().flatten());
@@ -151,12 +150,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_echo_passes_at_once() {
-        let mut guard = EchoGuard::new(needles(&Counter::default()));
-        let part = Bytes::from_static(b"data: hunter3\n\n");
-        assert_eq!(guard.pass(part.clone()), part);
-        assert_eq!(guard.pass(Bytes::from_static(b"data: hun")), "data: ", "only what could begin it waits");
-        assert_eq!(guard.pass(Bytes::from_static(b"ger")), "hunger");
+    fn what_waits_tells_nothing_of_what_it_is() {
+        let lengths = |parts: &[&str]| -> Vec<usize> {
+            let mut guard = EchoGuard::new(needles(&Counter::default()), true);
+            parts.iter().map(|part| guard.pass(Bytes::copy_from_slice(part.as_bytes())).len()).collect()
+        };
+        let (right, wrong) = ("a file that ends with hunter2-", "a file that ends with wrong-x-");
+        assert_eq!(lengths(&[right, "and more"]), lengths(&[wrong, "and more"]));
+    }
+
+    #[test]
+    fn an_event_passes_at_once_and_whole() {
+        let mut guard = EchoGuard::new(needles(&Counter::default()), false);
+        for part in ["data: hunter3\n\n", "data: hun", "ter2-"] {
+            assert_eq!(guard.pass(Bytes::copy_from_slice(part.as_bytes())), part);
+        }
+        let covered = guard.pass(Bytes::from(format!("data: {SECRET}\n\n")));
+        assert_eq!(covered, format!("data: {}\n\n", "*".repeat(SECRET.len())));
         assert!(Needles::new(&[&Secret::new("short".to_owned())], Counter::default()).is_none());
     }
 

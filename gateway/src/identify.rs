@@ -153,12 +153,30 @@ pub(crate) async fn caller(
     authorization: &[HeaderValue],
     now: Timestamp,
 ) -> Result<Caller, Reject> {
-    identities.listen_to(source, Instant::now())?;
-    let found = find(identities, registry, source, authorization, now).await;
-    if found.as_ref().is_err_and(is_suspicious) {
-        identities.suspect(source, Instant::now());
+    match identities.trust() {
+        Trust::Installation(_) => {
+            identities.listen_to(source, Instant::now())?;
+            let found = find(identities, registry, source, authorization, now).await;
+            if found.as_ref().is_err_and(is_suspicious) {
+                identities.suspect(source, Instant::now());
+            }
+            found
+        }
+        // Nothing binds tokens to peers here: behind one address may be everybody, and the bad
+        // tokens of one must not close it to the others. A good one is always listened to.
+        Trust::Issuer(_) => {
+            let found = find(identities, registry, source, authorization, now).await;
+            if found
+                .as_ref()
+                .is_err_and(|reject| is_suspicious(reject) && !matches!(reject, Reject::SessionEnded))
+            {
+                let is_flood = identities.listen_to(source, Instant::now());
+                identities.suspect(source, Instant::now());
+                is_flood?;
+            }
+            found
+        }
     }
-    found
 }
 
 async fn find(

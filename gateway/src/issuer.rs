@@ -123,10 +123,7 @@ impl Issuer {
     /// [`Reject::SessionEnded`] if it is denied or has ended, [`Reject::SessionUnknown`] if there
     /// are too many.
     pub(crate) fn admit(&self, claims: &Claims, registry: &Registry, now: Timestamp) -> Result<(), Reject> {
-        let denied = self.denied.load();
-        if denied.tokens.contains(&claims.jti)
-            || denied.names(claims.user_id.as_str(), claims.conversation_id.as_str())
-        {
+        if self.is_denied(claims) {
             return Err(Reject::SessionEnded);
         }
         if let Lookup::Live(live) = registry.find(&claims.sandbox_id)
@@ -136,10 +133,21 @@ impl Issuer {
         }
         let session = self.session(claims).ok_or(Reject::SessionExpired)?;
         match (registry.admit(session, now), registry.find(&claims.sandbox_id)) {
+            // Denied in between: whoever denied has not seen it.
+            (Some(_), _) if self.is_denied(claims) => {
+                registry.cut(|session| session.sandbox_id == claims.sandbox_id);
+                Err(Reject::SessionEnded)
+            }
             (Some(_), _) => Ok(()),
             (None, Lookup::Ended) => Err(Reject::SessionEnded),
             (None, _) => Err(Reject::SessionUnknown),
         }
+    }
+
+    fn is_denied(&self, claims: &Claims) -> bool {
+        let denied = self.denied.load();
+        denied.tokens.contains(&claims.jti)
+            || denied.names(claims.user_id.as_str(), claims.conversation_id.as_str())
     }
 
     fn session(&self, claims: &Claims) -> Option<Session> {

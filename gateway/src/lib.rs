@@ -159,6 +159,8 @@ pub struct Audit {
     pub(crate) spool_bytes: Gauge,
     /// Records may be lost soon, or are being lost.
     pub(crate) is_full: Arc<AtomicBool>,
+    /// The last records could not be written.
+    pub(crate) is_failing: Arc<AtomicBool>,
     /// Whether requests are then refused.
     fails_closed: bool,
 }
@@ -169,7 +171,9 @@ impl Audit {
     /// # Errors
     /// [`Reject::AuditFull`].
     fn check(&self) -> Result<(), Reject> {
-        if self.fails_closed && self.is_full.load(Ordering::Relaxed) {
+        if self.fails_closed
+            && (self.is_full.load(Ordering::Relaxed) || self.is_failing.load(Ordering::Relaxed))
+        {
             Err(Reject::AuditFull)
         } else {
             Ok(())
@@ -273,6 +277,8 @@ impl Gateway {
         }
         if self.decisions.try_send(record).is_err() {
             self.audit.dropped.inc();
+            // Until the next batch is written, which looks again.
+            self.audit.is_full.store(true, Ordering::Relaxed);
         }
     }
 }

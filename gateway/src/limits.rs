@@ -11,7 +11,7 @@ use bytes::Bytes;
 use postern_common::control::budgets::{Share, WHOLE};
 use postern_common::folder::{OperationLimits, Rate};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -44,6 +44,8 @@ pub(crate) struct Bucket {
     burst: u32,
     /// When the bucket will be full again.
     full_at: AtomicU64,
+    /// The part of it that was taken from last.
+    parts: AtomicU32,
 }
 
 /// A bucket has too little.
@@ -70,7 +72,7 @@ impl Bucket {
             reason = "`as` saturates; 0 becomes 1 below"
         )]
         let burst = burst.unwrap_or(per_second.ceil() as u32).max(1);
-        Self { origin, interval, burst, full_at: AtomicU64::new(0) }
+        Self { origin, interval, burst, full_at: AtomicU64::new(0), parts: AtomicU32::new(WHOLE) }
     }
 
     pub(crate) fn of(rate: &Rate, origin: Instant) -> Self {
@@ -97,6 +99,10 @@ impl Bucket {
             let dearer = u128::from(price) * u128::from(WHOLE) / u128::from(parts.max(1));
             price = u64::try_from(dearer).unwrap_or(u64::MAX);
         }
+        let before = self.parts.swap(parts, Ordering::Relaxed);
+        if before != parts {
+            self.rescale(before, parts, now, window);
+        }
         // What may be owed before this is taken.
         let room = window.saturating_sub(price);
         let mut seen = self.full_at.load(Ordering::Relaxed);
@@ -111,6 +117,18 @@ impl Bucket {
                 Err(other) => seen = other,
             }
         }
+    }
+
+    /// Tokens that are owed stay as many when the part changes, and so take less time to come back to
+    /// a larger one; never longer than an empty bucket takes.
+    fn rescale(&self, before: u32, parts: u32, now: u64, window: u64) {
+        let rescaled = |full_at: u64| {
+            let owed =
+                u128::from(full_at.saturating_sub(now)) * u128::from(before) / u128::from(parts.max(1));
+            Some(now.saturating_add(u64::try_from(owed).unwrap_or(u64::MAX).min(window)))
+        };
+        // Never refused: the closure always gives a value.
+        let _: Result<u64, u64> = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rescaled);
     }
 
     /// Tokens that are there at `now`.
@@ -418,7 +436,7 @@ pub(crate) fn spend_operation(
     let Some(limiter) = limiter else { return Ok(()) };
     let cost = limiter.limits.cost;
     if let Some(bucket) = &limiter.bucket {
-        bucket.spend(cost, WHOLE, Scope::Operation, now)?;
+        bucket.spend(cost, budget.share.parts(), Scope::Operation, now)?;
     }
     match cost.saturating_sub(1) {
         0 => Ok(()),

@@ -123,6 +123,8 @@ async fn stand_alone(settings: &Settings, folder: PathBuf, mut ending: Ending) -
     let alone = alone.await?;
     let mut config = gateway_settings(settings, upstreams)?;
     config.token_keys.clear();
+    // Nobody keeps decisions here, so that none can be lost.
+    config.fails_closed = false;
     config.issuer = Some(tokens::issuer(settings)?);
     config.artefact_key = Some(alone.artefact_key());
     let (gateway_tasks, alone_tasks) = (Tasks::new(), Tasks::new());

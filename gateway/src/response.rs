@@ -68,7 +68,8 @@ impl BackendBody {
         ended: &CancellationToken,
         needles: Option<Arc<Needles>>,
     ) -> Self {
-        let guard = needles.map(EchoGuard::new);
+        let has_length = http_body::Body::size_hint(&incoming).exact().is_some();
+        let guard = needles.map(|needles| EchoGuard::new(needles, has_length));
         Self { incoming, ended: Box::pin(ended.clone().cancelled_owned()), guard, _permit: permit }
     }
 

@@ -297,7 +297,8 @@ impl Building<'_> {
         let before = self.before.and_then(|before| before.backends.get(name));
         let identity = self.try_one(&place, IdentityNames::new(&file.identity));
         let credential = file.credential.as_ref().map(|declared| {
-            let header = BackendCredential::new(declared, &self.config.secrets, &self.around.echoed);
+            let of = (&self.config.tenant, &self.around.echoed);
+            let header = BackendCredential::new(declared, &self.config.secrets, of);
             self.try_one(&place, header)
         });
         let operations = self.operations(&place, config, &document, filters, before);

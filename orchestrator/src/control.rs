@@ -14,7 +14,7 @@ use postern_common::control::{
     Applied, Change, DeliverySender, EndedSession, Message, Publisher, State, TenantConfig,
 };
 use postern_common::decision::DecisionRecord;
-use postern_common::id::{SandboxId, TenantId};
+use postern_common::id::{GatewayName, SandboxId, TenantId};
 use postern_common::session::Session;
 use postern_common::tasks::{Stop, Tasks};
 use shares::{Sharer, Sharing};
@@ -109,7 +109,7 @@ impl Gateways {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
         let (commands, mut redials) = (self.commands.clone(), publisher.redials);
-        let share = self.sharing.enter(publisher.budgets, publisher.assertions);
+        let share = self.sharing.enter(None, publisher.budgets, publisher.assertions);
         self.tasks.spawn(async move |stop: Stop| {
             // For as long as the gateway may come back.
             let _share = share;
@@ -137,10 +137,16 @@ impl Gateways {
 
     /// Connects a gateway of another process, whose decisions come by [`Gateways::keep`]. It shares
     /// budgets for as long as what is returned lives.
-    pub(crate) async fn connect_distant(&self, publisher: &Publisher) -> Sharer {
+    pub(crate) async fn connect_distant(&self, gateway: &GatewayName, publisher: &Publisher) -> Sharer {
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
-        self.sharing.enter(publisher.budgets.clone(), publisher.assertions.clone())
+        let (budgets, assertions) = (publisher.budgets.clone(), publisher.assertions.clone());
+        self.sharing.enter(Some(gateway.clone()), budgets, assertions)
+    }
+
+    /// Takes back what a gateway has in common with others, when its credential is.
+    pub(crate) fn revoked(&self, gateway: &GatewayName) {
+        self.sharing.revoke(gateway);
     }
 
     /// Keeps a batch of decisions; `false` if they could not be kept and should come again.
@@ -258,9 +264,11 @@ impl From<State> for Known {
 
 impl Known {
     fn snapshot(&self) -> State {
+        let now = postern_common::clock::now();
         State {
             tenants: self.tenants.values().cloned().collect(),
-            sessions: self.sessions.values().cloned().collect(),
+            // One that nobody ended but time is over all the same.
+            sessions: self.sessions.values().filter(|session| session.expires_at > now).cloned().collect(),
             ended: self.ended.values().cloned().collect(),
         }
     }

@@ -12,6 +12,8 @@ use tokio::sync::{broadcast, mpsc};
 
 /// Lines of one tenant: those of a thousand calls or so.
 const LINES: usize = 2_000;
+/// Tenants that have lines, whatever gateways say.
+const TENANTS: usize = 10_000;
 /// Lines that a slow reader may be behind before it misses some.
 const BEHIND: usize = 1_024;
 
@@ -43,6 +45,9 @@ impl FilterLog {
     pub(crate) fn add(&self, line: FilterLine) {
         let line = Arc::new(line);
         let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() >= TENANTS && !lines.contains_key(&line.tenant) {
+            return;
+        }
         let own = lines.entry(line.tenant.clone()).or_default();
         if own.len() >= LINES {
             own.pop_front();

@@ -157,6 +157,7 @@ impl ControlStream {
         let was_there = self.store.remove_gateway(name, audit).await?;
         let connected = self.connected();
         connected.iter().filter(|it| it.name == *name).for_each(|it| it.revoked.cancel());
+        self.gateways.revoked(name);
         Ok(was_there)
     }
 

@@ -2,12 +2,12 @@
 //! Public keys by which backends tell our assertions from anybody's: each gateway's own, collected
 //! by the orchestrator, so that every gateway can show all of them.
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError, RwLock};
-
-/// The longest name of a key, and of a key: base64url of 32 bytes.
-const LONGEST: usize = 64;
 
 /// One gateway's public key (Ed25519).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,10 +20,20 @@ pub struct AssertionKey {
 }
 
 impl AssertionKey {
-    /// Whether it is short enough to be one.
+    /// The key with these bytes.
     #[must_use]
-    pub fn is_plausible(&self) -> bool {
-        self.kid.len() <= LONGEST && self.x.len() <= LONGEST
+    pub fn new(public: &[u8]) -> Option<Self> {
+        let public: &[u8; 32] = public.try_into().ok()?;
+        let name = digest(&SHA256, public);
+        let kid = URL_SAFE_NO_PAD.encode(name.as_ref().first_chunk::<12>()?);
+        Some(Self { kid, x: URL_SAFE_NO_PAD.encode(public) })
+    }
+
+    /// Whether it is a key under its own name, and not under another's.
+    #[must_use]
+    pub fn is_true(&self) -> bool {
+        let public = URL_SAFE_NO_PAD.decode(&self.x).ok();
+        public.and_then(|public| Self::new(&public)).is_some_and(|own| own == *self)
     }
 }
 
@@ -85,6 +95,15 @@ mod tests {
 
     fn key(kid: &str) -> AssertionKey {
         AssertionKey { kid: kid.to_owned(), x: "x".to_owned() }
+    }
+
+    #[test]
+    fn a_key_has_its_own_name_and_no_other() {
+        let (own, other) =
+            (AssertionKey::new(&[1; 32]).expect("a key"), AssertionKey::new(&[2; 32]).expect("a key"));
+        assert!(own.is_true() && other.is_true());
+        let planted = AssertionKey { kid: own.kid, x: other.x };
+        assert!(!planted.is_true() && !key("a").is_true() && AssertionKey::new(&[1; 31]).is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads a configuration folder whole: bounded, following no link out of it, all mistakes at once.
 
-use super::{BackendFile, BackendFiles, FilterFiles, TenantFiles};
+use super::{BackendFile, BackendFiles, DeniedFile, FilterFiles, TenantFiles};
 use crate::id::InvalidId;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -61,6 +61,21 @@ pub fn read(root: &Path) -> Result<TenantFiles, FolderMistakes> {
 /// As [`read`].
 pub fn read_for_policies(root: &Path) -> Result<TenantFiles, FolderMistakes> {
     Reader { root, is_whole: false, mistakes: Vec::new() }.finish()
+}
+
+/// Reads `denied.toml` alone; nobody if there is none.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_denied(root: &Path) -> Result<DeniedFile, FolderMistakes> {
+    let (mut reader, path) =
+        (Reader { root, is_whole: true, mistakes: Vec::new() }, Path::new("denied.toml"));
+    let denied = if root.join(path).is_file() { reader.toml(path) } else { None };
+    if reader.mistakes.is_empty() {
+        Ok(denied.unwrap_or_default())
+    } else {
+        Err(FolderMistakes(reader.mistakes))
+    }
 }
 
 struct Reader<'a> {

@@ -2,7 +2,7 @@
 //! The watched configuration folder: what it said last, and where its backends are.
 
 use super::watch::{Unwatchable, Watch};
-use super::{FolderMistakes, TenantFiles};
+use super::{DeniedFile, FolderMistakes, TenantFiles};
 use std::io;
 use std::path::{Path, PathBuf};
 use url::Url;
@@ -68,6 +68,18 @@ impl WatchedFolder {
     #[must_use]
     pub fn urls(&self) -> Vec<&Url> {
         self.files.backends.values().map(|backend| &backend.backend.url).collect()
+    }
+
+    /// Forgets what it last said, so that the same again counts as a change.
+    pub fn forget(&mut self) {
+        self.files = TenantFiles::default();
+    }
+
+    /// Whom it denies now, whatever is wrong with the rest; `None` if that itself cannot be read.
+    pub async fn denied(&self) -> Option<DeniedFile> {
+        let path = self.path.clone();
+        let reading = tokio::task::spawn_blocking(move || super::read::read_denied(&path)).await;
+        reading.ok()?.ok()
     }
 
     /// Waits until it says something else, or something wrong.

@@ -6,7 +6,9 @@
 //! ```
 
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
 
 /// The longest frame before a gateway is known, and the longest answer of one.
 pub const SMALL_BYTES: u32 = 64 * 1024;
@@ -16,6 +18,8 @@ pub const GATEWAY_BYTES: u32 = 8 * 1024 * 1024;
 pub const ORCHESTRATOR_BYTES: u32 = 1024 * 1024 * 1024;
 /// Read at a time, so that memory follows what came and not what was announced.
 const STEP_BYTES: usize = 256 * 1024;
+/// How long a part of a frame may take to leave.
+const STEP_TIME: Duration = Duration::from_secs(10);
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
@@ -99,7 +103,8 @@ pub async fn read(from: &mut (impl AsyncRead + Unpin), bound: u32) -> Result<(Ki
     Ok((kind, body))
 }
 
-/// Writes one frame and flushes it.
+/// Writes one frame and flushes it. Each part of it has its time to be taken by the other side, so
+/// that a long one may take long, and one that nobody reads does not.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] for more than 4 GiB; else that the connection is cut.
@@ -110,9 +115,19 @@ pub async fn write(to: &mut (impl AsyncWrite + Unpin), kind: Kind, body: &[u8]) 
     let (size, number) = head.split_at_mut(4);
     size.copy_from_slice(&length.to_be_bytes());
     number.copy_from_slice(&[kind as u8]);
-    to.write_all(&head).await.map_err(FrameError::Cut)?;
-    to.write_all(body).await.map_err(FrameError::Cut)?;
-    to.flush().await.map_err(FrameError::Cut)
+    let written = async {
+        step(to.write_all(&head)).await?;
+        for part in body.chunks(STEP_BYTES) {
+            step(to.write_all(part)).await?;
+        }
+        step(to.flush()).await
+    };
+    written.await.map_err(FrameError::Cut)
+}
+
+/// One step of a write, in its time.
+async fn step(write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    timeout(STEP_TIME, write).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// A frame's body as JSON.
@@ -120,7 +135,10 @@ pub async fn write(to: &mut (impl AsyncWrite + Unpin), kind: Kind, body: &[u8]) 
 /// # Errors
 /// [`FrameError::Malformed`].
 pub fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
-    serde_json::from_slice(body).map_err(|error| FrameError::Malformed(error.to_string()))
+    serde_json::from_slice(body).map_err(|error| {
+        // It may name what a stranger wrote.
+        FrameError::Malformed(error.to_string().chars().take(200).flat_map(char::escape_debug).collect())
+    })
 }
 
 /// JSON of a frame's body.

@@ -4,11 +4,8 @@
 use super::MintError;
 use crate::control::assertions::AssertionKey;
 use crate::secret::Secret;
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
@@ -31,10 +28,9 @@ impl AssertionSigner {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok()?;
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).ok()?;
         let public = pair.public_key().as_ref();
-        let kid = URL_SAFE_NO_PAD.encode(digest(&SHA256, public).as_ref().first_chunk::<12>()?);
-        let header = Header { kid: Some(kid.clone()), ..Header::new(Algorithm::EdDSA) };
-        let signer = Self { key: EncodingKey::from_ed_der(pkcs8.as_ref()), header };
-        Some((signer, AssertionKey { kid, x: URL_SAFE_NO_PAD.encode(public) }))
+        let public = AssertionKey::new(public)?;
+        let header = Header { kid: Some(public.kid.clone()), ..Header::new(Algorithm::EdDSA) };
+        Some((Self { key: EncodingKey::from_ed_der(pkcs8.as_ref()), header }, public))
     }
 
     /// Signs claims: some 20 µs.

@@ -227,3 +227,14 @@ fn a_part_that_is_less_than_one_request_lets_one_through_at_its_rate() {
     assert_eq!(bucket.take_of_part(1, WHOLE / 4, at(3)), Err(Short::Wait(Duration::from_secs(1))));
     assert_eq!(bucket.take_of_part(1, WHOLE / 4, at(4)), Ok(()));
 }
+
+#[test]
+fn a_debt_of_a_small_part_does_not_outlast_it() {
+    let origin = Instant::now();
+    let bucket = Bucket::new(10.0, Some(10), origin);
+    let at = |milliseconds| origin + Duration::from_millis(milliseconds);
+    assert_eq!(bucket.take_of_part(1, WHOLE / 200, at(0)), Ok(()), "all that an idle gateway has");
+    assert!(bucket.take_of_part(1, WHOLE / 200, at(1_000)).is_err());
+    let taken = (0..10).filter(|_| bucket.take_of_part(1, WHOLE, at(2_000)).is_ok()).count();
+    assert_eq!(taken, 9, "one is owed still, and no more");
+}

@@ -34,10 +34,12 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -149,6 +151,8 @@ impl Client {
             tracing::info!(at = %kept.at, "kept state is too old to serve from; waiting for the orchestrator");
             return;
         };
+        // As old as it is now, however long it takes to put in force.
+        let heard = Instant::now().checked_sub(age);
         self.budgets.set(kept.shares);
         for message in kept.messages {
             match self.sender.send(message).await {
@@ -165,7 +169,7 @@ impl Client {
             ?age,
             "serving from kept state; backends that need a credential wait for the orchestrator"
         );
-        self.heard.send_replace(Instant::now().checked_sub(age));
+        self.heard.send_replace(heard);
     }
 
     /// One connection, to its end.
@@ -205,7 +209,7 @@ impl Client {
             growth: Growth::default(),
         };
         tokio::select! {
-            ended = reading.run(reader) => ended,
+            ended = reading.run(Noting { reader, shared: &shared }) => ended,
             ended = write(writer, outgoing) => ended,
             ended = ping(&shared, &budgets, &outbox) => ended,
             ended = answer(answered, &shared, &outbox) => ended,
@@ -283,9 +287,17 @@ struct Shared {
     is_whole: AtomicBool,
     /// Tells that it came to be so.
     became_whole: Notify,
+    /// When the last byte came: a large message takes its time, and nothing overtakes it.
+    progress: Mutex<Option<Instant>>,
 }
 
 impl Shared {
+    /// Whether nothing at all has come for a while.
+    fn is_silent(&self) -> bool {
+        let last = *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_none_or(|last| last.elapsed() > SILENCE)
+    }
+
     fn pings(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, Instant)>> {
         self.pings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -299,6 +311,28 @@ impl Shared {
             }
         }
         None
+    }
+}
+
+/// Notes when bytes come.
+struct Noting<'a, Reader> {
+    reader: Reader,
+    shared: &'a Shared,
+}
+
+impl<Reader: AsyncRead + Unpin> AsyncRead for Noting<'_, Reader> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = into.filled().len();
+        let polled = Pin::new(&mut self.reader).poll_read(context, into);
+        if into.filled().len() > before {
+            let now = Instant::now();
+            *self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        }
+        polled
     }
 }
 
@@ -380,8 +414,7 @@ async fn write(
     mut outgoing: mpsc::Receiver<Outgoing>,
 ) -> Result<Infallible, Ended> {
     while let Some((kind, body)) = outgoing.recv().await {
-        let written = timeout(WRITE_TIME, frame::write(&mut writer, kind, &body)).await;
-        written.map_err(|_elapsed| Ended::Silent)??;
+        frame::write(&mut writer, kind, &body).await?;
     }
     // The others hold the outbox for as long as this is polled.
     Err(Ended::Silent)
@@ -406,7 +439,7 @@ async fn ping(
         }
         {
             let mut pings = shared.pings();
-            if pings.front().is_some_and(|(_, oldest)| oldest.elapsed() > SILENCE) {
+            if pings.front().is_some_and(|(_, oldest)| oldest.elapsed() > SILENCE) && shared.is_silent() {
                 return Err(Ended::Silent);
             }
             pings.push_back((echo, Instant::now()));

@@ -122,11 +122,13 @@ impl Spool {
             Ok(()) => {
                 files.batches.insert(number, text.len() as u64);
                 files.next += 1;
+                self.audit.is_failing.store(false, Ordering::Relaxed);
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(error, lost = records.len(), "decisions could not be written to the spool");
                 self.lose(records.len());
+                self.fail();
             }
         }
     }
@@ -137,6 +139,11 @@ impl Spool {
 
     fn lose(&self, records: usize) {
         self.audit.dropped.inc_by(records as u64);
+    }
+
+    /// Records were lost although there was room: nobody may go on as if there were.
+    fn fail(&self) {
+        self.audit.is_failing.store(true, Ordering::Relaxed);
     }
 
     /// Takes records of allowed requests out of waiting batches, the oldest first, until `wanted`

@@ -241,7 +241,7 @@ async fn a_backend_can_tell_our_identity_headers_from_anybodys() {
     let set: Value = serde_json::from_str(set.split("\r\n\r\n").nth(1).expect("a body")).expect("is JSON");
     let key = serde_json::from_value(set["keys"][0].clone()).expect("a key");
     let mut wanted = jsonwebtoken::Validation::new(Algorithm::EdDSA);
-    wanted.set_audience(&["desk"]);
+    wanted.set_audience(&["acme/desk"]);
     wanted.set_issuer(&["postern-gateway"]);
     let key = jsonwebtoken::DecodingKey::from_jwk(&key).expect("a key");
     let read = jsonwebtoken::decode::<Value>(assertion, &key, &wanted).expect("is ours");
@@ -296,6 +296,10 @@ async fn whom_the_deny_list_names_is_refused_and_cut_off() {
     assert_eq!(world.get("/orders", &bob).await.status, 200);
     world.write("denied.toml", "");
     world.until("/orders", &alice, (200, "")).await;
+    // Whatever else is wrong in the folder.
+    world.write("limits.toml", "[session]\nper_secnod = 1\n");
+    world.write("denied.toml", "conversations = [\"c1\"]\n");
+    world.until("/orders", &bob, (401, "token-revoked")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@
 
 use postern_common::control::assertions::{AssertionKey, AssertionKeys};
 use postern_common::control::budgets::{Budgets, Shares, WHOLE};
-use postern_common::id::TenantId;
+use postern_common::id::{GatewayName, TenantId};
 use postern_common::tasks::{Stop, Tasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 /// How long the keys of a gateway that left are shown: longer than its assertions live and than
 /// backends keep key sets.
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+/// Keys of gateways that left under one name, which replicas may share.
+const KEYS_OF_ONE: usize = 16;
 /// How often parts are set anew; gateways of other processes hear of it within as much again.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// What is shared out equally, whatever the demand: what a gateway has for the first requests of a
@@ -32,11 +34,21 @@ struct Members {
     next: u64,
     gateways: BTreeMap<u64, Member>,
     /// Keys of gateways that left, whose last assertions may still be under way.
-    left: Vec<(Instant, AssertionKey)>,
+    left: Vec<Left>,
+}
+
+/// A key of a gateway that left.
+#[derive(Debug)]
+struct Left {
+    since: Instant,
+    gateway: Option<GatewayName>,
+    key: AssertionKey,
 }
 
 #[derive(Debug)]
 struct Member {
+    /// Its name, if it is a gateway of its own.
+    gateway: Option<GatewayName>,
     budgets: Budgets,
     demand: BTreeMap<TenantId, f64>,
     assertions: AssertionKeys,
@@ -52,10 +64,8 @@ pub(crate) struct Sharer {
 impl Drop for Sharer {
     fn drop(&mut self) {
         let mut members = self.sharing.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(member) = members.gateways.remove(&self.number)
-            && let Some(key) = member.assertions.own()
-        {
-            members.left.push((Instant::now(), key));
+        if let Some(member) = members.gateways.remove(&self.number) {
+            members.remember(member);
         }
         members.share();
     }
@@ -74,13 +84,27 @@ impl Sharing {
     }
 
     /// A gateway comes: from now on the others have less.
-    pub(crate) fn enter(&self, budgets: Budgets, assertions: AssertionKeys) -> Sharer {
+    pub(crate) fn enter(
+        &self,
+        gateway: Option<GatewayName>,
+        budgets: Budgets,
+        assertions: AssertionKeys,
+    ) -> Sharer {
         let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = members.next;
         members.next += 1;
-        members.gateways.insert(number, Member { budgets, demand: BTreeMap::new(), assertions });
+        members.gateways.insert(number, Member { gateway, budgets, demand: BTreeMap::new(), assertions });
         members.share();
         Sharer { sharing: self.clone(), number }
+    }
+
+    /// Takes back the keys of a gateway whose credential was: nothing that it signs counts any more.
+    pub(crate) fn revoke(&self, gateway: &GatewayName) {
+        let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_its = |name: &Option<GatewayName>| name.as_ref() == Some(gateway);
+        members.left.retain(|left| !is_its(&left.gateway));
+        members.gateways.retain(|_, member| !is_its(&member.gateway));
+        members.share();
     }
 
     fn tick(&self) {
@@ -99,11 +123,25 @@ impl Sharing {
 }
 
 impl Members {
+    /// Keeps the key of a gateway that left: the newest few of each name, for as long as its
+    /// assertions may be under way.
+    fn remember(&mut self, Member { gateway, assertions, .. }: Member) {
+        let Some(key) = assertions.own() else { return };
+        self.left.retain(|left| left.key != key);
+        let of_this = self.left.iter().filter(|left| left.gateway == gateway).count();
+        if of_this >= KEYS_OF_ONE
+            && let Some(oldest) = self.left.iter().position(|left| left.gateway == gateway)
+        {
+            self.left.remove(oldest);
+        }
+        self.left.push(Left { since: Instant::now(), gateway, key });
+    }
+
     /// Gives each gateway its part of each budget, together never more than the whole; and all keys.
     fn share(&mut self) {
-        self.left.retain(|(since, _)| since.elapsed() < REMEMBERED);
+        self.left.retain(|left| left.since.elapsed() < REMEMBERED);
         let own = self.gateways.values().filter_map(|member| member.assertions.own());
-        let mut keys: Vec<AssertionKey> = own.chain(self.left.iter().map(|(_, key)| key.clone())).collect();
+        let mut keys: Vec<AssertionKey> = own.chain(self.left.iter().map(|left| left.key.clone())).collect();
         keys.sort();
         keys.dedup();
         self.gateways.values().for_each(|member| member.assertions.set_all(keys.clone()));
@@ -151,7 +189,7 @@ mod tests {
         let budgets = Budgets::default();
         let share = budgets.of(&acme());
         let assertions = AssertionKeys::default();
-        Edge { share, _sharer: sharing.enter(budgets, assertions) }
+        Edge { share, _sharer: sharing.enter(None, budgets, assertions) }
     }
 
     fn all(edges: &[Edge]) -> u32 {
@@ -167,6 +205,28 @@ mod tests {
         assert!(edges.iter().all(|edge| edge.share.parts() == WHOLE / 4));
         edges.truncate(1);
         assert_eq!(edges[0].share.parts(), WHOLE, "who leaves leaves its part");
+    }
+
+    #[test]
+    fn keys_of_who_left_are_shown_a_while_and_those_of_a_revoked_gateway_not_at_all() {
+        let sharing = Sharing::default();
+        let seen = AssertionKeys::default();
+        let _watching = sharing.enter(None, Budgets::default(), seen.clone());
+        let name = GatewayName::parse("edge").expect("a name");
+        let come = |number: u8| {
+            let keys = AssertionKeys::default();
+            keys.set_own(AssertionKey::new(&[number; 32]).expect("a key"));
+            sharing.enter(Some(name.clone()), Budgets::default(), keys)
+        };
+        drop(come(1));
+        assert_eq!(seen.all().len(), 1, "its last assertions are under way");
+        (0..100).for_each(|number| drop(come(number)));
+        assert_eq!(seen.all().len(), KEYS_OF_ONE, "however often it comes");
+        let stays = come(200);
+        sharing.revoke(&name);
+        assert_eq!(seen.all(), []);
+        drop(stays);
+        assert_eq!(seen.all(), [], "also when its connection ends after that");
     }
 
     #[test]

@@ -8,11 +8,13 @@
 //! and a gateway that does not read is dropped. It serves from what it has, until its own bound.
 
 use super::{Connected, ControlStream};
+use crate::control::Gateways;
 use futures_util::stream::{Stream, StreamExt as _, unfold};
 use postern_common::clock;
 use postern_common::control::assertions::{AssertionKey, AssertionKeys};
-use postern_common::control::budgets::Budgets;
+use postern_common::control::budgets::{Budgets, Demand};
 use postern_common::control::{Applied, Change, Delivery, Message, link};
+use postern_common::decision::DecisionRecord;
 use postern_common::session::{Peer, Session};
 use postern_common::stream::chain::{Carried, SealError, Sending};
 use postern_common::stream::frame::{self, FrameError, Kind};
@@ -26,20 +28,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// From connecting to a hello that is understood.
 const HELLO_TIME: Duration = Duration::from_secs(5);
-/// How long one frame may take to be taken by the gateway's side.
-const WRITE_TIME: Duration = Duration::from_secs(10);
 /// Without any frame for so long a gateway is gone: it asks for a heartbeat each second.
 const SILENCE: Duration = Duration::from_secs(15);
+/// Tenants, and tokens of one of them, that one ping may tell of.
+const MOST_TENANTS: usize = 10_000;
+const MOST_ASKED: u64 = 1_000_000;
 /// Messages that may go unanswered.
 const UNANSWERED: usize = 4096;
 /// The bound on kept decisions is looked at after so many batches.
 const BATCHES_BETWEEN_TRIMS: u32 = 20;
+/// Batches of decisions that may wait for the database; a gateway sends one after the other.
+const BATCHES_IN_HAND: usize = 2;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +122,7 @@ async fn converse(
         announced: hello.assertions,
         assertions: AssertionKeys::default(),
         answers: BTreeMap::new(),
-        batches: 0,
+        keeping: None,
     };
     let ended = conversation.run(reader).await;
     if let Err(Ended::Refused(why)) = ended {
@@ -150,6 +155,11 @@ async fn refusal(stream: &ControlStream, hello: &Hello) -> Result<Option<Refusal
     Ok((!is_believed).then_some(Refusal::Credential))
 }
 
+/// What a gateway can have been asked for in a second; more is no gateway's word to take.
+fn plausible(demand: Demand) -> Demand {
+    demand.into_iter().take(MOST_TENANTS).map(|(tenant, asked)| (tenant, asked.min(MOST_ASKED))).collect()
+}
+
 /// Tells the gateway why, if it still listens.
 async fn refuse(writer: &mut (impl AsyncWrite + Unpin), why: Refusal) -> Ended {
     if let Ok(body) = frame::body(&why) {
@@ -159,10 +169,7 @@ async fn refuse(writer: &mut (impl AsyncWrite + Unpin), why: Refusal) -> Ended {
 }
 
 async fn put(writer: &mut (impl AsyncWrite + Unpin), kind: Kind, body: &[u8]) -> Result<(), Ended> {
-    match timeout(WRITE_TIME, frame::write(writer, kind, body)).await {
-        Ok(written) => Ok(written?),
-        Err(_elapsed) => Err(Ended::Refused(Refusal::Silent)),
-    }
+    Ok(frame::write(writer, kind, body).await?)
 }
 
 /// Frames as a stream, whose `next` may be cancelled without losing half a frame.
@@ -185,19 +192,45 @@ struct Conversation<'a, Writer> {
     assertions: AssertionKeys,
     /// Who waits for the gateway's answer to a message, by its sequence; and its version.
     answers: BTreeMap<u64, (u64, oneshot::Sender<Applied>)>,
-    batches: u32,
+    /// Takes decisions to whoever writes them down: the database must not hold up a revocation.
+    keeping: Option<mpsc::Sender<Batch>>,
+}
+
+/// Decisions with the number that acknowledges them.
+type Batch = (u64, Vec<DecisionRecord>);
+
+/// Writes decisions down, and tells which are kept; what is not comes again.
+async fn keep(gateways: &Gateways, mut batches: mpsc::Receiver<Batch>, kept: mpsc::Sender<u64>) {
+    let mut since_trim = 0_u32;
+    while let Some((batch, records)) = batches.recv().await {
+        if !gateways.keep(records).await {
+            continue;
+        }
+        if kept.send(batch).await.is_err() {
+            return;
+        }
+        since_trim += 1;
+        if since_trim >= BATCHES_BETWEEN_TRIMS {
+            since_trim = 0;
+            gateways.trim().await;
+        }
+    }
 }
 
 impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
     async fn run(&mut self, reader: impl AsyncRead + Unpin) -> Result<std::convert::Infallible, Ended> {
         let (publisher, mut follower) = link();
-        if let Some(key) = self.announced.take().filter(AssertionKey::is_plausible) {
+        if let Some(key) = self.announced.take().filter(AssertionKey::is_true) {
             publisher.assertions.set_own(key);
         }
-        let _shares = self.stream.gateways.connect_distant(&publisher).await;
+        let _shares = self.stream.gateways.connect_distant(&self.connected.name, &publisher).await;
         self.budgets = publisher.budgets.clone();
         self.assertions = publisher.assertions.clone();
         drop(publisher);
+        let (keeping, batches) = mpsc::channel(BATCHES_IN_HAND);
+        let (acknowledging, mut kept) = mpsc::channel(BATCHES_IN_HAND);
+        self.keeping = Some(keeping);
+        let mut keeper = pin!(keep(&self.stream.gateways, batches, acknowledging));
         let mut frames = pin!(frames(reader));
         let revoked = self.connected.revoked.clone();
         let mut heard = Instant::now();
@@ -205,6 +238,10 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
             tokio::select! {
                 () = revoked.cancelled() => return Err(Ended::Refused(Refusal::Revoked)),
                 () = tokio::time::sleep_until(heard + SILENCE) => return Err(Ended::Refused(Refusal::Silent)),
+                () = &mut keeper => return Err(Ended::Stopped),
+                Some(batch) = kept.recv() => {
+                    put(&mut self.writer, Kind::Kept, &frame::body(&Kept { batch })?).await?;
+                }
                 delivery = follower.deliveries.recv() => {
                     self.deliver(delivery.ok_or(Ended::Stopped)?).await?;
                 }
@@ -249,7 +286,7 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
         match kind {
             Kind::Ping => {
                 let Ping { echo, demand } = frame::parse(body)?;
-                self.budgets.add_demand(&demand);
+                self.budgets.add_demand(&plausible(demand));
                 let carried = Carried { shares: self.budgets.shares(), assertions: self.assertions.all() };
                 let heartbeat = self.sending.heartbeat(echo, carried, clock::now())?;
                 put(&mut self.writer, Kind::Heartbeat, &heartbeat).await
@@ -267,14 +304,9 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
             }
             Kind::Decisions => {
                 let Decisions { batch, records } = frame::parse(body)?;
-                // Not kept: not acknowledged, so the gateway sends them again.
-                if self.stream.gateways.keep(records).await {
-                    put(&mut self.writer, Kind::Kept, &frame::body(&Kept { batch })?).await?;
-                    self.batches += 1;
-                    if self.batches.is_multiple_of(BATCHES_BETWEEN_TRIMS) {
-                        self.stream.gateways.trim().await;
-                    }
-                }
+                // No room: not acknowledged, so the gateway sends them again, not at once.
+                let _ =
+                    self.keeping.as_ref().is_some_and(|keeping| keeping.try_send((batch, records)).is_ok());
                 Ok(())
             }
             Kind::Lines => {
