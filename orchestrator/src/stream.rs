@@ -24,7 +24,8 @@ use postern_common::secret::Secret;
 use postern_common::stream::{Credential, Signer};
 use postern_common::tasks::{Stop, Tasks};
 use rustls::ServerConfig;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,6 +36,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections at the same time, those that have not shown a credential included.
 const CONNECTIONS: usize = 1024;
+/// Connections of one address that have shown no credential yet: strangers take no other's place.
+const GREETINGS: usize = 32;
 /// After a failed accept (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of a gateway's secret: 256 bits, so that it cannot be tried out.
@@ -50,6 +53,8 @@ pub(crate) struct ControlStream {
     authority: Authority,
     tls: Mutex<(Timestamp, Arc<ServerConfig>)>,
     connections: Mutex<Vec<Arc<Connected>>>,
+    /// Connections by address that have shown no credential yet.
+    greeting: Mutex<BTreeMap<IpAddr, usize>>,
 }
 
 /// A gateway that is connected.
@@ -81,7 +86,8 @@ impl ControlStream {
         let signer = Signer::from_seed(seed.reveal()).map_err(|_invalid| AuthorityError::Malformed)?;
         let tls = Mutex::new((now, authority.server(now)?));
         let (signer, connections) = (Arc::new(signer), Mutex::default());
-        Ok(Self { store, keys, gateways, signer, authority, tls, connections })
+        let greeting = Mutex::default();
+        Ok(Self { store, keys, gateways, signer, authority, tls, connections, greeting })
     }
 
     /// Accepts gateways on `listener` until the tasks are stopped.
@@ -98,9 +104,11 @@ impl ControlStream {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 };
+                // Dropped: too many of this address have shown no credential yet.
+                let Some(greeting) = Greeting::of(&self, from.ip()) else { continue };
                 let stream = Arc::clone(&self);
                 group.spawn(async move |stop: Stop| {
-                    connection::serve(&stream, socket, from, stop).await;
+                    connection::serve(&stream, (socket, from), greeting, stop).await;
                     drop(room);
                 });
             }
@@ -183,6 +191,37 @@ impl ControlStream {
     fn leave(&self, connected: &Arc<Connected>) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|it| !Arc::ptr_eq(it, connected));
+    }
+}
+
+/// A connection that has shown no credential yet, counted by its address.
+#[derive(Debug)]
+struct Greeting {
+    stream: Arc<ControlStream>,
+    from: IpAddr,
+}
+
+impl Greeting {
+    fn of(stream: &Arc<ControlStream>, from: IpAddr) -> Option<Self> {
+        let mut greeting = stream.greeting.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = greeting.entry(from).or_insert(0);
+        if *count >= GREETINGS {
+            return None;
+        }
+        *count += 1;
+        Some(Self { stream: Arc::clone(stream), from })
+    }
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        let mut greeting = self.stream.greeting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = greeting.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                greeting.remove(&self.from);
+            }
+        }
     }
 }
 

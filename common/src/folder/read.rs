@@ -67,6 +67,7 @@ pub fn read_for_policies(root: &Path) -> Result<TenantFiles, FolderMistakes> {
 ///
 /// # Errors
 /// As [`read`].
+#[cfg(feature = "watch")]
 pub(super) fn read_denied(root: &Path) -> Result<DeniedFile, FolderMistakes> {
     let (mut reader, path) =
         (Reader { root, is_whole: true, mistakes: Vec::new() }, Path::new("denied.toml"));

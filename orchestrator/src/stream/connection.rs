@@ -7,7 +7,7 @@
 //! One task both reads and writes: the gateway always reads, so a write waits for the network only,
 //! and a gateway that does not read is dropped. It serves from what it has, until its own bound.
 
-use super::{Connected, ControlStream};
+use super::{Connected, ControlStream, Greeting};
 use crate::control::Gateways;
 use futures_util::stream::{Stream, StreamExt as _, unfold};
 use postern_common::clock;
@@ -66,10 +66,15 @@ enum Ended {
 }
 
 /// Serves one connection to its end, and says why it ended.
-pub(super) async fn serve(stream: &ControlStream, socket: TcpStream, from: SocketAddr, stop: Stop) {
+pub(super) async fn serve(
+    stream: &ControlStream,
+    (socket, from): (TcpStream, SocketAddr),
+    greeting: Greeting,
+    stop: Stop,
+) {
     // Revocation should not wait for more to send.
     let _ = socket.set_nodelay(true).is_ok();
-    let ended = match stop.run_until_cancelled(converse(stream, socket, from)).await {
+    let ended = match stop.run_until_cancelled(converse(stream, (socket, from), greeting)).await {
         Some(Err(ended)) => ended,
         Some(Ok(never)) => match never {},
         None => Ended::Stopped,
@@ -83,8 +88,8 @@ pub(super) async fn serve(stream: &ControlStream, socket: TcpStream, from: Socke
 
 async fn converse(
     stream: &ControlStream,
-    socket: TcpStream,
-    from: SocketAddr,
+    (socket, from): (TcpStream, SocketAddr),
+    greeting: Greeting,
 ) -> Result<std::convert::Infallible, Ended> {
     let silent = |_elapsed| Ended::Refused(Refusal::Silent);
     let accepted = timeout(HELLO_TIME, stream.acceptor(clock::now()).accept(socket)).await.map_err(silent)?;
@@ -107,6 +112,7 @@ async fn converse(
     if let Some(refusal) = refusal(stream, &hello).await? {
         return Err(refuse(&mut writer, refusal).await);
     }
+    drop(greeting);
     let to = (hello.name.clone(), hello.nonce);
     let (sending, welcome) = Sending::begin(Arc::clone(&stream.signer), to, hello.wrapping, connected.since)?;
     put(&mut writer, Kind::Welcome, &welcome).await?;

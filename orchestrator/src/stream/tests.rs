@@ -304,6 +304,21 @@ async fn decisions_are_kept_before_they_are_acknowledged() {
 }
 
 #[tokio::test]
+async fn strangers_of_one_address_take_a_bounded_number_of_places() {
+    let world = World::new(State::default()).await;
+    let credential = world.add("edge").await;
+    let follows = world.follow(&credential).await;
+    let mut silent = Vec::new();
+    for _ in 0..GREETINGS {
+        silent.push(TcpStream::connect(world.address).await.expect("is accepted"));
+    }
+    let mut one_more = TcpStream::connect(world.address).await.expect("is accepted");
+    let read = timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut one_more, &mut [0; 1])).await;
+    assert!(matches!(read.expect("in time"), Ok(0) | Err(_)), "and closed at once");
+    drop((silent, follows));
+}
+
+#[tokio::test]
 async fn what_filters_log_elsewhere_reaches_their_authors() {
     let world = World::new(State::default()).await;
     let credential = world.add("edge").await;
