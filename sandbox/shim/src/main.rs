@@ -7,6 +7,7 @@
 //! ```
 
 use postern_shim::folder::RunFolder;
+use postern_shim::inherited;
 use postern_shim::launch::Launch;
 use postern_shim::supervise;
 use std::error::Error;
@@ -15,6 +16,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    inherited::close();
     let mut arguments = std::env::args_os().skip(1);
     let done = match (arguments.next().as_deref().and_then(|verb| verb.to_str()), arguments.next()) {
         (Some("launch"), Some(first)) => launch(std::iter::once(first).chain(arguments)),

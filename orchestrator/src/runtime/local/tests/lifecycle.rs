@@ -20,6 +20,7 @@ on_each_level!(
     pause_stops_it_and_resume_goes_on,
     a_failed_start_says_why_and_leaves_nothing,
     ten_at_once_all_live_and_go,
+    nothing_that_we_have_open_is_open_inside,
 );
 
 /// How long a paused sandbox is listened to.
@@ -180,4 +181,25 @@ async fn ten_at_once_all_live_and_go(bench: &Bench) {
     assert_eq!(bench.runtime.list().await.len(), 10);
     futures_util::future::join_all(made.iter().map(|sandbox| bench.runtime.destroy(&sandbox.id))).await;
     assert_eq!(bench.runtime.list().await, Vec::new());
+}
+
+async fn nothing_that_we_have_open_is_open_inside(bench: &Bench) {
+    // As a shell leaves descriptors to what it starts: not closed on exec.
+    let path = bench.folder().join("open");
+    fs::write(&path, "ours").expect("ours");
+    let flags = rustix::fs::OFlags::RDWR;
+    let open = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).expect("opens");
+    let sandbox = bench.sandbox().await;
+    let shim = shim_of(bench, &sandbox).expect("a shim").as_raw_pid();
+    let name = path.to_str().expect("text");
+    for pid in postern_shim::processes::below(shim).into_iter().chain([shim]) {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            assert_ne!(target, path, "process {pid} has it as {:?}", entry.file_name());
+        }
+    }
+    // The last is the list's own.
+    let inside = sandbox.shell("ls /proc/self/fd").await.stdout;
+    assert_eq!(inside.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"], "{name}");
+    drop(open);
 }
