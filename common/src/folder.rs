@@ -478,6 +478,10 @@ pub struct TemplateFile {
     /// Sandboxes that are kept ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_pool: Option<u32>,
+    /// Commands that run inside before a sandbox counts as running, each by `/bin/sh` and to its end;
+    /// one that fails fails the start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub start: Vec<String>,
     /// Environment of every process inside. No secrets: they are readable inside.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,

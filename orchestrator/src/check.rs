@@ -25,6 +25,9 @@ const MISTAKES: usize = 200;
 const MAX_NAMED: usize = 1000;
 /// Environment that a sandbox is given must not say who it is or where its door is.
 const OWN_VARIABLES: [&str; 3] = ["SANDBOX_ID", "CONVERSATION_ID", "GATEWAY_URL"];
+/// Commands that a template may run at a start, and the length of each.
+const MAX_START_COMMANDS: usize = 16;
+const MAX_START_BYTES: usize = 16 * 1024;
 /// Names and values of a sandbox's environment together; the kernel takes 2 MiB with arguments.
 pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 
@@ -310,6 +313,15 @@ fn check_template(
     for (field, time) in [("ttl", template.ttl), ("idle", template.idle), ("paused", template.paused)] {
         if time.is_some_and(|time| time.is_zero() || time > MAX_TTL) {
             mistakes.add(format!("{at}/{field}"), "expected more than 0 and at most 24h");
+        }
+    }
+    if template.start.len() > MAX_START_COMMANDS {
+        mistakes.add(format!("{at}/start"), format!("at most {MAX_START_COMMANDS} commands"));
+    }
+    for (place, command) in template.start.iter().enumerate() {
+        if command.is_empty() || command.len() > MAX_START_BYTES || command.contains('\0') {
+            let message = format!("expected 1 to {MAX_START_BYTES} bytes without a zero byte");
+            mistakes.add(format!("{at}/start/{place}"), message);
         }
     }
     if template.isolation == Some(Isolation::Kata) {

@@ -83,6 +83,9 @@ pub(crate) enum DriveError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// One of its template's start commands failed: which, and how.
+    #[error("start command {0} {1}")]
+    StartCommand(usize, String),
     /// Its processes did not answer in time.
     #[error("sandbox `{0}` does not answer")]
     Silent(SandboxId),
@@ -118,6 +121,8 @@ pub(crate) struct Wish {
     pub(crate) level: Isolation,
     /// What a repeat of the call is known by.
     pub(crate) key: Option<IdempotencyKey>,
+    /// Commands that run inside before it counts as running.
+    pub(crate) start: Vec<String>,
     /// The warm sandbox that it is to be, under the id of `new`; `None`: it is made.
     pub(crate) claim: Option<Claim>,
 }
@@ -127,6 +132,7 @@ struct Written {
     row: SandboxRow,
     token: Secret<String>,
     warm: Option<(Running, Agent)>,
+    start: Vec<String>,
 }
 
 /// Everything that driving sandboxes takes.
@@ -202,10 +208,10 @@ impl Driver {
             // here is there to be ended.
             let _turn = driver.0.lanes.turn(&of).await;
             match driver.write_down(wish, cause).await {
-                Ok(Written { row, token, warm }) => {
+                Ok(written) => {
                     // Nobody may be waiting any more: it is made all the same, and can be found.
-                    let _ = told.send(Ok((row.clone(), token.clone()))).is_ok();
-                    driver.start((row, token), (level, warm), &shutdown).await;
+                    let _ = told.send(Ok((written.row.clone(), written.token.clone()))).is_ok();
+                    driver.start(written, level, &shutdown).await;
                 }
                 Err(error) => {
                     let is_none = matches!(
@@ -229,7 +235,7 @@ impl Driver {
     }
 
     async fn write_down(&self, wish: Wish, cause: Cause) -> Result<Written, DriveError> {
-        let Wish { new, quotas, level, key, claim } = wish;
+        let Wish { new, quotas, level, key, start, claim } = wish;
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let row =
@@ -259,7 +265,7 @@ impl Driver {
             Ok::<_, DriveError>(self.parts().sessions.open(&row, peer, level, now).await?)
         };
         match opened.await {
-            Ok(token) => Ok(Written { row, token, warm }),
+            Ok(token) => Ok(Written { row, token, warm, start }),
             Err(error) => {
                 log(&row.new.id, &error, "open the session");
                 let cause = Cause::own("its session could not be opened");

@@ -150,6 +150,7 @@ impl From<DriveError> for Refused {
             DriveError::TooMuch(_) => Problem::new(Code::QuotaExceeded, error.to_string())
                 .hint("use a template with a larger `disk`, or remove files in a sandbox made from one"),
             DriveError::Runtime(error) => runtime(&error),
+            DriveError::StartCommand(..) => Problem::new(Code::RuntimeUnavailable, error.to_string()),
             DriveError::Silent(_) => Problem::new(Code::RuntimeUnavailable, error.to_string())
                 .hint("try again; if it stays so, destroy the sandbox"),
             DriveError::Session(SessionError::Ended(_)) => {

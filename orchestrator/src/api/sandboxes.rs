@@ -178,7 +178,7 @@ async fn make(
     if let Some(id) = claim.as_ref().and_then(Claim::sandbox) {
         new = wanted.sandbox(api, call, tenant, (&judged, id.clone()), clock::now())?;
     }
-    let wish = Wish { new, quotas, level, key, claim };
+    let wish = Wish { new, quotas, level, key, start: judged.start(), claim };
     let created = api.driver.create(wish, call.cause(None)?).await;
     drop(written);
     match created {

@@ -1,31 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Making a sandbox: runtime, files, identity, in this order; then it is `running`.
 
-use super::{AGENT_TIME, Cause, DriveError, Driver, keep};
+use super::{AGENT_TIME, Cause, DriveError, Driver, Written, keep};
 use crate::lifecycle::{self, Event};
-use crate::runtime::agent::Identity;
-use crate::runtime::{Agent, Create, Isolation, Running, RuntimeError};
+use crate::runtime::agent::{Event as ProcessEvent, Identity, Process};
+use crate::runtime::{Agent, AgentError, Create, Isolation, Running, RuntimeError};
 use crate::seal::Place;
 use crate::store::{Asked, SandboxRow};
 use postern_common::clock;
 use postern_common::secret::Secret;
 use postern_common::tasks::Stop;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// What a template's start commands may take together; the create call waits no longer for them.
+const COMMANDS_TIME: Duration = Duration::from_secs(30);
+/// What is kept and told of what a failing one wrote last.
+const LAST_WORDS_BYTES: usize = 1024;
+const SHOWN: usize = 400;
 
 impl Driver {
     /// Makes a sandbox whose row and session are there. The caller is in its lane.
-    pub(super) async fn start(
-        &self,
-        (row, token): (SandboxRow, Secret<String>),
-        (level, warm): (Isolation, Option<(Running, Agent)>),
-        shutdown: &Stop,
-    ) {
+    pub(super) async fn start(&self, written: Written, level: Isolation, shutdown: &Stop) {
+        let Written { row, token, warm, start: commands } = written;
         let called_off = self.0.lanes.start(&row.new.id);
         let start = if warm.is_some() { "warm" } else { "cold" };
         let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(
             &row,
             token,
             (level, warm),
+            &commands,
         )));
         let happened = match made.await {
             // Whoever called it off sees to the rest; after a shutdown the next start does.
@@ -53,6 +57,7 @@ impl Driver {
         row: &SandboxRow,
         token: Secret<String>,
         (level, warm): (Isolation, Option<(Running, Agent)>),
+        commands: &[String],
     ) -> Result<Running, DriveError> {
         let (parts, new) = (self.parts(), &row.new);
         // It may have been destroyed since it was written down, by another orchestrator too.
@@ -79,11 +84,13 @@ impl Driver {
                 None => parts.host.connect(&new.id).await?,
             };
             let identified = agent.identify(&identity).await;
-            identified.map_err(|source| RuntimeError::Agent { sandbox: new.id.clone(), source })
+            identified.map_err(|source| RuntimeError::Agent { sandbox: new.id.clone(), source })?;
+            Ok::<_, RuntimeError>(agent)
         };
-        tokio::time::timeout(AGENT_TIME, identified)
+        let agent = tokio::time::timeout(AGENT_TIME, identified)
             .await
             .map_err(|_late| DriveError::Silent(new.id.clone()))??;
+        self.run_first(row, &agent, commands).await?;
         if running.isolation != level
             && let Some(session) = parts.store.session(&new.id).await?
         {
@@ -103,6 +110,30 @@ impl Driver {
         Ok(())
     }
 
+    /// Runs the template's start commands, one after the other, within [`COMMANDS_TIME`] together.
+    async fn run_first(
+        &self,
+        row: &SandboxRow,
+        agent: &Agent,
+        commands: &[String],
+    ) -> Result<(), DriveError> {
+        let all = async {
+            for (place, command) in commands.iter().enumerate() {
+                let failed = |how: String| DriveError::StartCommand(place + 1, how);
+                if let Some(how) = run(agent, command).await.map_err(|error| failed(error.to_string()))? {
+                    return Err(failed(how));
+                }
+            }
+            Ok(())
+        };
+        let late = |_elapsed| {
+            tracing::warn!(sandbox = %row.new.id, "start commands took too long");
+            let how = format!("was not reached, or not done, within {} s", COMMANDS_TIME.as_secs());
+            DriveError::StartCommand(commands.len(), how)
+        };
+        tokio::time::timeout(COMMANDS_TIME, all).await.map_err(late)?
+    }
+
     /// The environment that was sealed when the sandbox was asked for.
     fn environment(&self, row: &SandboxRow) -> std::io::Result<BTreeMap<String, String>> {
         let new = &row.new;
@@ -111,6 +142,35 @@ impl Driver {
         let opened = self.parts().keys.data.open(place, sealed).map_err(std::io::Error::other)?;
         serde_json::from_slice(opened.reveal()).map_err(std::io::Error::other)
     }
+}
+
+/// Runs a command to its end; how it failed, if it did. What it writes is the agent's word: the last
+/// of it is told, bounded and escaped.
+async fn run(agent: &Agent, command: &str) -> Result<Option<String>, AgentError> {
+    let process = Process {
+        command: "/bin/sh".to_owned(),
+        arguments: vec!["-c".to_owned(), command.to_owned()],
+        timeout: Some(COMMANDS_TIME),
+        ..Process::default()
+    };
+    let (mut events, mut last) = (agent.start(&process).await?, VecDeque::new());
+    while let Some(event) = events.next().await? {
+        match event {
+            ProcessEvent::Started { .. } => {}
+            ProcessEvent::Stdout(bytes) | ProcessEvent::Stderr(bytes) => {
+                last.extend(bytes);
+                last.drain(..last.len().saturating_sub(LAST_WORDS_BYTES));
+            }
+            ProcessEvent::Ended { exit_code: 0, .. } => return Ok(None),
+            ProcessEvent::Ended { status, .. } | ProcessEvent::Failed { message: status, .. } => {
+                let words = [status.into_bytes(), b": ".to_vec(), last.into()].concat();
+                let words = String::from_utf8_lossy(&words).trim().to_owned();
+                let words: String = words.chars().flat_map(char::escape_default).take(SHOWN).collect();
+                return Ok(Some(format!("failed: {words}")));
+            }
+        }
+    }
+    Err(AgentError::Malformed)
 }
 
 pub(super) fn machine(row: &SandboxRow, what: &'static str) -> impl FnOnce(std::io::Error) -> RuntimeError {
@@ -124,6 +184,7 @@ fn told(row: &SandboxRow, error: &DriveError) -> String {
     let cause: &dyn std::error::Error = error;
     tracing::error!(sandbox = %row.new.id, error = cause, cause = cause.source(), "a sandbox was not made");
     match error {
+        DriveError::StartCommand(..) => error.to_string(),
         DriveError::Runtime(unavailable @ RuntimeError::IsolationUnavailable { .. }) => {
             unavailable.to_string()
         }

@@ -22,6 +22,7 @@ on_each_level!(
     a_changed_template_replaces_what_was_ready_and_a_removed_one_ends_it,
     the_next_orchestrator_goes_on_with_what_is_ready,
     a_dead_one_is_passed_over_and_replaced,
+    start_commands_run_before_a_sandbox_counts_as_running,
 );
 
 struct Pool {
@@ -269,4 +270,30 @@ async fn a_pool_is_within_what_the_operator_allows() {
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
     until("and one that was made", async || ready() == 3).await;
     bench.close().await;
+}
+
+async fn start_commands_run_before_a_sandbox_counts_as_running(level: Isolation) {
+    let pool = Pool::open(level).await;
+    let start = ["echo $CONVERSATION_ID > /data/scratch/first", "cat /data/scratch/first > ~/second"];
+    for (count, conversation) in [(0, "c1"), (1, "c2")] {
+        pool.put(json!({ "warm_pool": count, "memory": "128MiB", "start": start })).await;
+        pool.full(count).await;
+        let body = json!({ "user_id": "alice", "conversation_id": conversation, "template": "warm" });
+        let made = pool.bench.post("/sandbox?wait=running", body).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+        let said = pool.bench.shell(&made.field("sandbox_id"), "cat ~/second").await;
+        assert_eq!(said, format!("{conversation}\n"), "also of one that was kept ready");
+    }
+    pool.put(json!({ "memory": "128MiB", "start": ["true", "echo no such thing >&2; exit 3"] })).await;
+    let body = json!({ "user_id": "alice", "conversation_id": "c3", "template": "warm" });
+    let failed = pool.bench.post("/sandbox?wait=running", body).await;
+    assert_eq!(
+        (failed.status, failed.code().as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, "runtime-unavailable")
+    );
+    let detail = failed.field("detail");
+    assert!(detail.contains("start command 2 failed: exit status 3: no such thing"), "{detail}");
+    let refused = pool.bench.put("/templates/warm", json!({ "start": ["true", ""] })).await;
+    assert_eq!(refused.json()["errors"][0]["pointer"], "/templates/warm/start/1", "{}", refused.text);
+    pool.bench.close().await;
 }

@@ -249,6 +249,11 @@ impl Judged {
         self.isolation
     }
 
+    /// Commands that run inside first.
+    pub(super) fn start(&self) -> Vec<String> {
+        self.made_of.start.clone()
+    }
+
     /// What is asked of the runtime.
     pub(super) fn asked(&self, caps: &SandboxCaps) -> Asked {
         Asked { isolation: self.isolation, limits: asked::limits(&self.made_of, caps) }
