@@ -32,7 +32,8 @@ part unused cargo shear
 part build scripts/build.sh
 part clippy cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 [[ ${1:-} == lint ]] && { table; exit 0; }
-# Tests of gVisor fail without it, unless POSTERN_ALLOW_SKIP=1 leaves them out.
+# Tests of gVisor and with h2spec fail without them, unless POSTERN_ALLOW_SKIP=1 leaves them out.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part gvisor scripts/gvisor.sh
+[[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part h2spec scripts/h2spec.sh
 part tests cargo test --locked --workspace --quiet
 table

@@ -85,6 +85,12 @@ pub struct BackendFile {
     /// the groups `read` and `write`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub openapi: Option<String>,
+    /// What the backend speaks.
+    #[serde(default, skip_serializing_if = "UpstreamProtocol::is_auto")]
+    pub protocol: UpstreamProtocol,
+    /// Operations that may be asked for a WebSocket; each is a `get`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub websockets: Vec<OperationId>,
     /// Which names carry the caller's identity.
     #[serde(default)]
     pub identity: IdentityFields,
@@ -107,6 +113,25 @@ pub struct BackendFile {
     /// Limits of single operations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub operations: BTreeMap<OperationId, OperationLimits>,
+}
+
+/// The protocol of a backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamProtocol {
+    /// Over TLS what both prefer (ALPN), else HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only; without TLS by prior knowledge.
+    Http2,
+}
+
+impl UpstreamProtocol {
+    const fn is_auto(&self) -> bool {
+        matches!(self, Self::Auto)
+    }
 }
 
 /// Which names carry identity, in headers, query, path, JSON, form and multipart fields alike.

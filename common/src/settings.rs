@@ -15,8 +15,8 @@ mod layers;
 mod values;
 
 pub use values::{
-    KeptTimes, ListenAddress, LogFormatName, SandboxCaps, Storage, StorageKind, TokenSettings,
-    WantedIsolation,
+    ClientCertificates, KeptTimes, ListenAddress, LogFormatName, SandboxCaps, Storage, StorageKind,
+    TokenSettings, WantedIsolation,
 };
 
 use crate::secret::Secret;
@@ -91,6 +91,10 @@ settings! {
     API_ADMIN_LISTEN = "api.admin_listen", "POSTERN_API_ADMIN_LISTEN", Some("127.0.0.1:9090"), open, "health and metrics of the orchestrator";
     GATEWAY_LISTEN = "gateway.listen", "POSTERN_GATEWAY_LISTEN", Some("127.0.0.1:8081"), open, "the gateway's door over TCP";
     GATEWAY_ADMIN_LISTEN = "gateway.admin_listen", "POSTERN_GATEWAY_ADMIN_LISTEN", Some("127.0.0.1:9091"), open, "health and metrics of the gateway";
+    GATEWAY_TLS_CERT = "gateway.tls_cert", "POSTERN_GATEWAY_TLS_CERT", None, open, "certificate of that door, a PEM file; read again when it changes";
+    GATEWAY_TLS_KEY = "gateway.tls_key", "POSTERN_GATEWAY_TLS_KEY", None, open, "its private key, a PEM file";
+    GATEWAY_TLS_CLIENT_CA = "gateway.tls_client_ca", "POSTERN_GATEWAY_TLS_CLIENT_CA", None, open, "authorities of client certificates, a PEM file";
+    GATEWAY_TLS_CLIENTS = "gateway.tls_clients", "POSTERN_GATEWAY_TLS_CLIENTS", Some("required"), open, "whether client certificates are required or optional, where there are authorities";
     UPSTREAMS_ALLOW = "gateway.upstreams.allow", "POSTERN_UPSTREAMS_ALLOW", None, open, "hosts and networks that backends may be at";
     TIMEOUT_CEILING = "gateway.timeout_ceiling", "POSTERN_TIMEOUT_CEILING", Some("10m"), open, "the longest timeout that tenants may set, at most 24h";
     REQUEST_CEILING = "gateway.request_ceiling", "POSTERN_REQUEST_CEILING", Some("4096"), open, "the most requests in flight that tenants may set";

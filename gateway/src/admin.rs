@@ -11,6 +11,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use postern_common::clock;
 use postern_common::telemetry::{EXPOSITION_TYPE, exposition};
 
 /// Answers one request of an operator.
@@ -44,6 +45,9 @@ pub(crate) fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response
             let counters = snapshot.rules().flat_map(|rules| rules.filter_counters());
             gateway.metrics.filters.look(gateway.surroundings.engines.in_flight(), counters);
             gateway.metrics.control_age.set(gateway.freshness.age().as_secs_f64());
+            if let Some(left) = gateway.tls.as_ref().and_then(|tls| tls.expiry(clock::now())) {
+                gateway.metrics.certificates.expire_in(left);
+            }
             let mut response = text(StatusCode::OK, &exposition(&gateway.registered));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));
             response

@@ -110,7 +110,7 @@ pub(crate) async fn admit(
     ended: &CancellationToken,
     rooms: &Rooms,
 ) -> Result<Admitted, Reject> {
-    let Routed { mut call, body } = routed;
+    let Routed { mut call, body, .. } = routed;
     let media = media_type(&mut call)?;
     let room = rooms.enter();
     if body.is_end_stream() {

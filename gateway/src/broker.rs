@@ -10,16 +10,18 @@ use crate::authorize::Granted;
 use crate::body::streamed::StreamedBody;
 use crate::body::{AdmittedBody, BodyFault};
 use crate::echo::Needles;
-use crate::headers::is_tenants;
+use crate::head::Trailers;
+use crate::headers::{announce, clean_request_trailers, is_tenants};
 use crate::identify::Caller;
 use crate::limits::{HeldRoom, roomed};
 use crate::registry::Source;
 use crate::reject::Reject;
 use crate::snapshot::Backend;
+use crate::websocket::Key;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, RANGE};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, RANGE, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body::{Frame, SizeHint};
@@ -128,12 +130,14 @@ fn header_name(declared: Option<&str>) -> Result<HeaderName, BadHeader> {
 pub(crate) struct Sealed {
     backend: Arc<Backend>,
     request: Request<SealedBody>,
+    websocket: Option<Key>,
 }
 
 impl Sealed {
-    /// Opens it for the connection to the backend; nothing else may.
-    pub(crate) fn into_parts(self) -> (Arc<Backend>, Request<SealedBody>) {
-        (self.backend, self.request)
+    /// Opens it for the connection to the backend; nothing else may. The key is there if it asks
+    /// for a WebSocket.
+    pub(crate) fn into_parts(self) -> (Arc<Backend>, Request<SealedBody>, Option<Key>) {
+        (self.backend, self.request, self.websocket)
     }
 }
 
@@ -187,7 +191,11 @@ pub(crate) fn attach(
         let value = credential.value(asserter, &about, clock::now())?;
         request.headers_mut().insert(credential.name.clone(), value);
     }
-    Ok(Sealed { backend: call.backend, request })
+    trailers(request.headers_mut(), &call.trailers, &call.backend);
+    if let Some(key) = &call.websocket {
+        key.ask(request.headers_mut());
+    }
+    Ok(Sealed { backend: call.backend, request, websocket: call.websocket })
 }
 
 /// Says who forwarded what, in place of whatever the sandbox said.
@@ -211,6 +219,16 @@ fn forwarded(headers: &mut HeaderMap, source: &Source, backend: &Backend) {
             headers.insert(name, value);
         }
     }
+}
+
+/// Says what the sandbox said of trailers, to a backend that may hear of them.
+fn trailers(headers: &mut HeaderMap, said: &Trailers, backend: &Backend) {
+    if said.are_taken {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    announce(headers, &said.announced, |names| {
+        clean_request_trailers(names, |folded| !backend.takes_trailer(folded));
+    });
 }
 
 /// Asks for an answer that filters can read: not compressed, not a range of it, which could cut in

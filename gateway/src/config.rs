@@ -10,10 +10,11 @@ use crate::issuer::Issuer;
 use crate::spans::SpanExport;
 use crate::upstream::address::{MistakenRule, UpstreamRules};
 use postern_common::secret::Secret;
-use postern_common::settings::name;
+use postern_common::settings::{ClientCertificates, Settings as ProcessSettings, name};
 use postern_common::token::{SigningKey, Verifier};
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub(crate) const BODY_TIME: Duration = Duration::from_secs(60);
 pub(crate) const STALL_TIME: Duration = Duration::from_secs(60);
 /// The same in the middle of a body that is judged, for which we hold memory.
 pub(crate) const JUDGED_STALL_TIME: Duration = Duration::from_secs(30);
+/// How long a WebSocket may carry nothing (Envoy's `stream_idle_timeout`: 5 min).
+const WEBSOCKET_TIME: Duration = Duration::from_secs(5 * 60);
 /// The pace below which a peer uses that time up (Apache's `mod_reqtimeout`: `MinRate=500`).
 pub(crate) const STALL_BYTES_PER_SECOND: u64 = 500;
 /// How long a request waits until its tenant's others are judged.
@@ -69,6 +72,16 @@ pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
 pub(crate) const POOL_IDLE_TIME: Duration = Duration::from_secs(30);
 /// Idle connections kept for each backend.
 pub(crate) const POOL_IDLE_CONNECTIONS: usize = 64;
+/// What a backend may send on one HTTP/2 stream before we ask for more: what a sandbox that reads
+/// slowly makes us hold.
+pub(crate) const HTTP2_STREAM_WINDOW: u32 = 128 * 1024;
+/// The same for a whole HTTP/2 connection: more than its streams can hold together, so that those
+/// that nobody reads never stop the others (of other tenants, it may be).
+pub(crate) const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024 * 1024;
+/// How often a backend is asked whether it still is there, and how long it has to answer.
+pub(crate) const HTTP2_PING_TIME: Duration = Duration::from_secs(20);
+/// How often certificates are looked at: 100 bytes of digest from some KiB that are in memory.
+const CERTIFICATE_LOOK_TIME: Duration = Duration::from_secs(2);
 /// Connections of one peer: browsers use 6, agents a few dozen.
 pub(crate) const CONNECTIONS_OF_PEER: usize = 256;
 /// Connections of all TCP peers together.
@@ -112,11 +125,58 @@ pub struct Waits {
     pub body: Duration,
     /// In the middle of a streamed body or of an answer.
     pub stall: Duration,
+    /// For anything to go through a WebSocket.
+    pub websocket: Duration,
 }
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { head: HEAD_TIME, idle: IDLE_TIME, body: BODY_TIME, stall: STALL_TIME }
+        Self {
+            head: HEAD_TIME,
+            idle: IDLE_TIME,
+            body: BODY_TIME,
+            stall: STALL_TIME,
+            websocket: WEBSOCKET_TIME,
+        }
+    }
+}
+
+/// TLS of the door over TCP. The files are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate and what leads to its authority, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM.
+    pub key: PathBuf,
+    /// Who may connect; everybody if absent.
+    pub clients: Option<Clients>,
+    /// How often the files are looked at.
+    pub look_every: Duration,
+}
+
+/// Certificates of those who connect. They let in and say nothing of who a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clients {
+    /// The authorities that sign them, in PEM.
+    pub authorities: PathBuf,
+    /// Whether nobody is let in without one.
+    pub are_required: bool,
+}
+
+impl Tls {
+    /// What the process's settings say of it; `None` if the door speaks no TLS.
+    #[must_use]
+    pub fn of(settings: &ProcessSettings) -> Option<Self> {
+        let clients = settings.path(name::GATEWAY_TLS_CLIENT_CA).map(|authorities| Clients {
+            authorities,
+            are_required: settings.client_certificates() == ClientCertificates::Required,
+        });
+        Some(Self {
+            certificate: settings.path(name::GATEWAY_TLS_CERT)?,
+            key: settings.path(name::GATEWAY_TLS_KEY)?,
+            clients,
+            look_every: CERTIFICATE_LOOK_TIME,
+        })
     }
 }
 
@@ -125,6 +185,8 @@ impl Default for Waits {
 pub struct Settings {
     /// Where sandboxes connect by TCP; none where each has a unix socket.
     pub tcp: Option<SocketAddr>,
+    /// TLS there; none for plain HTTP.
+    pub tls: Option<Tls>,
     /// Where `/healthz`, `/readyz` and `/metrics` are; none to have no such listener.
     pub admin: Option<SocketAddr>,
     /// Keys whose session tokens are believed: the one that signs, then replaced ones.
@@ -160,6 +222,7 @@ impl Settings {
     pub fn new(token_keys: Vec<SigningKey>, upstreams: UpstreamRules) -> Self {
         Self {
             tcp: None,
+            tls: None,
             admin: None,
             token_keys,
             issuer: None,
@@ -232,6 +295,7 @@ pub enum ConfigMistake {
 #[derive(Debug)]
 pub struct Config {
     pub(crate) tcp: Option<SocketAddr>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) trust: Trust,
     pub(crate) access_log: Option<AccessLog>,
@@ -274,6 +338,7 @@ impl Config {
         }
         Ok(Self {
             tcp: settings.tcp,
+            tls: settings.tls,
             admin: settings.admin,
             trust: match settings.issuer {
                 Some(issuer) => Trust::Issuer(Arc::new(issuer)),

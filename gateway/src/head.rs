@@ -9,10 +9,11 @@
 
 use crate::headers;
 use crate::reject::Reject;
+use crate::websocket::{self, Asked};
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use postern_openapi::{Method as KnownMethod, Query, RequestPath};
 
@@ -28,6 +29,18 @@ pub(crate) struct Parsed {
     /// Cleaned: what ends at the gateway is gone.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Incoming,
+    pub(crate) trailers: Trailers,
+    /// The WebSocket that it asks for.
+    pub(crate) websocket: Option<Asked>,
+}
+
+/// What a request says of trailers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trailers {
+    /// It takes those of an answer.
+    pub(crate) are_taken: bool,
+    /// Names of its own.
+    pub(crate) announced: Vec<HeaderName>,
 }
 
 /// Headers of which a request has at most one. A second `Authorization` has a code of its own,
@@ -39,22 +52,24 @@ const SINGLE: [HeaderName; 6] =
 ///
 /// # Errors
 /// [`Reject::Malformed`] says what can be read in two ways; [`Reject::Upgrade`] for CONNECT and
-/// for every upgrade.
-pub(crate) fn parse(request: Request<Incoming>) -> Result<Parsed, Reject> {
+/// for every upgrade but to a WebSocket.
+pub(crate) fn parse(mut request: Request<Incoming>) -> Result<Parsed, Reject> {
+    let websocket = websocket::asked(&mut request)?;
     let (mut head, body) = request.into_parts();
-    if head.method == Method::CONNECT || head.headers.contains_key(UPGRADE) {
-        return Err(Reject::Upgrade);
-    }
     check_target(&head)?;
     check_headers(&head.headers)?;
     let malformed = |refusal: &dyn std::fmt::Display| Reject::Malformed(refusal.to_string());
     let path = RequestPath::parse(head.uri.path()).map_err(|refusal| malformed(&refusal))?;
     let query = Query::parse(head.uri.query().unwrap_or_default()).map_err(|refusal| malformed(&refusal))?;
     let authorization = head.headers.get_all(AUTHORIZATION).iter().cloned().collect();
+    let trailers = Trailers {
+        are_taken: headers::takes_trailers(&head.headers),
+        announced: headers::announced(&head.headers),
+    };
     // Once, before any stage reads a header: what is judged is what goes on.
     headers::clean_request(&mut head.headers);
     let method = KnownMethod::parse(head.method.as_str());
-    Ok(Parsed { method, path, query, authorization, headers: head.headers, body })
+    Ok(Parsed { method, path, query, authorization, headers: head.headers, body, trailers, websocket })
 }
 
 /// HTTP/1.1 in origin form with one `Host`, or HTTP/2 with an authority.

@@ -5,7 +5,9 @@
 //! change its meaning behind us (method overrides, rewritten URLs) and what authenticates it to
 //! us. Cookies are dropped both ways: a backend knows the caller by what we write.
 
-use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
+use http::header::{
+    CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+};
 
 /// Names without case, `-`, `_` and other punctuation, and with look-alike letters as what they
 /// look like: many backends fold names in such ways, so `X_User-Id` must be `x-user-id` to us.
@@ -25,7 +27,7 @@ pub(crate) fn folded(name: &str) -> String {
 
 /// Headers that belong to one connection or frame a message (RFC 9110 §7.6.1, RFC 9112 §6), folded:
 /// nobody's but ours to write.
-const FRAMING: [&str; 11] = [
+const FRAMING: [&str; 14] = [
     "connection",
     "keepalive",
     "proxyconnection",
@@ -37,6 +39,9 @@ const FRAMING: [&str; 11] = [
     "contentlength",
     "expect",
     "host",
+    "secwebsocketkey",
+    "secwebsocketversion",
+    "secwebsocketaccept",
 ];
 
 /// Other headers that end at the gateway, folded.
@@ -84,9 +89,9 @@ const READ_HERE: [&str; 6] =
 /// Headers of which a server behind us may fold another spelling into the one that we judge by.
 const SPELT_ONE_WAY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 
-/// Headers with which HTTP itself negotiates and compares, and those of W3C's trace context, folded:
+/// Headers with which HTTP and WebSockets negotiate and compare, and those of W3C's trace context, folded:
 /// no operation needs to declare them. The type of a body is among them, as it is declared elsewhere.
-const ORDINARY: [&str; 22] = [
+const ORDINARY: [&str; 24] = [
     "accept",
     "acceptcharset",
     "acceptencoding",
@@ -106,13 +111,15 @@ const ORDINARY: [&str; 22] = [
     "pragma",
     "prefer",
     "range",
+    "secwebsocketextensions",
+    "secwebsocketprotocol",
     "traceparent",
     "tracestate",
     "useragent",
 ];
 
 /// Headers of a response that end at the gateway, folded.
-const DROPPED_FROM_RESPONSES: [&str; 14] = [
+const DROPPED_FROM_RESPONSES: [&str; 17] = [
     "connection",
     "keepalive",
     "proxyconnection",
@@ -127,6 +134,9 @@ const DROPPED_FROM_RESPONSES: [&str; 14] = [
     "altsvc",
     "via",
     "xrequestid",
+    "secwebsocketkey",
+    "secwebsocketversion",
+    "secwebsocketaccept",
 ];
 
 fn is_dropped(folded: &str) -> bool {
@@ -202,10 +212,66 @@ pub(crate) fn clean_response(headers: &mut HeaderMap, is_identity: impl Fn(&str)
     });
 }
 
+/// Headers that mean nothing, or something else, at the end of a message (RFC 9110 §6.5.1), folded,
+/// besides those that frame it or are HTTP's own.
+const NEVER_TRAILERS: [&str; 8] = [
+    "age",
+    "contentlocation",
+    "contentrange",
+    "expires",
+    "location",
+    "retryafter",
+    "vary",
+    "wwwauthenticate",
+];
+
+fn is_trailer(folded: &str) -> bool {
+    !is_ordinary(folded) && !FRAMING.contains(&folded) && !NEVER_TRAILERS.contains(&folded)
+}
+
+/// Removes what may not follow a request's body; `is_refused` knows the names that no header may
+/// have there either.
+pub(crate) fn clean_request_trailers(trailers: &mut HeaderMap, is_refused: impl Fn(&str) -> bool) {
+    retain(trailers, |_, name| is_trailer(name) && !is_dropped(name) && !is_refused(name));
+}
+
+/// Removes what may not follow an answer's body; `is_identity` knows the names that carry identity.
+pub(crate) fn clean_response_trailers(trailers: &mut HeaderMap, is_identity: impl Fn(&str) -> bool) {
+    clean_response(trailers, is_identity);
+    retain(trailers, |_, name| is_trailer(name));
+}
+
+/// The names that `Trailer` announces.
+pub(crate) fn announced(headers: &HeaderMap) -> Vec<HeaderName> {
+    let lines = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse().ok()).collect()
+}
+
+/// Announces trailers, of those that pass.
+pub(crate) fn announce(headers: &mut HeaderMap, names: &[HeaderName], passes: impl Fn(&mut HeaderMap)) {
+    if names.is_empty() {
+        return;
+    }
+    let empty = HeaderValue::from_static("");
+    let mut trailers: HeaderMap = names.iter().map(|name| (name.clone(), empty.clone())).collect();
+    passes(&mut trailers);
+    let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+    if let Ok(value) = HeaderValue::from_str(&names.join(", "))
+        && !names.is_empty()
+    {
+        headers.insert(TRAILER, value);
+    }
+}
+
+/// Whether the client takes trailers (RFC 9110 §10.1.4).
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn headers(names: &[&'static str]) -> HeaderMap {
         names.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1"))).collect()

@@ -39,11 +39,14 @@ pub mod stream;
 mod trace;
 mod upstream;
 mod validate;
+mod websocket;
 
 pub use access::AccessLog;
 pub use config::{
-    CONCURRENT_CEILING, Ceilings, Config, ConfigMistake, DRAIN, STALENESS, Settings, TIMEOUT_CEILING, Waits,
+    CONCURRENT_CEILING, Ceilings, Clients, Config, ConfigMistake, DRAIN, STALENESS, Settings,
+    TIMEOUT_CEILING, Tls, Waits,
 };
+pub use listener::TlsFilesUnusable;
 pub use spans::{SpanExport, SpanExportError};
 pub use upstream::TlsUnusable;
 pub use upstream::address::{MistakenRule, RefusedAddress, UpstreamRules};
@@ -96,6 +99,8 @@ pub struct Gateway {
     /// Memory for judged bodies of all sessions.
     bodies: Arc<Room>,
     drain: Duration,
+    /// TLS of the door over TCP.
+    tls: Option<Arc<listener::Tls>>,
 }
 
 /// Why a gateway could not start.
@@ -122,6 +127,9 @@ pub enum StartError {
     /// The issuer's keys.
     #[error(transparent)]
     Keys(#[from] issuer::KeepKeysError),
+    /// The door's own certificate.
+    #[error("the gateway's door cannot speak TLS: {0}")]
+    Door(#[from] TlsFilesUnusable),
     /// The engine that runs filters.
     #[error("the filter engine could not be made: {0}")]
     Filters(String),
@@ -190,6 +198,10 @@ impl Gateway {
     /// # Errors
     /// [`StartError`] if a listener cannot be opened.
     pub async fn start(config: Config, follower: Follower, tasks: &Tasks) -> Result<Running, StartError> {
+        let tls = match config.tls {
+            None => None,
+            Some(files) => Some(listener::Tls::open(files).await?),
+        };
         let tcp = listen(config.tcp).await?;
         let admin = listen(config.admin).await?;
         let audit = Audit { fails_closed: config.fails_closed, ..Audit::default() };
@@ -220,7 +232,7 @@ impl Gateway {
                 budgets: follower.budgets,
                 echoed: metrics.echoed.clone(),
             },
-            upstream: Upstream::new(config.upstreams, config.extra_authorities, tasks)?,
+            upstream: Upstream::new(&config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness, follower.presence),
             decisions: follower.decisions,
             metrics,
@@ -233,6 +245,7 @@ impl Gateway {
             tasks: tasks.clone(),
             bodies: Arc::new(Room::new(config::BODY_ROOM)),
             drain: config.drain,
+            tls,
         });
         gateway.work((follower.deliveries, follower.link), tcp, admin);
         let [tcp, admin] = own;
@@ -249,6 +262,10 @@ impl Gateway {
         let (following, sweeping) = (Arc::clone(self), Arc::clone(self));
         self.tasks.spawn(move |stop| control::follow(following, deliveries, link, stop));
         self.tasks.spawn(move |stop| control::sweep(sweeping, stop));
+        if let Some(tls) = self.tls.clone() {
+            let metrics = self.metrics.certificates.clone();
+            self.tasks.spawn(move |stop| tls.follow(metrics, stop));
+        }
         if let Some(listener) = tcp {
             let served = Arc::clone(self);
             self.tasks.spawn(move |stop| listener::accept_tcp(served, listener, stop));

@@ -1,36 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Accepts connections: each sandbox's own unix socket, TCP, and the operators' listener.
+//! Accepts connections: each sandbox's own unix socket, TCP (by TLS where there is a certificate),
+//! and the operators' listener.
 //!
 //! HTTP/1.1 and HTTP/2 (prior knowledge) with every bound set: size and number of headers, time
 //! for a head, connections of one peer and in all, streams and resets. When the gateway stops,
 //! listeners close at once, requests in flight get their drain time, then connections break off.
 
 mod connections;
+mod tls;
 
 use crate::config::{
     CONNECTIONS, CONNECTIONS_OF_PEER, HEADER_BYTES, HEADER_COUNT, PENDING_RESETS, STREAMS, Waits,
 };
 use crate::pace::connection::PacedConnection;
 use crate::registry::Source;
-use crate::{Gateway, admin, request};
+use crate::{Gateway, admin, request, websocket};
 use bytes::Bytes;
-use connections::{Activity, Connections, Entered, Tracked};
+pub(crate) use connections::InFlight;
+use connections::{Activity, Connections, Counted, Entered, Tracked};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulConnection;
 use postern_common::problem::Code;
 use postern_common::tasks::{Stop, Tasks};
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
+pub(crate) use tls::Tls;
+pub use tls::TlsFilesUnusable;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +91,7 @@ fn server(terms: &Terms) -> Builder<OwnedExecutor> {
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_header_list_size(header_bytes)
+        .enable_connect_protocol()
         .keep_alive_interval(terms.waits.head)
         .keep_alive_timeout(terms.waits.head);
     builder
@@ -118,13 +126,21 @@ impl Unreadable {
     }
 }
 
-/// Serves one connection until it ends, has had nothing in flight for a while, must make room for
-/// another, or the gateway has stopped and its drain time is over.
-///
-/// Tells what the peer sent that is no request, if that ended it: hyper has answered it by itself.
+/// What a peer may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    /// HTTP/1.1 or HTTP/2, as its first bytes say.
+    Either,
+    /// HTTP/2, as it has said already (ALPN).
+    Http2,
+}
+
+/// Serves one connection; tells what the peer sent that is no request, if that ended it: hyper has
+/// answered it by itself.
 async fn serve<Io, Answer, Answered, Body>(
     terms: &Terms,
     io: Io,
+    speaks: Speaks,
     activity: &Arc<Activity>,
     answer: Answer,
 ) -> Option<Unreadable>
@@ -136,12 +152,29 @@ where
     Body::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let counting = Arc::clone(activity);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if websocket::is_asked_for(&request) {
+            // It outlives its answer.
+            request.extensions_mut().insert(Arc::new(counting.begin()));
+        }
         let (in_flight, answered) = (counting.begin(), answer(request));
         async move { Ok::<_, Infallible>(answered.await.map(|body| Tracked::new(body, in_flight))) }
     });
     let server = server(terms);
-    let mut connection = pin!(server.serve_connection(io, service));
+    match speaks {
+        Speaks::Either => attend(terms, activity, server.serve_connection_with_upgrades(io, service)).await,
+        // HTTP/2 needs no more for upgrades, which are streams there.
+        Speaks::Http2 => attend(terms, activity, server.http2_only().serve_connection(io, service)).await,
+    }
+}
+
+/// Attends to a connection until it ends, has had nothing in flight for a while, must make room for
+/// another, or the gateway has stopped and its drain time is over.
+async fn attend<Served>(terms: &Terms, activity: &Activity, connection: Served) -> Option<Unreadable>
+where
+    Served: GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut connection = pin!(connection);
     let stop = terms.tasks.stop_token();
     tokio::select! {
         // Other errors of one connection are its peer's; requests were logged by themselves.
@@ -156,9 +189,17 @@ where
     ended.ok().and_then(Result::err).and_then(|error| Unreadable::of(&*error))
 }
 
-async fn serve_sandbox<Io>(gateway: Arc<Gateway>, io: Io, source: Source, activity: &Arc<Activity>)
-where
+/// Serves a sandbox's connection, which keeps its place until it is closed, whatever it becomes.
+async fn serve_sandbox<Io, Place>(
+    gateway: Arc<Gateway>,
+    io: Io,
+    speaks: Speaks,
+    source: Source,
+    place: Place,
+    activity: &Arc<Activity>,
+) where
     Io: Read + Write + Unpin + Send + 'static,
+    Place: Unpin + Send + 'static,
 {
     let terms = Terms::of(&gateway);
     let counting = Arc::clone(&gateway);
@@ -166,8 +207,8 @@ where
         let (gateway, source) = (Arc::clone(&gateway), source.clone());
         async move { Box::pin(request::handle(&gateway, &source, incoming)).await }
     };
-    let io = PacedConnection::new(io, terms.waits.stall);
-    if let Some(unreadable) = serve(&terms, io, activity, answer).await {
+    let io = PacedConnection::new(io, terms.waits.stall, place);
+    if let Some(unreadable) = serve(&terms, io, speaks, activity, answer).await {
         counting.metrics.refusal(unreadable.code());
     }
 }
@@ -234,8 +275,8 @@ pub(crate) async fn accept_sandbox(
         };
         let (served, source) = (Arc::clone(&gateway), Source::Socket(Arc::clone(&path)));
         gateway.tasks.spawn(move |_stop| async move {
-            serve_sandbox(served, TokioIo::new(stream), source, &Arc::default()).await;
-            drop(permit);
+            serve_sandbox(served, TokioIo::new(stream), Speaks::Either, source, permit, &Arc::default())
+                .await;
         });
     }
     drop(listener);
@@ -268,10 +309,31 @@ pub(crate) async fn accept_tcp(gateway: Arc<Gateway>, listener: TcpListener, sto
         drop(stream.set_nodelay(true));
         let served = Arc::clone(&gateway);
         gateway.tasks.spawn(move |_stop| async move {
-            let source = Source::Address(address);
-            serve_sandbox(served, TokioIo::new(stream), source, &counted.activity).await;
-            drop(counted);
+            serve_address(served, stream, address, counted).await;
         });
+    }
+}
+
+/// Serves one TCP peer, by TLS if that is spoken here.
+async fn serve_address(gateway: Arc<Gateway>, stream: TcpStream, address: IpAddr, counted: Counted) {
+    let (source, activity) = (Source::Address(address), Arc::clone(&counted.activity));
+    let Some(tls) = gateway.tls.clone() else {
+        let io = TokioIo::new(stream);
+        return serve_sandbox(gateway, io, Speaks::Either, source, counted, &activity).await;
+    };
+    let stop = gateway.tasks.stop_token();
+    let shaken = tokio::select! {
+        shaken = tls.accept(stream, gateway.surroundings.waits.head) => shaken,
+        () = activity.evicted.cancelled() => return,
+        () = stop.cancelled() => return,
+    };
+    match shaken {
+        Some(stream) => {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+            let speaks = if is_http2 { Speaks::Http2 } else { Speaks::Either };
+            serve_sandbox(gateway, TokioIo::new(stream), speaks, source, counted, &activity).await;
+        }
+        None => gateway.metrics.connection_dropped("handshake"),
     }
 }
 
@@ -294,9 +356,8 @@ pub(crate) async fn accept_admin(gateway: Arc<Gateway>, listener: TcpListener, s
             let terms = Terms::of(&served);
             let answer =
                 move |incoming: Request<Incoming>| std::future::ready(admin::answer(&served, &incoming));
-            let connection = PacedConnection::new(TokioIo::new(stream), terms.waits.stall);
-            serve(&terms, connection, &Arc::default(), answer).await;
-            drop(permit);
+            let connection = PacedConnection::new(TokioIo::new(stream), terms.waits.stall, permit);
+            serve(&terms, connection, Speaks::Either, &Arc::default(), answer).await;
         });
     }
 }

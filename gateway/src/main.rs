@@ -17,7 +17,7 @@ use postern_common::settings::{Settings, Sources, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use postern_gateway::alone::{self, Alone};
-use postern_gateway::{Config, Gateway, Settings as GatewaySettings, UpstreamRules, stream};
+use postern_gateway::{Config, Gateway, Settings as GatewaySettings, Tls, UpstreamRules, stream};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -183,6 +183,7 @@ fn gateway_settings(settings: &Settings, upstreams: UpstreamRules) -> anyhow::Re
     let mut gateway = GatewaySettings::new(keys, upstreams);
     let address = |setting| settings.address(setting).map_err(|mistake| anyhow!(mistake));
     gateway.tcp = address(name::GATEWAY_LISTEN)?;
+    gateway.tls = Tls::of(settings);
     gateway.admin = address(name::GATEWAY_ADMIN_LISTEN)?;
     gateway.staleness = settings.staleness();
     gateway.fails_closed = settings.flag(name::GATEWAY_FAIL_CLOSED);

@@ -97,6 +97,71 @@ struct CounterLabels {
     counter: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabel {
+    certificate: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabel {
+    result: &'static str,
+}
+
+/// What is told of the gateway's own certificate, if it has one. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CertificateMetrics {
+    expiry: Family<CertificateLabel, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    reloads: Family<ReloadLabel, Counter>,
+}
+
+impl CertificateMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "cert_expiry_seconds",
+            "How long a certificate is good for from now on",
+            metrics.expiry.clone(),
+        );
+        registry.register("cert_reloads", "Certificates that were read again", metrics.reloads.clone());
+        metrics
+    }
+
+    pub(crate) fn expire_in(&self, seconds: f64) {
+        self.expiry.get_or_create(&CertificateLabel { certificate: "gateway" }).set(seconds);
+    }
+
+    /// How reading it again ended: `ok` or `refused`.
+    pub(crate) fn reloaded(&self, result: &'static str) {
+        self.reloads.get_or_create(&ReloadLabel { result }).inc();
+    }
+}
+
+/// What is counted of WebSockets. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WebSocketMetrics {
+    pub(crate) open: Gauge,
+    pub(crate) from_sandboxes: Counter,
+    pub(crate) to_sandboxes: Counter,
+}
+
+impl WebSocketMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("gateway_websockets", "WebSockets that are open", metrics.open.clone());
+        registry.register(
+            "gateway_websocket_received_bytes",
+            "Bytes that came from sandboxes by WebSocket",
+            metrics.from_sandboxes.clone(),
+        );
+        registry.register(
+            "gateway_websocket_sent_bytes",
+            "Bytes that went to sandboxes by WebSocket",
+            metrics.to_sandboxes.clone(),
+        );
+        metrics
+    }
+}
+
 /// What is counted and measured of filters. Clones are the same.
 #[derive(Debug, Clone)]
 pub(crate) struct FilterMetrics {
@@ -173,6 +238,8 @@ pub(crate) struct Metrics {
     shadow: Family<ShadowLabels, Counter>,
     shadow_names: Mutex<HashSet<String>>,
     pub(crate) filters: FilterMetrics,
+    pub(crate) websockets: WebSocketMetrics,
+    pub(crate) certificates: CertificateMetrics,
     connections_dropped: Family<DropLabel, Counter>,
     pub(crate) access_dropped: Counter,
     pub(crate) spans_dropped: Counter,
@@ -210,6 +277,8 @@ impl Metrics {
             shadow: Family::default(),
             shadow_names: Mutex::default(),
             filters: FilterMetrics::register(registry),
+            websockets: WebSocketMetrics::register(registry),
+            certificates: CertificateMetrics::register(registry),
             connections_dropped: Family::default(),
             access_dropped: Counter::default(),
             spans_dropped: Counter::default(),
@@ -243,7 +312,7 @@ impl Metrics {
         );
         registry.register(
             "gateway_connections_dropped",
-            "Connections that were closed because too many were open",
+            "Connections that ended before they were served: too many were open, or no TLS came of them",
             metrics.connections_dropped.clone(),
         );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("part", "gateway")]);
@@ -298,7 +367,8 @@ impl Metrics {
         "other".to_owned()
     }
 
-    /// A connection that had to go, or could not come: `evicted` or `refused`.
+    /// A connection that had to go, could not come, or shook no hands: `evicted`, `refused` or
+    /// `handshake`.
     pub(crate) fn connection_dropped(&self, how: &'static str) {
         self.connections_dropped.get_or_create(&DropLabel { how }).inc();
     }

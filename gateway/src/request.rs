@@ -10,7 +10,9 @@ use crate::registry::Source;
 use crate::reject::Reject;
 use crate::response::{self, Body};
 use crate::snapshot::TenantRules;
-use crate::{Gateway, body, broker, head, identify, identity, limits, meaning, route, trace, validate};
+use crate::{
+    Gateway, body, broker, head, identify, identity, limits, meaning, route, trace, validate, websocket,
+};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use postern_common::clock;
@@ -60,7 +62,8 @@ async fn forward(
     draft.rules(&rules);
     let budget = rules.budget(&caller, draft.begun);
     limits::spend(&budget, draft.begun)?;
-    let routed = route::find(&rules, &caller, request)?;
+    let mut routed = route::find(&rules, &caller, request)?;
+    let asked = routed.websocket.take();
     draft.call(&routed.call);
     let backend = routed.call.backend.clone();
     limits::spend_operation(&budget, routed.call.operation.limiter.as_deref(), draft.begun)?;
@@ -80,8 +83,10 @@ async fn forward(
     let answer = gateway.upstream.send(sealed, permit, &caller.session.ended).await?;
     draft.upstream(answer.head.status.as_u16(), answer.took);
     draft.stage("upstream");
-    let answer = filters::on_response(gateway, &caller, &rooms, answering, answer, draft).await?;
-    Ok(response::pass_on(answer, draft.request_id(), &budget))
+    let mut answer = filters::on_response(gateway, &caller, &rooms, answering, answer, draft).await?;
+    let opened = answer.opened.take();
+    let response = response::pass_on(answer, draft.request_id(), &budget);
+    Ok(websocket::join(gateway, &caller, asked.zip(opened), response))
 }
 
 /// Judges in the tenant's turn, so that no tenant's judging takes all workers, and off the workers

@@ -5,11 +5,12 @@
 //! The body holds the request's permit until its last byte, and breaks off when the session ends.
 
 use crate::broker::REQUEST_ID;
-use crate::echo::{EchoGuard, Needles};
+use crate::echo::EchoGuard;
 use crate::filters::FilteredBody;
-use crate::headers::clean_response;
+use crate::headers::{announce, announced, clean_response, clean_response_trailers};
 use crate::limits::{Budget, Permit};
 use crate::snapshot::Backend;
+use crate::websocket::Opened;
 use bytes::Bytes;
 use http::header::LOCATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, response::Parts};
@@ -32,6 +33,8 @@ pub(crate) struct Answer {
     pub(crate) backend: Arc<Backend>,
     /// Until the head was there.
     pub(crate) took: Duration,
+    /// The backend's side of a WebSocket that was asked for.
+    pub(crate) opened: Option<Opened>,
 }
 
 /// A response body that could not be passed on whole. The connection to the sandbox breaks off,
@@ -49,9 +52,11 @@ pub(crate) enum BrokenOff {
 /// The body of a backend's answer on its way.
 pub(crate) struct BackendBody {
     incoming: Incoming,
+    backend: Arc<Backend>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Covers the backend's credential where it is echoed.
     guard: Option<EchoGuard>,
+    trailers: Option<HeaderMap>,
     _permit: Permit,
 }
 
@@ -64,19 +69,35 @@ impl std::fmt::Debug for BackendBody {
 impl BackendBody {
     pub(crate) fn new(
         incoming: Incoming,
+        backend: Arc<Backend>,
         permit: Permit,
         ended: &CancellationToken,
-        needles: Option<Arc<Needles>>,
     ) -> Self {
+        let ended = Box::pin(ended.clone().cancelled_owned());
         let has_length = http_body::Body::size_hint(&incoming).exact().is_some();
-        let guard = needles.map(|needles| EchoGuard::new(needles, has_length));
-        Self { incoming, ended: Box::pin(ended.clone().cancelled_owned()), guard, _permit: permit }
+        let guard = backend.needles().map(|needles| EchoGuard::new(needles, has_length));
+        Self { incoming, backend, ended, guard, trailers: None, _permit: permit }
     }
 
     /// What is passed on of the next bytes, if anything is yet.
     fn guarded(&mut self, bytes: Bytes) -> Option<Bytes> {
         let Some(guard) = &mut self.guard else { return Some(bytes) };
         Some(guard.pass(bytes)).filter(|passed| !passed.is_empty())
+    }
+
+    /// What is left of the bytes, before trailers or at the end.
+    fn rest(&mut self) -> Option<Bytes> {
+        self.guard.as_mut().and_then(EchoGuard::rest)
+    }
+
+    /// Keeps trailers, cleaned as the head is, until the last byte is passed on.
+    fn keep(&mut self, trailers: Frame<Bytes>) {
+        let Ok(mut trailers) = trailers.into_trailers() else { return };
+        clean_response_trailers(&mut trailers, |folded| self.backend.identity.has_folded(folded));
+        if let Some(needles) = self.backend.needles() {
+            needles.clean(&mut trailers);
+        }
+        self.trailers = Some(trailers);
     }
 }
 
@@ -130,18 +151,23 @@ impl http_body::Body for Body {
             return Poll::Ready(Some(Err(BrokenOff::SessionEnded)));
         }
         loop {
-            return match ready!(Pin::new(&mut body.incoming).poll_frame(context)) {
-                None => {
-                    let rest = body.guard.as_mut().and_then(EchoGuard::rest);
-                    Poll::Ready(rest.map(|rest| Ok(Frame::data(rest))))
-                }
-                Some(Err(error)) => Poll::Ready(Some(Err(BrokenOff::Backend(error)))),
-                Some(Ok(frame)) => match frame.into_data().map(|bytes| body.guarded(bytes)) {
-                    Ok(Some(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                    // Nothing yet; or trailers, which are not passed on: no stage has cleaned them.
-                    Ok(None) | Err(_) => continue,
+            if let Some(trailers) = body.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            let passed = match ready!(Pin::new(&mut body.incoming).poll_frame(context)) {
+                None => return Poll::Ready(body.rest().map(|rest| Ok(Frame::data(rest)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(BrokenOff::Backend(error)))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => body.guarded(bytes),
+                    Err(trailers) => {
+                        body.keep(trailers);
+                        body.rest()
+                    }
                 },
             };
+            if let Some(bytes) = passed {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
         }
     }
 
@@ -149,7 +175,9 @@ impl http_body::Body for Body {
         match self {
             Self::Own(bytes) => bytes.is_empty(),
             Self::Backend(body) => {
-                body.incoming.is_end_stream() && body.guard.as_ref().is_none_or(EchoGuard::is_empty)
+                body.incoming.is_end_stream()
+                    && body.trailers.is_none()
+                    && body.guard.as_ref().is_none_or(EchoGuard::is_empty)
             }
             Self::Joined { begun, rest } => begun.is_empty() && rest.is_end_stream(),
             Self::Filtered(_) => false,
@@ -168,7 +196,12 @@ impl http_body::Body for Body {
 /// Makes the answer to the sandbox.
 pub(crate) fn pass_on(answer: Answer, request_id: &RequestId, budget: &Budget) -> Response<Body> {
     let Answer { mut head, body, backend, .. } = answer;
-    clean_response(&mut head.headers, |folded| backend.identity.has_folded(folded));
+    let is_identity = |folded: &str| backend.identity.has_folded(folded);
+    let trailers = announced(&head.headers);
+    clean_response(&mut head.headers, is_identity);
+    if matches!(body, Body::Backend(_)) {
+        announce(&mut head.headers, &trailers, |names| clean_response_trailers(names, is_identity));
+    }
     relocate(&mut head.headers, &backend);
     mark(&mut head.headers, request_id);
     let (left, quota) = budget.session_level(Instant::now());

@@ -4,11 +4,12 @@
 //! A first segment that is a backend's name always means that backend; else the tenant's default
 //! or only backend is meant. What a path means does not depend on what the caller may do.
 
-use crate::head::Parsed;
+use crate::head::{Parsed, Trailers};
 use crate::identify::Caller;
 use crate::limits::HeldRoom;
 use crate::reject::Reject;
 use crate::snapshot::{Backend, OperationRules, TenantRules};
+use crate::websocket::{Asked, Key};
 use http::HeaderMap;
 use hyper::body::Incoming;
 use postern_common::decision::{Effect, Mode, PolicyPart};
@@ -31,6 +32,9 @@ pub(crate) struct Call {
     pub(crate) headers: Arc<HeaderMap>,
     /// Memory that a judged body takes, given back with the call.
     pub(crate) room: Option<Arc<HeldRoom>>,
+    pub(crate) trailers: Trailers,
+    /// The backend is asked for a WebSocket with this key.
+    pub(crate) websocket: Option<Key>,
 }
 
 impl Call {
@@ -50,13 +54,16 @@ impl Call {
 pub(crate) struct Routed {
     pub(crate) call: Call,
     pub(crate) body: Incoming,
+    /// The sandbox's side of the WebSocket that it asks for.
+    pub(crate) websocket: Option<Asked>,
 }
 
 /// Finds the operation.
 ///
 /// # Errors
 /// [`Reject::RouteUnknown`], [`Reject::MethodNotAllowed`], or [`Reject::Denied`] by the baseline
-/// where the session's token does not name the operation: such a caller's body is not read.
+/// where the session's token does not name the operation: such a caller's body is not read;
+/// [`Reject::Upgrade`] where the operation takes no WebSocket.
 pub(crate) fn find(rules: &TenantRules, caller: &Caller, request: Parsed) -> Result<Routed, Reject> {
     let (backend, path) = backend_of(rules, request.path)?;
     let (index, parameters) = match backend.document.routes().lookup(request.method, &path) {
@@ -69,6 +76,9 @@ pub(crate) fn find(rules: &TenantRules, caller: &Caller, request: Parsed) -> Res
     };
     let operation = backend.operations.get(index).map(Arc::clone).ok_or(Reject::RouteUnknown)?;
     check_grants(rules, caller, &backend, &operation)?;
+    if request.websocket.is_some() && !operation.takes_websockets {
+        return Err(Reject::Upgrade);
+    }
     let call = Call {
         backend,
         operation,
@@ -77,8 +87,10 @@ pub(crate) fn find(rules: &TenantRules, caller: &Caller, request: Parsed) -> Res
         query: request.query,
         headers: Arc::new(request.headers),
         room: None,
+        trailers: request.trailers,
+        websocket: request.websocket.as_ref().map(|_asked| Key::generate()).transpose()?,
     };
-    Ok(Routed { call, body: request.body })
+    Ok(Routed { call, body: request.body, websocket: request.websocket })
 }
 
 fn backend_of(rules: &TenantRules, path: RequestPath) -> Result<(Arc<Backend>, RequestPath), Reject> {

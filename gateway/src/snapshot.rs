@@ -11,7 +11,9 @@ use crate::config::{
     ANSWER_TIME, BODY_ROOM, Ceilings, HEAVY_BODY_BYTES, JUDGED_BODY_BYTES, LARGEST_JUDGED_BODY_BYTES,
     STREAMED_BODY_BYTES, Waits,
 };
+use crate::echo::Needles;
 use crate::filters::{AttachedFilter, Engines};
+use crate::headers;
 use crate::identify::Caller;
 use crate::identity::IdentityNames;
 use crate::limits::{
@@ -26,10 +28,10 @@ use http::uri::{Authority, Scheme};
 use postern_common::control::budgets::{Budgets, Share};
 use postern_common::control::{BackendConfig, TenantConfig};
 use postern_common::decision::Versions;
-use postern_common::folder::{Additional, OperationLimits, Rate};
+use postern_common::folder::{Additional, OperationLimits, Rate, UpstreamProtocol};
 use postern_common::id::{BackendName, FilterName, TenantId};
 use postern_openapi::path::Segment;
-use postern_openapi::{Document, Operation};
+use postern_openapi::{Document, Method, Operation};
 use prometheus_client::metrics::counter::Counter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -134,6 +136,7 @@ pub(crate) struct Backend {
     pub(crate) identity: IdentityNames,
     pub(crate) additional_query: Additional,
     pub(crate) additional_headers: Additional,
+    pub(crate) protocol: UpstreamProtocol,
     pub(crate) scheme: Scheme,
     pub(crate) authority: Authority,
     /// The URL's own path, without a slash at its end.
@@ -149,6 +152,21 @@ pub(crate) struct Backend {
     pub(crate) circuit: Arc<Circuit>,
 }
 
+impl Backend {
+    /// What of its credential may not come back.
+    pub(crate) fn needles(&self) -> Option<Arc<Needles>> {
+        self.credential.as_ref().and_then(|credential| credential.needles.clone())
+    }
+
+    /// Whether a request may bring it a trailer of this folded name, which no document declares.
+    pub(crate) fn takes_trailer(&self, folded: &str) -> bool {
+        let credential = self.credential.as_ref().map(|header| headers::folded(header.name().as_str()));
+        self.additional_headers == Additional::Pass
+            && !self.identity.has_folded(folded)
+            && credential.is_none_or(|name| name != folded)
+    }
+}
+
 /// One operation and what belongs to it.
 #[derive(Debug)]
 pub(crate) struct OperationRules {
@@ -159,6 +177,8 @@ pub(crate) struct OperationRules {
     pub(crate) filters: Vec<Arc<AttachedFilter>>,
     /// Whether one of them reads what the backend answers.
     pub(crate) is_response_read: bool,
+    /// Whether it may be asked for a WebSocket.
+    pub(crate) takes_websockets: bool,
 }
 
 /// What rules are built with, besides the tenant's own configuration.
@@ -320,6 +340,7 @@ impl Building<'_> {
             identity: identity?,
             additional_query: file.additional_query,
             additional_headers: file.additional_headers,
+            protocol: file.protocol,
             scheme,
             authority,
             base_path,
@@ -360,6 +381,12 @@ impl Building<'_> {
                 self.mistakes.push(format!("{place}: [operations.{id}] is no operation of the document"));
             }
         }
+        for id in &config.file.websockets {
+            let named = document.operations().iter().find(|operation| operation.id == *id);
+            if named.is_none_or(|operation| operation.method != Method::Get) {
+                self.mistakes.push(format!("{place}: `{id}` of `websockets` is no operation by GET"));
+            }
+        }
         let attached = self.attached(place, config, document, filters);
         let mut rules = Vec::with_capacity(document.operations().len());
         for operation in document.operations() {
@@ -370,15 +397,31 @@ impl Building<'_> {
             let old = old.and_then(|old| old.limiter.as_ref());
             let filters: Vec<_> =
                 attached.iter().filter(|filter| filter.applies_to(operation)).map(Arc::clone).collect();
+            let takes_websockets = config.file.websockets.contains(&operation.id);
+            if takes_websockets {
+                self.blind(place, operation, &filters);
+            }
             rules.push(Arc::new(OperationRules {
                 operation: operation.clone(),
                 path_template: operation.path.to_string().into(),
                 limiter: limits.map(|limits| OperationLimiter::like(old, limits, self.now)),
                 is_response_read: filters.iter().any(|filter| filter.needs_plain_response()),
+                takes_websockets,
                 filters,
             }));
         }
         rules
+    }
+
+    /// Tells of filters that would not see what they are attached for.
+    fn blind(&mut self, place: &str, operation: &Operation, filters: &[Arc<AttachedFilter>]) {
+        for filter in filters.iter().filter(|filter| filter.needs_body() || filter.needs_plain_response()) {
+            self.mistakes.push(format!(
+                "{place}: filter `{}` reads bodies, but sees nothing of WebSockets, which `{}` takes; attach it to other operations",
+                filter.name(),
+                operation.id
+            ));
+        }
     }
 
     fn attached(

@@ -7,7 +7,7 @@
 
 use crate::listener::OwnedExecutor;
 use crate::upstream::address::UpstreamRules;
-use crate::upstream::{Connector, TlsUnusable};
+use crate::upstream::{Authorities, Connector, TlsUnusable};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Request, StatusCode, Uri};
@@ -195,7 +195,8 @@ impl Collector {
             .filter(|_| is_http)
             .ok_or_else(wrong)?;
         let rules = UpstreamRules::new(&[format!("{host}:{port}")], &[]).map_err(|_mistakes| wrong())?;
-        let connector = Connector::new(rules, authorities).map_err(TlsUnusable)?;
+        let authorities = Authorities::new(authorities).map_err(TlsUnusable)?;
+        let connector = Connector::new(rules, &authorities, &[b"http/1.1"]).map_err(TlsUnusable)?;
         let client = Client::builder(OwnedExecutor(tasks.clone())).build(connector);
         let path = format!("{}/v1/traces", endpoint.as_str().trim_end_matches('/'));
         let uri = path.parse().map_err(|_no_uri| wrong())?;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sends a sealed request to its backend.
 //!
-//! One pool of HTTP/1.1 connections for all tenants, by scheme and authority: the tenant is not part
-//! of the key, since a connection carries no identity of its own, requests on it are framed by hyper
-//! alone (no sandbox, filter or tenant can name a header that frames: `headers::is_tenants`), and two
-//! tenants with one authority reach the same server either way. Each is opened by [`connect`] to an
-//! address that was checked right before. Redirects are passed back, never followed. Repeated is what
+//! Connections are pooled for all tenants, by scheme and authority: the tenant is not part of the
+//! key, since a connection carries no identity of its own, requests on it are framed by hyper alone
+//! (no sandbox, filter or tenant can name a header that frames: `headers::is_tenants`), and two
+//! tenants with one authority reach the same server either way. HTTP/1.1 and HTTP/2 have pools of
+//! their own, by what the backend's file says; a WebSocket has a connection of its own. Each is
+//! opened by [`connect`] to an address that was checked right before. Redirects are passed back, never followed. Repeated is what
 //! was never written to a connection, and, within a budget, what changes nothing; a backend that only
 //! fails is left alone for a while ([`circuit`]).
 
@@ -14,21 +15,26 @@ pub(crate) mod circuit;
 mod connect;
 
 use crate::broker::{Flow, Sealed, SealedBody};
-use crate::config::{POOL_IDLE_CONNECTIONS, POOL_IDLE_TIME};
+use crate::config::{
+    HEADER_BYTES, HEADER_COUNT, HTTP2_CONNECTION_WINDOW, HTTP2_PING_TIME, HTTP2_STREAM_WINDOW,
+    POOL_IDLE_CONNECTIONS, POOL_IDLE_TIME,
+};
 use crate::limits::Permit;
 use crate::listener::OwnedExecutor;
 use crate::reject::Reject;
 use crate::response::{Answer, BackendBody, Body};
 use crate::snapshot::Backend;
+use crate::websocket::{Key, Opened};
 use address::{RefusedAddress, UpstreamRules};
 use bytes::Bytes;
 use circuit::Outcome;
-pub(crate) use connect::Connector;
-use http::{Request, Response};
+pub(crate) use connect::{Authorities, Connector};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, Error};
+use hyper_util::client::legacy::{Builder, Client, Error};
 use hyper_util::rt::TokioTimer;
+use postern_common::folder::UpstreamProtocol;
 use postern_common::tasks::Tasks;
 use rustls::pki_types::CertificateDer;
 use std::error::Error as _;
@@ -37,10 +43,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The pool of connections to backends.
+/// The pools of connections to backends.
 #[derive(Debug, Clone)]
 pub(crate) struct Upstream {
-    client: Client<Connector, SealedBody>,
+    auto: Client<Connector, SealedBody>,
+    http1: Client<Connector, SealedBody>,
+    http2: Client<Connector, SealedBody>,
+    /// Keeps no connection: one that has left HTTP is nobody else's.
+    websockets: Client<Connector, SealedBody>,
 }
 
 /// TLS to backends could not be prepared.
@@ -49,21 +59,31 @@ pub(crate) struct Upstream {
 pub struct TlsUnusable(#[source] pub(crate) rustls::Error);
 
 impl Upstream {
-    /// Prepares the pool. Reads the system's certificate authorities; connects nowhere.
+    /// Prepares the pools. Reads the system's certificate authorities; connects nowhere.
     pub(crate) fn new(
-        rules: UpstreamRules,
+        rules: &UpstreamRules,
         extra_authorities: Vec<CertificateDer<'static>>,
         tasks: &Tasks,
     ) -> Result<Self, TlsUnusable> {
-        let connector = Connector::new(rules, extra_authorities).map_err(TlsUnusable)?;
-        let client = Client::builder(OwnedExecutor(tasks.clone()))
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE_TIME)
-            .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS)
-            .http1_max_headers(crate::config::HEADER_COUNT)
-            .http1_max_buf_size(crate::config::HEADER_BYTES)
-            .build(connector);
-        Ok(Self { client })
+        let authorities = Authorities::new(extra_authorities).map_err(TlsUnusable)?;
+        let connector =
+            |protocols: &[&[u8]]| Connector::new(rules.clone(), &authorities, protocols).map_err(TlsUnusable);
+        let mut client = client(tasks);
+        Ok(Self {
+            auto: client.build(connector(&[b"h2", b"http/1.1"])?),
+            http1: client.build(connector(&[b"http/1.1"])?),
+            http2: client.clone().http2_only(true).build(connector(&[b"h2"])?),
+            websockets: client.pool_max_idle_per_host(0).build(connector(&[b"http/1.1"])?),
+        })
+    }
+
+    fn client_for(&self, backend: &Backend, key: Option<&Key>) -> &Client<Connector, SealedBody> {
+        match backend.protocol {
+            _ if key.is_some() => &self.websockets,
+            UpstreamProtocol::Auto => &self.auto,
+            UpstreamProtocol::Http1 => &self.http1,
+            UpstreamProtocol::Http2 => &self.http2,
+        }
     }
 
     /// Sends the request and waits for the head of the answer.
@@ -81,42 +101,64 @@ impl Upstream {
         permit: Permit,
         ended: &CancellationToken,
     ) -> Result<Answer, Reject> {
-        let (backend, request) = sealed.into_parts();
+        let (backend, request, key) = sealed.into_parts();
+        let client = self.client_for(&backend, key.as_ref());
         let begun = Instant::now();
         let attempt = backend.circuit.enter(begun).map_err(Reject::CircuitOpen)?;
         let flow = request.body().flow();
         let answer = tokio::select! {
             biased;
             () = ended.cancelled() => return Err(Reject::SessionEnded),
-            answer = self.ask(request, &backend) => answer,
+            answer = ask(client, request, &backend) => answer,
             () = overdue(flow, backend.timeout) => Err(Reject::UpstreamTimeout),
         };
         attempt.end(outcome(&answer), Instant::now());
-        answered(answer?, &backend, permit, ended, begun.elapsed())
+        answered(answer?, &backend, key.as_ref(), permit, ended, begun.elapsed())
     }
+}
 
-    /// Asks the backend; once more if that is safe, no answer came, and its budget allows it.
-    async fn ask(
-        &self,
-        request: Request<SealedBody>,
-        backend: &Backend,
-    ) -> Result<Response<Incoming>, Reject> {
-        let again = repeatable(&request);
-        let answer = self.ask_once(request).await;
-        match (&answer, again) {
-            (Err(Reject::UpstreamUnreachable(_)), Some(again)) if backend.circuit.may_repeat() => {
-                self.ask_once(again).await
-            }
-            _ => answer,
+/// What all connections to backends are bounded by.
+fn client(tasks: &Tasks) -> Builder {
+    let mut client = Client::builder(OwnedExecutor(tasks.clone()));
+    client
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE_TIME)
+        .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS)
+        .http1_max_headers(HEADER_COUNT)
+        .http1_max_buf_size(HEADER_BYTES)
+        .http2_max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
+        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_keep_alive_interval(HTTP2_PING_TIME)
+        .http2_keep_alive_timeout(HTTP2_PING_TIME);
+    client
+}
+
+/// Asks the backend; once more if that is safe, no answer came, and its budget allows it.
+async fn ask(
+    client: &Client<Connector, SealedBody>,
+    request: Request<SealedBody>,
+    backend: &Backend,
+) -> Result<Response<Incoming>, Reject> {
+    let again = repeatable(&request);
+    let answer = ask_once(client, request).await;
+    match (&answer, again) {
+        (Err(Reject::UpstreamUnreachable(_)), Some(again)) if backend.circuit.may_repeat() => {
+            ask_once(client, again).await
         }
+        _ => answer,
     }
+}
 
-    async fn ask_once(&self, request: Request<SealedBody>) -> Result<Response<Incoming>, Reject> {
-        let fault = request.body().fault();
-        let body_fault = || fault.as_ref().and_then(|fault| fault.get().copied());
-        let answer = self.client.request(request).await;
-        answer.map_err(|error| body_fault().map_or_else(|| refusal(&error), Reject::from))
-    }
+async fn ask_once(
+    client: &Client<Connector, SealedBody>,
+    request: Request<SealedBody>,
+) -> Result<Response<Incoming>, Reject> {
+    let fault = request.body().fault();
+    let body_fault = || fault.as_ref().and_then(|fault| fault.get().copied());
+    let answer = client.request(request).await;
+    answer.map_err(|error| body_fault().map_or_else(|| refusal(&error), Reject::from))
 }
 
 /// The same request once more, if sending it twice means what sending it once does: its method is
@@ -159,22 +201,30 @@ async fn overdue(flow: Option<watch::Receiver<Flow>>, bound: Duration) {
 }
 
 fn answered(
-    response: Response<Incoming>,
+    mut response: Response<Incoming>,
     backend: &Arc<Backend>,
+    key: Option<&Key>,
     permit: Permit,
     ended: &CancellationToken,
     took: Duration,
 ) -> Result<Answer, Reject> {
-    if response.status().is_informational() {
+    let (backend, status) = (Arc::clone(backend), response.status());
+    if let Some(needles) = backend.needles() {
+        needles.clean(response.headers_mut());
+    }
+    if !status.is_informational() {
+        let (head, body) = response.into_parts();
+        let body = Body::Backend(BackendBody::new(body, Arc::clone(&backend), permit, ended));
+        return Ok(Answer { head, body, backend, took, opened: None });
+    }
+    if status != StatusCode::SWITCHING_PROTOCOLS
+        || !key.is_some_and(|key| key.is_answered_by(response.headers()))
+    {
         return Err(Reject::UpstreamUnreachable("the backend switched protocols unasked".into()));
     }
-    let (mut head, body) = response.into_parts();
-    let needles = backend.credential.as_ref().and_then(|credential| credential.needles.clone());
-    if let Some(needles) = &needles {
-        needles.clean(&mut head.headers);
-    }
-    let body = Body::Backend(BackendBody::new(body, permit, ended, needles));
-    Ok(Answer { head, body, backend: Arc::clone(backend), took })
+    let opened = Some(Opened { upgrade: hyper::upgrade::on(&mut response), permit });
+    let (head, _empty) = response.into_parts();
+    Ok(Answer { head, body: Body::Own(Bytes::new()), backend, took, opened })
 }
 
 /// Tells an address that was refused from a backend that failed.

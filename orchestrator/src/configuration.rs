@@ -632,6 +632,8 @@ fn plain_backend(url: Url) -> BackendFiles {
     let backend = BackendFile {
         url,
         openapi: None,
+        protocol: postern_common::folder::UpstreamProtocol::default(),
+        websockets: Vec::new(),
         identity: IdentityFields::default(),
         additional_query: postern_common::folder::Additional::default(),
         additional_headers: postern_common::folder::Additional::Pass,

@@ -46,6 +46,26 @@ fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
 }
 
 #[test]
+fn a_certificate_comes_with_its_key() {
+    let both = [("POSTERN_GATEWAY_TLS_CERT", "tls.crt"), ("POSTERN_GATEWAY_TLS_KEY", "tls.key")];
+    let settings = resolve(&both, "gateway.tls_client_ca = 'ca.crt'");
+    assert_eq!(settings.path(name::GATEWAY_TLS_KEY), Some(PathBuf::from("tls.key")));
+    assert_eq!(settings.client_certificates(), ClientCertificates::Required);
+    let optional = resolve(&both, "gateway.tls_clients = 'optional'");
+    assert_eq!(optional.client_certificates(), ClientCertificates::Optional);
+    for (alone, lacks) in
+        [(&both[..1], "needs `POSTERN_GATEWAY_TLS_KEY`"), (&both[1..], "needs `POSTERN_GATEWAY_TLS_CERT`")]
+    {
+        assert!(mistakes(alone, "").contains(lacks), "{lacks}");
+    }
+    assert!(
+        mistakes(&[("POSTERN_GATEWAY_TLS_CLIENT_CA", "ca.crt")], "")
+            .contains("needs `POSTERN_GATEWAY_TLS_CERT`")
+    );
+    assert!(mistakes(&both, "gateway.tls_clients = 'maybe'").contains("is none of `required`, `optional`"));
+}
+
+#[test]
 fn the_names_of_the_original_kit_work() {
     let settings = resolve(
         &[

@@ -132,6 +132,13 @@ words! {
         /// Namespaces, even where gVisor works.
         Namespaces = "namespaces"
     }
+    /// Whether who connects to the gateway's door needs a certificate.
+    ClientCertificates {
+        /// Nobody is let in without one.
+        Required = "required",
+        /// One that is shown must be good.
+        Optional = "optional"
+    }
     /// How log lines look.
     LogFormatName {
         /// For people.
@@ -162,6 +169,16 @@ impl Settings {
         for setting in LISTENERS {
             see(setting, self.address(setting).map(drop));
         }
+        for (setting, other) in
+            [(name::GATEWAY_TLS_CERT, name::GATEWAY_TLS_KEY), (name::GATEWAY_TLS_KEY, name::GATEWAY_TLS_CERT)]
+        {
+            see(setting, self.comes_with(other));
+        }
+        see(name::GATEWAY_TLS_CLIENT_CA, self.comes_with(name::GATEWAY_TLS_CERT));
+        see(
+            name::GATEWAY_TLS_CLIENTS,
+            self.parsed::<ClientCertificates>(name::GATEWAY_TLS_CLIENTS).map(drop),
+        );
         see(name::TIMEOUT_CEILING, self.try_timeout_ceiling().map(drop));
         see(name::REQUEST_CEILING, self.parsed::<NonZeroU32>(name::REQUEST_CEILING).map(drop));
         see(name::MAX_MEMORY, self.size(name::MAX_MEMORY).map(drop));
@@ -330,6 +347,12 @@ impl Settings {
         self.try_credential().ok().flatten()
     }
 
+    /// Whether who connects to the gateway's door needs a certificate, where there are authorities.
+    #[must_use]
+    pub fn client_certificates(&self) -> ClientCertificates {
+        self.parsed(name::GATEWAY_TLS_CLIENTS).ok().flatten().unwrap_or(ClientCertificates::Required)
+    }
+
     /// How log lines look.
     #[must_use]
     pub fn log_format(&self) -> LogFormat {
@@ -444,6 +467,14 @@ impl Settings {
         match STANDARD.decode(text.trim()) {
             Ok(bytes) if bytes.len() == 32 => Ok(Some(Secret::new(bytes))),
             _ => Err("is not 32 bytes in base64: make one with `openssl rand -base64 32`".to_owned()),
+        }
+    }
+
+    /// A setting that means nothing without another.
+    fn comes_with(&self, other: &Setting) -> Result<(), String> {
+        match self.raw(other) {
+            Some(_) => Ok(()),
+            None => Err(format!("needs `{}`", other.variable)),
         }
     }
 

@@ -2,6 +2,7 @@
 //! A request body that is passed on while it arrives, because nothing judges it.
 
 use super::BodyFault;
+use crate::headers::clean_request_trailers;
 use crate::pace::Pace;
 use crate::snapshot::Backend;
 use bytes::Bytes;
@@ -14,7 +15,8 @@ use std::task::{Context, Poll, ready};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// A body that is passed on while it arrives. It ends in an error when it grows over its limit,
-/// breaks off, only trickles, or its session ends; trailers are left out.
+/// breaks off, only trickles, or its session ends. Trailers go along as far as headers of their names
+/// might: what carries identity is left out, as nothing can be written in its place.
 pub(crate) struct StreamedBody {
     first: Option<Bytes>,
     incoming: Incoming,
@@ -23,6 +25,7 @@ pub(crate) struct StreamedBody {
     pace: Pace,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     fault: Arc<OnceLock<BodyFault>>,
+    backend: Arc<Backend>,
 }
 
 impl std::fmt::Debug for StreamedBody {
@@ -39,7 +42,7 @@ impl StreamedBody {
     pub(super) fn new(
         incoming: Incoming,
         first: Option<Bytes>,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         ended: &CancellationToken,
     ) -> Result<Box<Self>, BodyFault> {
         let limit = backend.streamed_body_bytes;
@@ -54,6 +57,7 @@ impl StreamedBody {
             pace: Pace::new(backend.waits.stall),
             ended: Box::pin(ended.clone().cancelled_owned()),
             fault: Arc::default(),
+            backend: Arc::clone(backend),
         }))
     }
 
@@ -64,6 +68,13 @@ impl StreamedBody {
 
     fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
         Poll::Ready(Some(Err(*self.fault.get_or_init(|| fault))))
+    }
+
+    fn clean(&self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
+        if let Some(trailers) = frame.trailers_mut() {
+            clean_request_trailers(trailers, |folded| !self.backend.takes_trailer(folded));
+        }
+        frame
     }
 
     fn pass(&mut self, data: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
@@ -91,22 +102,20 @@ impl http_body::Body for StreamedBody {
         if let Some(first) = self.first.take() {
             return self.pass(first);
         }
-        loop {
-            let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
-                ready!(self.pace.poll_too_slow(context));
-                return self.fail(BodyFault::TooSlow);
-            };
-            return match frame {
-                None => Poll::Ready(None),
-                Some(Err(_broken)) => self.fail(BodyFault::Broken),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        self.pace.moved(data.len());
-                        self.pass(data)
-                    }
-                    Err(_trailers) => continue,
-                },
-            };
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+            ready!(self.pace.poll_too_slow(context));
+            return self.fail(BodyFault::TooSlow);
+        };
+        match frame {
+            None => Poll::Ready(None),
+            Some(Err(_broken)) => self.fail(BodyFault::Broken),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.pace.moved(data.len());
+                    self.pass(data)
+                }
+                Err(trailers) => Poll::Ready(Some(Ok(self.clean(trailers)))),
+            },
         }
     }
 

@@ -171,11 +171,13 @@ enum Flow {
     Whole(Bytes, Arc<HeldRoom>),
 }
 
-/// Whether filters can read the body for what it means: it is not compressed and not a range.
+/// Whether filters can read the body for what it means: it is not compressed, not a range and not
+/// what goes through a WebSocket.
 fn is_plain(head: &Parts) -> bool {
     let encoding = head.headers.get(CONTENT_ENCODING);
     encoding.is_none_or(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
         && head.status != StatusCode::PARTIAL_CONTENT
+        && head.status != StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// What becomes of an answer that a filter cannot see.

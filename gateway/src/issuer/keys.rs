@@ -4,7 +4,7 @@
 use super::Issuer;
 use crate::listener::OwnedExecutor;
 use crate::upstream::address::UpstreamRules;
-use crate::upstream::{Connector, TlsUnusable};
+use crate::upstream::{Authorities, Connector, TlsUnusable};
 use bytes::Bytes;
 use http::header::{ACCEPT, HeaderValue};
 use http::{Request, StatusCode, Uri};
@@ -142,7 +142,8 @@ pub(crate) fn keep_keys(
     let rules = UpstreamRules::new(&[place], &[]).map_err(|mistakes| {
         KeepKeysError::Host(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })?;
-    let connector = Connector::new(rules, authorities).map_err(TlsUnusable)?;
+    let authorities = Authorities::new(authorities).map_err(TlsUnusable)?;
+    let connector = Connector::new(rules, &authorities, &[b"http/1.1"]).map_err(TlsUnusable)?;
     let client: IssuerClient = Client::builder(OwnedExecutor(tasks.clone())).build(connector);
     let issuer = Arc::clone(issuer);
     tasks.spawn(move |stop| keep(issuer, client, stop));

@@ -71,9 +71,9 @@ impl Activity {
     }
 }
 
-/// A request that is being answered.
+/// A request that is being answered, or what came of it.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<Activity>);
+pub(crate) struct InFlight(Arc<Activity>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {

@@ -10,17 +10,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// A connection whose peer must take what we write.
+/// A connection whose peer must take what we write. It keeps its place among those that are
+/// counted for as long as it is open, also when it has left HTTP.
 #[derive(Debug)]
-pub(crate) struct PacedConnection<Io> {
+pub(crate) struct PacedConnection<Io, Place> {
     io: Io,
     pace: Pace,
+    _place: Place,
 }
 
-impl<Io: Write + Unpin> PacedConnection<Io> {
+impl<Io: Write + Unpin, Place: Unpin> PacedConnection<Io, Place> {
     /// Bounds a connection; a peer may keep us waiting for `most` in all.
-    pub(crate) const fn new(io: Io, most: Duration) -> Self {
-        Self { io, pace: Pace::new(most) }
+    pub(crate) const fn new(io: Io, most: Duration, place: Place) -> Self {
+        Self { io, pace: Pace::new(most), _place: place }
     }
 
     fn poll_paced<Done>(
@@ -38,7 +40,7 @@ impl<Io: Write + Unpin> PacedConnection<Io> {
     }
 }
 
-impl<Io: Read + Unpin> Read for PacedConnection<Io> {
+impl<Io: Read + Unpin, Place: Unpin> Read for PacedConnection<Io, Place> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -48,7 +50,7 @@ impl<Io: Read + Unpin> Read for PacedConnection<Io> {
     }
 }
 
-impl<Io: Write + Unpin> Write for PacedConnection<Io> {
+impl<Io: Write + Unpin, Place: Unpin> Write for PacedConnection<Io, Place> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -90,7 +92,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_reads_nothing_loses_its_connection() {
         let (ours, _theirs) = duplex(16);
-        let mut connection = PacedConnection::new(TokioIo::new(ours), STALL_TIME);
+        let mut connection = PacedConnection::new(TokioIo::new(ours), STALL_TIME, ());
         let begun = Instant::now();
         let broken = loop {
             let write = poll_fn(|context| Pin::new(&mut connection).poll_write(context, &[0; 16]));
@@ -105,7 +107,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_reads_a_little_now_and_then_loses_it_too() {
         let (ours, mut theirs) = duplex(16);
-        let mut connection = PacedConnection::new(TokioIo::new(ours), STALL_TIME);
+        let mut connection = PacedConnection::new(TokioIo::new(ours), STALL_TIME, ());
         let writing = async {
             loop {
                 let write = poll_fn(|context| Pin::new(&mut connection).poll_write(context, &[0; 16]));
@@ -132,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_says_nothing_stays_open() {
         let (ours, mut theirs) = duplex(16);
-        let mut connection = PacedConnection::new(TokioIo::new(ours), STALL_TIME);
+        let mut connection = PacedConnection::new(TokioIo::new(ours), STALL_TIME, ());
         for _ in 0..3 {
             tokio::time::sleep(STALL_TIME * 2).await;
             let write = poll_fn(|context| Pin::new(&mut connection).poll_write(context, b"event"));

@@ -38,7 +38,9 @@ impl Reject {
     pub(super) fn detail(&self) -> String {
         match self {
             Self::Malformed(what) => what.clone(),
-            Self::Upgrade => "upgrades and CONNECT are not served here".into(),
+            Self::Upgrade => {
+                "of CONNECT and upgrades only a WebSocket is served, where the operation takes it".into()
+            }
             Self::TokenMissing => "the request has no `Authorization: Bearer` header".into(),
             Self::TokenUnreadable(what) => (*what).into(),
             Self::Token(bad) => bad.to_string(),
@@ -94,7 +96,7 @@ impl Reject {
     pub(super) const fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Malformed(_) => "send one plain path, unique headers and unique JSON keys",
-            Self::Upgrade => "send an ordinary request",
+            Self::Upgrade => "send an ordinary request, or name the operation in `websockets` of the backend",
             Self::TokenMissing | Self::TokenUnreadable(_) | Self::Token(BadToken::Malformed) => {
                 "inside a sandbox call GATEWAY_URL, which attaches the session's token"
             }

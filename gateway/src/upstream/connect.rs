@@ -45,7 +45,24 @@ pub(crate) enum ConnectError {
     TooSlow,
 }
 
-/// Opens connections for the pool.
+/// The certificate authorities that backends may have.
+#[derive(Debug)]
+pub(crate) struct Authorities(Arc<RootCertStore>);
+
+impl Authorities {
+    /// The system's, and some more.
+    pub(crate) fn new(extra: Vec<CertificateDer<'static>>) -> Result<Self, rustls::Error> {
+        let mut authorities = RootCertStore::empty();
+        // A machine without authorities serves `http` backends; `https` ones then fail by name.
+        authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        for authority in extra {
+            authorities.add(authority)?;
+        }
+        Ok(Self(Arc::new(authorities)))
+    }
+}
+
+/// Opens connections for one of the pools.
 #[derive(Clone)]
 pub(crate) struct Connector {
     rules: UpstreamRules,
@@ -59,21 +76,18 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
+    /// A connector that offers these protocols (ALPN), best first.
     pub(crate) fn new(
         rules: UpstreamRules,
-        extra_authorities: Vec<CertificateDer<'static>>,
+        authorities: &Authorities,
+        protocols: &[&[u8]],
     ) -> Result<Self, rustls::Error> {
-        let mut authorities = RootCertStore::empty();
-        // A machine without authorities serves `http` backends; `https` ones then fail by name.
-        authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        for authority in extra_authorities {
-            authorities.add(authority)?;
-        }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(authorities)
+            .with_root_certificates(Arc::clone(&authorities.0))
             .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Self { rules, tls: TlsConnector::from(Arc::new(config)) })
     }
 
@@ -178,7 +192,12 @@ pub(crate) enum BackendStream {
 
 impl Connection for BackendStream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        match self {
+            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
+            Self::Plain(_) | Self::Tls(_) => Connected::new(),
+        }
     }
 }
 

@@ -12,10 +12,13 @@
 
 mod alone;
 mod answers;
+mod backends;
 mod bodies;
+mod certificates;
 mod disguises;
 mod filters;
 mod fuzz;
+mod h2spec;
 mod identity;
 mod multiparts;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]
@@ -27,4 +30,6 @@ mod smuggling;
 mod stream;
 mod streams;
 mod tenancy;
+mod tls;
+mod websockets;
 mod world;

@@ -268,9 +268,10 @@ async fn floods_of_http2_end_their_own_connection() {
 /// A gateway that waits for nobody long, and others' requests are not limited.
 async fn impatient() -> World {
     let wait = Duration::from_millis(300);
-    let world =
-        World::with(|settings| settings.waits = Waits { head: wait, idle: wait, body: wait, stall: wait })
-            .await;
+    let world = World::with(|settings| {
+        settings.waits = Waits { head: wait, idle: wait, body: wait, stall: wait, ..Waits::default() }
+    })
+    .await;
     let mut config = world.config("acme", &[("desk", world.described())], None);
     let rate = json!({ "per_second": 100_000.0 });
     config.limits = serde_json::from_value(json!({ "session": rate, "tenant": rate })).expect("limits");
