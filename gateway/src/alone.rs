@@ -131,7 +131,9 @@ impl Alone {
                     tracing::info!(revision = self.revision, "the folder's new configuration is in force");
                 }
                 Err(mistakes) => {
-                    tracing::error!(?mistakes, "configuration refused; the last good one stays in force");
+                    for mistake in mistakes {
+                        tracing::error!(%mistake, "configuration refused; the last good one stays in force");
+                    }
                 }
             }
         }

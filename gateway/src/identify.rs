@@ -8,7 +8,7 @@ use crate::config::UNKNOWN_SESSION_WAIT;
 use crate::issuer::Issuer;
 use crate::limits::{BAD_TOKENS, Bucket, Short};
 use crate::registry::{LiveSession, Lookup, Registry, Source};
-use crate::reject::{Limited, Reject, Scope};
+use crate::reject::{Audience, Limited, Reject, Scope};
 use aws_lc_rs::digest::{SHA256, digest};
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -68,6 +68,14 @@ impl Identities {
             trust,
             verified: Cache::new(VERIFIED_TOKENS),
             suspects: Cache::builder().max_capacity(SUSPECTS).time_to_idle(SUSPECT_IDLE).build(),
+        }
+    }
+
+    /// Whom its callers can ask about their tokens.
+    pub(crate) const fn audience(&self) -> Audience {
+        match self.trust {
+            Trust::Installation(_) => Audience::Installation,
+            Trust::Issuer(_) => Audience::Issuer,
         }
     }
 

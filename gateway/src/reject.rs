@@ -20,6 +20,15 @@ use postern_common::problem::{CONTENT_TYPE as PROBLEM_TYPE, Code, FieldError, Pr
 use postern_common::token::BadToken;
 use std::time::Duration;
 
+/// Who reads a refusal, which decides what there is for them to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// Sandboxes and clients of an orchestrator.
+    Installation,
+    /// Callers of a gateway that stands alone: there are only it and the issuer of their tokens.
+    Issuer,
+}
+
 /// What a bucket or a permit belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -189,9 +198,13 @@ impl Reject {
     }
 
     /// What the caller reads.
-    pub(crate) fn problem(&self) -> Problem {
-        let problem = Problem::new(self.code(), self.detail());
-        let problem = match self.hint() {
+    fn problem(&self, audience: Audience) -> Problem {
+        let (detail, hint) = match audience {
+            Audience::Installation => (self.detail(), self.hint()),
+            Audience::Issuer => (self.detail_alone(), self.hint_alone()),
+        };
+        let problem = Problem::new(self.code(), detail);
+        let problem = match hint {
             Some(hint) => problem.hint(hint),
             None => problem,
         };
@@ -237,8 +250,13 @@ impl Reject {
     }
 
     /// The answer.
-    pub(crate) fn response(&self, request: &RequestId, decision: &DecisionId) -> Response<Vec<u8>> {
-        let mut problem = self.problem();
+    pub(crate) fn response(
+        &self,
+        audience: Audience,
+        request: &RequestId,
+        decision: &DecisionId,
+    ) -> Response<Vec<u8>> {
+        let mut problem = self.problem(audience);
         problem.request_id = Some(request.clone());
         problem.decision_id = Some(decision.clone());
         // Serializing a struct of texts and numbers cannot fail; an empty body would still refuse.

@@ -32,8 +32,8 @@ pub(crate) async fn handle(gateway: &Gateway, source: &Source, request: Request<
             reject.log(draft.request_id(), draft.id());
             gateway.metrics.refusal(reject.code());
             gateway.metrics.request(draft.labels(), reject.outcome(), draft.begun.elapsed());
-            let mut response =
-                reject.response(draft.request_id(), draft.id()).map(|bytes| Body::Own(bytes.into()));
+            let answer = reject.response(gateway.identities.audience(), draft.request_id(), draft.id());
+            let mut response = answer.map(|bytes| Body::Own(bytes.into()));
             response::mark(response.headers_mut(), draft.request_id());
             let place = draft.place();
             gateway.record(draft.refused(&reject), place.as_ref());

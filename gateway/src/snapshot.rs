@@ -207,7 +207,7 @@ pub(crate) fn build(
     around: &Surroundings,
     epoch: u64,
 ) -> Result<TenantRules, Vec<String>> {
-    let mut building = Building { config, before, around, epoch, mistakes: Vec::new(), now: Instant::now() };
+    let mut building = Building::new(config, before, around, epoch);
     let filters = building.filters();
     let mut backends = BTreeMap::new();
     for (name, backend) in &config.backends {
@@ -218,7 +218,8 @@ pub(crate) fn build(
     let default_backend = building.default_backend(&backends);
     let session_rate = building.rate("session", config.limits.session, SESSION_DEFAULT);
     let tenant_rate = building.rate("tenant", config.limits.tenant, TENANT_DEFAULT);
-    let documents = backends.iter().map(|(name, backend)| (name, &backend.document));
+    let refused = std::mem::take(&mut building.refused);
+    let documents = backends.iter().map(|(name, backend)| (name, &backend.document)).chain(&refused);
     let policies = building.try_all(Policies::load(
         &config.tenant,
         documents,
@@ -257,12 +258,25 @@ struct Building<'b> {
     around: &'b Surroundings,
     epoch: u64,
     mistakes: Vec<String>,
+    /// Documents of backends that cannot be served. Policies are checked against them all the same:
+    /// what they say of such a backend is no mistake of theirs.
+    refused: BTreeMap<BackendName, Document>,
     now: Instant,
 }
 
 type LoadedFilters = BTreeMap<FilterName, crate::filters::Loaded>;
 
-impl Building<'_> {
+impl<'b> Building<'b> {
+    fn new(
+        config: &'b TenantConfig,
+        before: Option<&'b TenantRules>,
+        around: &'b Surroundings,
+        epoch: u64,
+    ) -> Self {
+        let (mistakes, refused, now) = (Vec::new(), BTreeMap::new(), Instant::now());
+        Self { config, before, around, epoch, mistakes, refused, now }
+    }
+
     fn try_all<Value>(&mut self, built: Result<Value, Vec<String>>) -> Option<Value> {
         built.map_err(|mistakes| self.mistakes.extend(mistakes)).ok()
     }
@@ -304,23 +318,18 @@ impl Building<'_> {
     ) -> Option<Backend> {
         let place = format!("backends/{name}");
         let file = &config.file;
-        let (scheme, authority, base_path) = self.place_of(&place, &file.url)?;
-        let document = match &config.document {
-            None => Document::any_path(),
-            Some(text) => {
-                let parsed = Document::parse(text);
-                self.try_all(parsed.map_err(|mistakes| {
-                    mistakes.iter().map(|mistake| format!("{place}/openapi: {mistake}")).collect()
-                }))?
-            }
-        };
+        let at = self.place_of(&place, &file.url);
+        let document = self.document(&place, config)?;
         let before = self.before.and_then(|before| before.backends.get(name));
         let identity = self.try_one(&place, IdentityNames::new(&file.identity));
-        let credential = file.credential.as_ref().map(|declared| {
-            let of = (&self.config.tenant, &self.around.echoed);
-            let header = BackendCredential::new(declared, &self.config.secrets, of);
-            self.try_one(&place, header)
-        });
+        let credential = match &file.credential {
+            None => Some(None),
+            Some(declared) => {
+                let of = (&self.config.tenant, &self.around.echoed);
+                let header = BackendCredential::new(declared, &self.config.secrets, of);
+                self.try_one(&place, header).map(Some)
+            }
+        };
         let operations = self.operations(&place, config, &document, filters, before);
         let judged =
             file.limits.body.map_or(JUDGED_BODY_BYTES, |body| body.as_u64().min(LARGEST_JUDGED_BODY_BYTES));
@@ -330,6 +339,12 @@ impl Building<'_> {
             Some(before) if before.concurrent_limit == limit => Arc::clone(&before.concurrent),
             _ => semaphore(limit),
         };
+        let (Some((scheme, authority, base_path)), Some(identity), Some(credential)) =
+            (at, identity, credential)
+        else {
+            self.refused.insert(name.clone(), document);
+            return None;
+        };
         // What was learnt of a place says nothing of another.
         let circuit = before.filter(|before| before.scheme == scheme && before.authority == authority);
         let circuit = circuit.map_or_else(Arc::default, |before| Arc::clone(&before.circuit));
@@ -337,17 +352,14 @@ impl Building<'_> {
             name: name.clone(),
             document,
             operations,
-            identity: identity?,
+            identity,
             additional_query: file.additional_query,
             additional_headers: file.additional_headers,
             protocol: file.protocol,
             scheme,
             authority,
             base_path,
-            credential: match credential {
-                None => None,
-                Some(attached) => Some(attached?),
-            },
+            credential,
             judged_body_bytes: judged,
             streamed_body_bytes: file.limits.body.map_or(STREAMED_BODY_BYTES, |body| body.as_u64()),
             timeout,
@@ -356,6 +368,14 @@ impl Building<'_> {
             concurrent_limit: limit,
             circuit,
         })
+    }
+
+    fn document(&mut self, place: &str, config: &BackendConfig) -> Option<Document> {
+        let Some(text) = &config.document else { return Some(Document::any_path()) };
+        let parsed = Document::parse(text);
+        self.try_all(parsed.map_err(|mistakes| {
+            mistakes.iter().map(|mistake| format!("{place}/openapi: {mistake}")).collect()
+        }))
     }
 
     fn place_of(&mut self, place: &str, url: &url::Url) -> Option<(Scheme, Authority, String)> {

@@ -130,7 +130,9 @@ impl Reject {
             Self::Denied(_) => "`postern policy explain` with the decision id shows what decided",
             Self::PolicyError { .. } => "`postern policy explain` with the decision id shows the error",
             Self::FilterFailed { .. } => "the tenant's operator finds the cause in the gateway's log",
-            Self::UpstreamAddress(_) => "ask the operator about gateway.upstreams.allow",
+            Self::UpstreamAddress(_) => {
+                "ask the operator about gateway.upstreams.allow (POSTERN_UPSTREAMS_ALLOW)"
+            }
             Self::CircuitOpen(_) => {
                 "try again after the time in `Retry-After`; if it stays, look at the backend"
             }
@@ -138,6 +140,48 @@ impl Reject {
                 "try again; if it stays, look at the backend"
             }
             Self::FilterRejected(_) | Self::Internal(_) => return None,
+        })
+    }
+}
+
+/// The same for callers of a gateway that stands alone, where it is not the same.
+impl Reject {
+    pub(super) fn detail_alone(&self) -> String {
+        match self {
+            Self::Token(BadToken::Malformed) => {
+                "the token is no JWT with the claims that are needed here".into()
+            }
+            Self::Token(BadToken::Forged) => "the token is not one of this gateway's issuer".into(),
+            Self::SessionEnded => "the operator no longer lets this token, user or conversation in".into(),
+            Self::SessionUnknown => "too many sessions are known here".into(),
+            Self::StateStale => "the keys of the tokens' issuer are not known here".into(),
+            _ => self.detail(),
+        }
+    }
+
+    pub(super) const fn hint_alone(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::TokenMissing | Self::TokenUnreadable(_) => {
+                "send a token of this gateway's issuer: `Authorization: Bearer TOKEN`"
+            }
+            Self::Token(BadToken::Malformed) => {
+                "it needs `exp` and the claims that name user and conversation (`sub` and \
+                 `conversation_id` unless the operator chose others)"
+            }
+            Self::Token(BadToken::Forged) | Self::TokenClaimsMore(_) => {
+                "check its `iss`, `aud`, algorithm and signature"
+            }
+            Self::Token(BadToken::NotYetValid) => "check the clocks of issuer and gateway",
+            Self::Token(BadToken::Expired) | Self::TokenReplaced | Self::SessionExpired => {
+                "get a new token of the issuer"
+            }
+            Self::SessionEnded => "ask the operator, who keeps the list of those refused",
+            Self::AuditFull => "try again; if it stays, the operator finds the cause in the gateway's log",
+            Self::NoConfiguration => "the operator puts backends into the gateway's folder",
+            Self::Denied(_) | Self::PolicyError { .. } => {
+                "the operator finds the decision in the access log by its id"
+            }
+            _ => return self.hint(),
         })
     }
 }

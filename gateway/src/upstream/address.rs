@@ -29,7 +29,9 @@ pub enum RefusedAddress {
     #[error("a backend's URL is `http://` or `https://` with host, port and path only")]
     Url,
     /// Not in `gateway.upstreams.allow`.
-    #[error("`{host}:{port}` is not in gateway.upstreams.allow; ask the operator to add it")]
+    #[error(
+        "`{host}:{port}` is not in gateway.upstreams.allow; the operator adds it with POSTERN_UPSTREAMS_ALLOW={host}:{port}"
+    )]
     NotAllowed {
         /// The host or address.
         host: String,

@@ -20,10 +20,15 @@ async fn a_bad_configuration_leaves_the_last_good_one_and_names_every_mistake() 
     let mut file = world.described();
     file["url"] = json!("http://elsewhere.example:80/");
     let policies = "@id(\"typo\") permit (principal, action == desk::Action::\"listOrder\", resource);";
-    let bad = world.config("acme", &[("desk", world.described()), ("other", file)], Some(policies));
+    let bad = world.config("acme", &[("desk", world.described()), ("other", file.clone())], Some(policies));
     let told = mistakes(world.put(bad).await);
     assert!(told.iter().any(|mistake| mistake.contains("gateway.upstreams.allow")), "{told:?}");
     assert!(told.iter().any(|mistake| mistake.contains("policies/desk.cedar:1")), "{told:?}");
+    let fits = "@id(\"reads\") permit (principal, action == other::Action::\"listOrders\", resource);";
+    let unreachable = world.config("acme", &[("other", file)], Some(fits));
+    let told = mistakes(world.put(unreachable).await);
+    let [only] = told.as_slice() else { panic!("the policies are right, only the backend is not: {told:?}") };
+    assert!(only.ends_with("POSTERN_UPSTREAMS_ALLOW=elsewhere.example:80"), "{only}");
     assert_eq!(sandbox.get("/orders").await.status, 200, "the last good one is in force");
     let good = world.config("acme", &[("desk", world.described())], Some(""));
     assert_eq!(world.put(good).await, Applied::InForce);
