@@ -88,6 +88,9 @@ pub(crate) struct Up {
     /// A tenant's configuration folder: applied now and whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub config: Option<String>,
+    /// Puts the folder in force in place of what the API or another folder has put there.
+    #[arg(long)]
+    pub take_over: bool,
     /// gvisor, namespaces or auto [auto].
     #[arg(long, value_name = "LEVEL")]
     pub isolation: Option<String>,

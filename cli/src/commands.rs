@@ -25,6 +25,7 @@ use crate::up::Surroundings;
 use anyhow::Context as _;
 use http::Method;
 use postern_common::settings::{Settings, name};
+use postern_orchestrator::Claim;
 use serde_json::Value;
 
 /// Runs one command to its end.
@@ -52,7 +53,10 @@ pub(crate) async fn run(
             let tenant = settings.tenant().map_err(Failure::Usage)?;
             policy::run(wanted, tenant, server, output).await
         }
-        Command::Up(_) => crate::up::run(&settings, around, output).await,
+        Command::Up(wanted) => {
+            let claim = if wanted.take_over { Claim::TakeOver } else { Claim::Own };
+            crate::up::run(&settings, around, claim, output).await
+        }
         Command::Doctor => doctor::run(&settings, around, output).await,
     }
 }

@@ -28,12 +28,24 @@ pub(crate) struct Written {
     /// The control stream that gateways of their own follow, if it is open.
     #[serde(default)]
     pub control: Option<SocketAddr>,
+    /// Health and metrics: of the orchestrator, of the gateway.
+    #[serde(default)]
+    pub admin: [Option<SocketAddr>; 2],
     /// The file that holds the admin key.
     pub key_file: PathBuf,
     /// Where its sandboxes' sockets are.
     pub run: PathBuf,
     /// The process that wrote this.
     pub pid: u32,
+}
+
+impl Written {
+    /// Every address at which it listens.
+    pub(crate) fn listens(&self) -> Vec<SocketAddr> {
+        let of_url = |url: &Url| url.socket_addrs(|| None).ok()?.into_iter().next();
+        let urls = [of_url(&self.url), self.gateway.as_ref().and_then(of_url)];
+        urls.into_iter().chain([self.control]).chain(self.admin).flatten().collect()
+    }
 }
 
 /// A server and the key to it.
@@ -59,6 +71,10 @@ impl Connection {
             (Some(key), _) => key,
             // The file's key is for the server that wrote it, and for no other that a setting names.
             (None, Some(written)) if written.url == url => key_of(&written)?,
+            (None, None) if settings.client_url().is_none() => {
+                let folder = settings.path(name::DATA_DIR).unwrap_or_default();
+                return Err(Failure::NotUp(folder));
+            }
             (None, _) => return Err(Failure::Usage(format!("no key for {url}: {NO_KEY}"))),
         };
         Ok(Self { url, key })
@@ -110,7 +126,15 @@ mod tests {
         let key_file = folder.path().join("api-key");
         std::fs::write(&key_file, "postern_a_b\n").expect("writes");
         let url = Url::parse("http://127.0.0.1:4242").expect("a URL");
-        let written = Written { url, gateway: None, control: None, key_file, run: "/run".into(), pid: 1 };
+        let written = Written {
+            url,
+            gateway: None,
+            control: None,
+            admin: [None; 2],
+            key_file,
+            run: "/run".into(),
+            pid: 1,
+        };
         let text = serde_json::to_string(&written).expect("serializes");
         std::fs::write(folder.path().join(CONNECTION_FILE), text).expect("writes");
         folder
@@ -126,6 +150,16 @@ mod tests {
             (found.url.as_str(), found.key.reveal().as_str()),
             ("http://127.0.0.1:4242/", "postern_a_b")
         );
+    }
+
+    #[test]
+    fn without_the_file_up_does_not_run_here() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().to_str().expect("UTF-8");
+        let refused = Connection::find(&settings(&[("POSTERN_DATA_DIR", path)])).expect_err("knows nobody");
+        let told = refused.to_string();
+        assert!(told.contains("`postern up` does not run") && told.contains(path), "{told}");
+        assert_eq!(refused.exit_code(), 5);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! The ways a command can end badly, and the exit code of each (docs: CLI exit codes).
 
 use postern_common::problem::{Code, Problem};
+use std::path::PathBuf;
 
 /// How a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,14 @@ pub(crate) enum Failure {
         /// What the system said.
         reason: String,
     },
+    /// Nobody said where a server is, and no `up` has written it here.
+    #[error(
+        "`postern up` does not run on the data folder `{}`\n  hint: start it with `postern up --config DIR` or \
+         `postern up`, or run this where `.postern` of one that runs is (--data-dir names another folder); \
+         POSTERN_URL and POSTERN_API_KEY name any server",
+        .0.display()
+    )]
+    NotUp(PathBuf),
     /// The command inside a sandbox ended with this code; it has said why itself.
     #[error("the command ended with code {0}")]
     Command(u8),
@@ -38,7 +47,7 @@ impl Failure {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Refused(problem) => refused(problem),
-            Self::Unreachable { .. } => 5,
+            Self::Unreachable { .. } | Self::NotUp(_) => 5,
             Self::Command(code) => *code,
             Self::Exec(_) => 125,
         }
@@ -76,6 +85,7 @@ mod tests {
         assert_eq!(Failure::Failed(anyhow::anyhow!("x")).exit_code(), 1);
         assert_eq!(Failure::Usage("x".into()).exit_code(), 2);
         assert_eq!(Failure::Unreachable { url: "u".into(), reason: "r".into() }.exit_code(), 5);
+        assert_eq!(Failure::NotUp("/d".into()).exit_code(), 5);
         assert_eq!(Failure::Command(7).exit_code(), 7);
         assert_eq!(Failure::Exec(Box::new(Failure::Usage("x".into()))).exit_code(), 125);
     }

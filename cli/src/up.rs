@@ -27,6 +27,7 @@ use postern_common::process::Ending;
 use postern_common::settings::{SettingMistakes, Settings, name};
 use postern_common::telemetry;
 use postern_orchestrator::configuration::ConfigurationError;
+use postern_orchestrator::{Claim, Owner};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,7 +58,17 @@ impl Surroundings {
 }
 
 /// Runs until Ctrl-C or SIGTERM.
-pub(crate) async fn run(settings: &Settings, around: &Surroundings, output: Output) -> Result<(), Failure> {
+pub(crate) async fn run(
+    settings: &Settings,
+    around: &Surroundings,
+    claim: Claim,
+    output: Output,
+) -> Result<(), Failure> {
+    if claim == Claim::TakeOver && settings.path(name::CONFIG).is_none() {
+        return Err(Failure::Usage(
+            "--take-over needs a folder: `postern up --config DIR --take-over`".into(),
+        ));
+    }
     telemetry::start_logging(settings.log_format(), settings.text(name::LOG).unwrap_or("info"));
     let mut ending = Ending::listen()?;
     let path = settings.path(name::DATA_DIR).context("a setting with a default")?;
@@ -75,7 +86,7 @@ pub(crate) async fn run(settings: &Settings, around: &Surroundings, output: Outp
     };
     let (mut watched, mut parts) = started?;
     let begun = tokio::select! {
-        begun = begin(&mut parts, &tenant, watched.as_ref(), &data, output) => begun.map(|()| true),
+        begun = begin(&mut parts, &tenant, (watched.as_ref(), claim), &data, output) => begun.map(|()| true),
         () = ending.come() => Ok(false),
     };
     if begun.is_ok() {
@@ -128,13 +139,14 @@ async fn start(
 async fn begin(
     parts: &mut Parts,
     tenant: &TenantId,
-    watched: Option<&WatchedFolder>,
+    (watched, claim): (Option<&WatchedFolder>, Claim),
     data: &DataFolder,
     output: Output,
 ) -> Result<(), Failure> {
     match watched {
         Some(watched) => {
-            put_in_force(parts, tenant, watched.path(), watched.files()).await.map_err(|why| anyhow!(why))?;
+            let put = put_in_force(parts, tenant, (watched.path(), watched.files()), claim).await;
+            put.map_err(|refused| refused.at_the_start(tenant, watched.path()))?;
         }
         None => parts.orchestrator.release_folder(tenant).await.map_err(anyhow::Error::new)?,
     }
@@ -148,7 +160,10 @@ async fn follow(parts: &Parts, tenant: &TenantId, watched: Option<&mut WatchedFo
     let Some(watched) = watched else { return std::future::pending().await };
     let path = watched.path().to_owned();
     let told = match watched.changed().await {
-        Ok(files) => put_in_force(parts, tenant, &path, files).await,
+        Ok(files) => {
+            let put = put_in_force(parts, tenant, (&path, files), Claim::Own).await;
+            put.map_err(|refused| refused.to_string())
+        }
         Err(mistakes) => Err(mistakes.to_string()),
     };
     match told {
@@ -159,6 +174,43 @@ async fn follow(parts: &Parts, tenant: &TenantId, watched: Option<&mut WatchedFo
     }
 }
 
+/// Why a folder was not put in force.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// The tenant is somebody else's.
+    #[error("  it is owned by {0}")]
+    Owned(Owner),
+    /// All that is wrong, a line each.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+impl Refused {
+    /// What it means for an `up` that was to begin with this folder.
+    fn at_the_start(self, tenant: &TenantId, folder: &Path) -> Failure {
+        let folder = folder.display();
+        match self {
+            Self::Owned(owner) => {
+                let why = match owner {
+                    Owner::Api => "was changed through the API since a folder had it last".to_owned(),
+                    Owner::Folder(_) => format!("is owned by {owner}"),
+                };
+                Failure::Usage(format!(
+                    "the configuration of tenant `{tenant}` {why}; nothing was changed\n  hint: `postern up` \
+                     keeps it as it is; `postern up --config {folder} --take-over` puts this folder in its place"
+                ))
+            }
+            Self::Wrong(why) => anyhow!("the configuration in `{folder}` is refused:\n{why}").into(),
+        }
+    }
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Self::Wrong(why)
+    }
+}
+
 /// Puts the files in force, all or nothing; says what changed, or everything that is wrong.
 ///
 /// The gateway may reach the new backends before they are named, and the old ones no more only
@@ -166,12 +218,12 @@ async fn follow(parts: &Parts, tenant: &TenantId, watched: Option<&mut WatchedFo
 async fn put_in_force(
     parts: &Parts,
     tenant: &TenantId,
-    folder: &Path,
-    files: &TenantFiles,
-) -> Result<String, String> {
+    (folder, files): (&Path, &TenantFiles),
+    claim: Claim,
+) -> Result<String, Refused> {
     let urls = || files.backends.values().map(|backend| &backend.backend.url);
     parts.upstreams.also(urls())?;
-    let told = match parts.orchestrator.apply_folder(tenant, folder, files.clone()).await {
+    let told = match parts.orchestrator.apply_folder(tenant, folder, files.clone(), claim).await {
         Ok(edited) if edited.refused_by_gateways.is_empty() => {
             parts.upstreams.settle(urls())?;
             let changes =
@@ -179,12 +231,15 @@ async fn put_in_force(
             let changes = if changes.is_empty() { "nothing differs".to_owned() } else { changes.join(", ") };
             Ok(format!("version {} is in force ({changes})", edited.version))
         }
-        Ok(edited) => Err(format!("  the gateway: {}", edited.refused_by_gateways.join("\n  "))),
+        Ok(edited) => {
+            Err(Refused::Wrong(format!("  the gateway: {}", edited.refused_by_gateways.join("\n  "))))
+        }
         Err(ConfigurationError::Mistakes(mistakes)) => {
             let lines = mistakes.iter().map(|it| format!("  {}: {}", it.pointer, it.message));
-            Err(lines.collect::<Vec<_>>().join("\n"))
+            Err(Refused::Wrong(lines.collect::<Vec<_>>().join("\n")))
         }
-        Err(error) => Err(format!("  {:#}", anyhow::Error::new(error))),
+        Err(ConfigurationError::OwnedElsewhere { owner, .. }) => Err(Refused::Owned(owner)),
+        Err(error) => Err(Refused::Wrong(format!("  {:#}", anyhow::Error::new(error)))),
     };
     if told.is_err() {
         parts.upstreams.back()?;
@@ -202,5 +257,25 @@ async fn end(parts: Parts, data: &DataFolder) -> Result<(), Failure> {
         left => {
             Err(anyhow!("{left} sandboxes were not gone in time; the next `postern up` ends them").into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_owns_the_tenant_the_way_out_is_told() {
+        let tenant = TenantId::parse("default").expect("a name");
+        let told = |refused: Refused| refused.at_the_start(&tenant, Path::new("/w/config"));
+        for owner in [Owner::Api, Owner::Folder("/elsewhere".to_owned())] {
+            let failure = told(Refused::Owned(owner));
+            assert_eq!(failure.exit_code(), 2);
+            assert!(failure.to_string().contains("`postern up --config /w/config --take-over`"), "{failure}");
+        }
+        insta::assert_snapshot!(told(Refused::Wrong("  /policies/desk: no".to_owned())), @r"
+        the configuration in `/w/config` is refused:
+          /policies/desk: no
+        ");
     }
 }

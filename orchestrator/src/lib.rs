@@ -42,7 +42,7 @@ mod tenant;
 pub use config::Config;
 pub use driver::Reconciled;
 pub use host::{Host, UserFolder};
-pub use orchestrator::{Orchestrator, Prepared, StartError};
+pub use orchestrator::{Claim, Orchestrator, Prepared, StartError};
 pub use seal::SealError;
 pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};
 pub use stream::AuthorityError;

@@ -21,7 +21,7 @@ use crate::seal::SealError;
 use crate::sessions::peers::{self, PeerSessions};
 use crate::sessions::{Sessions, session};
 use crate::store::{
-    Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Role, Store, StoreError,
+    Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
 };
 use crate::stream::{AuthorityError, ControlStream};
 use postern_common::clock;
@@ -42,6 +42,15 @@ use tokio::sync::mpsc;
 
 /// Characters of an installation's id: 50 bits, and short enough for the names that hold it.
 const INSTALLATION_CHARACTERS: usize = 10;
+
+/// Which tenants a watched folder may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// One that is its own, or where nothing that somebody else wants would be lost.
+    Own,
+    /// Any: what is in force gives way to what the folder says.
+    TakeOver,
+}
 
 /// The orchestrator could not start.
 #[derive(Debug, thiserror::Error)]
@@ -269,6 +278,10 @@ impl Orchestrator {
     /// Puts a watched folder's files in force for a tenant, all or nothing. The folder owns the
     /// tenant from then on.
     ///
+    /// It takes a tenant that is its own, that nobody has configured, that it let go and nobody has
+    /// changed since, or whose configuration is already what the files say; with
+    /// [`Claim::TakeOver`] any, if its files are good.
+    ///
     /// # Errors
     /// [`ConfigurationError::OwnedElsewhere`] if the API has put something there, or another
     /// folder owns it; else what is wrong with the files, and what was in force stays.
@@ -277,28 +290,36 @@ impl Orchestrator {
         tenant: &TenantId,
         folder: &Path,
         files: TenantFiles,
+        claim: Claim,
     ) -> Result<Edited, ConfigurationError> {
         let owner = Owner::Folder(folder.display().to_string());
-        self.own(tenant, &owner).await?;
-        let edition = Edition { owner, actor: Actor::Folder, request: None, dry_run: false };
         let edit = Edit::Whole { files: Box::new(files), prune: true, expected: None };
+        self.own(tenant, &owner, &edit, claim).await?;
+        let edition = Edition { owner, actor: Actor::Folder, request: None, dry_run: false };
         self.api.configuration.edit(tenant, &edit, &edition).await
     }
 
     /// Lets a watched folder go: the API owns the tenant again, with the configuration as it is.
+    /// The folder may have it back until somebody changes that.
     ///
     /// # Errors
     /// [`ConfigurationError`].
     pub async fn release_folder(&self, tenant: &TenantId) -> Result<(), ConfigurationError> {
-        let row = self.api.store.tenant(tenant).await?;
-        if row.is_some_and(|row| matches!(row.owner, Owner::Folder(_))) {
-            self.api.store.give_tenant(tenant, &Owner::Api).await?;
+        let Some(row) = self.api.store.tenant(tenant).await? else { return Ok(()) };
+        if let Owner::Folder(folder) = row.owner {
+            self.api.store.release_tenant(tenant, &Released { folder, version: row.version }).await?;
         }
         Ok(())
     }
 
-    /// Makes a folder the owner of a tenant that nobody has configured yet, or that it owns.
-    async fn own(&self, tenant: &TenantId, owner: &Owner) -> Result<(), ConfigurationError> {
+    /// Makes a folder the owner of a tenant that it may have.
+    async fn own(
+        &self,
+        tenant: &TenantId,
+        owner: &Owner,
+        edit: &Edit,
+        claim: Claim,
+    ) -> Result<(), ConfigurationError> {
         let Api { store, configuration, .. } = &*self.api;
         match configuration.make(tenant, owner, Actor::Folder, None).await? {
             MadeTenant::Made => return Ok(()),
@@ -307,15 +328,32 @@ impl Orchestrator {
         }
         let row =
             store.tenant(tenant).await?.ok_or_else(|| ConfigurationError::UnknownTenant(tenant.clone()))?;
-        let is_untouched = row.owner == Owner::Api && row.version == 1 && tenant.as_str() == DEFAULT_TENANT;
         if row.owner == *owner {
             return Ok(());
         }
-        if is_untouched {
-            store.give_tenant(tenant, owner).await?;
-            return Ok(());
+        let is_untouched = row.owner == Owner::Api && row.version == 1 && tenant.as_str() == DEFAULT_TENANT;
+        let is_as_it_left = row
+            .released
+            .as_ref()
+            .is_some_and(|left| Owner::Folder(left.folder.clone()) == *owner && left.version == row.version);
+        if !is_untouched && !is_as_it_left {
+            // Only tried, as whoever owns it now: a folder with mistakes takes nothing over.
+            let trial =
+                Edition { owner: row.owner.clone(), actor: Actor::Folder, request: None, dry_run: true };
+            let tried = configuration.edit(tenant, edit, &trial).await;
+            let is_same = row.owner == Owner::Api && tried.as_ref().is_ok_and(|it| it.changes.is_empty());
+            match claim {
+                Claim::TakeOver => drop(tried?),
+                Claim::Own if is_same => {}
+                Claim::Own => {
+                    return Err(ConfigurationError::OwnedElsewhere {
+                        tenant: tenant.clone(),
+                        owner: row.owner,
+                    });
+                }
+            }
         }
-        Err(ConfigurationError::OwnedElsewhere { tenant: tenant.clone(), owner: row.owner })
+        Ok(store.give_tenant(tenant, owner).await?)
     }
 
     /// Takes no new work from now on, destroys every sandbox, keeping its files, and waits at most

@@ -40,7 +40,7 @@ pub(crate) use sandboxes::{
 use select::Select;
 pub(crate) use sessions::SessionRow;
 pub use tenants::Owner;
-pub(crate) use tenants::{MadeTenant, RemovedTenant, TenantRow};
+pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;

@@ -34,6 +34,8 @@ mod rollout;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod starting;
+#[cfg(test)]
 mod story;
 #[cfg(test)]
 mod tokens;

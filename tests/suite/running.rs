@@ -130,7 +130,15 @@ impl Up {
         Self::launch(folder, command)
     }
 
-    fn launch(folder: Arc<tempfile::TempDir>, mut command: Command) -> Self {
+    /// Starts without a watched folder on folders that are there already.
+    pub(crate) fn plain_on(backend: &Backend, folder: Arc<tempfile::TempDir>) -> Self {
+        let mut command = postern(folder.path());
+        command.arg("up").env("POSTERN_UPSTREAMS_ALLOW", format!("127.0.0.1:{}", backend.port));
+        Self::launch(folder, command)
+    }
+
+    /// Runs this command, which must be an `up` on the folder, and waits until it serves.
+    pub(crate) fn launch(folder: Arc<tempfile::TempDir>, mut command: Command) -> Self {
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("postern starts");
         let log = Arc::new(Mutex::new(String::new()));

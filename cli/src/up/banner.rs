@@ -9,6 +9,8 @@ use std::path::PathBuf;
 pub(crate) struct Banner {
     /// The REST API.
     pub api: String,
+    /// Of each listener that is not where it usually is, where it is and why.
+    pub moved: Vec<String>,
     /// The admin key's file.
     pub key_file: PathBuf,
     /// The gateway's door over TCP.
@@ -36,6 +38,9 @@ impl fmt::Display for Banner {
         writeln!(formatter, "postern {} is up", env!("CARGO_PKG_VERSION"))?;
         let mut line = |name: &str, text: String| writeln!(formatter, "  {name:<14} {text}");
         line("API", self.api.clone())?;
+        for moved in &self.moved {
+            line("", moved.clone())?;
+        }
         line("admin key", format!("{} (keep it to yourself)", self.key_file.display()))?;
         line("console", "none yet".to_owned())?;
         line("gateway", self.gateway.clone().unwrap_or_else(off))?;
@@ -72,7 +77,8 @@ mod tests {
     #[test]
     fn the_banner_says_where_everything_is() {
         let banner = Banner {
-            api: "http://127.0.0.1:8080".into(),
+            api: "http://127.0.0.1:41234".into(),
+            moved: vec!["8080 is in use by another process: the API is at http://127.0.0.1:41234".into()],
             key_file: "/w/.postern/api-key".into(),
             gateway: Some("http://127.0.0.1:8081".into()),
             sockets: "/run/postern/abcd".into(),
@@ -85,7 +91,8 @@ mod tests {
         };
         insta::assert_snapshot!(banner, @r"
         postern 0.1.0 is up
-          API            http://127.0.0.1:8080
+          API            http://127.0.0.1:41234
+                         8080 is in use by another process: the API is at http://127.0.0.1:41234
           admin key      /w/.postern/api-key (keep it to yourself)
           console        none yet
           gateway        http://127.0.0.1:8081

@@ -12,7 +12,7 @@ use anyhow::{Context as _, anyhow};
 use postern_common::control;
 use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
-use postern_common::settings::{Settings, WantedIsolation, name};
+use postern_common::settings::{Setting, Settings, WantedIsolation, name};
 use postern_common::tasks::Tasks;
 use postern_gateway::{Ceilings, Config as GatewayConfig, Gateway, Settings as GatewaySettings};
 use postern_orchestrator::keys::GivenKeys;
@@ -63,6 +63,7 @@ pub(super) struct Parts {
     control: Option<TcpListener>,
     gateway: postern_gateway::Running,
     probed: Vec<Probed>,
+    moved: Vec<String>,
     run_root: PathBuf,
     groups: Groups,
 }
@@ -101,6 +102,8 @@ impl Parts {
             .flatten()
             .map(TcpListener::local_addr);
         let own: Vec<SocketAddr> = own.collect::<Result<_, _>>()?;
+        let at = |listener: Option<&TcpListener>| listener.and_then(|it| it.local_addr().ok());
+        let mut at = [at(Some(&api)), at(control.as_ref()), at(api_admin.as_ref())].to_vec();
         let named = watched.map(WatchedFolder::urls).unwrap_or_default();
         let upstreams = Upstreams::new(settings, &own, named)?;
         let (publisher, follower) = control::link();
@@ -108,6 +111,7 @@ impl Parts {
         let gateway = Gateway::start(gateway, follower, &gateway_tasks).await.map_err(anyhow::Error::new)?;
         let orchestrator = prepared.start(runtime, &own_tasks).await.map_err(anyhow::Error::new)?;
         orchestrator.connect(publisher).await;
+        at.extend([gateway.tcp, gateway.admin]);
         Ok(Self {
             orchestrator,
             upstreams,
@@ -116,6 +120,7 @@ impl Parts {
             control,
             gateway,
             probed,
+            moved: moved(settings, &at),
             run_root,
             groups: groups.clone(),
         })
@@ -149,6 +154,7 @@ impl Parts {
                 .transpose()
                 .context("an address of ours")?,
             control: control_at,
+            admin: [admin_at, self.gateway.admin],
             key_file: key_file.clone(),
             run: self.run_root.clone(),
             pid: std::process::id(),
@@ -157,6 +163,7 @@ impl Parts {
         let found = self.orchestrator.reconciled();
         Ok(Banner {
             api: at,
+            moved: self.moved.clone(),
             key_file,
             gateway: self.gateway.tcp.map(url),
             sockets: self.run_root.clone(),
@@ -178,6 +185,21 @@ impl Parts {
         drop(std::fs::remove_dir(&self.run_root));
         stopped
     }
+}
+
+/// What is to be said of listeners that are not where they usually are; `at` has them in this order.
+fn moved(settings: &Settings, at: &[Option<SocketAddr>]) -> Vec<String> {
+    let usual = [
+        (name::API_LISTEN, "the API", "http://"),
+        (name::CONTROL_LISTEN, "the control stream", ""),
+        (name::API_ADMIN_LISTEN, "the orchestrator's health", "http://"),
+        (name::GATEWAY_LISTEN, "the gateway", "http://"),
+        (name::GATEWAY_ADMIN_LISTEN, "the gateway's health", "http://"),
+    ];
+    let told = |((setting, what, scheme), at): ((&Setting, &str, &str), &Option<SocketAddr>)| {
+        ports::moved(settings, setting, &format!("{what} is at {scheme}"), (*at)?)
+    };
+    usual.into_iter().zip(at).filter_map(told).collect()
 }
 
 async fn listen(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Failure> {

@@ -26,6 +26,13 @@ pub(crate) fn choose(settings: &Settings, setting: &Setting) -> Result<Option<So
     }
 }
 
+/// What is to be said of a listener that is not at its usual address; `what` comes before the other.
+pub(crate) fn moved(settings: &Settings, setting: &Setting, what: &str, at: SocketAddr) -> Option<String> {
+    let usual = settings.address(setting).ok().flatten()?;
+    let is_moved = !settings.is_given(setting) && usual != at;
+    is_moved.then(|| format!("{} is in use by another process: {what}{at}", usual.port()))
+}
+
 /// Refuses what would send API keys and what operators look at over a network in the clear.
 pub(crate) fn are_private(settings: &Settings) -> Result<(), Failure> {
     if settings.is_insecure_listen_allowed() {
@@ -78,6 +85,9 @@ mod tests {
         let unasked = Settings::resolve(&Sources::default()).expect("resolves");
         let chosen = choose(&unasked, name::GATEWAY_ADMIN_LISTEN).expect("finds one").expect("is on");
         assert!(chosen != usual && chosen.ip() == usual.ip() && chosen.port() != 0, "{chosen}");
+        let told = |at| moved(&unasked, name::GATEWAY_ADMIN_LISTEN, "it is at ", at);
+        let words = format!("9091 is in use by another process: it is at {chosen}");
+        assert_eq!((told(usual), told(chosen)), (None, Some(words)));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(crate) struct TenantRow {
     pub(crate) name: TenantId,
     /// Who may change its configuration.
     pub(crate) owner: Owner,
+    /// The folder that let it go, if the API has it from one.
+    pub(crate) released: Option<Released>,
     /// Whether it ever put a policy set; an empty one counts.
     pub(crate) has_policies: bool,
     /// Rises with each change of its configuration.
@@ -48,6 +50,28 @@ pub(crate) struct TenantRow {
     pub(crate) revision: i64,
     /// When it was made.
     pub(crate) created_at: Timestamp,
+}
+
+/// A folder that owned a tenant once, and the version that it left.
+///
+/// Kept in `owner_place` as `VERSION PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Which folder.
+    pub(crate) folder: String,
+    /// The version of the configuration then.
+    pub(crate) version: i64,
+}
+
+impl Released {
+    fn parse(place: &str) -> Option<Self> {
+        let (version, folder) = place.split_once(' ')?;
+        Some(Self { folder: folder.to_owned(), version: version.parse().ok()? })
+    }
+
+    fn place(&self) -> String {
+        format!("{} {}", self.version, self.folder)
+    }
 }
 
 /// What became of a tenant that was to be made.
@@ -76,14 +100,15 @@ pub(crate) enum RemovedTenant {
 
 fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
     let place = row.text("owner_place")?;
-    let owner = match row.text("owner")?.as_str() {
-        "api" => Owner::Api,
-        "folder" => Owner::Folder(place),
+    let (owner, released) = match row.text("owner")?.as_str() {
+        "api" => (Owner::Api, Released::parse(&place)),
+        "folder" => (Owner::Folder(place), None),
         _ => return Err(StoreError::Corrupt { what: "owner" }),
     };
     Ok(TenantRow {
         name: row.parsed("name")?,
         owner,
+        released,
         has_policies: row.number("has_policies")? != 0,
         version: row.number("version")?,
         revision: row.number("revision")?,
@@ -135,6 +160,18 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn give_tenant(&self, name: &TenantId, owner: &Owner) -> Result<(), StoreError> {
         let place = if let Owner::Folder(path) = owner { path.clone() } else { String::new() };
+        self.place_tenant(name, owner, place).await
+    }
+
+    /// Hands a tenant's configuration from a folder to the API, which keeps in mind whose it was.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn release_tenant(&self, name: &TenantId, left: &Released) -> Result<(), StoreError> {
+        self.place_tenant(name, &Owner::Api, left.place()).await
+    }
+
+    async fn place_tenant(&self, name: &TenantId, owner: &Owner, place: String) -> Result<(), StoreError> {
         sqlx::query("UPDATE tenants SET owner = $2, owner_place = $3 WHERE name = $1")
             .bind(name.as_str().to_owned())
             .bind(owner.as_str())

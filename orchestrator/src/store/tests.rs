@@ -477,7 +477,10 @@ async fn a_tenant_with_a_live_sandbox_or_a_folder_is_not_removed(store: &Store) 
     let folder = Owner::Folder("/config".to_owned());
     store.give_tenant(&tenant(), &folder).await.expect("answers");
     assert_eq!(remove(store).await, RemovedTenant::Owned(folder));
-    store.give_tenant(&tenant(), &Owner::Api).await.expect("answers");
+    let left = Released { folder: "/a folder".to_owned(), version: 7 };
+    store.release_tenant(&tenant(), &left).await.expect("answers");
+    let row = store.tenant(&tenant()).await.expect("answers").expect("is there");
+    assert_eq!((row.owner, row.released), (Owner::Api, Some(left)), "whose it was is kept");
     assert_eq!(remove(store).await, RemovedTenant::Removed);
 }
 

@@ -5,8 +5,10 @@ use crate::bench::{Bench, new_folder};
 use http::{Method, StatusCode};
 use postern_common::folder::TenantFiles;
 use postern_common::id::TenantId;
-use postern_orchestrator::configuration::ConfigurationError;
+use postern_orchestrator::Claim;
+use postern_orchestrator::configuration::{ConfigurationError, Edited};
 use serde_json::{Value, json};
+use std::path::Path;
 
 const DOCUMENT: &str = r#"{"openapi": "3.1.0", "info": {"title": "desk", "version": "1"}, "paths": {
     "/orders": {"get": {"operationId": "listOrders", "responses": {}}},
@@ -194,8 +196,7 @@ async fn a_watched_folder_and_the_api_never_both_own_a_tenant() {
     let bench = Bench::without_sandboxes().await;
     let folder = bench.folder.path().join("config");
     let files: TenantFiles = serde_json::from_value(whole()).expect("files");
-    let applied =
-        bench.orchestrator.apply_folder(&name("default"), &folder, files.clone()).await.expect("applies");
+    let applied = apply(&bench, "default", &folder, &files, Claim::Own).await.expect("applies");
     assert_eq!(applied.changes.len(), 3);
     for (method, path, body) in [
         (Method::POST, "/apply", whole()),
@@ -214,11 +215,11 @@ async fn a_watched_folder_and_the_api_never_both_own_a_tenant() {
     let secret = bench.put("/secrets/desk-token", json!({ "value": "s3cret" })).await;
     assert_eq!(secret.status, StatusCode::NO_CONTENT, "secrets never lie in a folder");
     let other = bench.folder.path().join("elsewhere");
-    let refused = bench.orchestrator.apply_folder(&name("default"), &other, files.clone()).await;
+    let refused = apply(&bench, "default", &other, &files, Claim::Own).await;
     assert!(matches!(refused, Err(ConfigurationError::OwnedElsewhere { .. })), "{refused:?}");
 
     bench.post("/tenants", json!({ "name": "acme" })).await;
-    let refused = bench.orchestrator.apply_folder(&name("acme"), &folder, files).await;
+    let refused = apply(&bench, "acme", &folder, &files, Claim::Own).await;
     assert!(
         matches!(refused, Err(ConfigurationError::OwnedElsewhere { .. })),
         "the API owns it: {refused:?}"
@@ -226,6 +227,56 @@ async fn a_watched_folder_and_the_api_never_both_own_a_tenant() {
     bench.orchestrator.release_folder(&name("default")).await.expect("lets go");
     assert_eq!(bench.put("/templates/small", json!({})).await.status, StatusCode::CREATED);
     bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_gets_back_what_nobody_changed_and_takes_over_only_when_told_to() {
+    let bench = Bench::without_sandboxes().await;
+    let files: TenantFiles = serde_json::from_value(whole()).expect("files");
+    let (own, other) = (bench.folder.path().join("config"), bench.folder.path().join("elsewhere"));
+    let is_refused = |found: &Result<_, _>| matches!(found, Err(ConfigurationError::OwnedElsewhere { .. }));
+    apply(&bench, "default", &own, &files, Claim::Own).await.expect("applies");
+    bench.orchestrator.release_folder(&name("default")).await.expect("lets go");
+    bench.orchestrator.release_folder(&name("default")).await.expect("once more changes nothing");
+    // Edited while it did not own the tenant: nobody else has changed anything.
+    let with = |template: Value, policy: &str| {
+        let mut whole = whole();
+        whole["templates"]["default"] = template;
+        whole["policies"]["more"] = policy.into();
+        serde_json::from_value::<TenantFiles>(whole).expect("files")
+    };
+    let edited = with(json!({ "ttl": "20m" }), "");
+    let refused = apply(&bench, "default", &other, &edited, Claim::Own).await;
+    assert!(is_refused(&refused), "another folder never had it: {refused:?}");
+    apply(&bench, "default", &own, &edited, Claim::Own).await.expect("has it back");
+    apply(&bench, "default", &own, &files, Claim::Own).await.expect("owns it");
+
+    bench.orchestrator.release_folder(&name("default")).await.expect("lets go");
+    apply(&bench, "default", &other, &files, Claim::Own).await.expect("says what is in force already");
+    bench.orchestrator.release_folder(&name("default")).await.expect("lets go");
+    assert_eq!(bench.put("/templates/of-the-api", json!({})).await.status, StatusCode::CREATED);
+    let refused = apply(&bench, "default", &other, &files, Claim::Own).await;
+    assert!(is_refused(&refused), "the API has changed it: {refused:?}");
+    let wrong = apply(&bench, "default", &other, &with(json!({}), "permit ("), Claim::TakeOver).await;
+    assert!(matches!(wrong, Err(ConfigurationError::Mistakes(_))), "{wrong:?}");
+    let put = bench.put("/templates/of-the-api", json!({ "ttl": "10m" })).await;
+    assert_eq!(put.status, StatusCode::OK, "what is wrong takes nothing over: {}", put.text);
+    let taken = apply(&bench, "default", &other, &files, Claim::TakeOver).await.expect("was told to");
+    assert!(taken.changes.iter().any(|change| change.name == "of-the-api"), "{taken:?}");
+    let refused = bench.put("/templates/of-the-api", json!({})).await;
+    assert_eq!(refused.code(), "owned-elsewhere");
+    apply(&bench, "default", &own, &files, Claim::TakeOver).await.expect("also from another folder");
+    bench.close().await;
+}
+
+async fn apply(
+    bench: &Bench,
+    tenant: &str,
+    folder: &Path,
+    files: &TenantFiles,
+    claim: Claim,
+) -> Result<Edited, ConfigurationError> {
+    bench.orchestrator.apply_folder(&name(tenant), folder, files.clone(), claim).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -259,7 +310,7 @@ async fn a_secret_reaches_the_gateways_that_need_it_and_nobody_else() {
     bench.close().await;
 }
 
-fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).expect("readable").flatten();
     entries
         .flat_map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { vec![entry.path()] })
@@ -271,8 +322,7 @@ async fn files_of_an_installation_are_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt;
     let bench = Bench::without_sandboxes().await;
     bench.put("/secrets/a", json!({ "value": "b" })).await;
-    let mode =
-        |path: &std::path::Path| std::fs::metadata(path).expect("is there").permissions().mode() & 0o777;
+    let mode = |path: &Path| std::fs::metadata(path).expect("is there").permissions().mode() & 0o777;
     assert_eq!(mode(&bench.data()), 0o700);
     for file in walk(&bench.data()).iter().chain(&[bench.folder.path().join("key")]) {
         assert_eq!(mode(file), 0o600, "{}", file.display());

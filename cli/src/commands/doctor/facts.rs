@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What there is to know of this machine, read and tried, not judged.
 
+use crate::connection::Written;
 use crate::up::{Programs, Surroundings};
 use postern_common::settings::{Setting, Settings, name};
 use postern_common::tasks::Tasks;
@@ -95,6 +96,8 @@ pub(super) struct DataFacts {
     pub(super) free: Option<u64>,
     /// The process that said that it serves it, and whether that lives.
     pub(super) up: Option<(u32, bool)>,
+    /// Where that process listens.
+    pub(super) listens: Vec<SocketAddr>,
     /// Sandboxes of it that there is a folder of.
     pub(super) sandboxes: usize,
     /// The latest time at which something of it was written, in seconds since 1970.
@@ -197,7 +200,13 @@ pub(super) fn cgroup_mounts(mounts: &str) -> CgroupMounts {
 }
 
 fn ports(settings: &Settings) -> Vec<Port> {
-    let all = [name::API_LISTEN, name::GATEWAY_LISTEN, name::API_ADMIN_LISTEN, name::GATEWAY_ADMIN_LISTEN];
+    let all = [
+        name::API_LISTEN,
+        name::GATEWAY_LISTEN,
+        name::CONTROL_LISTEN,
+        name::API_ADMIN_LISTEN,
+        name::GATEWAY_ADMIN_LISTEN,
+    ];
     let port = |setting: &'static Setting| {
         let address = settings.address(setting).ok().flatten();
         let taken = address.and_then(|address| match TcpListener::bind(address) {
@@ -229,6 +238,7 @@ fn data_facts(path: &Path) -> DataFacts {
         free: path.ancestors().chain([Path::new(".")]).find_map(free),
         sandboxes: sandboxes.count(),
         up: up.as_ref().map(|up| (up.pid, Path::new("/proc").join(up.pid.to_string()).exists())),
+        listens: up.as_ref().map(Written::listens).unwrap_or_default(),
         written: written.map(seconds),
     }
 }

@@ -214,11 +214,13 @@ fn listener(port: &Port, facts: &Facts) -> Finding {
     let check = match port.setting.key {
         "api.listen" => "port API",
         "gateway.listen" => "port gateway",
+        "control.listen" => "port control",
         "api.admin_listen" => "port admin API",
         _ => "port admin gateway",
     };
     let Some(address) = port.address else { return Finding::ok(check, "off") };
-    let is_plain = port.setting.key != "gateway.listen" && !address.ip().is_loopback();
+    let may_be_open = ["gateway.listen", "control.listen"].contains(&port.setting.key);
+    let is_plain = !may_be_open && !address.ip().is_loopback();
     if is_plain && !facts.is_insecure_allowed {
         let remedy = "listen on 127.0.0.1 behind something that speaks TLS, or say --insecure-listen";
         return Finding::fail(
@@ -229,8 +231,8 @@ fn listener(port: &Port, facts: &Facts) -> Finding {
     }
     match (&port.taken, facts.data.up, port.is_given) {
         (None, ..) => Finding::ok(check, format!("{address} is free")),
-        (Some(why), Some((pid, true)), _) => {
-            Finding::ok(check, format!("{address}: {why}; `postern up` runs here as process {pid}"))
+        (Some(_), Some((pid, true)), _) if facts.data.listens.contains(&address) => {
+            Finding::ok(check, format!("{address}: `postern up` runs here as process {pid}"))
         }
         (Some(why), _, false) => {
             Finding::warn(check, format!("{address}: {why}"), "`postern up` takes a free port and prints it")

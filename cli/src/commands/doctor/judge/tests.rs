@@ -31,6 +31,7 @@ fn good() -> Facts {
         ports: vec![
             port(name::API_LISTEN, "127.0.0.1:8080"),
             port(name::GATEWAY_LISTEN, "127.0.0.1:8081"),
+            port(name::CONTROL_LISTEN, "0.0.0.0:8082"),
             port(name::API_ADMIN_LISTEN, "127.0.0.1:9090"),
             Port { address: None, ..port(name::GATEWAY_ADMIN_LISTEN, "127.0.0.1:9091") },
         ],
@@ -99,7 +100,7 @@ fn ports_settings_programs_disk_leftovers_and_clock_are_judged() {
         facts.ports[0].taken = Some("another process has it".to_owned());
         facts.ports[1].taken = Some("another process has it".to_owned());
         facts.ports[1].is_given = true;
-        facts.ports[2].address = Some("0.0.0.0:9090".parse().expect("an address"));
+        facts.ports[3].address = Some("0.0.0.0:9090".parse().expect("an address"));
         facts.data.open_files = vec!["api-key".to_owned()];
         facts.data.free = Some(200 << 20);
         facts.data.up = Some((4242, false));
@@ -114,7 +115,9 @@ fn a_folder_of_another_user_a_running_up_and_a_lost_clock() {
         facts.data.user = 1000;
         facts.data.mode = Some((0o700, 0));
         facts.data.up = Some((4242, true));
+        facts.data.listens = vec!["127.0.0.1:8080".parse().expect("an address")];
         facts.ports[0].taken = Some("another process has it".to_owned());
+        facts.ports[1].taken = Some("another process has it".to_owned());
         facts.now = 100;
     }));
     assert_eq!(judge(&good()).iter().filter(|finding| finding.verdict == Verdict::Fail).count(), 0);

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `postern up` on what is there already: ports that others hold, and a tenant that changes hands.
+
+use crate::running::{Backend, Up, configured, postern};
+use serde_json::json;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+#[test]
+fn a_folder_gets_its_tenant_back_after_a_plain_up() {
+    let backend = Backend::start();
+    // Held by this test, or by whatever else runs here: taken in either case.
+    let _held = TcpListener::bind("127.0.0.1:8080");
+    let folder = Up::start(&backend).stop();
+    let refused = postern(folder.path()).args(["sandbox", "ls"]).output().expect("postern runs");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(5), "{told}");
+    assert!(told.contains("`postern up` does not run") && !told.contains("8080"), "{told}");
+
+    let up = Up::plain_on(&backend, folder);
+    let moved = format!("8080 is in use by another process: the API is at {}", up.written("url"));
+    let log = crate::running::wait_for("the banner", || {
+        let log = up.log();
+        log.contains("Ctrl-C ends it").then_some(log)
+    });
+    assert!(log.contains(moved.trim_end_matches('/')), "{log}");
+    let up = Up::on(up.stop());
+    assert!(up.told_by("GET", "/backends")["backends"].as_array().is_some_and(|all| all.len() == 1));
+
+    let up = Up::plain_on(&backend, up.stop());
+    assert_eq!(up.call("PUT", "/templates/of-the-api", Some(&json!({}))).status, 201);
+    let folder = up.stop();
+    let start = |more: &[&str]| {
+        let mut command = postern(folder.path());
+        command.args(["up", "--config", "config"]).args(more);
+        command
+    };
+    let refused = start(&[]).output().expect("postern runs");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{told}");
+    assert!(told.contains("through the API") && told.contains("--take-over"), "{told}");
+    let up = Up::launch(Arc::clone(&folder), start(&["--take-over"]));
+    assert_eq!(up.call("GET", "/templates/of-the-api", None).status, 404, "the folder does not have it");
+}
+
+#[test]
+fn taking_over_needs_a_folder() {
+    let backend = Backend::start();
+    let folder = configured(&backend);
+    let refused = postern(folder.path()).args(["up", "--take-over"]).output().expect("postern runs");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{told}");
+    assert!(told.contains("--config DIR"), "{told}");
+}
