@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads a configuration folder whole: bounded, following no link out of it, all mistakes at once.
 
-use super::{BackendFile, BackendFiles, DeniedFile, FilterFiles, TenantFiles};
+#[cfg(feature = "watch")]
+use super::DeniedFile;
+use super::{BackendFile, BackendFiles, FilterFiles, TenantFiles};
 use crate::id::InvalidId;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
