@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sandboxes keep what is inside inside: the escape suite (tests/security), and that it can see.
 //!
-//! The attempts themselves are run by `make prove-escape`; they take minutes.
+//! `make prove-escape` runs all attempts at each isolation, which takes minutes; here the quick ones are
+//! run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -54,4 +55,27 @@ fn without_walls_the_suite_lets_no_attempt_pass() {
     let reached = said.iter().filter(|line| line.starts_with("# REACHED")).count();
     // Some attempts need root also where there is no wall.
     assert!(reached >= 20, "only {reached} attempts got through: {said:?}");
+}
+
+/// The short form of `make prove-escape`: what is tried quickly, at the isolation that `up` chose.
+#[test]
+fn a_running_sandbox_holds_against_what_is_tried_quickly() {
+    let backend = crate::running::Backend::start();
+    let up = crate::running::Up::start(&backend);
+    let sandbox = up.sandbox("alice", "c1");
+    let id = sandbox["sandbox_id"].as_str().expect("an id");
+    let mut suite = Command::new(root().join("tests/security/validate_isolation.sh"));
+    suite.args(["--local", id]).env("POSTERN_DATA_DIR", up.data());
+    for kind in ["network/*", "files/*", "kernel/*"] {
+        suite.args(["--only", kind]);
+    }
+    let output = suite.output().expect("runs");
+    let said = lines(&output);
+    assert!(output.status.success(), "{said:#?}\n{}", String::from_utf8_lossy(&output.stderr));
+    let passed = said.last().and_then(|line| line.strip_suffix(" passed, 0 failed")).map(str::parse::<usize>);
+    assert!(
+        passed.clone().is_some_and(|passed| passed.is_ok_and(|passed| passed >= 40)),
+        "{passed:?} of {said:#?}"
+    );
+    assert_eq!(up.told(&["sandbox", "show", id])["status"], "running", "it is left as it was");
 }
