@@ -39,3 +39,5 @@ mod starting;
 mod story;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod websocket;

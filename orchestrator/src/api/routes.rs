@@ -132,8 +132,9 @@ routes! {
         &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, from `Last-Event-ID` or `after` on")],
         observe::events, "Shows what happened, oldest first";
     GET "/decisions" "listDecisions" READ, Kind::None,
-        &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("verdict", "`allow`, `deny` or `error`"), ("before", "older than this decision, for the next page")],
-        OK, observe::decisions, "Shows what gateways decided, newest first";
+        &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("verdict", "`allow`, `deny` or `error`"), ("before", "older than this decision, for the next page"), ("after", "streams what came home after this number")],
+        &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, as events `decision`, from `Last-Event-ID` or `after` on")],
+        observe::decisions, "Shows what gateways decided, newest first";
     GET "/decisions/{id}/explanation" "explainDecision" READ, Kind::None, OF_TENANT, OK, policy_set::explain, "Shows why a request was decided as it was";
     GET "/openapi.json" "openapi" Access::Open, Kind::None, &[], OK, openapi::document, "This document";
     GET "/problems/{code}" "problem" Access::Open, Kind::None, &[], OK, problems::page, "What a problem's code means";

@@ -45,9 +45,13 @@ impl Store {
     /// [`StoreError`]; then none of the batch was kept.
     pub(crate) async fn keep_decisions(&self, batch: &[DecisionRecord]) -> Result<(), StoreError> {
         let mut change = self.change().await?;
-        let insert = "INSERT INTO decisions (id, at_micros, tenant, sandbox_id, verdict, code, record, evidence, bytes) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
-        for record in batch {
+        let take = "UPDATE decision_numbers SET value = value + $1 WHERE only_row = 1 RETURNING value";
+        let count = i64::try_from(batch.len()).unwrap_or(i64::MAX);
+        let last = sqlx::query(take).bind(count).fetch_one(&mut *change.0).await?.number("value")?;
+        let insert = "INSERT INTO decisions \
+             (id, at_micros, tenant, sandbox_id, verdict, code, record, evidence, bytes, number) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING";
+        for (record, number) in batch.iter().zip(last - count + 1..) {
             let evidence = record.evidence.as_deref().map(str::to_owned);
             // The record is shown as it is; what policies saw is shown by its explanation alone.
             let shown = DecisionRecord { evidence: None, ..record.clone() };
@@ -63,6 +67,7 @@ impl Store {
                 .bind(text)
                 .bind(evidence)
                 .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+                .bind(number)
                 .execute(&mut *change.0)
                 .await?;
         }
@@ -117,6 +122,33 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(|row| row.text("evidence")).collect()
+    }
+
+    /// The number of the last decision that came home; 0 before the first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn last_decision(&self) -> Result<i64, StoreError> {
+        sqlx::query("SELECT value FROM decision_numbers").fetch_one(&self.pool).await?.number("value")
+    }
+
+    /// Decisions in the order in which they came home, with their numbers, after number `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn decisions_after(
+        &self,
+        filter: &DecisionFilter,
+        after: i64,
+    ) -> Result<Vec<(i64, serde_json::Value)>, StoreError> {
+        let rows = Select::of("SELECT number, record FROM decisions")
+            .and("number > ?", Some(after))
+            .and("tenant = ?", filter.tenant.as_ref().map(TenantId::as_str))
+            .and("sandbox_id = ?", filter.sandbox.as_ref().map(SandboxId::as_str))
+            .and("verdict = ?", filter.verdict.map(verdict_name))
+            .page("number", super::page_size(filter.limit), &self.pool)
+            .await?;
+        rows.iter().map(|row| Ok((row.number("number")?, row.json("record")?))).collect()
     }
 
     /// A page of decisions, newest first, as the JSON that the gateways sent.

@@ -41,6 +41,7 @@ const MIGRATIONS: &[Migration] = migrations![
     14 "000014_create_idempotency_keys",
     15 "000015_create_warm_sandboxes",
     16 "000016_pause_sandboxes",
+    17 "000017_number_decisions",
 ];
 
 /// The tables could not be brought up to date.

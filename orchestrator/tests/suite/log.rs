@@ -5,7 +5,10 @@ use crate::bench::{Bench, PATIENCE};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use postern_common::decision::{DecisionRecord, Verdict, Versions};
+use postern_common::id::{DecisionId, RequestId, TenantId};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Reads a stream until an event of this kind has come; returns its number and data.
 async fn next(body: &mut Incoming, text: &mut String, kind: &str) -> (u64, Value) {
@@ -55,5 +58,77 @@ async fn a_reader_is_told_as_the_log_grows_and_goes_on_where_it_was() {
     let wrong = bench.send(Method::GET, "/events", &[key, accept, ("last-event-id", "x")], "").await;
     assert_eq!(wrong.code(), "invalid-input");
     drop(body);
+    bench.close().await;
+}
+
+fn decision(tenant: &str, verdict: Verdict) -> DecisionRecord {
+    DecisionRecord {
+        id: DecisionId::generate(),
+        at: postern_common::clock::now(),
+        request_id: RequestId::generate(),
+        trace_id: None,
+        tenant: Some(TenantId::parse(tenant).expect("a name")),
+        sandbox_id: None,
+        user_id: None,
+        conversation_id: None,
+        backend: None,
+        operation: None,
+        method: "GET".to_owned(),
+        path_template: None,
+        verdict,
+        code: None,
+        policies: Vec::new(),
+        shadow: Vec::new(),
+        filters: Vec::new(),
+        overridden: Vec::new(),
+        versions: Versions::default(),
+        upstream: None,
+        microseconds: BTreeMap::new(),
+        evidence: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_are_told_as_they_come_home_also_those_that_come_late() {
+    let bench = Bench::without_sandboxes().await;
+    let bearer = format!("Bearer {}", bench.key);
+    let (key, accept) = (("authorization", bearer.as_str()), ("accept", "text/event-stream"));
+    let late = decision("default", Verdict::Deny);
+    let early = decision("default", Verdict::Allow);
+    bench.decisions.send(early.clone()).await.expect("is taken");
+    let stream = async |target: &str, more: &[(&str, &str)]| {
+        let headers = [&[key, accept], more].concat();
+        (bench.open_stream(Method::GET, target, &headers, "").await.into_body(), String::new())
+    };
+    let (mut body, mut text) = stream("/decisions?after=0", &[]).await;
+    let (first, told) = next(&mut body, &mut text, "decision").await;
+    assert_eq!((told["id"].as_str(), told["verdict"].as_str()), (Some(early.id.as_str()), Some("allow")));
+    // It was made before the other, by its id; it comes home after it and is told all the same.
+    assert!(late.id.as_str() < early.id.as_str());
+    bench.decisions.send(late.clone()).await.expect("is taken");
+    let (second, told) = next(&mut body, &mut text, "decision").await;
+    assert_eq!((second > first, told["id"].as_str()), (true, Some(late.id.as_str())));
+    drop(body);
+
+    // Who went away goes on where it was; who comes anew hears what comes from now on.
+    let last = first.to_string();
+    let (mut body, mut text) = stream("/decisions", &[("last-event-id", &last)]).await;
+    assert_eq!(next(&mut body, &mut text, "decision").await.1["id"], late.id.as_str());
+    let (mut denied, mut denied_text) = stream("/decisions?verdict=deny&tenant=default", &[]).await;
+    for (tenant, verdict) in
+        [("default", Verdict::Allow), ("other", Verdict::Deny), ("default", Verdict::Deny)]
+    {
+        bench.decisions.send(decision(tenant, verdict)).await.expect("is taken");
+    }
+    let (number, told) = next(&mut denied, &mut denied_text, "decision").await;
+    assert_eq!((told["tenant"].as_str(), told["verdict"].as_str()), (Some("default"), Some("deny")));
+    assert_ne!(told["id"], late.id.as_str(), "nothing of before");
+    for _ in 0..3 {
+        let (told, _) = next(&mut body, &mut text, "decision").await;
+        assert!(told <= number, "numbers rise");
+    }
+    let wrong = bench.send(Method::GET, "/decisions", &[key, accept, ("last-event-id", "dec_1")], "").await;
+    assert_eq!(wrong.code(), "invalid-input");
+    drop((body, denied));
     bench.close().await;
 }
