@@ -107,7 +107,7 @@ pub(crate) enum Body {
     /// Ours, or a backend's that is here whole.
     Own(Bytes),
     /// A backend's.
-    Backend(BackendBody),
+    Backend(Box<BackendBody>),
     /// A backend's that turned out to be too long to be held.
     Joined { begun: Bytes, rest: Box<Self> },
     /// A backend's that filters see as it comes.

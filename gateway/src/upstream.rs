@@ -214,7 +214,8 @@ fn answered(
     }
     if !status.is_informational() {
         let (head, body) = response.into_parts();
-        let body = Body::Backend(BackendBody::new(body, Arc::clone(&backend), permit, ended));
+        let body = BackendBody::new(body, Arc::clone(&backend), permit, ended);
+        let body = Body::Backend(Box::new(body));
         return Ok(Answer { head, body, backend, took, opened: None });
     }
     if status != StatusCode::SWITCHING_PROTOCOLS
