@@ -57,7 +57,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("wasmtime::", &["gateway/filter-engine/", "gateway/compile/"]),
     ("cedar_policy", &["policies/"]),
     ("kube::", &["orchestrator/src/runtime/kubernetes"]),
-    ("rcgen::", &["orchestrator/src/stream/authority"]),
+    ("rcgen::", &["orchestrator/src/stream/authority", "gateway/src/listener/tls"]),
     ("object_store::", &["orchestrator/src/storage"]),
     ("landlock::", &["sandbox/"]),
     ("seccompiler::", &["sandbox/", "gateway/compile/"]),
