@@ -212,3 +212,35 @@ pub struct DecisionRecord {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub evidence: Option<Box<str>>,
 }
+
+impl DecisionRecord {
+    /// A record of a request that has just come, of which nothing else is known yet: until somebody
+    /// says how it ended, it has failed.
+    #[must_use]
+    pub fn begin(at: Timestamp, method: impl Into<String>) -> Self {
+        Self {
+            id: DecisionId::generate(),
+            at,
+            request_id: RequestId::generate(),
+            trace_id: None,
+            tenant: None,
+            sandbox_id: None,
+            user_id: None,
+            conversation_id: None,
+            backend: None,
+            operation: None,
+            method: method.into(),
+            path_template: None,
+            verdict: Verdict::Error,
+            code: None,
+            policies: Vec::new(),
+            shadow: Vec::new(),
+            filters: Vec::new(),
+            overridden: Vec::new(),
+            versions: Versions::default(),
+            upstream: None,
+            microseconds: BTreeMap::new(),
+            evidence: None,
+        }
+    }
+}

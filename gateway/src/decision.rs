@@ -12,10 +12,9 @@ use crate::snapshot::TenantRules;
 use crate::spans::Place;
 use http::Method;
 use jiff::Timestamp;
-use postern_common::decision::{DecisionRecord, FilterPart, UpstreamPart, Verdict, Versions};
+use postern_common::decision::{DecisionRecord, FilterPart, UpstreamPart, Verdict};
 use postern_common::id::{DecisionId, RequestId};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// A record that is being written.
@@ -30,30 +29,7 @@ pub(crate) struct Draft {
 impl Draft {
     pub(crate) fn new(at: Timestamp, method: &Method) -> Self {
         let begun = Instant::now();
-        let record = DecisionRecord {
-            id: DecisionId::generate(),
-            at,
-            request_id: RequestId::generate(),
-            trace_id: None,
-            tenant: None,
-            sandbox_id: None,
-            user_id: None,
-            conversation_id: None,
-            backend: None,
-            operation: None,
-            method: method.as_str().chars().take(16).collect(),
-            path_template: None,
-            verdict: Verdict::Error,
-            code: None,
-            policies: Vec::new(),
-            shadow: Vec::new(),
-            filters: Vec::new(),
-            overridden: Vec::new(),
-            versions: Versions::default(),
-            upstream: None,
-            microseconds: BTreeMap::new(),
-            evidence: None,
-        };
+        let record = DecisionRecord::begin(at, method.as_str().chars().take(16).collect::<String>());
         Self { record, place: None, begun, last_mark: begun }
     }
 

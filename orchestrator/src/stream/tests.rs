@@ -5,8 +5,8 @@ use crate::store::tests::Database;
 use crate::store::{Action, Actor, DecisionFilter};
 use postern_common::control::budgets::Demand;
 use postern_common::control::{Change, EndedSession, State};
-use postern_common::decision::{DecisionRecord, FilterLine, Verdict, Versions};
-use postern_common::id::{DecisionId, FilterName, RequestId, SandboxId, TenantId};
+use postern_common::decision::{DecisionRecord, FilterLine, Verdict};
+use postern_common::id::{FilterName, SandboxId, TenantId};
 use postern_common::session::{Isolation, Peer, Session};
 use postern_common::stream::chain::Following;
 use postern_common::stream::frame::{self, Kind};
@@ -269,30 +269,7 @@ async fn decisions_are_kept_before_they_are_acknowledged() {
     let world = World::new(State::default()).await;
     let mut client = world.follow(&world.add("edge").await).await;
     client.change().await;
-    let record = DecisionRecord {
-        id: DecisionId::generate(),
-        at: clock::now(),
-        request_id: RequestId::generate(),
-        trace_id: None,
-        tenant: None,
-        sandbox_id: None,
-        user_id: None,
-        conversation_id: None,
-        backend: None,
-        operation: None,
-        method: "GET".into(),
-        path_template: None,
-        verdict: Verdict::Deny,
-        code: None,
-        policies: Vec::new(),
-        shadow: Vec::new(),
-        filters: Vec::new(),
-        overridden: Vec::new(),
-        versions: Versions::default(),
-        upstream: None,
-        microseconds: BTreeMap::new(),
-        evidence: None,
-    };
+    let record = DecisionRecord { verdict: Verdict::Deny, ..DecisionRecord::begin(clock::now(), "GET") };
     // Twice, as a gateway does that missed the first answer.
     for _ in 0..2 {
         put(&mut client.tls, Kind::Decisions, &Decisions { batch: 4, records: vec![record.clone()] }).await;

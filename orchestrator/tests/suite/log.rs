@@ -5,10 +5,9 @@ use crate::bench::{Bench, PATIENCE};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use postern_common::decision::{DecisionRecord, Verdict, Versions};
-use postern_common::id::{DecisionId, RequestId, TenantId};
+use postern_common::decision::{DecisionRecord, Verdict};
+use postern_common::id::TenantId;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// Reads a stream until an event of this kind has come; returns its number and data.
 async fn next(body: &mut Incoming, text: &mut String, kind: &str) -> (u64, Value) {
@@ -63,28 +62,9 @@ async fn a_reader_is_told_as_the_log_grows_and_goes_on_where_it_was() {
 
 fn decision(tenant: &str, verdict: Verdict) -> DecisionRecord {
     DecisionRecord {
-        id: DecisionId::generate(),
-        at: postern_common::clock::now(),
-        request_id: RequestId::generate(),
-        trace_id: None,
         tenant: Some(TenantId::parse(tenant).expect("a name")),
-        sandbox_id: None,
-        user_id: None,
-        conversation_id: None,
-        backend: None,
-        operation: None,
-        method: "GET".to_owned(),
-        path_template: None,
         verdict,
-        code: None,
-        policies: Vec::new(),
-        shadow: Vec::new(),
-        filters: Vec::new(),
-        overridden: Vec::new(),
-        versions: Versions::default(),
-        upstream: None,
-        microseconds: BTreeMap::new(),
-        evidence: None,
+        ..DecisionRecord::begin(postern_common::clock::now(), "GET")
     }
 }
 

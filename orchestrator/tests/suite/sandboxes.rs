@@ -4,11 +4,10 @@
 use crate::bench::{Bench, claims, id, until};
 use http::{Method, StatusCode};
 use postern_common::clock;
-use postern_common::decision::{DecisionRecord, Verdict, Versions};
-use postern_common::id::{DecisionId, RequestId, TenantId};
+use postern_common::decision::{DecisionRecord, Verdict};
+use postern_common::id::TenantId;
 use postern_common::session::Peer;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sandbox_is_made_used_and_destroyed() {
@@ -155,28 +154,10 @@ async fn lists_come_in_pages_and_with_filters() {
 async fn decisions_of_gateways_are_kept_and_shown() {
     let bench = Bench::without_sandboxes().await;
     let record = |tenant: &str, verdict| DecisionRecord {
-        id: DecisionId::generate(),
-        at: clock::now(),
-        request_id: RequestId::generate(),
-        trace_id: None,
         tenant: Some(TenantId::parse(tenant).expect("a name")),
         sandbox_id: Some(id("sandbox-aaaaaaaaaaaa")),
-        user_id: None,
-        conversation_id: None,
-        backend: None,
-        operation: None,
-        method: "GET".to_owned(),
-        path_template: None,
         verdict,
-        code: None,
-        policies: Vec::new(),
-        shadow: Vec::new(),
-        filters: Vec::new(),
-        overridden: Vec::new(),
-        versions: Versions::default(),
-        upstream: None,
-        microseconds: BTreeMap::new(),
-        evidence: None,
+        ..DecisionRecord::begin(clock::now(), "GET")
     };
     bench.decisions.send(record("default", Verdict::Allow)).await.expect("is taken");
     bench.decisions.send(record("default", Verdict::Deny)).await.expect("is taken");

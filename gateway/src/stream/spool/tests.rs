@@ -1,38 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
 use jiff::Timestamp;
-use postern_common::decision::Versions;
-use postern_common::id::{DecisionId, RequestId};
+use postern_common::id::DecisionId;
 use std::time::Duration;
 use tokio::time::timeout;
 
 const ROOMY: u64 = 1 << 20;
 
 fn record(verdict: Verdict) -> DecisionRecord {
-    DecisionRecord {
-        id: DecisionId::generate(),
-        at: Timestamp::UNIX_EPOCH,
-        request_id: RequestId::generate(),
-        trace_id: None,
-        tenant: None,
-        sandbox_id: None,
-        user_id: None,
-        conversation_id: None,
-        backend: None,
-        operation: None,
-        method: "GET".into(),
-        path_template: None,
-        verdict,
-        code: None,
-        policies: Vec::new(),
-        shadow: Vec::new(),
-        filters: Vec::new(),
-        overridden: Vec::new(),
-        versions: Versions::default(),
-        upstream: None,
-        microseconds: BTreeMap::new(),
-        evidence: None,
-    }
+    DecisionRecord { verdict, ..DecisionRecord::begin(Timestamp::UNIX_EPOCH, "GET") }
 }
 
 fn records(verdict: Verdict, count: usize) -> Vec<DecisionRecord> {

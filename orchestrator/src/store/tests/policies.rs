@@ -3,8 +3,8 @@
 
 use super::*;
 use jiff::SignedDuration;
-use postern_common::decision::{DecisionRecord, Verdict, Versions};
-use postern_common::id::{DecisionId, RequestId};
+use postern_common::decision::{DecisionRecord, Verdict};
+use postern_common::id::DecisionId;
 
 fn policy(name: &str, text: &str) -> ResourceChange {
     let body = serde_json::to_string(text).expect("JSON");
@@ -59,28 +59,10 @@ pub(super) async fn every_set_that_was_in_force_is_a_version(store: &Store) {
 
 fn decision(age: SignedDuration, evidence: Option<&str>) -> DecisionRecord {
     DecisionRecord {
-        id: DecisionId::generate(),
-        at: now().saturating_sub(age).expect("in range"),
-        request_id: RequestId::generate(),
-        trace_id: None,
         tenant: Some(tenant()),
-        sandbox_id: None,
-        user_id: None,
-        conversation_id: None,
-        backend: None,
-        operation: None,
-        method: "GET".to_owned(),
-        path_template: None,
         verdict: Verdict::Allow,
-        code: None,
-        policies: Vec::new(),
-        shadow: Vec::new(),
-        filters: Vec::new(),
-        overridden: Vec::new(),
-        versions: Versions::default(),
-        upstream: None,
-        microseconds: BTreeMap::new(),
         evidence: evidence.map(Into::into),
+        ..DecisionRecord::begin(now().saturating_sub(age).expect("in range"), "GET")
     }
 }
 
