@@ -16,6 +16,7 @@ use postern_policies::{PolicySource, TenantPolicies, TenantSchema, run_tests, sc
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use url::Url;
 
 /// A sandbox lives no longer (contracts: Sandbox).
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -122,18 +123,7 @@ fn check_backend(
 ) -> Option<(BackendName, Document)> {
     let at = format!("/backends/{name}");
     let file = &backend.backend;
-    let url = &file.url;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        mistakes.add(format!("{at}/backend/url"), "expected `http://HOST…` or `https://HOST…`");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        let message =
-            "a URL holds no user or password: `postern secret set NAME` and `credential = \"NAME\"`";
-        mistakes.add(format!("{at}/backend/url"), message);
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        mistakes.add(format!("{at}/backend/url"), "a base URL ends with its path: drop `?…` and `#…`");
-    }
+    check_url(&format!("{at}/backend/url"), &file.url, mistakes);
     for attachment in &file.filters {
         check_attachment(&at, attachment.name(), files, mistakes);
     }
@@ -176,6 +166,20 @@ fn check_backend(
         }
     }
     Some((name.clone(), document))
+}
+
+fn check_url(at: &str, url: &Url, mistakes: &mut Mistakes) {
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        mistakes.add(at, "expected `http://HOST…` or `https://HOST…`");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let message =
+            "a URL holds no user or password: `postern secret set NAME` and `credential = \"NAME\"`";
+        mistakes.add(at, message);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        mistakes.add(at, "a base URL ends with its path: drop `?…` and `#…`");
+    }
 }
 
 fn check_attachment(at: &str, filter: &FilterName, files: &TenantFiles, mistakes: &mut Mistakes) {

@@ -2,8 +2,8 @@
 //! Sandboxes: what was asked for, what became of it, and its deadlines.
 
 use super::{
-    AuditEntry, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros, json_text,
-    micros,
+    AuditEntry, Change, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros,
+    json_text, micros,
 };
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
@@ -144,7 +144,7 @@ struct Used {
 ///
 /// INVARIANT: the tenant's row is locked.
 async fn over_quota(
-    change: &mut super::Change,
+    change: &mut Change,
     new: &NewSandbox,
     quotas: &Quotas,
     now: Timestamp,
@@ -175,7 +175,7 @@ async fn over_quota(
     Ok(counted.into_iter().find_map(over))
 }
 
-async fn used(change: &mut super::Change, tenant: &TenantId, now: Timestamp) -> Result<Used, StoreError> {
+async fn used(change: &mut Change, tenant: &TenantId, now: Timestamp) -> Result<Used, StoreError> {
     let since = now.saturating_sub(jiff::SignedDuration::from_mins(1)).unwrap_or(Timestamp::MIN);
     let recent = sqlx::query(COUNT_RECENT).bind(tenant.as_str().to_owned()).bind(micros(since));
     let recent = recent.fetch_one(&mut *change.0).await?.number("count")?;
@@ -328,6 +328,41 @@ impl RunningRecord {
     }
 }
 
+impl Change {
+    /// `false` if the conversation has a live one, or the id is taken.
+    async fn insert_sandbox(&mut self, new: &NewSandbox, at: Timestamp) -> Result<bool, StoreError> {
+        let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
+             labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
+             idle_at_micros, on_idle, paused_micros) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+             ON CONFLICT DO NOTHING";
+        let idle = duration_micros(new.idle);
+        let inserted = sqlx::query(insert)
+            .bind(new.id.as_str().to_owned())
+            .bind(new.tenant.as_str().to_owned())
+            .bind(new.user_id.as_str().to_owned())
+            .bind(new.conversation_id.as_str().to_owned())
+            .bind(State::Creating.as_str())
+            .bind(new.template.as_str().to_owned())
+            .bind(json_text(&new.operations, "operations")?)
+            .bind(json_text(&new.claims, "claims")?)
+            .bind(json_text(&new.labels, "labels")?)
+            .bind(new.env_sealed.clone())
+            .bind(new.env_digest.clone())
+            .bind(json_text(&new.asked, "wanted")?)
+            .bind(new.created_by.clone())
+            .bind(micros(at))
+            .bind(micros(new.expires_at))
+            .bind(idle)
+            .bind(micros(at).saturating_add(idle))
+            .bind(on_idle_text(new.on_idle))
+            .bind(new.paused.map(duration_micros))
+            .execute(&mut *self.0)
+            .await?;
+        Ok(inserted.rows_affected() > 0)
+    }
+}
+
 impl Store {
     /// Writes down that a sandbox is to be made, and under which idempotency key, unless its
     /// conversation has a live one or its tenant is gone or may have no more: the database decides
@@ -362,35 +397,7 @@ impl Store {
         if *is_warm && !change.claim_warm(&new.id).await? {
             return Ok(AddedSandbox::NotReady);
         }
-        let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
-             labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
-             idle_at_micros, on_idle, paused_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
-             ON CONFLICT DO NOTHING";
-        let idle = duration_micros(new.idle);
-        let inserted = sqlx::query(insert)
-            .bind(new.id.as_str().to_owned())
-            .bind(new.tenant.as_str().to_owned())
-            .bind(new.user_id.as_str().to_owned())
-            .bind(new.conversation_id.as_str().to_owned())
-            .bind(State::Creating.as_str())
-            .bind(new.template.as_str().to_owned())
-            .bind(json_text(&new.operations, "operations")?)
-            .bind(json_text(&new.claims, "claims")?)
-            .bind(json_text(&new.labels, "labels")?)
-            .bind(new.env_sealed.clone())
-            .bind(new.env_digest.clone())
-            .bind(json_text(&new.asked, "wanted")?)
-            .bind(new.created_by.clone())
-            .bind(micros(audit.at))
-            .bind(micros(new.expires_at))
-            .bind(idle)
-            .bind(micros(audit.at).saturating_add(idle))
-            .bind(on_idle_text(new.on_idle))
-            .bind(new.paused.map(duration_micros))
-            .execute(&mut *change.0)
-            .await?;
-        if inserted.rows_affected() == 0 {
+        if !change.insert_sandbox(new, audit.at).await? {
             return Ok(AddedSandbox::Taken);
         }
         if let Some(key) = key
