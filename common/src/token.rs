@@ -61,6 +61,15 @@ pub struct Claims {
     pub exp: u64,
 }
 
+impl Claims {
+    /// When the token expires; the end of time for a number beyond it.
+    #[must_use]
+    pub fn expires_at(&self) -> Timestamp {
+        let seconds = i64::try_from(self.exp).ok();
+        seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
+    }
+}
+
 /// A signing key that is too weak to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WeakKey {

@@ -18,6 +18,7 @@ use postern_common::token::issuer::NotIssued;
 use postern_common::token::{BadToken, CLOCK_SKEW, Claims, Verifier};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Verified tokens that are kept: those of 20,000 sandboxes with one replaced token each, about
 /// 40 MiB.
@@ -58,6 +59,9 @@ pub(crate) struct Caller {
     pub(crate) session: Arc<LiveSession>,
     /// What the token says; never more than the session.
     pub(crate) claims: Arc<Claims>,
+    /// Cancelled when the session ends, or its token where that vouches for itself; everything in
+    /// flight listens to it.
+    pub(crate) ended: CancellationToken,
     /// Where it came from.
     pub(crate) source: Source,
 }
@@ -206,7 +210,11 @@ async fn find(
     };
     session.accepts(&claims, now)?;
     if session.is_bound_to(source) {
-        Ok(Caller { session, claims, source: source.clone() })
+        let ended = match identities.trust() {
+            Trust::Installation(_) => session.ended.clone(),
+            Trust::Issuer(_) => session.end_of_token(&claims.jti, claims.expires_at()),
+        };
+        Ok(Caller { session, claims, ended, source: source.clone() })
     } else {
         Err(Reject::WrongPeer)
     }

@@ -107,14 +107,12 @@ impl Issuer {
         self.keys_number() != before
     }
 
-    /// Whom the deny list names from now on. Sessions of theirs end, with all that is in flight.
+    /// Whom the deny list names from now on: what is in flight of theirs ends.
     pub(crate) fn deny(&self, denied: DeniedFile, registry: &Registry) {
         let denied = Arc::new(denied);
         self.denied.store(Arc::clone(&denied));
-        registry.cut(|session| {
-            denied.names(session.user_id.as_str(), session.conversation_id.as_str())
-                || session.tokens.iter().any(|token| denied.tokens.contains(&token.jti))
-        });
+        registry.end_tokens(|jti, _until| denied.tokens.contains(jti));
+        registry.cut(|session| denied.names(session.user_id.as_str(), session.conversation_id.as_str()));
     }
 
     /// Lets a believed token's session in, unless it is denied.
@@ -127,12 +125,11 @@ impl Issuer {
             return Err(Reject::SessionEnded);
         }
         if let Lookup::Live(live) = registry.find(&claims.sandbox_id)
-            && live.knows_token(&claims.jti)
+            && live.has_token(&claims.jti)
         {
             return Ok(());
         }
-        let session = self.session(claims).ok_or(Reject::SessionExpired)?;
-        match (registry.admit(session, now), registry.find(&claims.sandbox_id)) {
+        match (registry.admit(self.session(claims), now), registry.find(&claims.sandbox_id)) {
             // Denied in between: whoever denied has not seen it.
             (Some(_), _) if self.is_denied(claims) => {
                 registry.cut(|session| session.sandbox_id == claims.sandbox_id);
@@ -150,9 +147,9 @@ impl Issuer {
             || denied.names(claims.user_id.as_str(), claims.conversation_id.as_str())
     }
 
-    fn session(&self, claims: &Claims) -> Option<Session> {
-        let until = Timestamp::from_second(i64::try_from(claims.exp).ok()?).ok()?;
-        Some(Session {
+    fn session(&self, claims: &Claims) -> Session {
+        let until = claims.expires_at();
+        Session {
             sandbox_id: claims.sandbox_id.clone(),
             tenant: claims.tenant.clone(),
             user_id: claims.user_id.clone(),
@@ -166,6 +163,6 @@ impl Issuer {
             isolation: Isolation::Namespaces,
             labels: BTreeMap::new(),
             claims: serde_json::Map::new(),
-        })
+        }
     }
 }

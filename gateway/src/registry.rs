@@ -20,10 +20,10 @@ use postern_common::control::EndedSession;
 use postern_common::id::SandboxId;
 use postern_common::session::{AcceptedToken, Grant, Peer, Session};
 use postern_common::token::Claims;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,7 @@ pub(crate) enum Source {
 const REPLACED_TOKENS: usize = 8;
 
 /// Tokens of one admitted session that are known besides the newest.
-const ADMITTED_TOKENS: usize = 31;
+const ADMITTED_TOKENS: usize = 255;
 /// Sessions that may be admitted by their own tokens, at some 2 KiB each.
 const ADMITTED_SESSIONS: usize = 200_000;
 
@@ -54,7 +54,31 @@ pub(crate) struct LiveSession {
     pub(crate) limiter: Arc<SessionLimiter>,
     /// What policies know of the session.
     pub(crate) entities: EntityCache,
+    /// Of an admitted session: what is in flight with each of its tokens.
+    token_ends: Arc<TokenEnds>,
     replaced: Vec<String>,
+}
+
+/// Ends what is in flight with one token, when the token's own time is over or it is denied: a
+/// session that its tokens vouch for lives longer than each of them.
+#[derive(Debug, Default)]
+struct TokenEnds(Mutex<BTreeMap<String, (Timestamp, CancellationToken)>>);
+
+impl TokenEnds {
+    fn ends(&self) -> MutexGuard<'_, BTreeMap<String, (Timestamp, CancellationToken)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends and forgets the tokens that `is_over` names.
+    fn end(&self, is_over: impl Fn(&str, Timestamp) -> bool) {
+        self.ends().retain(|jti, (until, end)| {
+            let is_over = is_over(jti, *until);
+            if is_over {
+                end.cancel();
+            }
+            !is_over
+        });
+    }
 }
 
 impl LiveSession {
@@ -70,6 +94,7 @@ impl LiveSession {
             ended: before.map_or_else(CancellationToken::new, |before| before.ended.clone()),
             limiter: before.map_or_else(Arc::default, |before| Arc::clone(&before.limiter)),
             entities: EntityCache::default(),
+            token_ends: before.map_or_else(Arc::default, |before| Arc::clone(&before.token_ends)),
             replaced,
         }
     }
@@ -125,8 +150,20 @@ impl LiveSession {
         if session.expires_at <= now { Err(Reject::SessionExpired) } else { Ok(()) }
     }
 
-    pub(crate) fn knows_token(&self, jti: &str) -> bool {
-        self.session.tokens.iter().any(|token| token.jti == jti) || self.replaced.iter().any(|old| old == jti)
+    /// Ends with this token, at the latest with the session.
+    pub(crate) fn end_of_token(&self, jti: &str, until: Timestamp) -> CancellationToken {
+        let mut ends = self.token_ends.ends();
+        let (_, end) = ends.entry(jti.to_owned()).or_insert_with(|| (until, self.ended.child_token()));
+        end.clone()
+    }
+
+    /// Whether this is a token that is accepted, and not one that was replaced.
+    pub(crate) fn has_token(&self, jti: &str) -> bool {
+        self.session.tokens.iter().any(|token| token.jti == jti)
+    }
+
+    fn knows_token(&self, jti: &str) -> bool {
+        self.has_token(jti) || self.replaced.iter().any(|old| old == jti)
     }
 }
 
@@ -257,8 +294,20 @@ impl Registry {
         })
     }
 
+    /// Ends what is in flight with the tokens that `is_over` names, by id and end.
+    pub(crate) fn end_tokens(&self, is_over: impl Fn(&str, Timestamp) -> bool) {
+        self.read(|entries| {
+            let live = entries.values().filter_map(|entry| match entry {
+                Entry::Live(live) => Some(live),
+                Entry::Ended { .. } => None,
+            });
+            live.for_each(|live| live.token_ends.end(&is_over));
+        });
+    }
+
     /// Ends sessions whose time is over, and forgets ended ones whose tokens have all expired.
     pub(crate) fn sweep(&self, now: Timestamp) {
+        self.end_tokens(|_jti, until| until <= now);
         let is_due = |entry: &Entry| match entry {
             Entry::Live(live) => live.session.expires_at <= now,
             Entry::Ended { until } => *until <= now,
@@ -323,7 +372,7 @@ impl Registry {
             Lookup::Ended | Lookup::Unknown => return Err(Reject::SessionEnded),
         };
         // Looked at after the entry: another session of this id cancels the one before it.
-        if caller.session.ended.is_cancelled() {
+        if caller.ended.is_cancelled() {
             return Err(Reject::SessionEnded);
         }
         live.accepts(&caller.claims, now)?;

@@ -69,7 +69,7 @@ async fn forward(
     limits::spend_operation(&budget, routed.call.operation.limiter.as_deref(), draft.begun)?;
     draft.stage("route");
     let rooms = rules.rooms(&caller, &gateway.bodies);
-    let admitted = body::admit(routed, &caller.session.ended, &rooms).await?;
+    let admitted = body::admit(routed, &caller.ended, &rooms).await?;
     draft.stage("body");
     let granted = judge(gateway, &rules, &caller, admitted, draft).await?;
     let granted = match filters::on_request(gateway, &caller, granted, draft).await? {
@@ -80,7 +80,7 @@ async fn forward(
     let permit = limits::permit(&budget, &backend.concurrent)?;
     let sealed = broker::attach(granted, &caller, draft.request_id(), &gateway.asserter)?;
     still_welcome(gateway, &caller)?;
-    let answer = gateway.upstream.send(sealed, permit, &caller.session.ended).await?;
+    let answer = gateway.upstream.send(sealed, permit, &caller.ended).await?;
     draft.upstream(answer.head.status.as_u16(), answer.took);
     draft.stage("upstream");
     let mut answer = filters::on_response(gateway, &caller, &rooms, answering, answer, draft).await?;

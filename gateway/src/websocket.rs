@@ -176,7 +176,7 @@ pub(crate) fn join(
     let tunnel = Tunnel {
         sandbox: asked.upgrade,
         backend: opened.upgrade,
-        ended: caller.session.ended.clone(),
+        ended: caller.ended.clone(),
         idle: gateway.surroundings.waits.websocket,
         drain: gateway.drain,
         metrics: gateway.metrics.websockets.clone(),

@@ -46,7 +46,7 @@ fn caller(live: &Arc<LiveSession>) -> Caller {
         exp: u64::MAX,
     };
     let source = Source::Address([10, 0, 0, 1].into());
-    Caller { session: Arc::clone(live), claims: Arc::new(claims), source }
+    Caller { session: Arc::clone(live), claims: Arc::new(claims), ended: live.ended.clone(), source }
 }
 
 #[test]
@@ -168,4 +168,27 @@ async fn a_wait_ends_when_the_session_comes_or_the_time_is_over() {
     assert!(matches!(found, Lookup::Live(_)));
     let unknown_token = registry.find_with_token(&id(), "second", bound).await;
     assert!(matches!(unknown_token, Lookup::Live(_)), "the session is known, the token is for `accepts`");
+}
+
+#[test]
+fn what_an_admitted_token_has_in_flight_ends_with_it_and_not_with_the_session() {
+    let registry = Registry::default();
+    let now = at(0);
+    let admitted = |jti: &str, until: i64| {
+        let tokens = vec![AcceptedToken { jti: jti.to_owned(), until: at(until) }];
+        let session =
+            Session { tokens, peer: Peer::Unbound, expires_at: at(until), ..session("alice", until) };
+        registry.admit(session, now).expect("is let in")
+    };
+    let first = admitted("stolen", 300).end_of_token("stolen", at(300));
+    let second = admitted("fresh", 600).end_of_token("fresh", at(600));
+    registry.sweep(at(299));
+    assert!(!first.is_cancelled());
+    registry.sweep(at(301));
+    assert!(first.is_cancelled() && !second.is_cancelled(), "the session lives on for the other");
+    registry.end_tokens(|jti, _until| jti == "fresh");
+    assert!(second.is_cancelled(), "denied by name");
+    let third = admitted("third", 900).end_of_token("third", at(900));
+    registry.end(EndedSession { sandbox_id: id(), until: at(900) });
+    assert!(third.is_cancelled(), "and all with the session");
 }

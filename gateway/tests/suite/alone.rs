@@ -284,12 +284,16 @@ async fn whom_the_deny_list_names_is_refused_and_cut_off() {
     let mut stream = TcpStream::connect(world.tcp).await.expect("listens");
     let request = format!("GET /events HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {alice}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("writes");
-    eventually("the stream", || world.recorded.open_streams() == 1).await;
+    let mut other = TcpStream::connect(world.tcp).await.expect("listens");
+    let request = format!("GET /events HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {again}\r\n\r\n");
+    other.write_all(request.as_bytes()).await.expect("writes");
+    eventually("the streams", || world.recorded.open_streams() == 2).await;
     world.write("denied.toml", "tokens = [\"t1\"]\n");
     world.until("/orders", &alice, (401, "token-revoked")).await;
     let mut rest = Vec::new();
     drop(tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("is cut off"));
     assert_eq!(world.get("/orders", &again).await.status, 200, "another token of hers is good");
+    eventually("the denied stream's end", || world.recorded.open_streams() == 1).await;
     assert_eq!(world.get("/orders", &bob).await.status, 200);
     world.write("denied.toml", "users = [\"alice\"]\n");
     world.until("/orders", &again, (401, "token-revoked")).await;
