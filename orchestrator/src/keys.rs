@@ -114,7 +114,9 @@ impl InstallationKeys {
             }
         };
         let path = folder.join("artefact-key");
-        let seed = kept(&path, ROOT_BYTES)?;
+        // Replicas have a folder each and one database: what was there first is everyone's.
+        let own = data.seal(Place::ArtefactSeed, kept(&path, ROOT_BYTES)?.reveal())?;
+        let seed = data.open(Place::ArtefactSeed, &store.fact("artefact_seed", own).await?)?;
         let artefact = Ed25519KeyPair::from_seed_unchecked(seed.reveal())
             .map_err(|_rejected| KeysError::Malformed { path })?;
         let sealed = store.fact("root_secret", data.seal(Place::Root, random(ROOT_BYTES)?.reveal())?).await?;

@@ -35,6 +35,7 @@ mod rights;
 pub mod runtime;
 mod seal;
 mod sessions;
+pub mod setup;
 mod store;
 mod stream;
 mod tenant;

@@ -5,7 +5,11 @@
 //! Reads the command line, the environment and `postern.toml` here and nowhere else. SIGTERM or
 //! Ctrl-C leaves its sandboxes running: the next one adopts them.
 
+#[path = "main/chores.rs"]
+mod chores;
+
 use anyhow::{Context as _, anyhow, bail};
+use chores::Chore;
 use clap::Parser;
 use postern_common::process::{Ending, settings_file};
 use postern_common::settings::{Setting, Settings, Sources, WantedIsolation, name};
@@ -53,6 +57,9 @@ struct Arguments {
     /// What is logged, such as `info,postern_orchestrator=debug`.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+    /// Instead of serving.
+    #[command(subcommand)]
+    chore: Option<Chore>,
 }
 
 /// What of the environment is no setting of ours.
@@ -81,7 +88,10 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::resolve(&sources(arguments, environment)?)?;
     telemetry::start_logging(settings.log_format(), settings.text(name::LOG).unwrap_or("info"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(&settings, Surroundings { search_path }))
+    match &arguments.chore {
+        Some(chore) => runtime.block_on(chores::run(chore, &settings)),
+        None => runtime.block_on(run(&settings, Surroundings { search_path })),
+    }
 }
 
 fn sources(arguments: &Arguments, environment: BTreeMap<String, String>) -> anyhow::Result<Sources> {

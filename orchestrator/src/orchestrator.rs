@@ -126,6 +126,11 @@ impl Prepared {
         &self.keys
     }
 
+    /// Database and keys.
+    pub(crate) const fn parts(&self) -> (&Store, &Arc<InstallationKeys>) {
+        (&self.store, &self.keys)
+    }
+
     /// Makes reality match the database, then begins to work. Sandboxes that run are adopted.
     ///
     /// # Errors

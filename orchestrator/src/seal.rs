@@ -58,6 +58,8 @@ pub(crate) enum Place<'a> {
     Root,
     /// The control stream's certificate authority.
     Authority,
+    /// The seed of the key that signs compiled filters and the control stream.
+    ArtefactSeed,
 }
 
 impl Place<'_> {
@@ -69,6 +71,7 @@ impl Place<'_> {
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
             Self::Root => ["root", "", ""],
             Self::Authority => ["authority", "", ""],
+            Self::ArtefactSeed => ["artefact-seed", "", ""],
         };
         parts.join("\0").into_bytes()
     }

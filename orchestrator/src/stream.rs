@@ -21,7 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 use postern_common::clock;
 use postern_common::id::GatewayName;
 use postern_common::secret::Secret;
-use postern_common::stream::{Credential, Signer};
+use postern_common::stream::{Credential, Signer, SignerKey};
 use postern_common::tasks::{Stop, Tasks};
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ pub(crate) struct ControlStream {
     keys: Arc<InstallationKeys>,
     gateways: Gateways,
     signer: Arc<Signer>,
-    authority: Authority,
+    issuer: CredentialIssuer,
     tls: Mutex<(Timestamp, Arc<ServerConfig>)>,
     connections: Mutex<Vec<Arc<Connected>>>,
     /// Connections by address that have shown no credential yet.
@@ -81,13 +81,12 @@ impl ControlStream {
         gateways: Gateways,
     ) -> Result<Self, AuthorityError> {
         let now = clock::now();
-        let authority = Authority::open(&store, &keys, now).await?;
-        let seed = keys.artefact_seed()?;
-        let signer = Signer::from_seed(seed.reveal()).map_err(|_invalid| AuthorityError::Malformed)?;
-        let tls = Mutex::new((now, authority.server(now)?));
+        let issuer = CredentialIssuer::open(&store, &keys).await?;
+        let signer = signer(&keys)?;
+        let tls = Mutex::new((now, issuer.authority.server(now)?));
         let (signer, connections) = (Arc::new(signer), Mutex::default());
         let greeting = Mutex::default();
-        Ok(Self { store, keys, gateways, signer, authority, tls, connections, greeting })
+        Ok(Self { store, keys, gateways, signer, issuer, tls, connections, greeting })
     }
 
     /// Accepts gateways on `listener` until the tasks are stopped.
@@ -119,7 +118,7 @@ impl ControlStream {
     fn acceptor(&self, now: Timestamp) -> TlsAcceptor {
         let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if now.duration_since(tls.0) > SignedDuration::from_hours(RENEW_HOURS) {
-            match self.authority.server(now) {
+            match self.issuer.authority.server(now) {
                 Ok(server) => *tls = (now, server),
                 // The one there is good for months.
                 Err(error) => {
@@ -142,19 +141,7 @@ impl ControlStream {
         created_by: String,
         audit: &AuditEntry,
     ) -> Result<Option<(GatewayRow, Secret<String>)>, AddGatewayError> {
-        let secret = Secret::new(URL_SAFE_NO_PAD.encode(random(SECRET_BYTES)?.reveal()));
-        let hash = self.keys.gateway_hash(secret.reveal().as_bytes());
-        let row = GatewayRow { name: name.clone(), hash, created_by, created_at: audit.at };
-        if !self.store.add_gateway(&row, audit).await? {
-            return Ok(None);
-        }
-        let credential = Credential {
-            name: name.clone(),
-            secret,
-            authority: self.authority.certificate().to_vec(),
-            signer: self.signer.key(),
-        };
-        Ok(Some((row, credential.to_line())))
+        self.issuer.add(&self.store, &self.keys, name, created_by, audit).await
     }
 
     /// Takes a gateway's credential back and cuts its connections; `false` if there is none.
@@ -174,9 +161,7 @@ impl ControlStream {
     /// # Errors
     /// [`StoreError`].
     async fn believes(&self, name: &GatewayName, secret: &Secret<String>) -> Result<bool, StoreError> {
-        let row = self.store.gateway(name).await?;
-        let hash = row.as_ref().map_or(&[][..], |row| &row.hash);
-        Ok(self.keys.is_gateway_hash(secret.reveal().as_bytes(), hash) && row.is_some())
+        believes(&self.store, &self.keys, name, secret).await
     }
 
     /// The gateways that are connected.
@@ -191,6 +176,70 @@ impl ControlStream {
     fn leave(&self, connected: &Arc<Connected>) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|it| !Arc::ptr_eq(it, connected));
+    }
+}
+
+/// Whether this is the secret of that gateway. Unknown names take as long as wrong secrets.
+///
+/// # Errors
+/// [`StoreError`].
+pub(crate) async fn believes(
+    store: &Store,
+    keys: &InstallationKeys,
+    name: &GatewayName,
+    secret: &Secret<String>,
+) -> Result<bool, StoreError> {
+    let row = store.gateway(name).await?;
+    let hash = row.as_ref().map_or(&[][..], |row| &row.hash);
+    Ok(keys.is_gateway_hash(secret.reveal().as_bytes(), hash) && row.is_some())
+}
+
+fn signer(keys: &InstallationKeys) -> Result<Signer, AuthorityError> {
+    Signer::from_seed(keys.artefact_seed()?.reveal()).map_err(|_invalid| AuthorityError::Malformed)
+}
+
+/// Makes credentials, also where nothing listens.
+#[derive(Debug)]
+pub(crate) struct CredentialIssuer {
+    authority: Authority,
+    signer: SignerKey,
+}
+
+impl CredentialIssuer {
+    /// Opens the installation's certificate authority, or makes it.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub(crate) async fn open(store: &Store, keys: &InstallationKeys) -> Result<Self, AuthorityError> {
+        let authority = Authority::open(store, keys, clock::now()).await?;
+        Ok(Self { authority, signer: signer(keys)?.key() })
+    }
+
+    /// Makes a gateway and its credential; `None` if there is one of this name already.
+    ///
+    /// # Errors
+    /// [`AddGatewayError`].
+    pub(crate) async fn add(
+        &self,
+        store: &Store,
+        keys: &InstallationKeys,
+        name: &GatewayName,
+        created_by: String,
+        audit: &AuditEntry,
+    ) -> Result<Option<(GatewayRow, Secret<String>)>, AddGatewayError> {
+        let secret = Secret::new(URL_SAFE_NO_PAD.encode(random(SECRET_BYTES)?.reveal()));
+        let hash = keys.gateway_hash(secret.reveal().as_bytes());
+        let row = GatewayRow { name: name.clone(), hash, created_by, created_at: audit.at };
+        if !store.add_gateway(&row, audit).await? {
+            return Ok(None);
+        }
+        let credential = Credential {
+            name: name.clone(),
+            secret,
+            authority: self.authority.certificate().to_vec(),
+            signer: self.signer,
+        };
+        Ok(Some((row, credential.to_line())))
     }
 }
 

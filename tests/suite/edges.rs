@@ -56,7 +56,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sqlx::", &["orchestrator/src/store"]),
     ("wasmtime::", &["gateway/filter-engine/", "gateway/compile/"]),
     ("cedar_policy", &["policies/"]),
-    ("kube::", &["orchestrator/src/runtime/kubernetes"]),
+    ("kube::", &["orchestrator/src/runtime/kubernetes", "orchestrator/src/setup/cluster"]),
     ("rcgen::", &["orchestrator/src/stream/authority", "gateway/src/listener/tls"]),
     ("object_store::", &["orchestrator/src/storage"]),
     ("landlock::", &["sandbox/"]),

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the program does instead of serving, and ends: the work of a chart's Jobs.
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use postern_common::id::GatewayName;
+use postern_common::settings::{Settings, name};
+use postern_orchestrator::keys::GivenKeys;
+use postern_orchestrator::setup::{self, Cluster, Key, Outcome};
+use postern_orchestrator::{Config, Prepared};
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+pub(super) enum Chore {
+    /// Bring the database up to date, and end.
+    Migrate,
+    /// Make what an installation in a cluster needs once, and end. What is there stays as it is.
+    #[command(subcommand)]
+    Setup(Setup),
+}
+
+/// What is made.
+#[derive(Debug, Subcommand)]
+pub(super) enum Setup {
+    /// Keys that nobody gave.
+    Keys {
+        /// The Secret that they go to.
+        #[arg(long, value_name = "NAME")]
+        secret: String,
+        /// The settings that are made, separated by commas.
+        #[arg(long, value_name = "SETTING", value_delimiter = ',', required = true)]
+        make: Vec<Key>,
+        /// The embedded database, for its URL.
+        #[arg(long, value_name = "HOST:PORT")]
+        database: Option<String>,
+    },
+    /// The first admin key, and the gateways' credential.
+    Access {
+        /// The Secret that they go to.
+        #[arg(long, value_name = "NAME")]
+        secret: String,
+        /// What the gateways are called.
+        #[arg(long, value_name = "NAME", value_parser = gateway_name)]
+        gateway: GatewayName,
+    },
+}
+
+fn gateway_name(text: &str) -> Result<GatewayName, String> {
+    GatewayName::parse(text).map_err(|error| error.to_string())
+}
+
+/// Does it.
+pub(super) async fn run(chore: &Chore, settings: &Settings) -> anyhow::Result<()> {
+    match chore {
+        Chore::Migrate => {
+            let url = settings.secret(name::DATABASE_URL);
+            setup::migrate(&url.context("no database: set DATABASE_URL or DATABASE_URL_FILE")?).await?;
+            tracing::info!("the database is up to date");
+        }
+        Chore::Setup(Setup::Keys { secret, make, database }) => {
+            let cluster = Cluster::around().await?;
+            told(secret, setup::keys(&cluster, secret, make, database.as_deref()).await?);
+        }
+        Chore::Setup(Setup::Access { secret, gateway }) => {
+            let cluster = Cluster::around().await?;
+            let prepared = Prepared::open(config(settings)?).await?;
+            told(secret, setup::access(&prepared, &cluster, secret, gateway).await?);
+        }
+    }
+    Ok(())
+}
+
+fn told(secret: &str, outcome: Outcome) {
+    match outcome {
+        Outcome::Made => tracing::info!(secret, "made"),
+        Outcome::WasThere => tracing::info!(secret, "was there, and is as it was"),
+    }
+}
+
+/// Database and keys. Both are wanted: what is made with keys that end with this pod opens nowhere.
+fn config(settings: &Settings) -> anyhow::Result<Config> {
+    let token = settings.token();
+    let master = settings.master_key().context("no data key: set POSTERN_MASTER_KEY_FILE")?;
+    let database = settings.secret(name::DATABASE_URL).context("no database: set DATABASE_URL_FILE")?;
+    let data = settings.path(name::DATA_DIR).context("a setting with a default")?;
+    Ok(Config {
+        database_url: Some(database),
+        keys: GivenKeys { token: token.signing_key, old_tokens: token.old_keys, master: Some(master) },
+        ..Config::new(data)
+    })
+}
