@@ -57,8 +57,11 @@ bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
 	@scripts/gvisor.sh
 	@scripts/bench/sandboxes.sh
 
+helm-template: ## renders the chart into manifests/; VALUES=gcp|azure|azure-government|trial prints instead
+	@$(if $(VALUES),scripts/chart.sh template $(VALUES),scripts/chart.sh write)
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
-docker-build docker-push helm-template test-k8s: ## (not there yet)
+docker-build docker-push test-k8s: ## (not there yet)
 	@echo "make $@: not there yet" >&2; exit 1
 
 bench-%: ## (not there yet)

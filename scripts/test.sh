@@ -35,5 +35,7 @@ part clippy cargo clippy --locked --workspace --all-targets --quiet -- -D warnin
 # Tests of gVisor and with h2spec fail without them, unless POSTERN_ALLOW_SKIP=1 leaves them out.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part gvisor scripts/gvisor.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part h2spec scripts/h2spec.sh
+# Rendering the chart needs helm, which takes minutes to build once.
+[[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part chart scripts/chart.sh check
 part tests cargo test --locked --workspace --quiet
 table

@@ -10,11 +10,15 @@ mod artefacts;
 #[cfg(test)]
 mod author;
 #[cfg(test)]
+mod chart;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod crash_in_the_middle;
 #[cfg(test)]
 mod doctor;
+#[cfg(test)]
+mod documents;
 #[cfg(test)]
 mod edges;
 #[cfg(test)]
