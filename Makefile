@@ -60,8 +60,14 @@ bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
 helm-template: ## renders the chart into manifests/; VALUES=gcp|azure|azure-government|trial prints instead
 	@$(if $(VALUES),scripts/chart.sh template $(VALUES),scripts/chart.sh write)
 
+docker-build: ## images, with Docker's engine where one answers, else as OCI layouts (TAG=, ENGINE=docker|none)
+	@PROFILE=dist scripts/images.sh build
+
+docker-push: ## pushes what docker-build made (REGISTRY=)
+	@scripts/images.sh push "$(REGISTRY)"
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
-docker-build docker-push test-k8s: ## (not there yet)
+test-k8s: ## (not there yet)
 	@echo "make $@: not there yet" >&2; exit 1
 
 bench-%: ## (not there yet)

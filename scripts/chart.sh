@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The chart, rendered and held to what is committed.
-# Usage: scripts/chart.sh template [VALUES]  prints the objects for values-VALUES.yaml: gcp (as if absent), azure,
-#                                            azure-government, trial (the embedded database)
-#        scripts/chart.sh write              renders manifests/
-#        scripts/chart.sh check              lints, renders each, and says if manifests/ differ
+# Usage: scripts/chart.sh template [VALUES [HELM OPTION…]]
+#          prints the objects for values-VALUES.yaml: gcp (as if absent), azure, azure-government, or
+#          trial (the embedded database)
+#        scripts/chart.sh write    renders manifests/
+#        scripts/chart.sh check    lints, renders each, and says if manifests/ differ
 set -euo pipefail
 scripts=$(cd "$(dirname "$0")" && pwd)
 root=$scripts/..
@@ -67,7 +68,7 @@ render() {
 }
 
 case ${1:-} in
-  template) template "${2:-gcp}" ;;
+  template) template "${2:-gcp}" "${@:3}" ;;
   write)
     render "$manifests"
     echo "chart: manifests/ written"

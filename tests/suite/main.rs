@@ -28,6 +28,8 @@ mod gateways;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod quickstart;
+#[cfg(test)]
 mod readme;
 #[cfg(test)]
 mod reload;

@@ -1,0 +1,33 @@
+# syntax=docker/dockerfile:1
+# SPDX-License-Identifier: Apache-2.0
+# postern-gateway, postern-orchestrator and postern-sandbox: `make docker-build` builds each by its target.
+# Pin the builder by its digest with --build-arg RUST=docker.io/library/rust@sha256:…; the images
+# themselves begin from nothing.
+ARG RUST=docker.io/library/rust:1.95-bookworm
+
+FROM ${RUST} AS build
+RUN apt-get update \
+  && apt-get install -y --no-install-recommends ca-certificates cmake musl-tools python3 \
+  && rm -rf /var/lib/apt/lists/*
+WORKDIR /postern
+COPY . .
+ENV CARGO_TARGET_DIR=/target
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/target \
+  rustup target add "$(uname -m)-unknown-linux-musl" && scripts/images.sh programs && scripts/images.sh roots /roots
+
+FROM scratch AS gateway
+COPY --from=build /roots/gateway/ /
+USER 65532:65532
+EXPOSE 8081 9091
+ENTRYPOINT ["/usr/bin/postern-gateway"]
+
+FROM scratch AS orchestrator
+COPY --from=build /roots/orchestrator/ /
+USER 65532:65532
+EXPOSE 8080 8082 9090
+ENTRYPOINT ["/usr/bin/postern-orchestrator"]
+
+FROM scratch AS sandbox
+COPY --from=build /roots/sandbox/ /
+USER 1000:1000
+ENTRYPOINT ["/usr/bin/postern-sandboxd"]

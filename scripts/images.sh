@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The images postern-gateway, postern-orchestrator and postern-sandbox: static programs, nothing else.
+# Usage: scripts/images.sh build            with Docker's engine where one answers, else without any
+#        scripts/images.sh push REGISTRY    what `build` made
+#        scripts/images.sh layouts          OCI layouts in $CARGO_TARGET_DIR/images, no engine needed
+#        scripts/images.sh try                starts what `layouts` made, and holds sizes to their bounds
+#        scripts/images.sh programs         only the static programs
+#        scripts/images.sh roots FOLDER     only the images' files, for the Dockerfile
+# ENGINE=docker|none instead of looking; TAG= instead of the chart's appVersion; PROFILE= instead of dist;
+# TARGET= instead of this machine's musl target.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${CARGO_TARGET_DIR:=$HOME/.cache/postern/target}"
+: "${PROFILE:=dist}"
+[[ $PROFILE == dev ]] && folder=debug || folder=$PROFILE
+: "${TARGET:=$(uname -m)-unknown-linux-musl}"
+: "${TAG:=$(sed -n 's/^appVersion: "\(.*\)"/\1/p' charts/agent-sandbox-kit/Chart.yaml)}"
+export CARGO_TARGET_DIR
+images=(gateway orchestrator sandbox)
+layouts=$CARGO_TARGET_DIR/images
+say() { printf 'images: %s\n' "$*"; }
+
+# The programs of each image; the first is what it runs.
+programs_of() {
+  case $1 in
+    gateway) echo postern-gateway ;;
+    orchestrator) echo postern-orchestrator postern-compile ;;
+    sandbox) echo postern-sandboxd ;;
+  esac
+}
+
+has_engine() {
+  case ${ENGINE:-} in
+    docker) return 0 ;;
+    none) return 1 ;;
+    *) command -v docker >/dev/null && docker info >/dev/null 2>&1 ;;
+  esac
+}
+
+programs() {
+  if ! command -v musl-gcc >/dev/null; then
+    echo 'images: musl-gcc is missing. Run this, then try again:  sudo apt-get install -y musl-tools' >&2
+    exit 1
+  fi
+  local under=${TARGET//-/_} image program
+  export "CC_$under=musl-gcc"
+  for image in "${images[@]}"; do
+    for program in $(programs_of "$image"); do
+      say "$program, static ($PROFILE)"
+      cargo build --locked --profile "$PROFILE" -p "$program" --target "$TARGET"
+    done
+  done
+}
+
+# The files of each image below a folder, with what they were built from.
+roots() {
+  local to=$1 image program
+  for image in "${images[@]}"; do
+    local root=$to/$image
+    rm -rf "$root"
+    install -d "$root/usr/bin" "$root/etc/ssl/certs" "$root/usr/share/doc/postern"
+    install -d -m 1777 "$root/tmp"
+    for program in $(programs_of "$image"); do
+      install -m 0755 "$CARGO_TARGET_DIR/$TARGET/$folder/$program" "$root/usr/bin/"
+    done
+    printf 'root:x:0:0::/:/\nnonroot:x:65532:65532::/:/\nuser:x:1000:1000::/home/user:/\n' >"$root/etc/passwd"
+    printf 'root:x:0:\nnonroot:x:65532:\nuser:x:1000:\n' >"$root/etc/group"
+    # Mozilla's authorities as Debian ships them, without what this machine may have added.
+    [[ $image == sandbox ]] || cat /usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
+    install -m 0644 LICENSE NOTICE "$root/usr/share/doc/postern/"
+    # shellcheck disable=SC2046 # one word for each program
+    python3 scripts/images/sbom.py "$TARGET" $(programs_of "$image") >"$root/usr/share/doc/postern/sbom.cdx.json"
+  done
+}
+
+write_layouts() {
+  local staged=$layouts/roots image
+  programs
+  roots "$staged"
+  for image in "${images[@]}"; do
+    local user=65532:65532 program
+    [[ $image == sandbox ]] && user=1000:1000
+    program=$(programs_of "$image")
+    python3 scripts/images/layout.py "$staged/$image" "$layouts/postern-$image" --tag "$TAG" --user "$user" \
+      --entrypoint "/usr/bin/${program%% *}" --target "$TARGET"
+    cp "$staged/$image/usr/share/doc/postern/sbom.cdx.json" "$layouts/postern-$image.cdx.json"
+  done
+}
+
+push() {
+  local registry=${1%/} image
+  for image in "${images[@]}"; do
+    local name=postern-$image:$TAG
+    if has_engine; then
+      docker tag "$name" "$registry/$name"
+      docker push "$registry/$name"
+    elif command -v skopeo >/dev/null; then
+      [[ -d $layouts/postern-$image ]] || { echo 'images: nothing to push: run `make docker-build` first' >&2; exit 1; }
+      # shellcheck disable=SC2086 # several options
+      skopeo copy --quiet ${SKOPEO_OPTIONS:-} "oci:$layouts/postern-$image:$TAG" "docker://$registry/$name"
+    else
+      echo 'images: no Docker engine and no skopeo. Run this, then try again:  sudo apt-get install -y skopeo' >&2
+      exit 1
+    fi
+    say "pushed $registry/$name"
+  done
+}
+
+case ${1:-} in
+  build)
+    if has_engine; then
+      for image in "${images[@]}"; do
+        say "postern-$image:$TAG (docker)"
+        docker build --target "$image" --tag "postern-$image:$TAG" .
+      done
+    else
+      write_layouts
+    fi
+    ;;
+  push) push "${2:?images: to which registry? make docker-push REGISTRY=HOST/PATH}" ;;
+  layouts) write_layouts ;;
+  try) scripts/images/try.sh "$layouts" ;;
+  programs) programs ;;
+  roots) roots "${2:?usage: scripts/images.sh roots FOLDER}" ;;
+  *)
+    echo 'usage: scripts/images.sh build | push REGISTRY | layouts | try | programs | roots FOLDER' >&2
+    exit 2
+    ;;
+esac
