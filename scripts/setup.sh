@@ -17,6 +17,9 @@ case $what in
   *) echo "setup: unknown part \`$what\`: expected build, demo or test" >&2; exit 2 ;;
 esac
 
+# Azurite is an npm program; node's own packages bring npm along, Debian's do not.
+[[ $what != test ]] || command -v npm >/dev/null || packages+=(npm)
+
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -2,8 +2,10 @@
 //! The command line, as types. What is also a setting has no default here: `postern.toml` and the
 //! environment come after a flag, and the settings' own table has the defaults.
 
+mod files;
 mod gateways;
 
+pub(crate) use files::Files;
 pub(crate) use gateways::{AddSession, Gateways, Sessions};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -52,6 +54,9 @@ pub(crate) enum Command {
     /// Filters of requests.
     #[command(subcommand)]
     Filter(Filter),
+    /// A user's files, without a sandbox.
+    #[command(subcommand)]
+    Files(Files),
     /// Secrets of backends; write-only.
     #[command(subcommand)]
     Secret(Secret),

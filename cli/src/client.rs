@@ -7,6 +7,7 @@
 mod dial;
 mod events;
 mod exec;
+mod transfer;
 
 pub(crate) use events::{Event, EventReader};
 pub(crate) use exec::Happened;

@@ -5,6 +5,7 @@
 mod apply;
 mod config;
 mod doctor;
+mod files;
 mod filter;
 mod gateways;
 mod key;
@@ -39,6 +40,7 @@ pub(crate) async fn run(
     match command {
         Command::Apply(wanted) => apply::run(&server()?, &wanted).await,
         Command::Sandbox(wanted) => sandbox::run(&server()?, wanted).await,
+        Command::Files(wanted) => files::run(&server()?, wanted).await,
         Command::Filter(wanted) => filter::run(server, wanted, output).await,
         Command::Secret(wanted) => secret::run(&server()?, wanted).await,
         Command::Key(wanted) => key::run(&server()?, wanted).await,

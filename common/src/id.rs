@@ -165,6 +165,8 @@ ids! {
     EventId, "event id", "`evt_` and 32 hex digits", |text| has_prefix_and_hex(text, "evt_");
     /// One snapshot of a sandbox; sorts by time.
     SnapshotId, "snapshot id", "`snap_` and 32 hex digits", |text| has_prefix_and_hex(text, "snap_");
+    /// One upload of a user's file; sorts by time.
+    UploadId, "upload id", "`upl_` and 32 hex digits", |text| has_prefix_and_hex(text, "upl_");
     /// One request to the API or through the gateway; sorts by time.
     RequestId, "request id", "`req_` and 32 hex digits", |text| has_prefix_and_hex(text, "req_");
 }
@@ -180,7 +182,7 @@ macro_rules! sortable {
         }
     )*};
 }
-sortable!(DecisionId "dec_", EventId "evt_", SnapshotId "snap_", RequestId "req_");
+sortable!(DecisionId "dec_", EventId "evt_", SnapshotId "snap_", UploadId "upl_", RequestId "req_");
 
 /// Base-32 text of random bytes: five bits of each byte are used.
 fn base32_of(random: impl IntoIterator<Item = u8>) -> String {

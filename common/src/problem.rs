@@ -101,6 +101,8 @@ codes! {
     BodyTooLarge "body-too-large" 413 "The body is too large";
     /// The body's media type or encoding is not accepted here.
     ContentTypeRefused "content-type-refused" 415 "This content type is not accepted here";
+    /// The file ends before the range begins.
+    RangeNotSatisfiable "range-not-satisfiable" 416 "There is nothing in this range";
     /// The request does not match the operation's schema.
     SchemaViolation "schema-violation" 422 "The request does not match the schema";
     /// The same idempotency key came with another request.
@@ -135,6 +137,8 @@ codes! {
     RuntimeUnavailable "runtime-unavailable" 503 "Sandboxes cannot be made at present";
     /// The isolation that was asked for does not work on this machine.
     IsolationUnavailable "isolation-unavailable" 503 "This isolation is not available here";
+    /// The store of users' files does not do what it is asked.
+    StorageUnavailable "storage-unavailable" 503 "Users' files cannot be reached at present";
     /// The network of sandboxes is not enforced here.
     NetworkUnenforced "network-unenforced" 503 "The network of sandboxes is not enforced";
     /// The backend did not answer in time.

@@ -15,8 +15,8 @@ mod layers;
 mod values;
 
 pub use values::{
-    ClientCertificates, KeptTimes, ListenAddress, LogFormatName, SandboxCaps, Storage, StorageKind,
-    TokenSettings, WantedIsolation,
+    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, SandboxCaps, Storage,
+    StorageKind, TokenSettings, WantedIsolation,
 };
 
 use crate::secret::Secret;
@@ -69,6 +69,7 @@ settings! {
     MASTER_KEY = "master_key", "POSTERN_MASTER_KEY", None, secret, "encrypts what the database keeps secret; 32 bytes in base64";
     STORAGE_BACKEND = "storage.backend", "STORAGE_BACKEND", Some("local"), open, "where users' files are: gcs, azure, s3 or local";
     STORAGE_BUCKET = "storage.bucket", "STORAGE_BUCKET", None, open, "the bucket or container of users' files";
+    AZURE_CLOUD = "storage.azure_cloud", "POSTERN_AZURE_CLOUD", Some("public"), open, "which of Azure's clouds: public or government";
     DATABASE_URL = "database.url", "DATABASE_URL", None, secret, "postgres://… or sqlite://…";
     BACKEND_URL = "backend.url", "BACKEND_URL", None, open, "the backend `default` of tenant `default`";
     NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "cache of users' files on Kubernetes";
@@ -198,6 +199,8 @@ struct Given {
 #[derive(Debug, Clone)]
 pub struct Settings {
     given: BTreeMap<&'static str, Given>,
+    /// Variables of the clouds' own tools.
+    clouds: BTreeMap<String, Secret<String>>,
 }
 
 /// A line of `postern config explain`.
@@ -225,7 +228,8 @@ impl Settings {
     /// values that cannot be what they should be.
     pub fn resolve(sources: &Sources) -> Result<Self, SettingMistakes> {
         let mut mistakes = Vec::new();
-        let settings = Self { given: layers::layer(sources, &mut mistakes) };
+        let clouds = layers::clouds(&sources.environment);
+        let settings = Self { given: layers::layer(sources, &mut mistakes), clouds };
         settings.check(&mut mistakes);
         if mistakes.is_empty() { Ok(settings) } else { Err(SettingMistakes(mistakes)) }
     }

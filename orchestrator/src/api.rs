@@ -15,6 +15,7 @@ mod configuration;
 mod drain;
 mod etag;
 mod exec;
+mod files;
 mod filters;
 mod gateways;
 mod idempotency;
@@ -32,6 +33,8 @@ mod server;
 mod sessions;
 mod sse;
 mod tenants;
+mod uploads;
+mod users;
 
 pub(crate) use drain::Drain;
 pub(crate) use server::serve;
@@ -47,6 +50,7 @@ use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
 use crate::sessions::peers::PeerSessions;
+use crate::storage::{Content, Storage};
 use crate::store::{Actor, Owner, Role, Store};
 use crate::stream::ControlStream;
 use axum::body::Body;
@@ -55,6 +59,7 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use axum::{RequestPartsExt, Router};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -62,14 +67,17 @@ use input::QueryPairs;
 use postern_common::id::{RequestId, TenantId};
 use postern_common::problem::{Code, Problem};
 use postern_common::tasks::Tasks;
+use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// What handlers work with.
 #[derive(Debug)]
 pub(crate) struct Api {
     /// The database.
     pub(crate) store: Store,
+    /// Users' files.
+    pub(crate) storage: Storage,
     /// This installation's keys.
     pub(crate) keys: Arc<InstallationKeys>,
     /// Tenants' configurations.
@@ -141,6 +149,19 @@ pub(crate) struct Call {
     pub(crate) query: QueryPairs,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// The body of a route whose handler takes it as it comes.
+    stream: Option<Streamed>,
+}
+
+/// A body that is not read yet.
+///
+/// Behind a lock nobody ever waits for: handlers look at a call from several threads, one after the other.
+struct Streamed(Mutex<Option<Content>>);
+
+impl fmt::Debug for Streamed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Streamed")
+    }
 }
 
 impl Call {
@@ -152,7 +173,7 @@ impl Call {
     /// The parameter `name` of the path.
     pub(crate) fn path<T: std::str::FromStr>(&self, name: &str) -> Result<T, Problem>
     where
-        T::Err: std::fmt::Display,
+        T::Err: fmt::Display,
     {
         let value = self.path.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str());
         value.parse().map_err(|error: T::Err| Problem::new(Code::NotFound, error.to_string()))
@@ -176,6 +197,12 @@ impl Call {
             (None, None) => Ok(None),
             _ => self.tenant().map(Some),
         }
+    }
+
+    /// The body as it comes; empty on routes that do not take it so, and the second time.
+    pub(crate) fn content(&mut self) -> Content {
+        let stream = self.stream.take().and_then(|it| it.0.into_inner().ok().flatten());
+        stream.unwrap_or_else(|| futures_util::stream::empty().boxed())
     }
 
     pub(crate) fn actor(&self) -> Result<Actor, Problem> {
@@ -249,9 +276,14 @@ async fn admit(
         Ok(params) => params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         Err(_unreadable) => return Err(Problem::new(Code::RequestMalformed, "the path is not valid UTF-8")),
     };
-    let body = body::read(route.body, &parts.headers, body).await?;
+    let (body, stream) = match route.body {
+        body::Kind::Stream => {
+            (Bytes::new(), Some(Streamed(Mutex::new(Some(body::stream(&parts.headers, body)?)))))
+        }
+        kind => (body::read(kind, &parts.headers, body).await?, None),
+    };
     let headers = std::mem::take(&mut parts.headers);
-    Ok(Call { request_id, operation: route.id, caller, path, query, headers, body })
+    Ok(Call { request_id, operation: route.id, caller, path, query, headers, body, stream })
 }
 
 /// Who calls, and whether the policies of the control plane let them.

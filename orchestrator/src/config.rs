@@ -4,7 +4,7 @@
 use crate::keys::GivenKeys;
 use crate::runtime::Isolation;
 use postern_common::secret::Secret;
-use postern_common::settings::{KeptTimes, SandboxCaps};
+use postern_common::settings::{KeptTimes, SandboxCaps, Storage};
 use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
@@ -28,6 +28,8 @@ pub struct Config {
     pub kept: KeptTimes,
     /// What a template may ask for at most.
     pub caps: SandboxCaps,
+    /// Where users' files are kept.
+    pub storage: Storage,
     /// The program `postern-compile`; without it filters are refused.
     pub compiler: Option<PathBuf>,
 }
@@ -45,6 +47,7 @@ impl Config {
             isolation: None,
             kept: KeptTimes::default(),
             caps: SandboxCaps::default(),
+            storage: Storage::default(),
             compiler: None,
         }
     }

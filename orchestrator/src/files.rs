@@ -180,17 +180,6 @@ impl UserFiles {
         blocking(&sandbox, "keep", carry).await
     }
 
-    /// Erases the files of every user of a tenant. May be repeated.
-    ///
-    /// # Errors
-    /// What the system said; some of them may be gone then.
-    pub(crate) async fn erase(&self, tenant: &TenantId) -> io::Result<()> {
-        match tokio::fs::remove_dir_all(self.root.join("tenants").join(tenant.as_str())).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            erased => erased,
-        }
-    }
-
     /// Forgets what had been carried into a sandbox that is gone.
     pub(crate) async fn forget(&self, sandbox: &SandboxId) {
         let manifest = self.manifest(sandbox);

@@ -14,7 +14,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as URL_SAFE};
 use postern_common::secret::Secret;
 use postern_common::token::{SigningKey, Verifier, WeakKey};
 use std::fmt;
@@ -83,6 +83,7 @@ pub struct InstallationKeys {
     digests: hmac::Key,
     gateways: hmac::Key,
     compiled: hmac::Key,
+    urls: hmac::Key,
 }
 
 impl fmt::Debug for InstallationKeys {
@@ -124,6 +125,7 @@ impl InstallationKeys {
         let (api_keys, digests) = (derived(&root, "api-key hashes")?, derived(&root, "digests of repeats")?);
         let gateways = derived(&root, "gateway credential hashes")?;
         let compiled = derived(&root, "compiled filters")?;
+        let urls = derived(&root, "signed URLs")?;
         Ok(Self {
             token,
             old_tokens: given.old_tokens,
@@ -133,6 +135,7 @@ impl InstallationKeys {
             digests,
             gateways,
             compiled,
+            urls,
         })
     }
 
@@ -189,11 +192,27 @@ impl InstallationKeys {
         hmac::verify(&self.gateways, secret, hash).is_ok()
     }
 
+    /// The signature of a URL that allows what these fields say and nothing else.
+    pub(crate) fn url_signature(&self, fields: &[&str]) -> String {
+        URL_SAFE.encode(hmac::sign(&self.urls, &unambiguous(fields)).as_ref())
+    }
+
+    /// Whether this is the signature of these fields; takes the same time for every answer.
+    pub(crate) fn is_url_signature(&self, fields: &[&str], signature: &str) -> bool {
+        let decoded = URL_SAFE.decode(signature);
+        decoded.is_ok_and(|tag| hmac::verify(&self.urls, &unambiguous(fields), &tag).is_ok())
+    }
+
     /// A keyed digest, in hex: two values are equal if theirs are, and nobody else can try values.
     #[must_use]
     pub fn digest(&self, message: &[u8]) -> String {
         hex(hmac::sign(&self.digests, message).as_ref())
     }
+}
+
+/// Fields as one text that no other fields come to: each with its length before it.
+fn unambiguous(fields: &[&str]) -> Vec<u8> {
+    fields.iter().flat_map(|field| format!("{}:{field}", field.len()).into_bytes()).collect()
 }
 
 /// Bytes in lower-case hex.

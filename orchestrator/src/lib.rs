@@ -6,6 +6,7 @@
 //!   │            └──────────▶ control ──▶ gateways       ▲
 //!   └────▶ driver ──▶ lifecycle (pure)                   │ every change, before its effect
 //!             ├─────▶ runtime (local), files, sessions ──┘
+//!                              storage (users' files: a folder, S3, Azure Blob, GCS)
 //! ```
 //!
 //! Start in two steps: [`Prepared::open`] opens database and keys, which tells the installation
@@ -36,6 +37,7 @@ pub mod runtime;
 mod seal;
 mod sessions;
 pub mod setup;
+mod storage;
 mod store;
 mod stream;
 mod tenant;
@@ -45,5 +47,6 @@ pub use driver::Reconciled;
 pub use host::{Host, UserFolder};
 pub use orchestrator::{Claim, Orchestrator, Prepared, StartError};
 pub use seal::SealError;
+pub use storage::ConnectError;
 pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};
 pub use stream::AuthorityError;

@@ -187,6 +187,7 @@ fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> Config {
         backend_url: settings.backend_url(),
         isolation: exactly(settings.isolation()),
         compiler: Some(programs.compile.clone()),
+        storage: settings.storage(),
         ..Config::new(data)
     }
 }

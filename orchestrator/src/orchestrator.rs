@@ -20,6 +20,7 @@ use crate::runtime::Isolation;
 use crate::seal::SealError;
 use crate::sessions::peers::{self, PeerSessions};
 use crate::sessions::{Sessions, session};
+use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
 };
@@ -29,6 +30,7 @@ use postern_common::control::{Publisher, State};
 use postern_common::folder::TenantFiles;
 use postern_common::id::{SandboxId, TenantId};
 use postern_common::secret::Secret;
+use postern_common::settings::StorageKind;
 use postern_common::tasks::{Stop, Tasks};
 use postern_shim::spec::Installation;
 use std::fs::{DirBuilder, OpenOptions};
@@ -75,6 +77,9 @@ pub enum StartError {
     /// The policies of the control plane.
     #[error("this release's own policies of the control plane cannot be used: {0}")]
     Rights(String),
+    /// The store of users' files.
+    #[error(transparent)]
+    Storage(#[from] ConnectError),
     /// The control stream's certificates.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -143,7 +148,8 @@ impl Prepared {
         let state = known_sessions(&store).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
-        let files = UserFiles::new(config.data_dir.join("files"), Bounds::default());
+        let (storage, folder) = connect(&config, &store)?;
+        let files = UserFiles::new(folder, Bounds::default());
         let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
         let backend_url = config.backend_url.clone();
         let configuration = Configuration::new(configuration::Parts {
@@ -156,7 +162,7 @@ impl Prepared {
             tasks: tasks.clone(),
         });
         configuration.publish_all().await?;
-        let retention = Retention::new(store.clone(), files.clone(), config.kept);
+        let retention = Retention::new(store.clone(), storage.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let parts = Parts {
             store: store.clone(),
@@ -179,6 +185,7 @@ impl Prepared {
         let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
         let api = Api {
             store,
+            storage,
             keys,
             configuration,
             filter_log,
@@ -195,6 +202,17 @@ impl Prepared {
         };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
     }
+}
+
+/// The store of users' files, and the folder that sandboxes' own are carried by.
+fn connect(config: &Config, store: &Store) -> Result<(Storage, PathBuf), ConnectError> {
+    let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
+    let storage = Storage::new(settings.connect()?, store.clone(), Quota::default());
+    let folder = settings.local_folder();
+    if config.storage.kind != StorageKind::Local {
+        tracing::warn!(folder = %folder.display(), "what sandboxes keep still goes to the local folder");
+    }
+    Ok((storage, folder))
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is over is forgotten in the end: sandboxes and lines of the log by their age, decisions
-//! by their number, files of removed tenants as soon as possible.
+//! by their number, uploads when they expire, files of removed tenants as soon as possible.
 //!
 //! What is to be erased is written down before (`removed_tenants`), so that an end at any moment
 //! leaves nothing behind: the next start goes on.
 
-use crate::files::UserFiles;
+use crate::storage::Storage;
 use crate::store::{Store, StoreError};
 use jiff::Timestamp;
 use postern_common::clock;
@@ -24,7 +24,7 @@ const BATCH: u32 = 1000;
 #[derive(Debug, Clone)]
 pub(crate) struct Retention {
     store: Store,
-    files: UserFiles,
+    storage: Storage,
     kept: KeptTimes,
     begin: Arc<Notify>,
 }
@@ -32,8 +32,8 @@ pub(crate) struct Retention {
 impl Retention {
     /// Nothing happens before [`Retention::watch`].
     #[must_use]
-    pub(crate) fn new(store: Store, files: UserFiles, kept: KeptTimes) -> Self {
-        Self { store, files, kept, begin: Arc::new(Notify::new()) }
+    pub(crate) fn new(store: Store, storage: Storage, kept: KeptTimes) -> Self {
+        Self { store, storage, kept, begin: Arc::new(Notify::new()) }
     }
 
     /// Looks now rather than at the next interval.
@@ -64,6 +64,10 @@ impl Retention {
         self.erase().await?;
         self.store.trim_decisions(now).await?;
         self.store.forget_answers(now).await?;
+        if let Err(error) = self.storage.expire_uploads(now).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "uploads that nobody completed are still there; tried again later");
+        }
         let before =
             |kept: Duration| now.saturating_sub(crate::driver::signed(kept)).unwrap_or(Timestamp::MIN);
         let (sandboxes, events) = (before(self.kept.sandboxes), before(self.kept.events));
@@ -75,8 +79,8 @@ impl Retention {
     /// Erases the files of tenants that are no more.
     async fn erase(&self) -> Result<(), StoreError> {
         for tenant in self.store.tenants_to_erase().await? {
-            match self.files.erase(&tenant).await {
-                Ok(()) => self.store.tenant_erased(&tenant, clock::now()).await?,
+            match self.storage.erase_tenant(&tenant).await {
+                Ok(_objects) => self.store.tenant_erased(&tenant, clock::now()).await?,
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(%tenant, error, "a removed tenant's files are still there; tried again later");

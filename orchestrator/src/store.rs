@@ -8,6 +8,7 @@
 mod api_keys;
 mod audit;
 mod decisions;
+mod files;
 mod filter_versions;
 mod gateways;
 mod idempotency;
@@ -20,11 +21,13 @@ mod sandboxes;
 mod select;
 mod sessions;
 mod tenants;
+mod uploads;
 mod warm;
 
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
 pub(crate) use decisions::DecisionFilter;
+pub(crate) use files::{FileChange, FileOwner, FileRow, FilesHeld};
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
@@ -41,6 +44,7 @@ use select::Select;
 pub(crate) use sessions::SessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};
+pub(crate) use uploads::UploadRow;
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;

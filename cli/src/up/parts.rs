@@ -223,6 +223,7 @@ fn config(settings: &Settings, data: &DataFolder, programs: &Programs) -> Config
         kept: settings.kept_times(),
         caps: settings.sandbox_caps(),
         compiler: Some(programs.compile.clone()),
+        storage: settings.storage(),
         ..Config::new(data.path().to_owned())
     }
 }

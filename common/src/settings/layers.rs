@@ -107,6 +107,13 @@ fn variables(environment: &BTreeMap<String, String>, mistakes: &mut Vec<SettingM
     layer
 }
 
+/// What the clouds' own tools read: access to the store of users' files.
+pub(super) fn clouds(environment: &BTreeMap<String, String>) -> BTreeMap<String, Secret<String>> {
+    let is_ours = |name: &str| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|start| name.starts_with(start));
+    let given = environment.iter().filter(|(name, text)| is_ours(name) && !text.is_empty());
+    given.map(|(name, text)| (name.clone(), Secret::new(text.clone()))).collect()
+}
+
 /// Kubernetes puts `NAME_SERVICE_HOST` and `NAME_PORT…` into every pod beside a service, also for
 /// a service that is called `postern`.
 fn is_kubernetes_service(name: &str) -> bool {

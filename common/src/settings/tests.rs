@@ -82,7 +82,10 @@ fn the_names_of_the_original_kit_work() {
     );
     assert_eq!(settings.token().ttl, Duration::from_secs(1800));
     assert!(settings.token().signing_key.is_some());
-    assert_eq!(settings.storage(), Storage { kind: StorageKind::S3, bucket: Some("files".into()) });
+    assert_eq!(
+        settings.storage(),
+        Storage { kind: StorageKind::S3, bucket: Some("files".into()), ..Storage::default() }
+    );
     assert_eq!(settings.backend_url().expect("a URL").as_str(), "http://localhost:3000/");
     assert_eq!(settings.text(name::SANDBOX_NAMESPACE), Some("agents"));
 }

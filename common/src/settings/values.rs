@@ -14,6 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -44,8 +45,18 @@ pub struct TokenSettings {
 pub struct Storage {
     /// The kind of store.
     pub kind: StorageKind,
-    /// Its bucket, where it has one.
+    /// Its bucket, where it has one; of the local store the folder, if it is not the usual one.
     pub bucket: Option<String>,
+    /// Which of Azure's clouds.
+    pub azure_cloud: AzureCloud,
+    /// Variables of the clouds' own tools, under their names.
+    pub credentials: BTreeMap<String, Secret<String>>,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Settings::unset().storage()
+    }
 }
 
 /// What a template may ask for at most: the operator's bound on every tenant.
@@ -123,6 +134,13 @@ words! {
         /// A folder of this machine.
         Local = "local"
     }
+    /// One of Azure's clouds.
+    AzureCloud {
+        /// The one that everybody uses.
+        Public = "public",
+        /// Azure Government.
+        Government = "government"
+    }
     /// The isolation that local sandboxes get.
     WantedIsolation {
         /// The strongest that works here.
@@ -162,6 +180,7 @@ impl Settings {
         see(name::MASTER_KEY, self.try_master_key().map(drop));
         see(name::STORAGE_BACKEND, self.parsed::<StorageKind>(name::STORAGE_BACKEND).map(drop));
         see(name::STORAGE_BACKEND, self.bucket_is_there());
+        see(name::AZURE_CLOUD, self.parsed::<AzureCloud>(name::AZURE_CLOUD).map(drop));
         see(name::DATABASE_URL, self.database_scheme());
         see(name::BACKEND_URL, self.try_backend_url().map(drop));
         see(name::ISOLATION, self.parsed::<WantedIsolation>(name::ISOLATION).map(drop));
@@ -227,7 +246,12 @@ impl Settings {
     #[must_use]
     pub fn storage(&self) -> Storage {
         let kind = self.parsed(name::STORAGE_BACKEND).ok().flatten().unwrap_or(StorageKind::Local);
-        Storage { kind, bucket: self.text(name::STORAGE_BUCKET).map(ToOwned::to_owned) }
+        Storage {
+            kind,
+            bucket: self.text(name::STORAGE_BUCKET).map(ToOwned::to_owned),
+            azure_cloud: self.parsed(name::AZURE_CLOUD).ok().flatten().unwrap_or(AzureCloud::Public),
+            credentials: self.clouds.clone(),
+        }
     }
 
     /// The backend of `BACKEND_URL`.
@@ -274,7 +298,10 @@ impl Settings {
 
     /// The settings when nobody says anything.
     fn unset() -> Self {
-        Self { given: super::layers::layer(&super::Sources::default(), &mut Vec::new()) }
+        Self {
+            given: super::layers::layer(&super::Sources::default(), &mut Vec::new()),
+            clouds: BTreeMap::new(),
+        }
     }
 
     /// The tenant of the watched folder.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bodies of requests: bounded, of the declared type, read whole.
 
-use axum::body::Body;
+use crate::storage::Content;
+use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use postern_common::problem::{Code, Problem};
+use std::io;
 use std::time::Duration;
 
 /// A configuration with its filters' components in base64.
@@ -24,12 +27,14 @@ pub(crate) enum Kind {
     None,
     /// JSON of at most so many bytes.
     Json(usize),
+    /// Any bytes, which the handler takes as they come.
+    Stream,
 }
 
 /// Reads a body as its route wants it.
 pub(crate) async fn read(kind: Kind, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
     let bound = match kind {
-        Kind::None => 0,
+        Kind::None | Kind::Stream => 0,
         Kind::Json(bound) => bound,
     };
     if headers.contains_key(header::CONTENT_ENCODING) {
@@ -55,6 +60,23 @@ pub(crate) async fn read(kind: Kind, headers: &HeaderMap, body: Body) -> Result<
             .hint("send `Content-Type: application/json`"));
     }
     Ok(bytes)
+}
+
+/// The bytes of a body as they come. Whoever sends none for too long is not waited for.
+pub(crate) fn stream(headers: &HeaderMap, body: Body) -> Result<Content, Problem> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Problem::new(Code::ContentTypeRefused, "the body is compressed")
+            .hint("send it as it is, without `Content-Encoding`"));
+    }
+    let next = |mut body: BodyDataStream| async move {
+        match tokio::time::timeout(BODY_TIME, body.next()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(bytes))) => Ok(Some((bytes, body))),
+            Ok(Some(Err(broken))) => Err(io::Error::other(broken)),
+            Err(_late) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for 30 s")),
+        }
+    };
+    Ok(futures_util::stream::try_unfold(body.into_data_stream(), next).boxed())
 }
 
 /// Whether the body is declared as JSON. A form or plain text never is: pages of other origins can

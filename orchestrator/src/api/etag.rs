@@ -36,6 +36,14 @@ pub(crate) fn is_known(headers: &HeaderMap, digest: &str) -> Result<bool, Proble
     })
 }
 
+/// Whether a reader wants this version (`If-Match`), as all do who do not say.
+pub(crate) fn is_wanted(headers: &HeaderMap, digest: &str) -> Result<bool, Problem> {
+    Ok(match tags(headers, &header::IF_MATCH)? {
+        None | Some(Tags::Any) => true,
+        Some(Tags::Listed(tags)) => tags.iter().any(|tag| tag == digest),
+    })
+}
+
 enum Tags {
     Any,
     Listed(Vec<String>),

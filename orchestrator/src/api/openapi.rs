@@ -16,7 +16,7 @@ pub(super) async fn document(_api: Arc<Api>, _call: Call) -> Answer {
 pub(super) fn of(routes: &[Route]) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for route in routes {
-        let item = paths.entry(route.path).or_insert_with(|| value!({}));
+        let item = paths.entry(route.path.replace("{*", "{")).or_insert_with(|| value!({}));
         if let Some(item) = item.as_object_mut() {
             item.insert(route.method.as_str().to_ascii_lowercase(), operation(route));
         }
@@ -116,12 +116,18 @@ fn operation(route: &Route) -> Value {
             "description": format!("at most {bound} bytes") });
         operation.insert("requestBody".to_owned(), body);
     }
+    if let (body::Kind::Stream, Some(operation)) = (route.body, operation.as_object_mut()) {
+        let body = value!({ "required": true, "content": { "application/octet-stream": {} } });
+        operation.insert("requestBody".to_owned(), body);
+    }
     operation
 }
 
 /// The names in braces.
 fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+    path.split('/')
+        .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| name.trim_start_matches('*'))
 }
 
 /// What a request's body is.

@@ -7,6 +7,7 @@ use crate::driver::DriveError;
 use crate::keys::api::Unauthenticated;
 use crate::runtime::RuntimeError;
 use crate::sessions::SessionError;
+use crate::storage::StorageError;
 use crate::store::{Role, StoreError};
 use axum::body::Body;
 use axum::response::Response;
@@ -161,6 +162,43 @@ impl From<DriveError> for Refused {
                 tracing::error!(error = &error as &dyn std::error::Error, "a session");
                 Problem::new(Code::Internal, "the session's token could not be made")
             }
+        })
+    }
+}
+
+impl From<StorageError> for Refused {
+    fn from(error: StorageError) -> Self {
+        let text = error.to_string();
+        Self(match error {
+            StorageError::NotFound(_) => {
+                Problem::new(Code::NotFound, text).hint("`GET /users/{user_id}/files` lists what there is")
+            }
+            StorageError::Conflict { .. } => Problem::new(Code::PreconditionFailed, text)
+                .hint("GET it again, take its ETag, and decide anew"),
+            StorageError::Obstructed { .. } => Problem::new(Code::StateConflict, text)
+                .hint("a name is a file or a folder; remove one, or choose another name"),
+            StorageError::Differs { .. } => {
+                Problem::new(Code::InvalidInput, text).hint("send the content again, whole")
+            }
+            StorageError::TooMuch { quota: "largest size of a file", .. } => {
+                Problem::new(Code::BodyTooLarge, text)
+            }
+            StorageError::TooMuch { .. } => {
+                Problem::new(Code::QuotaExceeded, text).hint("remove files of this user first")
+            }
+            StorageError::Content(ref cause) if cause.kind() == std::io::ErrorKind::TimedOut => Problem::new(
+                Code::RequestTimeout,
+                "the body did not come: nothing for 30 s; nothing was written",
+            ),
+            StorageError::Content(_) => Problem::new(Code::RequestMalformed, text),
+            StorageError::Range { .. } => Problem::new(Code::RangeNotSatisfiable, text),
+            StorageError::Store { .. } => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, cause = error.source(), "the store of users' files failed");
+                Problem::new(Code::StorageUnavailable, text)
+                    .hint("try again; the orchestrator's log says more")
+            }
+            StorageError::Database(error) => unavailable(&error),
         })
     }
 }

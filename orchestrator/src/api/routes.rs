@@ -8,8 +8,8 @@ use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
 use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
 use super::{
-    configuration, exec, filters, gateways, keys, observe, openapi, policy_set, problems, sandboxes, secrets,
-    sessions, tenants,
+    configuration, exec, files, filters, gateways, keys, observe, openapi, policy_set, problems, sandboxes,
+    secrets, sessions, tenants, uploads, users,
 };
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
@@ -22,6 +22,8 @@ const TENANT: (&str, &str) =
     ("tenant", "the tenant, for keys of the whole installation; `default` if absent");
 const DRY_RUN: (&str, &str) = ("dry_run", "only check and tell the difference");
 const LIMIT: (&str, &str) = ("limit", "how many at most: 1 to 1000, 100 if absent");
+const SIGNED: Query =
+    &[("expires", "when the URL ends, in seconds since 1970"), ("signature", "of all that it allows")];
 const OF_TENANT: Query = &[TENANT];
 const OF_EDIT: Query = &[TENANT, DRY_RUN];
 
@@ -136,6 +138,32 @@ routes! {
         &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, as events `decision`, from `Last-Event-ID` or `after` on")],
         observe::decisions, "Shows what gateways decided, newest first";
     GET "/decisions/{id}/explanation" "explainDecision" READ, Kind::None, OF_TENANT, OK, policy_set::explain, "Shows why a request was decided as it was";
+    GET "/users/{user_id}/files" "listFiles" USE, Kind::None,
+        &[TENANT, LIMIT, ("prefix", "whose path begins so"), ("after", "after this path, for the next page")],
+        OK, files::list, "Lists a user's files by path, with folders and links on the first page";
+    GET "/users/{user_id}/files/{*path}" "readFile" USE, Kind::None, OF_TENANT,
+        &[(200, "the file"), (206, "the range of it that was asked for"), (304, "the reader has it")],
+        files::read, "Reads a user's file";
+    HEAD "/users/{user_id}/files/{*path}" "headFile" USE, Kind::None, OF_TENANT,
+        &[(200, "what is known of the file"), (304, "the reader has it")],
+        files::head, "Tells about a user's file";
+    PUT "/users/{user_id}/files/{*path}" "writeFile" USE, Kind::Stream,
+        &[TENANT, ("mode", "its mode, such as `755`; that of before if absent"), ("modified", "when it was changed, if not now")],
+        &[(200, "written"), (201, "made (`If-None-Match: *`)")],
+        files::write, "Writes a user's file, whole or not at all";
+    DELETE "/users/{user_id}/files/{*path}" "deleteFile" USE, Kind::None, OF_TENANT, GONE, files::remove, "Removes a user's file";
+    POST "/users/{user_id}/copies" "copyFile" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, files::copy, "Copies or moves a user's file";
+    POST "/users/{user_id}/shape" "shapeFiles" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(204, "changed")], files::shape, "Changes modes, empty folders and links, all at once";
+    POST "/users/{user_id}/uploads" "beginUpload" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "begun; each part has its URL")], uploads::begin, "Begins an upload by URLs that need no key";
+    GET "/users/{user_id}/uploads/{id}" "getUpload" USE, Kind::None, OF_TENANT, OK, uploads::show, "Tells which parts of an upload have come, with fresh URLs";
+    DELETE "/users/{user_id}/uploads/{id}" "abandonUpload" USE, Kind::None, OF_TENANT, GONE, uploads::abandon, "Abandons an upload";
+    POST "/users/{user_id}/uploads/{id}/complete" "completeUpload" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, uploads::complete, "Checks an upload and makes it a file; may be repeated";
+    POST "/users/{user_id}/downloads" "signDownload" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, uploads::sign_download, "Signs a URL by which a user's file can be read without a key";
+    DELETE "/users/{user_id}" "eraseUser" CHANGE, Kind::None, OF_TENANT, OK, users::erase, "Erases a user's files, uploads and decisions; may be repeated";
+    PUT "/uploads/{id}/{part}" "putPart" Access::Open, Kind::Stream, SIGNED, &[(204, "it has come")], uploads::put_part, "Takes a part of an upload, by a signed URL";
+    GET "/downloads/{tenant}/{user_id}/{*path}" "download" Access::Open, Kind::None, SIGNED,
+        &[(200, "the file"), (206, "the range of it that was asked for"), (304, "the reader has it")],
+        uploads::download, "Reads a user's file, by a signed URL";
     GET "/openapi.json" "openapi" Access::Open, Kind::None, &[], OK, openapi::document, "This document";
     GET "/problems/{code}" "problem" Access::Open, Kind::None, &[], OK, problems::page, "What a problem's code means";
     GET "/healthz" "health" Access::Open, Kind::None, &[], OK, observe::health, "Whether the orchestrator answers";

@@ -42,6 +42,8 @@ const MIGRATIONS: &[Migration] = migrations![
     15 "000015_create_warm_sandboxes",
     16 "000016_pause_sandboxes",
     17 "000017_number_decisions",
+    18 "000018_describe_files",
+    19 "000019_create_file_uploads",
 ];
 
 /// The tables could not be brought up to date.

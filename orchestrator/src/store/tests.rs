@@ -139,10 +139,20 @@ on_each_database!(
     what_ended_long_ago_is_forgotten_and_what_lives_is_not,
     an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
     idempotency_keys_are_forgotten_by_age_and_number,
+    files_are_kept_as_they_were_written_and_paged_byte_by_byte,
+    what_happened_to_a_file_is_written_with_its_row,
+    who_holds_a_file_holds_it_alone,
+    an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
 );
 
+mod files;
 mod gateways;
 mod idempotency;
+use files::{
+    an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
+    files_are_kept_as_they_were_written_and_paged_byte_by_byte,
+    what_happened_to_a_file_is_written_with_its_row, who_holds_a_file_holds_it_alone,
+};
 use gateways::{
     a_gateways_name_is_given_once_and_free_after_it_is_revoked,
     a_session_of_an_address_ends_for_good_and_goes_with_its_tenant,

@@ -266,6 +266,11 @@ impl Bench {
         self.told.lock().expect("not poisoned")
     }
 
+    /// Where its API listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }

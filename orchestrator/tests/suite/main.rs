@@ -11,6 +11,8 @@ mod configuration;
 #[cfg(test)]
 mod exec;
 #[cfg(test)]
+mod files;
+#[cfg(test)]
 mod log;
 #[cfg(test)]
 mod pause;

@@ -30,11 +30,9 @@ async fn every_route_asks_for_its_role() {
                 .replace("{sandbox}", "sandbox-aaaaaaaaaaaa")
                 .replace("{name}", "nothing");
             let none = bench.call_as("", method.clone(), &path, Value::Null).await;
-            assert_eq!(
-                (none.status, none.code().as_str()),
-                (StatusCode::UNAUTHORIZED, "key-missing"),
-                "{method} {path}"
-            );
+            assert_eq!(none.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+            // An answer to HEAD has no body that could tell more.
+            assert!(method == Method::HEAD || none.code() == "key-missing", "{method} {path}");
             for (place, (name, key)) in keys.iter().enumerate() {
                 let answer = bench.call_as(key, method.clone(), &path, Value::Null).await;
                 let is_refused = answer.status == StatusCode::FORBIDDEN;

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Users' files: objects in a store, which is the truth, and what the database knows besides.
+//!
+//! [`Storage`] is the whole of it, [`UserFiles`] one user's part: every call names what it changes,
+//! on which condition and for whom, and is written to the log in the transaction that describes it.
+//! Which service holds the objects is known to `objects.rs` and below, whose types stop here.
+//!
+//! ```text
+//! UserFiles ──▶ Objects ──▶ Folder (openat2, rename under a lock)
+//!     │             └─────▶ Cloud  (S3, Azure Blob, Google Cloud Storage)
+//!     └───────▶ Store       (file_metadata, file_audit_log)
+//! ```
+//!
+//! Whoever changes a file holds its lock, here and in the database, from the look at its condition
+//! until the change is written down: two conversations, or two orchestrators, never both win.
+
+mod change;
+mod cloud;
+mod connect;
+mod content;
+mod folder;
+mod list;
+mod locks;
+mod manifest;
+mod objects;
+mod path;
+mod types;
+mod uploads;
+mod user;
+
+pub use connect::ConnectError;
+pub(crate) use connect::StorageSettings;
+pub(crate) use path::FilePath;
+pub(crate) use types::{
+    Condition, Content, Digest, Edit, FileEntry, NewFile, Quota, Reading, StorageError, Usage, Version,
+    Writer,
+};
+pub(crate) use uploads::PART_BYTES;
+pub(crate) use user::UserFiles;
+
+use crate::store::{FileOwner, Store};
+use locks::Locks;
+use objects::Objects;
+use path::UserPrefix;
+use postern_common::id::{TenantId, UserId};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// All users' files. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Storage {
+    objects: Objects,
+    store: Store,
+    locks: Locks,
+    /// Contents that come in at the same time: each is held until it is whole, up to a part's size.
+    incoming: Arc<Semaphore>,
+    quota: Quota,
+}
+
+/// Half a GiB of them, at most.
+const INCOMING: usize = 64;
+
+impl Storage {
+    /// The files that this store of objects and this database hold.
+    pub(crate) fn new(objects: StorageObjects, store: Store, quota: Quota) -> Self {
+        Self {
+            objects: objects.0,
+            store,
+            locks: Locks::new(),
+            incoming: Arc::new(Semaphore::new(INCOMING)),
+            quota,
+        }
+    }
+
+    /// One user's files.
+    pub(crate) fn of(&self, tenant: &TenantId, user: &UserId) -> UserFiles {
+        let prefix = UserPrefix::of(tenant, user);
+        let owner = FileOwner { tenant: tenant.clone(), user: user.clone() };
+        UserFiles::new(self.clone(), Arc::new(owner), prefix)
+    }
+
+    /// Erases a user's files, of whatever version and kind, and what of uploads is there; returns
+    /// how many objects that were. May be repeated.
+    ///
+    /// # Errors
+    /// [`StorageError`]; some of them may be gone then.
+    pub(crate) async fn erase_user(&self, owner: &FileOwner) -> Result<u64, StorageError> {
+        for upload in self.store.uploads_of(owner).await? {
+            self.drop_parts(&upload).await?;
+        }
+        Ok(self.objects.erase_user(&UserPrefix::of(&owner.tenant, &owner.user)).await?)
+    }
+
+    /// Erases the files of every user of a tenant. May be repeated.
+    ///
+    /// # Errors
+    /// [`StorageError`]; some of them may be gone then.
+    pub(crate) async fn erase_tenant(&self, tenant: &TenantId) -> Result<u64, StorageError> {
+        Ok(self.objects.erase_tenant(tenant).await?)
+    }
+}
+
+/// A store of objects that was connected to.
+#[derive(Debug, Clone)]
+pub(crate) struct StorageObjects(Objects);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who changes which file now, within this process.
+//!
+//! Between processes the database holds them apart ([`crate::store::Store::hold_files`]); locks
+//! here come first, so that waiting takes no connection.
+
+use super::path::Key;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+
+/// Files that share a lock wait for each other: more than are ever changed at once.
+const LOCKS: usize = 1024;
+
+/// Changes at the same time. On Postgres each holds a connection and now and then asks for a second:
+/// fewer than there are, so that one is always left.
+const CHANGES: usize = 12;
+
+/// Locks of files. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Locks {
+    locks: Arc<[Arc<Mutex<()>>]>,
+    changes: Arc<Semaphore>,
+}
+
+/// Nobody else changes the files while this lives.
+pub(super) struct Held {
+    _locks: Vec<OwnedMutexGuard<()>>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Locks {
+    pub(super) fn new() -> Self {
+        let locks = (0..LOCKS).map(|_| Arc::default()).collect();
+        Self { locks, changes: Arc::new(Semaphore::new(CHANGES)) }
+    }
+
+    /// Waits until nobody else changes any of these. Two that want several never wait for each
+    /// other: everybody takes them in the same order.
+    pub(super) async fn hold(&self, keys: impl IntoIterator<Item = &Key>) -> Held {
+        let places: BTreeSet<usize> = keys.into_iter().map(place).collect();
+        let mut held = Vec::with_capacity(places.len());
+        for lock in places.into_iter().filter_map(|place| self.locks.get(place)) {
+            held.push(Arc::clone(lock).lock_owned().await);
+        }
+        // It is never closed.
+        let place = Arc::clone(&self.changes).acquire_owned().await.ok();
+        Held { _locks: held, _place: place }
+    }
+}
+
+fn place(key: &Key) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let most = u64::try_from(LOCKS).unwrap_or(1);
+    usize::try_from(hasher.finish() % most).unwrap_or(0)
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Uploads over every store: parts by URLs that the store signs where it can.
+
+use super::*;
+
+pub(super) fn upload(files: &UserFiles, at: &str, content: &Bytes, part_bytes: u64) -> UploadRow {
+    let now = clock::now();
+    UploadRow {
+        id: UploadId::generate(),
+        owner: (*files.owner).clone(),
+        path: path(at),
+        size: u64::try_from(content.len()).expect("fits"),
+        part_bytes,
+        digest: Some(Digest::of(content)),
+        content_type: Some("image/png".to_owned()),
+        mode: None,
+        condition: Condition::Nothing,
+        created_by: "test".to_owned(),
+        created_at: now,
+        expires_at: now.saturating_add(jiff::SignedDuration::from_secs(60)).expect("a time"),
+        completed: None,
+    }
+}
+
+pub(super) async fn an_upload_becomes_a_file_when_it_is_complete(bench: &Bench) {
+    let files = bench.user("uploads");
+    let content = bytes(25, 3);
+    let row = upload(&files, "picture.png", &content, 10);
+    bench.database.store.add_upload(&row, &erased()).await.expect("begins");
+    assert_eq!(row.parts(), 3);
+    bench.storage.put_part(&row, 0, whole(content.slice(0..10))).await.expect("comes");
+    bench.storage.put_part(&row, 2, whole(content.slice(20..25))).await.expect("comes");
+    let wrong =
+        bench.storage.put_part(&row, 1, whole(content.slice(10..19))).await.expect_err("is too short");
+    assert!(matches!(wrong, StorageError::Differs { .. }), "{wrong:?}");
+    assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [Some(10), None, Some(5)]);
+    let early = bench.storage.complete(&by(), &row).await.expect_err("a part is missing");
+    assert!(matches!(early, StorageError::Differs { what: "size", .. }), "{early:?}");
+    assert!(files.list().await.expect("lists").files.is_empty(), "nobody sees it before");
+    send(bench, &row, 1, bytes(10, 99)).await;
+    let other = bench.storage.complete(&by(), &row).await.expect_err("is something else");
+    assert!(matches!(other, StorageError::Differs { what: "digest", .. }), "{other:?}");
+    send(bench, &row, 1, content.slice(10..20)).await;
+    let entry = bench.storage.complete(&by(), &row).await.expect("completes");
+    assert_eq!(
+        (entry.digest, entry.content_type.as_deref()),
+        (Some(Digest::of(&content)), Some("image/png"))
+    );
+    let kept = bench.database.store.upload(&row.id).await.expect("reads").expect("is remembered");
+    assert_eq!(kept.completed, Some(entry.version));
+    let arrived = bench.storage.arrived(&row).await.expect("looks");
+    assert_eq!(arrived, [None, None, None], "its parts are gone");
+}
+
+/// Sends a part as a client does: by the store's own URL where it signs one.
+async fn send(bench: &Bench, row: &UploadRow, part: u32, content: Bytes) {
+    let url = bench.storage.part_url(&row.id, part, Duration::from_secs(60)).await.expect("signs");
+    match url {
+        None => bench.storage.put_part(row, part, whole(content)).await.expect("comes"),
+        Some(url) => servers::put(&url, bench.storage.part_headers(), content).await.expect("is taken"),
+    }
+}
+
+pub(super) async fn an_upload_that_nobody_completes_goes(bench: &Bench) {
+    let files = bench.user("unclaimed");
+    let content = bytes(5, 1);
+    let row = upload(&files, "f", &content, 10);
+    bench.database.store.add_upload(&row, &erased()).await.expect("begins");
+    bench.storage.put_part(&row, 0, whole(content)).await.expect("comes");
+    bench.storage.expire_uploads(clock::now()).await.expect("looks");
+    assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [Some(5)], "it may still be completed");
+    bench.storage.expire_uploads(row.expires_at).await.expect("looks");
+    assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [None]);
+    assert_eq!(bench.database.store.upload(&row.id).await.expect("reads"), None);
+}
