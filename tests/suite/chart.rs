@@ -286,7 +286,8 @@ fn every_setting_can_be_given_or_has_a_reason_not_to_be() {
     ] {
         given.extend(names_in_schema(&format!("/properties/{place}/properties")));
     }
-    for variable in &given {
+    let of_clouds = ["AWS_", "AZURE_", "GOOGLE_"];
+    for variable in given.iter().filter(|name| !of_clouds.iter().any(|start| name.starts_with(start))) {
         assert!(setting(variable).is_some(), "values name {variable}, which no program reads");
         assert!(!NOT_GIVEN.iter().any(|(name, _)| name == variable), "{variable} can be given");
     }
