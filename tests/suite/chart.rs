@@ -271,6 +271,15 @@ const NOT_GIVEN: &[(&str, &str)] = &[
     ("POSTERN_GATEWAY_TLS_CLIENT_CA", "sandboxes reach the door without TLS yet"),
     ("POSTERN_GATEWAY_TLS_CLIENTS", "sandboxes reach the door without TLS yet"),
     ("NFS_SERVER", "nothing reads it yet"),
+    ("POSTERN_RUNTIME", "the chart's own"),
+    ("POSTERN_SANDBOX_TEMPLATE", "sandbox.defaultTemplate"),
+    ("POSTERN_SANDBOX_GATEWAY", "the chart's own"),
+    ("POSTERN_SANDBOX_GATEWAY_CA", "gateway.tls.secretName"),
+    ("POSTERN_SANDBOX_CONTROL_KEY", "made, and told to sandboxes"),
+    ("POSTERN_KUBECONFIG", "of one machine"),
+    ("POSTERN_MIGRATE", "a Job migrates"),
+    ("POSTERN_IMAGES", "of one machine"),
+    ("POSTERN_FILTER_COMPILERS", "of one machine"),
 ];
 /// What a gateway that stands alone reads.
 const ALONE: [&str; 2] = ["POSTERN_GATEWAY_TOKENS_", "POSTERN_GATEWAY_SECRETS_DIR"];
