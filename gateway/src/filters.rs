@@ -29,7 +29,8 @@ use postern_filter_engine::{
     RequestView, ResponseView,
 };
 use postern_openapi::{Document, Operation};
-use std::sync::Arc;
+use prometheus_client::metrics::histogram::Histogram;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -125,6 +126,8 @@ pub(crate) struct AttachedFilter {
     mode: FilterMode,
     on_failure: OnFailure,
     digest: String,
+    /// Looked up at its first call.
+    seconds: OnceLock<Histogram>,
     runner: Runner,
 }
 
@@ -163,7 +166,15 @@ impl AttachedFilter {
         let configured = filter.configure(&settings).map_err(|mistakes| mistakes.to_string())?;
         let digest = filter.statement().component.to_string();
         let runner = Runner::Component(configured);
-        Ok(Self { name: name.clone(), applies_to, mode, on_failure, digest, runner })
+        Ok(Self {
+            name: name.clone(),
+            applies_to,
+            mode,
+            on_failure,
+            digest,
+            seconds: OnceLock::new(),
+            runner,
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -304,7 +315,8 @@ impl AttachedFilter {
         };
         let took = begun.elapsed();
         reports.log(&self.name, session, called.logs);
-        reports.metrics.called(self.name.as_str(), took);
+        let seconds = self.seconds.get_or_init(|| reports.metrics.seconds_of(self.name.as_str()));
+        seconds.observe(took.as_secs_f64());
         let outcome = called.outcome.map_err(|failure| {
             reports.metrics.failed(self.name.as_str(), failure.cause());
             Failure::new(failure.cause(), failure.to_string())
