@@ -29,6 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long what is in flight gets to end.
 const STOP_TIME: Duration = Duration::from_secs(10);
 /// Where an admin's key and the addresses are written, for commands on this machine.

@@ -31,6 +31,9 @@ const LOADED: &str = "--loaded";
 const IN_FLIGHT: &str = "--in-flight";
 const CALL: &str = "--call";
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let asks = |word: &str| words.iter().any(|given| given == word);

@@ -6,6 +6,7 @@
 //! as not enforced. The mount outlives the shim that the orchestrator stops, so that the user's
 //! last files can be saved; the orchestrator unmounts it.
 
+mod attach;
 mod blank;
 
 use crate::folder::RunFolder;
@@ -137,11 +138,9 @@ pub fn show_again(slot: &Path, at: &Path) -> io::Result<bool> {
         return Ok(true);
     }
     fs::create_dir_all(at)?;
-    let options = "loop,ro,nosuid,nodev,noexec";
     let deadline = Instant::now() + LOOP_TIME;
-    while let Err(error) = run(Command::new("mount").args(["-t", "ext4", "-o", options]).arg(&image).arg(at))
-    {
-        // A loop device that had it is let go of some time after its unmount has returned.
+    while let Err(error) = attach::mount(&image, at, true) {
+        // The kernel may still hold what was unmounted a moment ago.
         if Instant::now() > deadline {
             return Err(error);
         }
@@ -160,9 +159,7 @@ fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
         blank::copy(&spec.slot, spec.limits.disk_bytes, &draft)?;
         fs::rename(&draft, &image)?;
     }
-    // `noinit_itable`: the image is a hole where its inode tables are, so nothing has to be zeroed.
-    let options = "loop,nosuid,nodev,noatime,noinit_itable";
-    run(Command::new("mount").args(["-t", "ext4", "-o", options]).arg(&image).arg(at))
+    attach::mount(&image, at, false)
 }
 
 fn run(command: &mut Command) -> io::Result<()> {

@@ -55,7 +55,13 @@ class Up:
 
     def begin(self, method, path, body=None):
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        self.connection().request(method, path, None if body is None else json.dumps(body), headers)
+        text = None if body is None else json.dumps(body)
+        try:
+            self.connection().request(method, path, text, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # The server ends connections on which nothing came for a while.
+            self.connection().close()
+            self.connection().request(method, path, text, headers)
         return self.connection().getresponse()
 
     def call(self, method, path, body=None):
