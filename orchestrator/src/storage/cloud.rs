@@ -11,6 +11,7 @@ use super::objects::{Fault, Found, Notes, ObjectInfo, Opened, Outcome};
 use super::path::{Key, UserPrefix};
 use super::types::{Condition, Version};
 use crate::keys::hex;
+use crate::store::whole_micros;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -183,7 +184,8 @@ impl Cloud {
         match put {
             Ok(put) => {
                 let version = version(put.e_tag);
-                Ok(Outcome::Done(ObjectInfo { size, version, written: postern_common::clock::now() }))
+                let written = whole_micros(postern_common::clock::now());
+                Ok(Outcome::Done(ObjectInfo { size, version, written }))
             }
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
                 // The answer to a first try may have been lost: then what is there is our own.

@@ -41,6 +41,37 @@ async fn wrong_credentials_are_told_and_never_shown() {
     assert!(!format!("{storage:?} {settings:?}").contains(wrong));
 }
 
+/// A SAS is in every URL, and a client's complaints name URLs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signature_in_a_url_is_not_in_what_is_told_of_it() {
+    let server = Server::folder();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("an address");
+    let endpoint = format!("http://{closed}/account");
+    let settings = server.with(|chosen| {
+        chosen.kind = StorageKind::Azure;
+        chosen.bucket = Some("files".to_owned());
+        for (name, value) in [
+            ("AZURE_STORAGE_ENDPOINT", endpoint.as_str()),
+            ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+            ("AZURE_STORAGE_SAS_KEY", "sv=2024-01-01&sp=rwdl&sig=c2VjcmV0LXNpZ25hdHVyZQ%3D%3D"),
+        ] {
+            chosen.credentials.insert(name.to_owned(), value.to_owned().into());
+        }
+    });
+    let database = Database::sqlite().await;
+    let storage =
+        Storage::new(settings.connect().expect("connects"), database.store.clone(), Quota::default());
+    let refused =
+        storage.of(&tenant("acme"), &user("u")).find(&path("f")).await.expect_err("nobody is there");
+    let text = told(&refused);
+    assert!(text.contains("error sending request"), "the control: the cause is told: {text}");
+    for secret in ["sig=", "c2VjcmV0", "sv=2024"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+    let url = storage.part_url(&UploadId::generate(), 0, Duration::from_secs(60)).await.expect("answers");
+    assert_eq!(url, None, "who has a signature only cannot sign: our own URLs are used");
+}
+
 #[tokio::test]
 async fn settings_that_do_not_fit_are_told_at_the_start() {
     let server = Server::folder();
