@@ -15,7 +15,8 @@ mkdir -p "$programs/filters"
 say() { printf 'build: %s\n' "$*"; }
 
 say "postern-sandboxd, static ($PROFILE)"
-cargo build --quiet --locked --profile "$PROFILE" -p postern-sandboxd --target "$musl"
+# Without what only pods need.
+cargo build --quiet --locked --profile "$PROFILE" -p postern-sandboxd --no-default-features --target "$musl"
 install -m 0755 "$CARGO_TARGET_DIR/$musl/$folder/postern-sandboxd" "$programs/"
 
 say "postern, postern-shim, postern-compile, postern-gateway, postern-orchestrator ($PROFILE)"

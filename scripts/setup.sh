@@ -13,7 +13,7 @@ packages=(gcc libc6-dev cmake)
 case $what in
   build) ;;
   demo) packages+=(bubblewrap e2fsprogs python3) ;;
-  test) packages+=(bubblewrap e2fsprogs python3 python3-venv curl) ;;
+  test) packages+=(bubblewrap e2fsprogs python3 python3-venv curl iproute2 nftables) ;;
   *) echo "setup: unknown part \`$what\`: expected build, demo or test" >&2; exit 2 ;;
 esac
 

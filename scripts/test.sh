@@ -32,11 +32,12 @@ part unused cargo shear
 part build scripts/build.sh
 part clippy cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 [[ ${1:-} == lint ]] && { table; exit 0; }
-# Tests of gVisor, with h2spec and over object stores fail without them, unless POSTERN_ALLOW_SKIP=1
-# leaves them out.
+# Tests of gVisor, with h2spec, over object stores and against a cluster's parts fail without them, unless
+# POSTERN_ALLOW_SKIP=1 leaves them out.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part gvisor scripts/gvisor.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part h2spec scripts/h2spec.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part stores scripts/stores.sh
+[[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part k8s scripts/k8s.sh
 # Rendering the chart needs helm, which takes minutes to build once.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part chart scripts/chart.sh check
 part tests cargo test --locked --workspace --quiet

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod id;
 pub mod problem;
 pub mod secret;
+pub mod signed;
 pub mod tasks;
 
 #[cfg(feature = "server")]

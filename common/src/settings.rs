@@ -15,8 +15,8 @@ mod layers;
 mod values;
 
 pub use values::{
-    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, SandboxCaps, Storage,
-    StorageKind, TokenSettings, WantedIsolation,
+    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, RuntimeKind, SandboxCaps,
+    Storage, StorageKind, TokenSettings, WantedIsolation,
 };
 
 use crate::secret::Secret;
@@ -74,6 +74,12 @@ settings! {
     BACKEND_URL = "backend.url", "BACKEND_URL", None, open, "the backend `default` of tenant `default`";
     NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "cache of users' files on Kubernetes";
     SANDBOX_NAMESPACE = "sandbox.namespace", "SANDBOX_NAMESPACE", Some("sandbox-system"), open, "Kubernetes namespace of sandboxes";
+    RUNTIME = "sandbox.runtime", "POSTERN_RUNTIME", Some("local"), open, "where sandboxes are made: local or kubernetes";
+    SANDBOX_TEMPLATE = "sandbox.template", "POSTERN_SANDBOX_TEMPLATE", Some("default"), open, "SandboxTemplate of the templates that name none";
+    SANDBOX_GATEWAY = "sandbox.gateway", "POSTERN_SANDBOX_GATEWAY", None, open, "where pods find the gateway, such as `https://postern-gateway:8081`";
+    SANDBOX_GATEWAY_CA = "sandbox.gateway_ca", "POSTERN_SANDBOX_GATEWAY_CA", None, open, "authority of its certificate, a PEM file";
+    SANDBOX_CONTROL_KEY = "sandbox.control_key", "POSTERN_SANDBOX_CONTROL_KEY", None, secret, "signs what is said to pods (Ed25519); 32 bytes in base64";
+    KUBECONFIG = "sandbox.kubeconfig", "POSTERN_KUBECONFIG", None, open, "kubeconfig instead of the pod's own service account";
     ISOLATION = "sandbox.isolation", "POSTERN_ISOLATION", Some("auto"), open, "gvisor, namespaces or auto";
     RUNSC = "sandbox.runsc", "POSTERN_RUNSC", None, open, "path of gVisor's runsc, if it is not on PATH";
     MAX_MEMORY = "sandbox.max_memory", "POSTERN_SANDBOX_MAX_MEMORY", Some("8GiB"), open, "memory that a template may ask for";

@@ -32,6 +32,18 @@ pub(crate) fn isolation(template: &TemplateFile, exactly: Option<Isolation>) -> 
     }
 }
 
+/// The template's least isolation, on a cluster whose template gives `offered`.
+///
+/// # Errors
+/// What is wrong, for the template's author.
+pub(crate) fn isolation_of(template: &TemplateFile, offered: Isolation) -> Result<Wanted, String> {
+    let least = template.isolation.unwrap_or(Isolation::Namespaces);
+    if offered < least {
+        return Err(format!("it asks for `{least}`; its SandboxTemplate's RuntimeClass gives `{offered}`"));
+    }
+    Ok(Wanted::AtLeast(least))
+}
+
 /// What the template asks for, within what the operator allows, who may have lowered it since the
 /// template was put.
 pub(crate) fn limits(template: &TemplateFile, caps: &SandboxCaps) -> Limits {

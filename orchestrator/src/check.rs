@@ -32,6 +32,15 @@ const MAX_START_BYTES: usize = 16 * 1024;
 /// Names and values of a sandbox's environment together; the kernel takes 2 MiB with arguments.
 pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 
+/// Where sandboxes are made: what a template may say depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MadeOn {
+    /// This machine.
+    Machine,
+    /// A cluster, whose `SandboxTemplate`s say what a sandbox is made of.
+    Cluster,
+}
+
 /// Judges a configuration and returns what its backends offer. Blocking: a document may take a
 /// second.
 ///
@@ -44,6 +53,7 @@ pub(crate) const MAX_ENV_BYTES: usize = 128 * 1024;
 pub(crate) fn check(
     tenant: &TenantId,
     files: &TenantFiles,
+    on: MadeOn,
     put: Option<(&SandboxCaps, Cases)>,
 ) -> Result<Catalogue, Vec<FieldError>> {
     let mut mistakes = Mistakes::default();
@@ -71,6 +81,10 @@ pub(crate) fn check(
     }
     for (name, template) in &files.templates {
         check_template(name, template, &catalogue, are_documents_good, &mut mistakes);
+        match on {
+            MadeOn::Machine => check_for_machine(name, template, &mut mistakes),
+            MadeOn::Cluster => check_for_cluster(name, template, &mut mistakes),
+        }
         if let Some((caps, _)) = put {
             check_caps(name, template, caps, &mut mistakes);
         }
@@ -328,6 +342,13 @@ fn check_template(
             mistakes.add(format!("{at}/start/{place}"), message);
         }
     }
+    for (pointer, message) in environment_mistakes(&template.env) {
+        mistakes.add(format!("{at}/env{pointer}"), message);
+    }
+}
+
+fn check_for_machine(name: &TemplateName, template: &TemplateFile, mistakes: &mut Mistakes) {
+    let at = format!("/templates/{name}");
     if template.isolation == Some(Isolation::Kata) {
         mistakes.add(format!("{at}/isolation"), "this machine offers `gvisor` and `namespaces`");
     }
@@ -341,8 +362,24 @@ fn check_template(
             "this orchestrator makes sandboxes on its own machine: leave it out",
         );
     }
-    for (pointer, message) in environment_mistakes(&template.env) {
-        mistakes.add(format!("{at}/env{pointer}"), message);
+}
+
+/// Images, limits and what is kept ready are the cluster's: a tenant that could set them here would
+/// get around what the operator has set there.
+fn check_for_cluster(name: &TemplateName, template: &TemplateFile, mistakes: &mut Mistakes) {
+    let own = [
+        ("image", template.image.is_some()),
+        ("cpu", template.cpu.is_some()),
+        ("memory", template.memory.is_some()),
+        ("disk", template.disk.is_some()),
+        ("pids", template.pids.is_some()),
+        ("warm_pool", template.warm_pool.is_some()),
+    ];
+    for (field, _) in own.iter().filter(|(_, is_set)| *is_set) {
+        mistakes.add(
+            format!("/templates/{name}/{field}"),
+            "on a cluster this is the SandboxTemplate's to say: leave it out, and name one by `kubernetes`",
+        );
     }
 }
 

@@ -13,7 +13,7 @@ mod publish;
 pub(crate) use filters::Wanted;
 
 use crate::artefacts::Artefacts;
-use crate::check::{self, Cases};
+use crate::check::{self, Cases, MadeOn};
 use crate::control::Gateways;
 use crate::keys::InstallationKeys;
 use crate::operations::Catalogue;
@@ -267,6 +267,8 @@ pub(crate) struct Parts {
     pub(crate) backend_url: Option<Url>,
     /// What a template may ask for at most.
     pub(crate) caps: SandboxCaps,
+    /// Where sandboxes are made.
+    pub(crate) made_on: MadeOn,
     /// Owns what goes on when a caller has left.
     pub(crate) tasks: Tasks,
 }
@@ -391,7 +393,7 @@ impl Configuration {
         let files = files_of(&parts, row.has_policies, self.sealing(&row.name))?;
         let digests = digests(&parts);
         let (files, default_backend) = self.with_backend_url(&row.name, files);
-        let (files, catalogue) = checked(row.name.clone(), files, None).await?;
+        let (files, catalogue) = checked(row.name.clone(), files, self.0.made_on, None).await?;
         let tenant = Arc::new(Tenant { row, files, catalogue, default_backend, digests });
         let mut loaded = self.0.loaded.write().unwrap_or_else(PoisonError::into_inner);
         loaded.insert(tenant.row.name.clone(), Arc::clone(&tenant));
@@ -513,7 +515,8 @@ impl Configuration {
         let cases = if is_sent_whole { Cases::Refuse } else { Cases::Tell };
         // Judged as it will be used, stored as it was put.
         let (used, default_backend) = self.with_backend_url(&row.name, files.clone());
-        let (used, catalogue) = checked(row.name.clone(), used, Some((self.0.caps, cases))).await?;
+        let put = Some((self.0.caps, cases));
+        let (used, catalogue) = checked(row.name.clone(), used, self.0.made_on, put).await?;
         self.0.artefacts.check(&used).await.map_err(ConfigurationError::Mistakes)?;
         let after = parts_of(&files, self.sealing(&row.name))?;
         let row = TenantRow {
@@ -649,11 +652,12 @@ fn plain_backend(url: Url) -> BackendFiles {
 async fn checked(
     tenant: TenantId,
     files: TenantFiles,
+    on: MadeOn,
     put: Option<(SandboxCaps, Cases)>,
 ) -> Result<(TenantFiles, Catalogue), ConfigurationError> {
     let judged = tokio::task::spawn_blocking(move || {
         let put = put.as_ref().map(|(caps, cases)| (caps, *cases));
-        check::check(&tenant, &files, put).map(|catalogue| (files, catalogue))
+        check::check(&tenant, &files, on, put).map(|catalogue| (files, catalogue))
     });
     match judged.await {
         Ok(judged) => judged.map_err(ConfigurationError::Mistakes),

@@ -2,8 +2,9 @@
 //! What the orchestrator needs of a runtime besides making and ending sandboxes: where a sandbox's
 //! requests come from, and where its user's files lie.
 
+use crate::runtime::kubernetes::KubernetesRuntime;
 use crate::runtime::local::LocalRuntime;
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Offer, Runtime, RuntimeError};
 use futures_util::future::BoxFuture;
 use postern_common::id::SandboxId;
 use postern_common::session::Peer;
@@ -43,6 +44,26 @@ pub trait Host: Runtime {
 
     /// `local` or `kubernetes`.
     fn name(&self) -> &'static str;
+
+    /// What a template of the cluster makes, where sandboxes are made from such; `None`: they are
+    /// made of whatever is asked for.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Template`] if no sandbox may be made from it.
+    fn offer(&self, _template: Option<&str>) -> Result<Option<Offer>, RuntimeError> {
+        Ok(None)
+    }
+
+    /// Where the requests of a sandbox that was made, or has come back, come from, where that is
+    /// known no sooner.
+    fn peer(&self, _sandbox: &SandboxId) -> Option<Peer> {
+        None
+    }
+
+    /// Whether sandboxes are kept ready by us; else somebody else does.
+    fn has_own_pool(&self) -> bool {
+        true
+    }
 }
 
 impl Host for LocalRuntime {
@@ -69,5 +90,43 @@ impl Host for LocalRuntime {
 
     fn name(&self) -> &'static str {
         "local"
+    }
+}
+
+impl Host for KubernetesRuntime {
+    /// Nowhere yet: its pod is known once the claim is bound.
+    fn door(&self, _sandbox: &SandboxId) -> Result<Peer, RuntimeError> {
+        Ok(Peer::Pod { uid: String::new(), addresses: Vec::new() })
+    }
+
+    /// They lie in a pod, where only sync can reach them.
+    fn user_folder<'a>(
+        &'a self,
+        _sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn set_aside<'a>(
+        &'a self,
+        _sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn name(&self) -> &'static str {
+        "kubernetes"
+    }
+
+    fn offer(&self, template: Option<&str>) -> Result<Option<Offer>, RuntimeError> {
+        self.offer_of(template).map(Some)
+    }
+
+    fn peer(&self, sandbox: &SandboxId) -> Option<Peer> {
+        self.peer_of(sandbox)
+    }
+
+    fn has_own_pool(&self) -> bool {
+        false
     }
 }

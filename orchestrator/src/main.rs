@@ -7,18 +7,20 @@
 
 #[path = "main/chores.rs"]
 mod chores;
+#[path = "main/cluster.rs"]
+mod cluster;
 
 use anyhow::{Context as _, anyhow, bail};
 use chores::Chore;
 use clap::Parser;
 use postern_common::process::{Ending, settings_file};
-use postern_common::settings::{Setting, Settings, Sources, WantedIsolation, name};
+use postern_common::settings::{RuntimeKind, Setting, Settings, Sources, WantedIsolation, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Isolation, Probed, Runtime as _};
-use postern_orchestrator::{Config, Orchestrator, Prepared};
+use postern_orchestrator::{Config, Host, Orchestrator, Prepared};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -57,6 +59,9 @@ struct Arguments {
     /// Address for health and metrics [127.0.0.1:9090].
     #[arg(long, value_name = "ADDRESS")]
     admin_listen: Option<String>,
+    /// Print the public half of the key that signs what is said to pods, and end.
+    #[arg(long)]
+    print_control_key: bool,
     /// What is logged, such as `info,postern_orchestrator=debug`.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -89,6 +94,10 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let path = environment.get("PATH").cloned().unwrap_or_default();
     let search_path = std::env::split_paths(&path).filter(|path| path.is_absolute()).collect();
     let settings = Settings::resolve(&sources(arguments, environment)?)?;
+    if arguments.print_control_key {
+        writeln!(std::io::stdout(), "{}", cluster::public_key(&settings)?)?;
+        return Ok(());
+    }
     telemetry::start_logging(settings.log_format(), settings.text(name::LOG).unwrap_or("info"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match &arguments.chore {
@@ -117,20 +126,26 @@ async fn run(settings: &Settings, around: Surroundings) -> anyhow::Result<()> {
     let data = settings.path(name::DATA_DIR).context("a setting with a default")?;
     let (_lock, data) = own(&data)?;
     let programs = Programs::beside()?;
-    let prepared = Prepared::open(config(settings, data.clone(), &programs)).await?;
+    let prepared = Prepared::open(config(settings, data.clone(), &programs)?).await?;
     let tasks = Tasks::new();
     let run_root = run_root(prepared.installation().as_str(), &data);
-    let local = LocalSettings {
-        installation: prepared.installation().clone(),
-        run_root: run_root.clone(),
-        slot_root: data.join("slots"),
-        shim: programs.shim,
-        sandboxd: programs.sandboxd,
-        runsc: settings.path(name::RUNSC),
-        search_path: around.search_path,
+    let runtime: Arc<dyn Host> = match settings.runtime() {
+        RuntimeKind::Local => {
+            let local = LocalSettings {
+                installation: prepared.installation().clone(),
+                run_root: run_root.clone(),
+                slot_root: data.join("slots"),
+                shim: programs.find("postern-shim")?,
+                sandboxd: programs.find("postern-sandboxd")?,
+                runsc: settings.path(name::RUNSC),
+                search_path: around.search_path,
+            };
+            let runtime = LocalRuntime::open(local, tasks.clone())?;
+            is_isolated(settings, &runtime.probe().await)?;
+            Arc::new(runtime)
+        }
+        RuntimeKind::Kubernetes => Arc::new(cluster::open(settings, &prepared, &tasks).await?),
     };
-    let runtime = Arc::new(LocalRuntime::open(local, tasks.clone())?);
-    is_isolated(settings, &runtime.probe().await)?;
     let api = listen(settings, name::API_LISTEN).await?;
     let control = listen(settings, name::CONTROL_LISTEN).await?;
     let admin = listen(settings, name::API_ADMIN_LISTEN).await?;
@@ -177,9 +192,9 @@ async fn open(
     Ok(at.map(|address| address.map_or_else(|| "off".to_owned(), |address| address.to_string())))
 }
 
-fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> Config {
+fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> anyhow::Result<Config> {
     let token = settings.token();
-    Config {
+    Ok(Config {
         database_url: settings.secret(name::DATABASE_URL),
         keys: GivenKeys {
             token: token.signing_key,
@@ -189,10 +204,10 @@ fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> Config {
         token_ttl: token.ttl,
         backend_url: settings.backend_url(),
         isolation: exactly(settings.isolation()),
-        compiler: Some(programs.compile.clone()),
+        compiler: Some(programs.find("postern-compile")?),
         storage: settings.storage(),
         ..Config::new(data)
-    }
+    })
 }
 
 const fn exactly(wanted: WantedIsolation) -> Option<Isolation> {
@@ -238,31 +253,22 @@ fn run_root(installation: &str, data: &Path) -> PathBuf {
     }
 }
 
-/// What this program needs beside itself.
+/// The folder of this program, where those are that it needs.
 #[derive(Debug)]
-struct Programs {
-    sandboxd: PathBuf,
-    shim: PathBuf,
-    compile: PathBuf,
-}
+struct Programs(PathBuf);
 
 impl Programs {
     fn beside() -> anyhow::Result<Self> {
         let own = std::env::current_exe().context("this program does not know where it is")?;
-        let folder = own.parent().context("this program is nowhere")?;
-        let found = |name: &str| {
-            let path = folder.join(name);
-            if path.is_file() {
-                Ok(path)
-            } else {
-                Err(anyhow!("`{name}` is not in `{}`; `make build` puts it there", folder.display()))
-            }
-        };
-        Ok(Self {
-            sandboxd: found("postern-sandboxd")?,
-            shim: found("postern-shim")?,
-            compile: found("postern-compile")?,
-        })
+        Ok(Self(own.parent().context("this program is nowhere")?.to_owned()))
+    }
+
+    fn find(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.0.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(anyhow!("`{name}` is not in `{}`; `make build` puts it there", self.0.display()))
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::admin::{self, Admin};
 use crate::api::{self, Api, Drain};
 use crate::artefacts::Artefacts;
+use crate::check::MadeOn;
 use crate::config::Config;
 use crate::configuration::{self, Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
 use crate::control::Gateways;
@@ -159,6 +160,7 @@ impl Prepared {
             artefacts,
             backend_url,
             caps: config.caps,
+            made_on: if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster },
             tasks: tasks.clone(),
         });
         configuration.publish_all().await?;
@@ -177,6 +179,7 @@ impl Prepared {
         let reconciled = driver.reconcile().await?;
         let isolation = config.isolation;
         let wants = Wants { configuration: configuration.clone(), isolation };
+        let wants = host.has_own_pool().then_some(wants);
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let rights = Rights::shipped().map_err(StartError::Rights)?;
         let filter_log = gateways.filter_log().clone();
@@ -220,11 +223,13 @@ fn watch(
     tasks: &Tasks,
     (driver, uses): (Driver, mpsc::Receiver<SandboxId>),
     retention: Retention,
-    (pool, wants): (Pool, Wants),
+    (pool, wants): (Pool, Option<Wants>),
 ) {
     tasks.spawn(async move |stop: Stop| driver.watch(stop, uses).await);
     tasks.spawn(async move |stop: Stop| retention.watch(stop).await);
-    tasks.spawn(async move |stop: Stop| pool.watch(stop, wants).await);
+    if let Some(wants) = wants {
+        tasks.spawn(async move |stop: Stop| pool.watch(stop, wants).await);
+    }
 }
 
 /// A working orchestrator.

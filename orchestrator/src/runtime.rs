@@ -7,6 +7,7 @@
 //! machine, so that a restarted orchestrator learns the truth.
 
 pub mod agent;
+pub mod kubernetes;
 pub mod local;
 
 pub use agent::{Agent, AgentError};
@@ -37,6 +38,17 @@ pub struct Create {
     /// How it must be kept apart.
     pub isolation: Wanted,
     /// What it may use.
+    pub limits: Limits,
+    /// The SandboxTemplate that it is made from, on a cluster; `None`: the operator's default.
+    pub kubernetes: Option<String>,
+}
+
+/// What a template of a cluster makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The isolation.
+    pub isolation: Isolation,
+    /// What a sandbox may use; 0 where the template sets no limit.
     pub limits: Limits,
 }
 
@@ -104,6 +116,8 @@ pub enum Kind {
     Socket,
     /// A folder.
     Folder,
+    /// A claim on a cluster, with all that was made for it.
+    Claim,
 }
 
 /// Something that a sweep removed.
@@ -115,9 +129,81 @@ pub struct Swept {
     pub kind: Kind,
 }
 
+/// Why a cluster does not make a sandbox, and what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// The API server does not know the kinds that we use.
+    #[error("the cluster knows no SandboxClaim `v1beta1`; install agent-sandbox v0.5.6 with its extensions")]
+    Crds,
+    /// Role or binding are missing.
+    #[error("the orchestrator may not do that in this namespace; apply `manifests/rbac.yaml` there")]
+    Rights,
+    /// Admission counted.
+    #[error("the namespace's resource quota is used up; raise it, or destroy sandboxes that nobody needs")]
+    Quota,
+    /// The kubelet has no image.
+    #[error(
+        "an image cannot be pulled; check its name in the SandboxTemplate and the nodes' right to pull it"
+    )]
+    Image,
+    /// The scheduler has no node.
+    #[error("no node has room for it; add nodes, or lower what the SandboxTemplate requests")]
+    Unschedulable,
+    /// The kubelet cannot run it.
+    #[error("its container does not run; `kubectl describe pod` and its log say why")]
+    Container,
+    /// No pool is filled from the template.
+    #[error("no SandboxWarmPool refers to it; make one, of 0 replicas if none are to be kept ready")]
+    NoPool,
+    /// There is no such template.
+    #[error("the namespace has no such SandboxTemplate; the chart makes them")]
+    NoTemplate,
+    /// Its pods could reach the internet.
+    #[error(
+        "it has no `spec.networkPolicy` that the controller enforces, so its sandboxes could reach the internet; \
+         give it one, as the chart does"
+    )]
+    OpenNetwork,
+    /// The controller or the API server will not have it.
+    #[error("the cluster refused the claim; its answer is in the orchestrator's log")]
+    Refused,
+    /// It came to its end meanwhile.
+    #[error("it was ended by the cluster before it ran")]
+    Ended,
+    /// Nothing happened in time.
+    #[error("the cluster took too long; is the agent-sandbox controller running, and are its nodes ready?")]
+    Slow,
+    /// The pod runs, and nothing in it listens.
+    #[error(
+        "nothing answers in its pod; is `sandboxd` its container's command, and may the orchestrator reach port 49983?"
+    )]
+    Silent,
+    /// No answer, or a broken one.
+    #[error("the Kubernetes API does not answer as it should; it is tried again with the next call")]
+    Unreachable,
+}
+
 /// Something that could not be done to a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
+    /// The cluster did not make it, or could not change it.
+    #[error("sandbox `{sandbox}`: {trouble} ({detail})")]
+    Cluster {
+        /// Which.
+        sandbox: SandboxId,
+        /// What is wrong, and what to do.
+        trouble: Trouble,
+        /// What the cluster said.
+        detail: String,
+    },
+    /// No sandbox may be made from a template of the cluster.
+    #[error("SandboxTemplate `{template}`: {trouble}")]
+    Template {
+        /// Which.
+        template: String,
+        /// What is wrong, and what to do.
+        trouble: Trouble,
+    },
     /// No level that would do works here.
     #[error("no isolation that is {wanted} works on this machine: {why}")]
     IsolationUnavailable {

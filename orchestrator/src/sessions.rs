@@ -119,6 +119,25 @@ impl Sessions {
         Ok(Replaced { token, rotate_at })
     }
 
+    /// Says where a live session's requests come from, once that is known, and again when it has
+    /// changed: what came from before is refused from then on.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub(crate) async fn bind(
+        &self,
+        sandbox: &SandboxRow,
+        peer: Peer,
+        level: Isolation,
+    ) -> Result<(), SessionError> {
+        let id = &sandbox.new.id;
+        let before = self.store.session(id).await?.ok_or_else(|| SessionError::Ended(id.clone()))?;
+        if before.peer == peer {
+            return Ok(());
+        }
+        self.put(sandbox, SessionRow { peer, ..before }, level).await
+    }
+
     async fn put(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation) -> Result<(), SessionError> {
         if !self.store.put_session(&row).await? {
             return Err(SessionError::Ended(row.sandbox_id));

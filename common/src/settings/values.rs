@@ -141,6 +141,13 @@ words! {
         /// Azure Government.
         Government = "government"
     }
+    /// Where sandboxes are made.
+    RuntimeKind {
+        /// On this machine.
+        Local = "local",
+        /// On a cluster, by the agent-sandbox controller.
+        Kubernetes = "kubernetes"
+    }
     /// The isolation that local sandboxes get.
     WantedIsolation {
         /// The strongest that works here.
@@ -184,6 +191,10 @@ impl Settings {
         see(name::DATABASE_URL, self.database_scheme());
         see(name::BACKEND_URL, self.try_backend_url().map(drop));
         see(name::ISOLATION, self.parsed::<WantedIsolation>(name::ISOLATION).map(drop));
+        see(name::RUNTIME, self.parsed::<RuntimeKind>(name::RUNTIME).map(drop));
+        see(name::SANDBOX_CONTROL_KEY, self.key_of_32_bytes(name::SANDBOX_CONTROL_KEY).map(drop));
+        see(name::SANDBOX_GATEWAY, self.try_url(name::SANDBOX_GATEWAY).map(drop));
+        see(name::SANDBOX_GATEWAY_CA, self.comes_with(name::SANDBOX_GATEWAY));
         see(name::TENANT, self.parsed::<TenantId>(name::TENANT).map(drop));
         for setting in LISTENERS {
             see(setting, self.address(setting).map(drop));
@@ -264,6 +275,24 @@ impl Settings {
     #[must_use]
     pub fn isolation(&self) -> WantedIsolation {
         self.parsed(name::ISOLATION).ok().flatten().unwrap_or(WantedIsolation::Auto)
+    }
+
+    /// Where sandboxes are made.
+    #[must_use]
+    pub fn runtime(&self) -> RuntimeKind {
+        self.parsed(name::RUNTIME).ok().flatten().unwrap_or(RuntimeKind::Local)
+    }
+
+    /// The seed of the key that signs what is said to pods.
+    #[must_use]
+    pub fn sandbox_control_key(&self) -> Option<Secret<Vec<u8>>> {
+        self.key_of_32_bytes(name::SANDBOX_CONTROL_KEY).ok().flatten()
+    }
+
+    /// Where pods find the gateway.
+    #[must_use]
+    pub fn sandbox_gateway(&self) -> Option<Url> {
+        self.try_url(name::SANDBOX_GATEWAY).ok().flatten()
     }
 
     /// What a template may ask for at most.
@@ -490,7 +519,11 @@ impl Settings {
     }
 
     fn try_master_key(&self) -> Result<Option<Secret<Vec<u8>>>, String> {
-        let Some(text) = self.raw(name::MASTER_KEY) else { return Ok(None) };
+        self.key_of_32_bytes(name::MASTER_KEY)
+    }
+
+    fn key_of_32_bytes(&self, setting: &Setting) -> Result<Option<Secret<Vec<u8>>>, String> {
+        let Some(text) = self.raw(setting) else { return Ok(None) };
         match STANDARD.decode(text.trim()) {
             Ok(bytes) if bytes.len() == 32 => Ok(Some(Secret::new(bytes))),
             _ => Err("is not 32 bytes in base64: make one with `openssl rand -base64 32`".to_owned()),

@@ -217,6 +217,16 @@ fn runtime(error: &RuntimeError) -> Problem {
         }
         RuntimeError::NotRunning { .. } => Problem::new(Code::StateConflict, error.to_string())
             .hint("look at its `status` and `reason`; create a new sandbox for the conversation"),
+        RuntimeError::Template { trouble, .. } => {
+            tracing::error!(error = error as &dyn std::error::Error, "no sandbox is made");
+            Problem::new(Code::RuntimeUnavailable, trouble.to_string())
+                .hint("whoever runs the cluster can mend that; `postern doctor` says what there is")
+        }
+        RuntimeError::Cluster { sandbox, trouble, .. } => {
+            tracing::error!(error = error as &dyn std::error::Error, "a sandbox failed");
+            Problem::new(Code::RuntimeUnavailable, format!("sandbox `{sandbox}`: {trouble}"))
+                .hint("try again once that is mended; the orchestrator's log says more")
+        }
         RuntimeError::Start { sandbox, .. }
         | RuntimeError::Machine { sandbox, .. }
         | RuntimeError::Agent { sandbox, .. } => {

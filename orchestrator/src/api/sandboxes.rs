@@ -27,6 +27,8 @@ use wanted::Wanted;
 
 /// How long `?wait=running` holds an answer: the runtime gives a start 25 s, files come on top.
 const START_TIME: Duration = Duration::from_secs(60);
+/// How long a create call waits for a claim on a cluster; one that takes longer starts cold.
+const CLAIM_TIME: Duration = Duration::from_secs(2);
 /// How long a destroy holds its answer.
 const END_TIME: Duration = Duration::from_secs(60);
 /// How long a create waits for the conversation's sandbox before it, which is on its way out.
@@ -167,7 +169,10 @@ async fn make(
     until_running: bool,
 ) -> Result<Option<(SandboxRow, Secret<String>)>, Problem> {
     let judged = wanted.judge(api, call, tenant)?;
-    let level = level(api, judged.isolation()).await?;
+    let level = match judged.offered() {
+        Some(offered) => offered,
+        None => level(api, judged.isolation()).await?,
+    };
     let mut new = wanted.sandbox(api, call, tenant, (&judged, fresh_id()?), clock::now())?;
     scope::new_sandbox(api, call, tenant, &new)?;
     let quotas = tenant.files.limits.quotas.clone();
@@ -183,7 +188,13 @@ async fn make(
     drop(written);
     match created {
         Ok((row, token)) => {
-            let row = if until_running || is_warm { until_made(api, row).await? } else { row };
+            let patience = match (until_running || is_warm, judged.offered()) {
+                (true, _) => START_TIME,
+                // The cluster keeps some ready: those are bound within a moment.
+                (false, Some(_)) => CLAIM_TIME,
+                (false, None) => Duration::ZERO,
+            };
+            let row = if patience.is_zero() { row } else { until_made(api, row, patience).await? };
             Ok(Some((row, token)))
         }
         Err(DriveError::Taken | DriveError::Repeated | DriveError::NotReady) => Ok(None),
@@ -233,7 +244,8 @@ async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> 
     scope::sandbox(api, call, &row).await?;
     // Its token can be replaced once it runs; until then the one that made it is waited for, and one
     // that is paused goes on.
-    let row = if until_running || row.state == State::Creating { until_made(api, row).await? } else { row };
+    let is_waited_for = until_running || row.state == State::Creating;
+    let row = if is_waited_for { until_made(api, row, START_TIME).await? } else { row };
     if row.state == State::Paused {
         let resumed = api.driver.freeze(&row.new.id, Event::Resume, call.cause(None)?).await;
         resumed.map_err(Refused::from)?;
@@ -243,9 +255,9 @@ async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> 
 }
 
 /// Waits until a sandbox runs. That it failed is a problem which says why.
-async fn until_made(api: &Api, row: SandboxRow) -> Result<SandboxRow, Problem> {
+async fn until_made(api: &Api, row: SandboxRow, patience: Duration) -> Result<SandboxRow, Problem> {
     let made = |state| state != State::Creating;
-    let row = api.driver.wait(&row.new.id, made, START_TIME).await.map_err(Refused::from)?;
+    let row = api.driver.wait(&row.new.id, made, patience).await.map_err(Refused::from)?;
     if row.state.outcome().is_none() && !row.state.is_over() {
         return Ok(row);
     }

@@ -4,8 +4,9 @@
 //! The state is written first. What an end in between leaves, a sandbox that stands still and is
 //! written down as running or the other way round, is set right at the next start or sweep.
 
-use super::{Cause, DriveError, Driver, entry, log};
+use super::{Cause, DriveError, Driver, HAND_OVER_AGAIN, Parts, entry, log, signed};
 use crate::lifecycle::{self, Event, State};
+use crate::runtime::Isolation;
 use crate::store::{Action, SandboxRow, Transition};
 use postern_common::clock;
 use postern_common::id::SandboxId;
@@ -87,11 +88,40 @@ impl Driver {
     /// Makes it stand still, or go on, as is written. The caller is in its lane, so that what is
     /// written stays while this is done, but for its end.
     async fn match_in_turn(&self, id: &SandboxId) -> Result<(), DriveError> {
-        match self.sandbox(id).await?.state {
-            State::Paused => Ok(self.parts().host.pause(id).await?),
-            State::Running => Ok(self.parts().host.resume(id).await?),
+        let Parts { host, sessions, .. } = self.parts();
+        let row = self.sandbox(id).await?;
+        match row.state {
+            State::Paused => {
+                if host.peer(id).is_some() {
+                    // Its pod goes, and another may get its address.
+                    sessions.bind(&row, host.door(id)?, level(&row)).await?;
+                }
+                Ok(host.pause(id).await?)
+            }
+            State::Running => {
+                host.resume(id).await?;
+                self.introduce_again(&row).await
+            }
             _ => Ok(()),
         }
+    }
+
+    /// What came back in another pod knows nothing: it gets its place at the gateways, a token and
+    /// its identity, as at its start. What stood still and goes on has all that.
+    async fn introduce_again(&self, row: &SandboxRow) -> Result<(), DriveError> {
+        let Parts { host, sessions, store, .. } = self.parts();
+        let id = &row.new.id;
+        let Some(peer) = host.peer(id) else { return Ok(()) };
+        if store.session(id).await?.is_none_or(|session| session.peer == peer) {
+            return Ok(());
+        }
+        let soon = clock::now().saturating_add(signed(HAND_OVER_AGAIN)).unwrap_or(row.new.expires_at);
+        let replaced = sessions.refresh(row, level(row), clock::now(), soon).await?;
+        self.bring_files(row).await?;
+        self.introduce(row, replaced.token, None).await?;
+        // Last: until then nobody is bound to it, and after an interruption all this begins again.
+        sessions.bind(row, peer, level(row)).await?;
+        Ok(store.rotate_session_at(id, replaced.rotate_at).await?)
     }
 
     /// [`Driver::match_in_turn`] in a task of its own, where the machine says otherwise.
@@ -117,4 +147,9 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// The isolation that a sandbox turned out to have.
+fn level(row: &SandboxRow) -> Isolation {
+    row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation)
 }

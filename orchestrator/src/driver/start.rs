@@ -66,30 +66,17 @@ impl Driver {
         let (running, reached) = match warm {
             Some((running, agent)) => (running, Some(agent)),
             None => {
-                let Asked { isolation, limits } = new.asked.clone();
-                let create = Create { sandbox: new.id.clone(), isolation, limits };
+                let Asked { isolation, limits, kubernetes } = new.asked.clone();
+                let create = Create { sandbox: new.id.clone(), isolation, limits, kubernetes };
                 (parts.host.create(create).await?, None)
             }
         };
+        if let Some(peer) = parts.host.peer(&new.id) {
+            // Before it knows who it is: nobody else's requests are taken for its own.
+            parts.sessions.bind(row, peer, running.isolation).await?;
+        }
         self.bring_files(row).await?;
-        let identity = Identity {
-            sandbox_id: new.id.clone(),
-            conversation_id: new.conversation_id.clone(),
-            token,
-            env: self.environment(row).map_err(machine(row, "read the environment"))?,
-        };
-        let identified = async {
-            let agent = match reached {
-                Some(agent) => agent,
-                None => parts.host.connect(&new.id).await?,
-            };
-            let identified = agent.identify(&identity).await;
-            identified.map_err(|source| RuntimeError::Agent { sandbox: new.id.clone(), source })?;
-            Ok::<_, RuntimeError>(agent)
-        };
-        let agent = tokio::time::timeout(AGENT_TIME, identified)
-            .await
-            .map_err(|_late| DriveError::Silent(new.id.clone()))??;
+        let agent = self.introduce(row, token, reached).await?;
         self.run_first(row, &agent, commands).await?;
         if running.isolation != level
             && let Some(session) = parts.store.session(&new.id).await?
@@ -99,7 +86,34 @@ impl Driver {
         Ok(running)
     }
 
-    async fn bring_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
+    /// Tells a sandbox who it is.
+    pub(super) async fn introduce(
+        &self,
+        row: &SandboxRow,
+        token: Secret<String>,
+        reached: Option<Agent>,
+    ) -> Result<Agent, DriveError> {
+        let (host, new) = (&self.parts().host, &row.new);
+        let identity = Identity {
+            sandbox_id: new.id.clone(),
+            conversation_id: new.conversation_id.clone(),
+            token,
+            env: self.environment(row).map_err(machine(row, "read the environment"))?,
+        };
+        let identified = async {
+            let agent = match reached {
+                Some(agent) => agent,
+                None => host.connect(&new.id).await?,
+            };
+            let identified = agent.identify(&identity).await;
+            identified.map_err(|source| RuntimeError::Agent { sandbox: new.id.clone(), source })?;
+            Ok::<_, RuntimeError>(agent)
+        };
+        let identified = tokio::time::timeout(AGENT_TIME, identified).await;
+        Ok(identified.map_err(|_late| DriveError::Silent(new.id.clone()))??)
+    }
+
+    pub(super) async fn bring_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
         let (parts, new) = (self.parts(), &row.new);
         let Some(slot) = parts.host.user_folder(&new.id).await? else { return Ok(()) };
         let hydrated = parts.files.hydrate(&keep::owned(row), slot).await;
@@ -185,6 +199,9 @@ fn told(row: &SandboxRow, error: &DriveError) -> String {
     tracing::error!(sandbox = %row.new.id, error = cause, cause = cause.source(), "a sandbox was not made");
     match error {
         DriveError::StartCommand(..) => error.to_string(),
+        DriveError::Runtime(
+            RuntimeError::Cluster { trouble, .. } | RuntimeError::Template { trouble, .. },
+        ) => trouble.to_string(),
         DriveError::Runtime(unavailable @ RuntimeError::IsolationUnavailable { .. }) => {
             unavailable.to_string()
         }

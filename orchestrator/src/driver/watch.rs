@@ -263,12 +263,25 @@ impl Driver {
         }
     }
 
+    /// Whether what runs under a sandbox's name is a pod that was never told who it is.
+    async fn is_in_another_pod(&self, row: &SandboxRow) -> Result<bool, DriveError> {
+        let id = &row.new.id;
+        let Some(peer) = self.parts().host.peer(id) else { return Ok(false) };
+        let session = self.parts().store.session(id).await?;
+        // Who is in the lane may be about to tell it.
+        Ok(session.is_some_and(|session| session.peer != peer) && !self.0.lanes.is_busy(id))
+    }
+
     /// Compares one sandbox with what there is of it. It may have come into being after the
     /// machine was read: only what is there counts.
     async fn compare(&self, row: &SandboxRow, here: Option<&Found>) -> Result<(), DriveError> {
         match (row.state, here) {
             (State::Running | State::Paused, Some(Found::Ended { exit, .. })) => {
                 self.ended(&row.new.id, exit.as_ref()).await
+            }
+            (State::Running, Some(Found::Running(_))) if self.is_in_another_pod(row).await? => {
+                let cause = Cause::own("the cluster replaced its pod");
+                self.happen(&row.new.id, Event::Ended, None, cause).await.map(drop)
             }
             (State::Running | State::Paused, Some(found)) => {
                 self.match_if_other(row, found);

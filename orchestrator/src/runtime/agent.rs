@@ -5,6 +5,10 @@
 //! What comes back is untrusted. Answers are bounded here; a stream is read as fast as its reader
 //! reads, never faster.
 
+mod seal;
+
+pub(crate) use seal::Seal;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -18,8 +22,11 @@ use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
 use postern_shim::control::{AFTER, EXEC, WISH};
+use seal::Whole;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -53,6 +60,9 @@ pub enum AgentError {
     /// It said something that is no answer, or too much.
     #[error("the sandbox's answer is malformed or longer than it may be")]
     Malformed,
+    /// What was to be said could not be signed.
+    #[error("a message to the sandbox could not be signed")]
+    Unsigned,
 }
 
 /// Who a sandbox is told that it is.
@@ -126,7 +136,39 @@ pub enum Event {
 
 /// A connection to one `sandboxd`. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Agent(http2::SendRequest<Body>);
+pub struct Agent {
+    sender: http2::SendRequest<Body>,
+    /// Where others could speak too: who we are, and where the sandbox's requests go.
+    remote: Option<Arc<Remote>>,
+}
+
+/// What a sandbox that is reached over a network needs besides.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    /// Signs each request.
+    pub(crate) seal: Seal,
+    /// Where the gateway is, told with the identity.
+    pub(crate) gateway: Option<GatewayAt>,
+}
+
+/// A gateway that is reached over the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GatewayAt {
+    /// Its address: a sandbox can ask for no names.
+    pub address: SocketAddr,
+    /// How its certificate is known; `None`: it speaks plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<GatewayTls>,
+}
+
+/// How a gateway's certificate is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GatewayTls {
+    /// The name in it.
+    pub name: String,
+    /// Who signs it, in PEM.
+    pub ca: String,
+}
 
 impl Agent {
     /// Speaks HTTP/2 on `stream` from now on; the connection's task is one of `tasks`.
@@ -145,15 +187,24 @@ impl Agent {
             // Its end is seen by whoever waits for an answer.
             drop(stop.run_until_cancelled(connection).await);
         });
-        Ok(Self(sender))
+        Ok(Self { sender, remote: None })
+    }
+
+    /// The same over a network: each request is signed, and the identity names the gateway.
+    #[must_use]
+    pub(crate) fn remote(self, remote: Remote) -> Self {
+        Self { remote: Some(Arc::new(remote)), ..self }
     }
 
     /// Sends a request as it is.
     ///
     /// # Errors
-    /// [`AgentError::Broken`].
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
-        self.0.clone().send_request(request).await.map_err(AgentError::Broken)
+    /// [`AgentError::Broken`], or [`AgentError::Unsigned`].
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
+        if let Some(remote) = &self.remote {
+            remote.seal.put(&mut request)?;
+        }
+        self.sender.clone().send_request(request).await.map_err(AgentError::Broken)
     }
 
     /// A call with one JSON message and one answer, such as `/process.Process/SendSignal`.
@@ -180,12 +231,16 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]; refused if it has an identity already.
     pub async fn identify(&self, identity: &Identity) -> Result<(), AgentError> {
-        let message = serde_json::json!({
+        let mut message = serde_json::json!({
             "sandbox_id": identity.sandbox_id,
             "conversation_id": identity.conversation_id,
             "token": identity.token.reveal(),
             "env": identity.env,
         });
+        if let Some(gateway) = self.remote.as_ref().and_then(|remote| remote.gateway.as_ref()) {
+            let gateway = serde_json::to_value(gateway).map_err(|_never| AgentError::Malformed)?;
+            message.as_object_mut().map(|message| message.insert("gateway".to_owned(), gateway));
+        }
         self.call::<Done>("/postern.Control/Identify", &message).await.map(|Done {}| ())
     }
 
@@ -379,7 +434,9 @@ fn failure(json: &[u8]) -> Result<Option<Event>, AgentError> {
 }
 
 fn post(path: &'static str, content_type: &'static str, body: impl Into<Bytes>) -> Request<Body> {
-    let mut request = Request::new(full(body.into()));
+    let body = body.into();
+    let mut request = Request::new(full(body.clone()));
+    request.extensions_mut().insert(Whole(body));
     *request.method_mut() = Method::POST;
     // The authority is never looked at; HTTP/2 wants one.
     let uri = Uri::builder().scheme("http").authority("sandbox").path_and_query(path).build();

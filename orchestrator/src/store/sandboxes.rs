@@ -36,6 +36,9 @@ pub(crate) struct Asked {
     pub(crate) isolation: Wanted,
     /// What it may use.
     pub(crate) limits: Limits,
+    /// The SandboxTemplate that it is made from, on a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes: Option<String>,
 }
 
 /// A sandbox that is to be.

@@ -187,7 +187,7 @@ pub(crate) fn sandbox(number: u8, conversation: &str) -> NewSandbox {
         labels: BTreeMap::from([("team".to_owned(), "désk".to_owned())]),
         env_sealed: Some(vec![0, 1, 255]),
         env_digest: "digest".to_owned(),
-        asked: Asked { isolation: Wanted::AtLeast(Isolation::Namespaces), limits },
+        asked: Asked { isolation: Wanted::AtLeast(Isolation::Namespaces), limits, kubernetes: None },
         created_by: "key:x".to_owned(),
         expires_at: now().saturating_add(jiff::SignedDuration::from_hours(1)).expect("in range"),
         idle: Duration::from_secs(60),

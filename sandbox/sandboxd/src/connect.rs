@@ -35,6 +35,8 @@ pub(crate) enum Code {
     NotFound,
     ResourceExhausted,
     FailedPrecondition,
+    #[cfg(feature = "pod")]
+    PermissionDenied,
     Unimplemented,
     Internal,
 }
@@ -46,6 +48,8 @@ impl Code {
             Self::InvalidArgument | Self::FailedPrecondition => StatusCode::BAD_REQUEST,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::NotFound => StatusCode::NOT_FOUND,
+            #[cfg(feature = "pod")]
+            Self::PermissionDenied => StatusCode::FORBIDDEN,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

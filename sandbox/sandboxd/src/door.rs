@@ -2,10 +2,13 @@
 //! The door: the one way out of the sandbox.
 //!
 //! Listens on loopback, writes the session token into `Authorization`, and carries each request
-//! to the gateway's unix socket. It decides nothing: it can be talked to and imitated by every
+//! to the gateway: its unix socket, or in a pod the address that came with the identity. It decides nothing: it can be talked to and imitated by every
 //! process in here, so all that is refused is refused by the gateway.
 
 mod pool;
+mod way;
+
+pub(crate) use way::is_usable;
 
 use crate::control::Owned;
 use crate::identity::Identity;
@@ -57,7 +60,7 @@ const PER_CONNECTION: [HeaderName; 5] = [
 /// If the address cannot be listened on.
 pub(crate) async fn open(options: &Options, identity: Arc<Identity>, tasks: &Tasks) -> io::Result<()> {
     let listener = TcpListener::bind(options.door).await?;
-    let pool = Pool::new(options.gateway.clone(), tasks.clone());
+    let pool = Pool::new(options.gateway.clone(), Arc::clone(&identity), tasks.clone());
     let door = Arc::new(Door { identity, pool, tasks: tasks.clone() });
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tasks.spawn(async move |stop| {

@@ -27,6 +27,30 @@ pub(crate) struct Claim {
     token: Secret<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// Where the gateway is, if not at this sandbox's own socket.
+    #[serde(default)]
+    gateway: Option<Gateway>,
+}
+
+/// A gateway that is reached over the network.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Gateway {
+    /// An address, for there are no names to be asked for in here.
+    pub(crate) address: std::net::SocketAddr,
+    /// What its certificate says; absent where it speaks plain HTTP.
+    #[serde(default)]
+    pub(crate) tls: Option<GatewayTls>,
+}
+
+/// How a gateway is known.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GatewayTls {
+    /// The name in its certificate.
+    pub(crate) name: String,
+    /// Who signs that, in PEM.
+    pub(crate) ca: String,
 }
 
 /// The body of `postern.Control/Token`.
@@ -41,6 +65,7 @@ pub(crate) struct Rotation {
 #[derive(Debug, Default)]
 pub(crate) struct Identity {
     env: OnceLock<BTreeMap<String, String>>,
+    gateway: OnceLock<Gateway>,
     bearer: Mutex<Option<HeaderValue>>,
 }
 
@@ -62,10 +87,22 @@ impl Identity {
         env.insert("SANDBOX_ID".into(), claim.sandbox_id.as_str().into());
         env.insert("CONVERSATION_ID".into(), claim.conversation_id.as_str().into());
         env.insert("GATEWAY_URL".into(), GATEWAY_URL.into());
-        let again = |_| Failure::new(Code::FailedPrecondition, "this sandbox already has an identity");
-        self.env.set(env).map_err(again)?;
+        let again = |()| Failure::new(Code::FailedPrecondition, "this sandbox already has an identity");
+        if self.env.get().is_some() {
+            return Err(again(()));
+        }
+        if let Some(gateway) = claim.gateway {
+            crate::door::is_usable(&gateway).map_err(|why| Failure::new(Code::InvalidArgument, why))?;
+            self.gateway.set(gateway).map_err(|_set| again(()))?;
+        }
+        self.env.set(env).map_err(|_set| again(()))?;
         self.replace(bearer);
         Ok(())
+    }
+
+    /// Where the gateway is, if the identity said so.
+    pub(crate) fn gateway(&self) -> Option<&Gateway> {
+        self.gateway.get()
     }
 
     /// Takes the session's next token.

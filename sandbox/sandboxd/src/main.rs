@@ -4,12 +4,12 @@
 //! It starts and reaps the agent's processes, and holds the door: the one way out. It runs with
 //! no more rights than the agent, so it protects nothing but the session token in its memory;
 //! whoever listens to it must treat its words as the agent's own. Its control channel is its
-//! standard input and output, on which it is the HTTP/2 server.
+//! standard input and output, on which it is the HTTP/2 server; in a pod, a port (`listen`).
 //!
 //! ```text
-//! orchestrator ── shim ── stdin/stdout ── control ─┬─ identity  (Identify, Token)
-//!                                                  └─ process   (Start, Connect, List, ...)
-//! agent ── 127.0.0.1:49980 ── door ── /run/postern/gateway.sock ── gateway
+//! orchestrator ── shim ── stdin/stdout ─┬─ control ─┬─ identity  (Identify, Token)
+//! orchestrator ── TCP 49983 ── listen ──┘           └─ process   (Start, Connect, List, ...)
+//! agent ── 127.0.0.1:49980 ── door ── /run/postern/gateway.sock, or TLS in a pod ── gateway
 //! ```
 
 mod channel;
@@ -18,6 +18,8 @@ mod connect;
 mod control;
 mod door;
 mod identity;
+#[cfg(feature = "pod")]
+mod listen;
 mod options;
 mod process;
 mod reaper;
@@ -44,6 +46,10 @@ enum StartError {
     Door { address: std::net::SocketAddr, source: std::io::Error },
     #[error("the control channel failed")]
     Control(#[source] hyper::Error),
+    #[error("could not copy this program")]
+    Install(#[source] std::io::Error),
+    #[error("could not listen for signed requests; is the port taken, or the key none?")]
+    Listen(#[source] std::io::Error),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +64,9 @@ fn main() -> ExitCode {
 
 fn start() -> Result<(), StartError> {
     let options = Options::parse(std::env::args_os().skip(1))?;
+    if let Some(folder) = &options.install {
+        return install(folder).map_err(StartError::Install);
+    }
     confine::close_to_other_processes()?;
     confine::hide_clone3()?;
     if options.landlock {
@@ -68,10 +77,22 @@ fn start() -> Result<(), StartError> {
     runtime.block_on(run(options))
 }
 
-/// Serves until the other end of the control channel closes it.
-async fn run(options: Options) -> Result<(), StartError> {
+/// Copies this program to where another container of the pod finds it.
+fn install(folder: &std::path::Path) -> std::io::Result<()> {
+    let to = folder.join("postern-sandboxd");
+    std::fs::copy(std::env::current_exe()?, &to)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(to, mode)
+}
+
+/// Serves until the other end of the control channel closes it; a pod, until it is told to end.
+async fn run(mut options: Options) -> Result<(), StartError> {
     let tasks = Tasks::new();
-    let channel = channel::take_standard_streams().map_err(StartError::Channel)?;
+    let listen = options.listen.take();
+    let channel = match &listen {
+        None => Some(channel::take_standard_streams().map_err(StartError::Channel)?),
+        Some(_) => None,
+    };
     let identity = Arc::new(identity::Identity::default());
     let exits = reaper::watch(&tasks).map_err(StartError::Reaper)?;
     let address = options.door;
@@ -79,9 +100,42 @@ async fn run(options: Options) -> Result<(), StartError> {
         .await
         .map_err(|source| StartError::Door { address, source })?;
     let processes = process::Processes::new(exits, Arc::clone(&identity), options.home, tasks.clone());
-    let served = control::serve(channel, control::Services::new(identity, processes), &tasks).await;
+    let services = control::Services::new(identity, processes);
+    let served = match (channel, listen) {
+        (Some(channel), _) => control::serve(channel, services, &tasks).await.map_err(StartError::Control),
+        (None, listen) => in_a_pod(listen, services, &tasks).await.map_err(StartError::Listen),
+    };
     tasks.stop();
-    served.map_err(StartError::Control)
+    served
+}
+
+/// Serves signed requests until SIGTERM, which process 1 has to ask for.
+#[cfg(feature = "pod")]
+async fn in_a_pod(
+    listen: Option<options::Listen>,
+    services: control::Services,
+    tasks: &Tasks,
+) -> std::io::Result<()> {
+    let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    // The volume is empty when the pod begins; where it cannot be written, nothing is kept.
+    for folder in ["/data/user", "/data/scratch"] {
+        let _ = std::fs::create_dir_all(folder).is_ok();
+    }
+    if let Some(listen) = listen {
+        let _bound = listen::open(listen, services, tasks).await?;
+    }
+    told.recv().await;
+    Ok(())
+}
+
+/// A local sandbox has no use for keys and certificates, and no such code in it.
+#[cfg(not(feature = "pod"))]
+async fn in_a_pod(
+    _listen: Option<options::Listen>,
+    _services: control::Services,
+    _tasks: &Tasks,
+) -> std::io::Result<()> {
+    Err(std::io::Error::other("this build is for local sandboxes; pods take one with the feature `pod`"))
 }
 
 /// The one place that prints: nobody listens on the control channel yet, or any more.

@@ -22,22 +22,47 @@ pub(crate) struct Options {
     pub(crate) home: PathBuf,
     /// Whether to restrict this process and all that it starts by Landlock.
     pub(crate) landlock: bool,
+    /// Where signed requests are listened for, in a pod; `None`: the control channel is standard
+    /// input and output.
+    pub(crate) listen: Option<Listen>,
+    /// Copy this program into a folder and end, as the init container of a pod does.
+    pub(crate) install: Option<PathBuf>,
+}
+
+/// How a sandbox that is a pod is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listen {
+    /// Where.
+    pub(crate) address: SocketAddr,
+    /// The UID of this pod: messages for another are refused.
+    pub(crate) pod: String,
+    /// The public key of whoever may give orders, in base64.
+    pub(crate) key: String,
 }
 
 /// A command line that cannot be understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UsageError {
-    #[error("`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock")]
+    #[error(
+        "`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock, and in a \
+         pod --listen ADDRESS --pod UID --control-key BASE64 (or --control-key-file PATH), or `install FOLDER` alone"
+    )]
     Unknown(String),
     #[error("`{0}` needs a value")]
     MissingValue(&'static str),
     #[error("--door wants an address such as 127.0.0.1:49980")]
     Address,
+    #[error("--listen wants an address such as 0.0.0.0:49983, and --pod and --control-key beside it")]
+    Listen,
+    #[error("the file of --control-key-file cannot be read")]
+    KeyFile,
 }
 
 impl Options {
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
-        let mut options = Self { door: DOOR, gateway: GATEWAY.into(), home: HOME.into(), landlock: false };
+        let (gateway, home) = (GATEWAY.into(), HOME.into());
+        let mut options = Self { door: DOOR, gateway, home, landlock: false, listen: None, install: None };
+        let (mut listen, mut pod, mut key) = (None, None, None);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let mut value = |name| arguments.next().ok_or(UsageError::MissingValue(name));
@@ -49,10 +74,45 @@ impl Options {
                 Some("--gateway") => options.gateway = value("--gateway")?.into(),
                 Some("--home") => options.home = value("--home")?.into(),
                 Some("--landlock") => options.landlock = true,
+                Some("install") => options.install = Some(value("install")?.into()),
+                Some("--listen") => listen = Some(value("--listen")?),
+                Some("--pod") => pod = Some(value("--pod")?),
+                Some("--control-key") => key = Some(value("--control-key")?),
+                Some("--control-key-file") => {
+                    let text = std::fs::read_to_string(value("--control-key-file")?);
+                    key = Some(text.map_err(|_unreadable| UsageError::KeyFile)?.trim().into());
+                }
                 _ => return Err(UsageError::Unknown(argument.to_string_lossy().into_owned())),
             }
         }
+        options.listen = Listen::of(listen, pod, key)?;
         Ok(options)
+    }
+}
+
+impl Listen {
+    /// All three, or none.
+    fn of(
+        address: Option<OsString>,
+        pod: Option<OsString>,
+        key: Option<OsString>,
+    ) -> Result<Option<Self>, UsageError> {
+        let text = |value: OsString| value.into_string().map_err(|_no_text| UsageError::Listen);
+        match (address, pod, key) {
+            (None, None, None) => Ok(None),
+            (Some(address), Some(pod), Some(key)) => {
+                let address = text(address)?.parse().map_err(|_malformed| UsageError::Listen)?;
+                let pod = text(pod)?;
+                // An unexpanded `$(POD_UID)` would be a key that fits every pod.
+                let is_uid =
+                    !pod.is_empty() && pod.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'-');
+                if !is_uid {
+                    return Err(UsageError::Listen);
+                }
+                Ok(Some(Self { address, pod, key: text(key)? }))
+            }
+            _ => Err(UsageError::Listen),
+        }
     }
 }
 
@@ -78,5 +138,25 @@ mod tests {
         assert_eq!(parse(&["--dor"]).expect_err("unknown"), UsageError::Unknown("--dor".into()));
         assert_eq!(parse(&["--gateway"]).expect_err("no value"), UsageError::MissingValue("--gateway"));
         assert_eq!(parse(&["--door", "49980"]).expect_err("no address"), UsageError::Address);
+    }
+
+    #[test]
+    fn a_pod_names_itself_and_whom_it_believes_or_does_not_listen() {
+        let whole = ["--listen", "0.0.0.0:49983", "--pod", "0f8b-1", "--control-key", "AAAA"];
+        let listen = parse(&whole).expect("parses").listen.expect("listens");
+        assert_eq!(
+            (listen.address.port(), listen.pod.as_str(), listen.key.as_str()),
+            (49983, "0f8b-1", "AAAA")
+        );
+        assert_eq!(parse(&[]).expect("parses").listen, None);
+        for wrong in [
+            &whole[..4],
+            &whole[2..],
+            &["--listen", "49983", "--pod", "a", "--control-key", "A"],
+            &["--listen", "0.0.0.0:49983", "--pod", "$(POD_UID)", "--control-key", "A"],
+            &["--listen", "0.0.0.0:49983", "--pod", "", "--control-key", "A"],
+        ] {
+            assert_eq!(parse(wrong).expect_err("half"), UsageError::Listen, "{wrong:?}");
+        }
     }
 }

@@ -3,11 +3,12 @@
 //! the same.
 
 use crate::api::input::{Fields, escaped};
+use crate::api::problems::Refused;
 use crate::api::{Api, Call};
 use crate::asked;
 use crate::check::{MAX_TTL, compact, environment_mistakes};
 use crate::operations::{Ungrantable, resolve};
-use crate::runtime::{self, Isolation};
+use crate::runtime::{self, Isolation, Offer};
 use crate::seal::Place;
 use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow};
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
@@ -50,6 +51,8 @@ pub(super) struct Judged {
     made_of: TemplateFile,
     granted: Vec<Grant>,
     isolation: runtime::Wanted,
+    /// What the cluster's template makes, where there is a cluster.
+    offer: Option<Offer>,
 }
 
 impl Wanted {
@@ -256,7 +259,14 @@ impl Judged {
 
     /// What is asked of the runtime.
     pub(super) fn asked(&self, caps: &SandboxCaps) -> Asked {
-        Asked { isolation: self.isolation, limits: asked::limits(&self.made_of, caps) }
+        let limits = self.offer.as_ref().map_or_else(|| asked::limits(&self.made_of, caps), |it| it.limits);
+        let kubernetes = self.offer.as_ref().and_then(|_| self.made_of.kubernetes.clone());
+        Asked { isolation: self.isolation, limits, kubernetes }
+    }
+
+    /// The isolation that the cluster's template gives, where there is a cluster.
+    pub(super) fn offered(&self) -> Option<Isolation> {
+        self.offer.as_ref().map(|offer| offer.isolation)
     }
 }
 
@@ -269,11 +279,16 @@ fn judge(
     named: (Option<&TemplateName>, Option<&[Grant]>),
 ) -> Result<Judged, Problem> {
     let (made_of, granted) = granted(fields, call, tenant, named)?;
-    let isolation = asked::isolation(&made_of, api.isolation).unwrap_or_else(|mistake| {
+    let offer = api.host.offer(made_of.kubernetes.as_deref()).map_err(Refused::from)?;
+    let isolation = match &offer {
+        Some(offer) => asked::isolation_of(&made_of, offer.isolation),
+        None => asked::isolation(&made_of, api.isolation),
+    };
+    let isolation = isolation.unwrap_or_else(|mistake| {
         fields.mistake("/template", mistake);
         runtime::Wanted::AtLeast(Isolation::Namespaces)
     });
-    Ok(Judged { made_of, granted, isolation })
+    Ok(Judged { made_of, granted, isolation, offer })
 }
 
 /// The template and the operations; what a key may not give is forbidden rather than wrong.

@@ -39,6 +39,7 @@ impl Room {
             artefacts,
             backend_url: None,
             caps: Default::default(),
+            made_on: crate::check::MadeOn::Machine,
             tasks: tasks.clone(),
         });
         configuration.publish_all().await.expect("publishes");

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections to the gateway that are kept open between requests.
 
+use super::way::{self, Way};
+use crate::identity::Identity;
+use futures_util::FutureExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
@@ -8,8 +11,7 @@ use hyper_util::rt::TokioIo;
 use postern_common::tasks::Tasks;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 type Connection = SendRequest<Incoming>;
 
@@ -19,7 +21,7 @@ const IDLE: usize = 8;
 /// Why the gateway gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
-    #[error("its socket is not there")]
+    #[error("it is not there")]
     Connect(#[source] io::Error),
     #[error("it broke off")]
     Broken(#[source] hyper::Error),
@@ -27,14 +29,18 @@ pub(super) enum SendError {
 
 /// Idle connections to one gateway.
 pub(super) struct Pool {
-    gateway: PathBuf,
+    socket: PathBuf,
+    identity: Arc<Identity>,
+    /// Found out at the first request.
+    way: OnceLock<Way>,
     idle: Arc<Mutex<Vec<Connection>>>,
     tasks: Tasks,
 }
 
 impl Pool {
-    pub(super) fn new(gateway: PathBuf, tasks: Tasks) -> Self {
-        Self { gateway, idle: Arc::default(), tasks }
+    /// The socket is where the gateway is unless the identity says otherwise.
+    pub(super) fn new(socket: PathBuf, identity: Arc<Identity>, tasks: Tasks) -> Self {
+        Self { socket, identity, way: OnceLock::new(), idle: Arc::default(), tasks }
     }
 
     /// Sends the request on an idle connection, or on a new one.
@@ -80,11 +86,13 @@ impl Pool {
     }
 
     async fn connect(&self) -> Result<Connection, SendError> {
-        let stream = UnixStream::connect(&self.gateway).await.map_err(SendError::Connect)?;
+        let way = self.way.get_or_init(|| Way::to(self.identity.gateway(), &self.socket));
+        let stream = way::connect(way).await.map_err(SendError::Connect)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(SendError::Broken)?;
+        let carried = connection.with_upgrades().boxed();
         self.tasks.spawn(async move |stop| {
             // Its end is seen by whoever waits for an answer.
-            drop(stop.run_until_cancelled(connection.with_upgrades()).await);
+            drop(stop.run_until_cancelled(carried).await);
         });
         Ok(sender)
     }

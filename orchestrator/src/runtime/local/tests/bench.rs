@@ -167,7 +167,8 @@ pub(super) struct Sandbox {
 
 impl Sandbox {
     async fn make(runtime: &LocalRuntime, id: SandboxId, level: Isolation, limits: Limits) -> Self {
-        let create = Create { sandbox: id.clone(), isolation: Wanted::Exactly(level), limits };
+        let create =
+            Create { sandbox: id.clone(), isolation: Wanted::Exactly(level), limits, kubernetes: None };
         let running = runtime.create(create).await.expect("starts");
         let agent = runtime.connect(&id).await.expect("connects");
         Self { id, agent, running }

@@ -139,7 +139,12 @@ async fn one_that_never_serves_is_given_up(bench: &Bench) {
     let neighbour = bench.sandbox().await;
     let hostile = accomplice(bench, "never");
     let id = super::bench::random();
-    let create = Create { sandbox: id.clone(), isolation: hostile.wanted(), limits: super::bench::LIMITS };
+    let create = Create {
+        sandbox: id.clone(),
+        isolation: hostile.wanted(),
+        limits: super::bench::LIMITS,
+        kubernetes: None,
+    };
     let error = tokio::time::timeout(2 * PATIENCE, hostile.runtime.create(create)).await.expect("in time");
     let error = error.expect_err("it never served");
     assert!(matches!(error, RuntimeError::IsolationUnavailable { .. }), "the probe found out: {error}");

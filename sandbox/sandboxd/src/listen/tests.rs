@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use crate::identity::Identity;
+use crate::process::Processes;
+use crate::reaper::Exits;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use http::StatusCode;
+
+const POD: &str = "0f8b3c1e-1111-4222-8333-444455556666";
+const SANDBOX: &str = "sandbox-abcdefghijkl";
+const IDENTIFY: &str = "/postern.Control/Identify";
+
+/// A pod's sandboxd on a free port, and the orchestrator's key.
+struct Pod {
+    client: SendRequest<Inward>,
+    key: Ed25519KeyPair,
+    identity: Arc<Identity>,
+    nonce: u8,
+    _tasks: Tasks,
+}
+
+/// What of a good message is to be different.
+#[derive(Default)]
+struct Wrong {
+    pod: Option<&'static str>,
+    sandbox: Option<&'static str>,
+    age: i64,
+    is_streamed: bool,
+    key: Option<Ed25519KeyPair>,
+    nonce: Option<u8>,
+}
+
+impl Pod {
+    async fn start() -> Self {
+        let tasks = Tasks::new();
+        let key = Ed25519KeyPair::generate().expect("a key");
+        let identity = Arc::new(Identity::default());
+        let processes = Processes::new(Exits::default(), Arc::clone(&identity), "/".into(), tasks.clone());
+        let options = Listen {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            pod: POD.to_owned(),
+            key: BASE64.encode(key.public_key().as_ref()),
+        };
+        let services = Services::new(Arc::clone(&identity), processes);
+        let address = open(options, services, &tasks).await.expect("listens");
+        let stream = TcpStream::connect(address).await.expect("connects");
+        let (client, connection) =
+            Builder::new(Owned(tasks.clone())).handshake(TokioIo::new(stream)).await.expect("speaks HTTP/2");
+        tasks.spawn(async move |stop| drop(stop.run_until_cancelled(connection).await));
+        Self { client, key, identity, nonce: 0, _tasks: tasks }
+    }
+
+    fn message(&mut self, wrong: &Wrong, path: &'static str, body: &'static str) -> Request<Inward> {
+        self.nonce += 1;
+        let now = i64::try_from(clock::unix_seconds(clock::now())).expect("fits");
+        let digest = hex(digest(&SHA256, body.as_bytes()).as_ref());
+        let envelope = Envelope {
+            pod: wrong.pod.unwrap_or(POD).to_owned(),
+            sandbox: wrong.sandbox.unwrap_or(SANDBOX).to_owned(),
+            at: u64::try_from(now - wrong.age).expect("fits"),
+            nonce: hex(&[wrong.nonce.unwrap_or(self.nonce); 16]),
+            body: (!wrong.is_streamed).then_some(digest),
+        };
+        let signed = envelope.signed("POST", path, [("content-type", &b"application/json"[..])]);
+        let signature = wrong.key.as_ref().unwrap_or(&self.key).sign(&signed);
+        let mut request = Request::new(full(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = format!("http://sandbox{path}").parse().expect("a URI");
+        let header = envelope.header(signature.as_ref()).parse().expect("a header");
+        request.headers_mut().insert(HEADER, header);
+        request.headers_mut().insert("content-type", "application/json".parse().expect("a header"));
+        request
+    }
+
+    async fn send(&self, request: Request<Inward>) -> (StatusCode, String) {
+        let response = self.client.clone().send_request(request).await.expect("answers");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("whole").to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// The refusal of an identity that is wrong in this way.
+    async fn refusal(&mut self, wrong: Wrong) -> String {
+        let request = self.message(&wrong, IDENTIFY, identity());
+        let (status, body) = self.send(request).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
+        body
+    }
+}
+
+fn full(body: &'static str) -> Inward {
+    Full::new(Bytes::from_static(body.as_bytes())).map_err(|never| match never {}).boxed_unsync()
+}
+
+const fn identity() -> &'static str {
+    r#"{"sandbox_id":"sandbox-abcdefghijkl","conversation_id":"c1","token":"t","env":{},"gateway":{"address":"10.0.0.1:8081"}}"#
+}
+
+#[tokio::test]
+async fn what_the_orchestrator_signed_is_served() {
+    let mut pod = Pod::start().await;
+    let request = pod.message(&Wrong::default(), IDENTIFY, identity());
+    let (status, body) = pod.send(request).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "{}"));
+    assert_eq!(pod.identity.gateway().expect("is known").address.to_string(), "10.0.0.1:8081");
+    let request = pod.message(&Wrong::default(), "/process.Process/List", "{}");
+    assert_eq!(pod.send(request).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn nothing_is_served_without_a_signature() {
+    let pod = Pod::start().await;
+    for (method, path) in [("POST", IDENTIFY), ("POST", "/process.Process/Start"), ("GET", "/health")] {
+        let request = Request::builder().method(method).uri(format!("http://sandbox{path}"));
+        let (status, body) = pod.send(request.body(full(identity())).expect("a request")).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}: {body}");
+    }
+    assert!(pod.identity.bearer().is_none());
+}
+
+#[tokio::test]
+async fn each_way_of_being_wrong_is_refused_and_leaves_no_identity() {
+    let mut pod = Pod::start().await;
+    let other = Ed25519KeyPair::generate().expect("a key");
+    let refused = pod.refusal(Wrong { key: Some(other), ..Wrong::default() }).await;
+    assert!(refused.contains("signature is not good"), "{refused}");
+    let refused = pod.refusal(Wrong { pod: Some("another-pod"), ..Wrong::default() }).await;
+    assert!(refused.contains("another pod"), "{refused}");
+    for age in [40, -40] {
+        let refused = pod.refusal(Wrong { age, ..Wrong::default() }).await;
+        assert!(refused.contains("clocks"), "{refused}");
+    }
+    let refused = pod.refusal(Wrong { is_streamed: true, ..Wrong::default() }).await;
+    assert!(refused.contains("does not cover the body"), "{refused}");
+    assert!(pod.identity.bearer().is_none(), "nothing of that was taken");
+}
+
+#[tokio::test]
+async fn a_message_is_heard_once() {
+    let mut pod = Pod::start().await;
+    let once = Wrong { nonce: Some(9), ..Wrong::default() };
+    let request = pod.message(&once, "/process.Process/List", "{}");
+    assert_eq!(pod.send(request).await.0, StatusCode::OK);
+    let request = pod.message(&once, "/process.Process/List", "{}");
+    let (status, body) = pod.send(request).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(body.contains("heard before"), "{body}");
+}
+
+#[tokio::test]
+async fn a_body_path_or_header_that_was_changed_on_the_way_is_refused() {
+    let mut pod = Pod::start().await;
+    let mut changed = pod.message(&Wrong::default(), IDENTIFY, identity());
+    *changed.body_mut() = full("{}");
+    let (status, body) = pod.send(changed).await;
+    assert!(status == StatusCode::FORBIDDEN && body.contains("not what was signed"), "{body}");
+
+    let mut changed = pod.message(&Wrong::default(), "/process.Process/List", "{}");
+    *changed.uri_mut() = "http://sandbox/process.Process/Start".parse().expect("a URI");
+    assert_eq!(pod.send(changed).await.0, StatusCode::FORBIDDEN);
+
+    let mut changed = pod.message(&Wrong::default(), "/process.Process/List", "{}");
+    changed.headers_mut().insert("connect-timeout-ms", "1".parse().expect("a header"));
+    assert_eq!(pod.send(changed).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_one_sandbox_does_not_listen_as_another() {
+    let mut pod = Pod::start().await;
+    let request = pod.message(&Wrong::default(), IDENTIFY, identity());
+    assert_eq!(pod.send(request).await.0, StatusCode::OK);
+    let refused = pod.refusal(Wrong { sandbox: Some("sandbox-bbbbbbbbbbbb"), ..Wrong::default() }).await;
+    assert!(refused.contains("another sandbox"), "{refused}");
+}
+
+#[test]
+fn nonces_are_forgotten_when_no_clock_takes_them_for_fresh_and_never_before() {
+    let mut heard = Heard::default();
+    let envelope = |nonce: u32| Envelope {
+        pod: POD.into(),
+        sandbox: SANDBOX.into(),
+        at: 1000,
+        nonce: format!("{nonce:032x}"),
+        body: None,
+    };
+    assert!(heard.is_new(&envelope(1), 1000));
+    assert!(!heard.is_new(&envelope(1), 1060), "30 s ahead and 30 s late");
+    assert!(heard.is_new(&envelope(1), 1061));
+    let mut full = Heard::default();
+    for nonce in 0..u32::try_from(NONCES).expect("fits") {
+        assert!(full.is_new(&envelope(nonce), 1000));
+    }
+    assert!(!full.is_new(&envelope(u32::MAX), 1000), "a flood is refused, not forgotten");
+    assert!(full.is_new(&envelope(u32::MAX), 1061));
+}

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds the parts of a real cluster that tests run (tests/k8s/go.mod) into $POSTERN_CACHE/k8s, once for
+# each go.sum: API server, controller manager, scheduler, kwok, the agent-sandbox controller, helm; and
+# puts the CRDs and kwok's stages beside them. From nothing about 12 CPU minutes and 3 GB; POSTERN_GO_JOBS
+# says how many compilers run at once [2]. etcd is the Debian package, unpacked and not installed.
+set -euo pipefail
+scripts=$(cd "$(dirname "$0")" && pwd)
+: "${POSTERN_CACHE:=$HOME/.cache/postern}"
+module=$scripts/../tests/k8s
+folder=$POSTERN_CACHE/k8s
+key=$(cat "$module/go.mod" "$module/go.sum" | sha256sum | cut -c 1-32)
+if [[ -e $folder/.key && $(<"$folder/.key") == "$key" ]]; then
+  echo "k8s: $folder is there already"
+  exit 0
+fi
+go=$("$scripts/go.sh")
+cd "$module"
+export CGO_ENABLED=0 GOFLAGS=-mod=readonly
+version() { "$go" list -m -f '{{.Version}}' "$1"; }
+found() { "$go" list -m -f '{{.Dir}}' "$1"; }
+mkdir -p "$folder"
+rm -f "$folder/.key"
+echo "k8s: fetching modules"
+"$go" mod download
+kubernetes=$(version k8s.io/kubernetes)
+minor=${kubernetes#v1.}
+base="-X k8s.io/component-base/version"
+stamp="-s -w $base.gitVersion=$kubernetes $base.gitMajor=1 $base.gitMinor=${minor%%.*}"
+stamp+=" -X helm.sh/helm/v4/internal/version.version=$(version helm.sh/helm/v4)"
+# What an interrupted run has built is not built again.
+part=$folder/.part-$key
+mkdir -p "$part"
+for program in $("$go" list -f '{{.ImportPath}}' tool); do
+  [[ -x $part/${program##*/} ]] && continue
+  echo "k8s: building ${program##*/}"
+  "$go" build -p "${POSTERN_GO_JOBS:-2}" -trimpath -ldflags "$stamp" -o "$part/.new" "$program"
+  mv "$part/.new" "$part/${program##*/}"
+done
+mv "$part"/* "$folder/"
+rm -rf "$folder"/.part-*
+if [[ ! -x $folder/etcd ]]; then
+  # Debian's, unpacked: installed, it would start as a service of this machine.
+  echo "k8s: fetching etcd (apt)"
+  unpacked=$(mktemp -d)
+  trap 'rm -rf "$unpacked"' EXIT
+  (cd "$unpacked" && apt-get download -qq etcd-server && dpkg-deb -x etcd-server_*.deb .)
+  install -m 0755 "$unpacked/usr/bin/etcd" "$folder/etcd"
+fi
+sandbox=$(found sigs.k8s.io/agent-sandbox) kwok=$(found sigs.k8s.io/kwok)
+install -d "$folder/crds"
+install -m 0644 "$sandbox"/k8s/crds/*.yaml "$folder/crds/"
+stages=$kwok/kustomize/stage
+for stage in "$stages"/node/fast/node-initialize.yaml \
+  "$stages"/node/heartbeat-with-lease/node-heartbeat-with-lease.yaml \
+  "$stages"/pod/fast/pod-{ready,complete,delete}.yaml; do
+  printf -- '---\n'
+  cat "$stage"
+done >"$folder/stages.yaml"
+printf '%s' "$key" >"$folder/.key"
+echo "k8s: done: $folder"
