@@ -13,8 +13,9 @@ use crate::store::{Actor, FileChange, FileRow};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Files that somebody else wrote and that one list looks at; the rest waits for the next.
-const LOOKED_AT: usize = 2000;
+/// Files that somebody else wrote and that one list looks at: as many as a user may have, so that
+/// none is missing on the pages after it, which come from the database.
+const LOOKED_AT: usize = 200_000;
 /// How many of them at the same time.
 const AT_ONCE: usize = 32;
 
