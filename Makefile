@@ -63,12 +63,6 @@ bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
 	@scripts/gvisor.sh
 	@scripts/bench/sandboxes.sh
 
-bench-kubernetes: ## sandboxes through the API beside bare claims, on kwok's nodes (as root)
-	@scripts/setup.sh test
-	@PROFILE=release scripts/build.sh
-	@scripts/k8s.sh
-	@scripts/bench/kubernetes.sh
-
 helm-template: ## renders the chart into manifests/; VALUES=gcp|azure|azure-government|trial prints instead
 	@$(if $(VALUES),scripts/chart.sh template $(VALUES),scripts/chart.sh write)
 

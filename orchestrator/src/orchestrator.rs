@@ -152,13 +152,12 @@ impl Prepared {
         let (storage, folder) = connect(&config, &store)?;
         let files = UserFiles::new(folder, Bounds::default());
         let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
-        let backend_url = config.backend_url.clone();
         let configuration = Configuration::new(configuration::Parts {
             store: store.clone(),
             keys: Arc::clone(&keys),
             gateways: gateways.clone(),
             artefacts,
-            backend_url,
+            backend_url: config.backend_url.clone(),
             caps: config.caps,
             made_on: if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster },
             tasks: tasks.clone(),
@@ -178,8 +177,7 @@ impl Prepared {
         let driver = Driver::new(parts);
         let reconciled = driver.reconcile().await?;
         let isolation = config.isolation;
-        let wants = Wants { configuration: configuration.clone(), isolation };
-        let wants = host.has_own_pool().then_some(wants);
+        let wants = host.has_own_pool().then(|| Wants { configuration: configuration.clone(), isolation });
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let rights = Rights::shipped().map_err(StartError::Rights)?;
         let filter_log = gateways.filter_log().clone();
