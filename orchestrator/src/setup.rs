@@ -32,8 +32,8 @@ use std::collections::BTreeMap;
 
 /// Bytes of a token signing key: more than its hash has are of no use, text of 64 characters is.
 const TOKEN_BYTES: usize = 48;
-/// Bytes of the data key.
-const MASTER_BYTES: usize = 32;
+/// Bytes of the data key, and of the seed of what signs orders to sandboxes.
+const KEY_BYTES: usize = 32;
 /// Bytes of a database's password.
 const PASSWORD_BYTES: usize = 24;
 /// The embedded database's user, and its database.
@@ -53,17 +53,20 @@ pub enum Key {
     TokenSigning,
     /// `POSTERN_MASTER_KEY`.
     Master,
+    /// `POSTERN_SANDBOX_CONTROL_KEY`.
+    SandboxControl,
     /// `DATABASE_URL` of the embedded database, with its password.
     Database,
 }
 
 impl Key {
-    const ALL: [Self; 3] = [Self::TokenSigning, Self::Master, Self::Database];
+    const ALL: [Self; 4] = [Self::TokenSigning, Self::Master, Self::SandboxControl, Self::Database];
 
     const fn setting(self) -> &'static Setting {
         match self {
             Self::TokenSigning => name::TOKEN_SIGNING_KEY,
             Self::Master => name::MASTER_KEY,
+            Self::SandboxControl => name::SANDBOX_CONTROL_KEY,
             Self::Database => name::DATABASE_URL,
         }
     }
@@ -179,6 +182,15 @@ pub async fn keys(
     complete(secret, &there, wanted)
 }
 
+/// Tells sandboxes whose orders to believe: writes the public half of the key that signs them into
+/// `config_map`, beside their pods. It is no secret, and follows the key.
+///
+/// # Errors
+/// [`SetupError`].
+pub async fn control_key(cluster: &Cluster, config_map: &str, public: &str) -> Result<(), SetupError> {
+    Ok(cluster.put_config_map(config_map, "public", public).await?)
+}
+
 /// Whether something is only tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dry {
@@ -204,7 +216,7 @@ fn make(wanted: &[Key], database: Option<&str>) -> Result<Entries, SetupError> {
         let variable = key.setting().variable;
         match key {
             Key::TokenSigning => put(variable, URL_SAFE_NO_PAD.encode(random(TOKEN_BYTES)?.reveal())),
-            Key::Master => put(variable, STANDARD.encode(random(MASTER_BYTES)?.reveal())),
+            Key::Master | Key::SandboxControl => put(variable, STANDARD.encode(random(KEY_BYTES)?.reveal())),
             Key::Database => {
                 let at = database.ok_or(SetupError::NoDatabase)?;
                 let password = URL_SAFE_NO_PAD.encode(random(PASSWORD_BYTES)?.reveal());

@@ -43,6 +43,15 @@ pub(super) enum Setup {
         #[arg(long, value_name = "NAME", value_parser = gateway_name)]
         gateway: GatewayName,
     },
+    /// Beside sandboxes, whose orders they believe.
+    ControlKey {
+        /// The ConfigMap that the public half of `POSTERN_SANDBOX_CONTROL_KEY` goes to.
+        #[arg(long, value_name = "NAME")]
+        config_map: String,
+        /// The sandboxes' namespace.
+        #[arg(long, value_name = "NAME")]
+        namespace: String,
+    },
 }
 
 fn gateway_name(text: &str) -> Result<GatewayName, String> {
@@ -65,6 +74,12 @@ pub(super) async fn run(chore: &Chore, settings: &Settings) -> anyhow::Result<()
             let cluster = Cluster::around().await?;
             let prepared = Prepared::open(config(settings)?).await?;
             told(secret, setup::access(&prepared, &cluster, secret, gateway).await?);
+        }
+        Chore::Setup(Setup::ControlKey { config_map, namespace }) => {
+            let public = crate::cluster::public_key(settings)?;
+            let cluster = Cluster::around().await?.in_namespace(namespace);
+            setup::control_key(&cluster, config_map, &public).await?;
+            tracing::info!(config_map, public, "sandboxes believe orders of this key");
         }
     }
     Ok(())

@@ -26,9 +26,19 @@ fn settings(entries: &Entries) -> Result<Settings, String> {
 fn keys_that_are_made_are_keys_that_the_programs_take() {
     let made = make(&Key::ALL, Some("kit-postgres:5432")).expect("makes");
     let names: Vec<_> = made.keys().map(String::as_str).collect();
-    assert_eq!(names, ["DATABASE_URL", "POSTERN_MASTER_KEY", "POSTGRES_PASSWORD", "TOKEN_SIGNING_KEY"]);
+    assert_eq!(
+        names,
+        [
+            "DATABASE_URL",
+            "POSTERN_MASTER_KEY",
+            "POSTERN_SANDBOX_CONTROL_KEY",
+            "POSTGRES_PASSWORD",
+            "TOKEN_SIGNING_KEY"
+        ]
+    );
     let settings = settings(&made).expect("all are good");
     assert!(settings.token().signing_key.is_some() && settings.master_key().is_some());
+    assert!(settings.sandbox_control_key().is_some());
     let (url, password) = (made["DATABASE_URL"].reveal(), made[PASSWORD].reveal());
     assert_eq!(*url, format!("postgres://postern:{password}@kit-postgres:5432/postern"));
 }
@@ -54,7 +64,7 @@ fn a_secret_that_lacks_a_key_is_left_alone_and_told_of() {
     let there = make(&[Key::TokenSigning], None).expect("makes");
     assert_eq!(complete("kit-keys", &there, &[Key::TokenSigning]).expect("has it"), Outcome::WasThere);
     let told = complete("kit-keys", &there, &Key::ALL).expect_err("lacks two").to_string();
-    assert!(told.contains("without POSTERN_MASTER_KEY, DATABASE_URL"), "{told}");
+    assert!(told.contains("without POSTERN_MASTER_KEY, POSTERN_SANDBOX_CONTROL_KEY, DATABASE_URL"), "{told}");
     assert!(told.contains("kubectl edit secret kit-keys"), "{told}");
 }
 
@@ -64,7 +74,7 @@ fn a_setting_that_cannot_be_made_is_refused_with_those_that_can() {
     let told = "STORAGE_BUCKET".parse::<Key>().expect_err("cannot");
     assert_eq!(
         told,
-        "`STORAGE_BUCKET` cannot be made; there are TOKEN_SIGNING_KEY, POSTERN_MASTER_KEY, DATABASE_URL"
+        "`STORAGE_BUCKET` cannot be made; there are TOKEN_SIGNING_KEY, POSTERN_MASTER_KEY, POSTERN_SANDBOX_CONTROL_KEY, DATABASE_URL"
     );
 }
 

@@ -21,6 +21,8 @@ mod identity;
 #[cfg(feature = "pod")]
 mod listen;
 mod options;
+#[cfg(feature = "pod")]
+mod probe;
 mod process;
 mod reaper;
 
@@ -48,6 +50,9 @@ enum StartError {
     Control(#[source] hyper::Error),
     #[error("could not copy this program")]
     Install(#[source] std::io::Error),
+    #[cfg(feature = "pod")]
+    #[error(transparent)]
+    Probe(#[from] probe::ProbeError),
     #[error("could not listen for signed requests; is the port taken, or the key none?")]
     Listen(#[source] std::io::Error),
 }
@@ -63,6 +68,10 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<(), StartError> {
+    #[cfg(feature = "pod")]
+    if std::env::args_os().nth(1).is_some_and(|word| word == "probe") {
+        return probe_network();
+    }
     let options = Options::parse(std::env::args_os().skip(1))?;
     if let Some(folder) = &options.install {
         return install(folder).map_err(StartError::Install);
@@ -75,6 +84,19 @@ fn start() -> Result<(), StartError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     runtime.block_on(run(options))
+}
+
+/// Tells what can be reached from here.
+#[cfg(feature = "pod")]
+#[expect(clippy::print_stdout, reason = "a pod's log is what people look at after a test of theirs")]
+fn probe_network() -> Result<(), StartError> {
+    let told = |wanted: &str| {
+        let found = std::env::vars_os().find(|(name, _)| name == wanted);
+        found.and_then(|(_, value)| value.into_string().ok())
+    };
+    let api = told("KUBERNETES_SERVICE_HOST").zip(told("KUBERNETES_SERVICE_PORT"));
+    print!("{}", probe::run(std::env::args_os().skip(2), &api)?);
+    Ok(())
 }
 
 /// Copies this program to where another container of the pod finds it.
