@@ -55,6 +55,8 @@ head_of() {
 
 # The objects of one template file.
 part() { head_of; template gcp --show-only "templates/$1"; }
+# All of them, without the pods of `helm test`.
+all() { head_of; template gcp --skip-tests; }
 
 render() {
   local to=$1
@@ -63,7 +65,7 @@ render() {
   part rbac.yaml >"$to/rbac.yaml"
   part sandbox-template.yaml >"$to/sandbox-template.yaml"
   part warm-pool.yaml >"$to/warm-pool.yaml"
-  { head_of; template gcp; } >"$to/all.yaml"
+  all >"$to/all.yaml"
   cp "$chart/dashboards/postern.json" "$to/grafana-dashboard.json"
 }
 

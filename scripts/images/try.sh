@@ -21,12 +21,15 @@ size_is() {
     fail "$name is too large"
 }
 
-# A container of an image: its own files read-only, a place to write, the user that it names.
+# A container of an image: its own files read-only, a place to write, the user that it names; where we are
+# root, on this machine too.
 contained() {
   local name=$1 user
+  local -a as=()
   shift
   user=$(<"$work/$name.user")
-  bwrap --unshare-user --unshare-pid --unshare-ipc --uid "${user%:*}" --gid "${user#*:}" --cap-drop ALL --die-with-parent \
+  ((EUID)) || as=(setpriv "--reuid=${user%:*}" "--regid=${user#*:}" --clear-groups --no-new-privs)
+  "${as[@]}" bwrap --unshare-user --unshare-pid --unshare-ipc --uid "${user%:*}" --gid "${user#*:}" --cap-drop ALL --die-with-parent \
     --ro-bind "$work/$name/usr" /usr --ro-bind "$work/$name/etc" /etc --proc /proc --dev /dev \
     --tmpfs /tmp --tmpfs /var/lib/postern --clearenv "$@"
 }
@@ -62,10 +65,12 @@ contained postern-gateway --ro-bind "$work/config" /config --ro-bind "$work/secr
   --setenv POSTERN_GATEWAY_ADMIN_LISTEN "127.0.0.1:$port" \
   /usr/bin/postern-gateway --config /config >"$work/gateway.log" 2>&1 &
 children+=($!)
-for _ in $(seq 100); do
-  ready=$(curl -sS "http://127.0.0.1:$port/readyz" 2>/dev/null) && break
+ready=
+for _ in $(seq 600); do
+  ready=$(curl -sS --noproxy '*' "http://127.0.0.1:$port/readyz" 2>/dev/null || true)
+  [[ $ready == ready* ]] && break
   sleep 0.1
 done
-[[ ${ready:-} == ready* ]] || fail "the gateway is not ready: $(<"$work/gateway.log")"
-user=$(awk '/^Uid:/ { print $2 }' "/proc/$(pgrep -P "${children[0]}" | head -n 1)/status" 2>/dev/null || true)
-echo "try: postern-gateway is ready${user:+, as user $user of this machine in a user namespace}"
+[[ $ready == ready* ]] || fail "the gateway is not ready: $ready $(<"$work/gateway.log")"
+user=$(awk '/^Uid:/ { print $2 }' "/proc/$(pgrep -f "$work.*gateway --config /config" | head -n 1)/status" 2>/dev/null || true)
+echo "try: postern-gateway is ready${user:+, as user $user of this machine}"

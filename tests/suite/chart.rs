@@ -187,8 +187,9 @@ fn keys_are_made_once_and_the_chart_asks_the_cluster_nothing() {
     assert_eq!(verbs, BTreeSet::from(["create", "get"]), "what is there cannot be changed");
     let made = of_kind(&objects, "Secret").map(name).collect::<Vec<_>>();
     assert!(made.is_empty(), "no Secret of keys belongs to the release: {made:?}");
-    for entry in fs::read_dir(project().join(CHART).join("templates")).expect("templates") {
-        let path = entry.expect("an entry").path();
+    let folders = ["templates", "templates/tests"].map(|folder| project().join(CHART).join(folder));
+    let entries = folders.into_iter().flat_map(|folder| fs::read_dir(folder).expect("templates"));
+    for path in entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file()) {
         let text = fs::read_to_string(&path).expect("UTF-8");
         for word in ["lookup ", "randAlphaNum", "randBytes", "genPrivateKey", "genCA", "uuidv4", "now "] {
             assert!(
@@ -260,23 +261,22 @@ const NOT_GIVEN: &[(&str, &str)] = &[
     ("POSTERN_UPSTREAMS_ALLOW", "gateway.upstreams.allow"),
     ("SANDBOX_NAMESPACE", "sandbox.namespace"),
     ("POSTERN_ISOLATION", "the RuntimeClass decides"),
+    ("POSTERN_RUNTIME", "the chart's own"),
+    ("POSTERN_SANDBOX_TEMPLATE", "sandbox.defaultTemplate"),
+    ("POSTERN_SANDBOX_GATEWAY", "the chart's own"),
+    ("POSTERN_SANDBOX_GATEWAY_CA", "gateway.tls.secretName"),
+    ("POSTERN_KUBECONFIG", "of one machine"),
     ("POSTERN_RUNSC", "of one machine"),
     ("POSTERN_CONFIG", "of one machine"),
     ("POSTERN_TENANT", "of one machine"),
     ("POSTERN_GATEWAY_SOCKETS", "of one machine"),
     ("POSTERN_URL", "of commands"),
     ("POSTERN_API_KEY", "of commands"),
-    ("POSTERN_GATEWAY_TLS_CERT", "sandboxes reach the door without TLS yet"),
-    ("POSTERN_GATEWAY_TLS_KEY", "sandboxes reach the door without TLS yet"),
-    ("POSTERN_GATEWAY_TLS_CLIENT_CA", "sandboxes reach the door without TLS yet"),
-    ("POSTERN_GATEWAY_TLS_CLIENTS", "sandboxes reach the door without TLS yet"),
+    ("POSTERN_GATEWAY_TLS_CERT", "gateway.tls.secretName"),
+    ("POSTERN_GATEWAY_TLS_KEY", "gateway.tls.secretName"),
+    ("POSTERN_GATEWAY_TLS_CLIENT_CA", "sandboxes have no certificates"),
+    ("POSTERN_GATEWAY_TLS_CLIENTS", "sandboxes have no certificates"),
     ("NFS_SERVER", "nothing reads it yet"),
-    ("POSTERN_RUNTIME", "the chart's own"),
-    ("POSTERN_SANDBOX_TEMPLATE", "sandbox.defaultTemplate"),
-    ("POSTERN_SANDBOX_GATEWAY", "the chart's own"),
-    ("POSTERN_SANDBOX_GATEWAY_CA", "gateway.tls.secretName"),
-    ("POSTERN_SANDBOX_CONTROL_KEY", "made, and told to sandboxes"),
-    ("POSTERN_KUBECONFIG", "of one machine"),
     ("POSTERN_MIGRATE", "a Job migrates"),
     ("POSTERN_IMAGES", "of one machine"),
     ("POSTERN_FILTER_COMPILERS", "of one machine"),
@@ -362,8 +362,9 @@ fn values_that_cannot_work_are_refused_with_what_to_do() {
             "TOKEN_SIGNING_KEI",
         ),
         (&["--set", "orchestrator.env.STORAGE_BACKEND=ftp"], "STORAGE_BACKEND"),
-        (&["--set", "sandbox.isolation=runc"], "isolation"),
+        (&["--set", "sandbox.runtimeClass.name=runc"], "runtimeClass"),
         (&["--set", "sandbox.runtimeClass.name="], "runtimeClass"),
+        (&["--set", "sandbox.defaultTemplate=none"], "which sandbox.templates does not have"),
         (
             &[
                 "--set",
@@ -374,6 +375,7 @@ fn values_that_cannot_work_are_refused_with_what_to_do() {
             "networkPolicyManagement",
         ),
         (&["--set", "gateway.replicas=0"], "replicas"),
+        (&["--set", "orchestrator.replicas=2"], "replicas"),
         (&["--set", "networkPolicy.enabled=false"], "enabled"),
     ];
     for (values, told) in cases {

@@ -41,7 +41,7 @@ fn a_dry_run_tells_each_step_and_its_commands_and_runs_none() {
             &[
                 "values-gcp.yaml",
                 "make --no-print-directory docker-push",
-                "validate_isolation.sh sandbox-system",
+                "helm -n postern test agent-sandbox-kit",
             ],
         ),
         (&["azure", "--dry-run"], &["values-azure.yaml", "sandbox.runtimeClass.name=kata", "rollout status"]),

@@ -38,7 +38,7 @@ spec:
     matchLabels:
       {{- include "kit.selector" . | nindent 6 }}
 {{- end }}
-{{- if .values.autoscaling.enabled }}
+{{- if dig "autoscaling" "enabled" false .values }}
 ---
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler

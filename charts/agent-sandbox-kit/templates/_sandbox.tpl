@@ -42,13 +42,15 @@ containers:
     image: {{ .wanted.image }}
     imagePullPolicy: {{ default "IfNotPresent" .wanted.imagePullPolicy }}
     command: [/postern/postern-sandboxd]
-    args: [--listen, "0.0.0.0:49983"]
-    {{- with .wanted.env }}
+    args: [--listen, "0.0.0.0:49983", --pod, $(POD_UID), --control-key, $(CONTROL_KEY)]
     env:
+      - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+      - {name: CONTROL_KEY, valueFrom: {configMapKeyRef: {name: {{ include "kit.fullname" .root }}-control-key, key: public}}}
+      {{- with .wanted.env }}
       {{- range $name, $value := . }}
       - {name: {{ $name }}, value: {{ $value | toString | quote }}}
       {{- end }}
-    {{- end }}
+      {{- end }}
     ports:
       - {name: sandboxd, containerPort: 49983}
     securityContext:

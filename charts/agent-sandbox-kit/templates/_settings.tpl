@@ -10,12 +10,12 @@ one projected volume, /etc/postern/keys, named as the variable, and VARIABLE_FIL
 
 {{/* Settings that are secret (common/src/settings.rs; a test holds this list to it). */}}
 {{- define "kit.secretSettings" -}}
-TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY DATABASE_URL POSTERN_OTLP_HEADERS POSTERN_GATEWAY_CREDENTIAL
+TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY POSTERN_SANDBOX_CONTROL_KEY DATABASE_URL POSTERN_OTLP_HEADERS POSTERN_GATEWAY_CREDENTIAL
 {{- end -}}
 
 {{/* Those that are made if nobody gives them. */}}
 {{- define "kit.madeSettings" -}}
-TOKEN_SIGNING_KEY POSTERN_MASTER_KEY{{ if .Values.database.embedded.enabled }} DATABASE_URL{{ end }}
+TOKEN_SIGNING_KEY POSTERN_MASTER_KEY POSTERN_SANDBOX_CONTROL_KEY{{ if .Values.database.embedded.enabled }} DATABASE_URL{{ end }}
 {{- end -}}
 
 {{/* Which Secret holds it, as JSON {name, key}; nothing if none does. (dict "root" $ "setting" NAME) */}}
@@ -48,7 +48,7 @@ TOKEN_SIGNING_KEY POSTERN_MASTER_KEY{{ if .Values.database.embedded.enabled }} D
 
 {{/* What the orchestrator reads of its secrets. */}}
 {{- define "kit.orchestratorSecrets" -}}
-TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY DATABASE_URL
+TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY POSTERN_SANDBOX_CONTROL_KEY DATABASE_URL
 {{- end -}}
 
 {{/* …_FILE variables: (dict "root" $ "settings" (list …)) */}}

@@ -7,6 +7,7 @@ What happens before the release's own objects are there, in this order:
   -15  migrate   brings the database up to date
   -10  access    makes the first admin key and the gateways' credential ─▶ Secret NAME-access
 
+Beside them, with the release's own objects, `control-key` tells sandboxes whose orders to believe.
 With the embedded database the last two cannot be hooks: it is one of the release's own objects.
 */}}
 
@@ -39,7 +40,8 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
 {{- end -}}
 
-{{/* (dict "root" $ "job" "keys" "weight" -20 "isHook" true "args" (list …) "settings" (list …) "asksApi" true) */}}
+{{/* (dict "root" $ "job" "keys" "weight" -20 "isHook" true "args" (list …) "settings" (list …) "asksApi" true
+"account" "other than NAME-setup") */}}
 {{- define "kit.setupJob" -}}
 ---
 apiVersion: batch/v1
@@ -66,7 +68,7 @@ spec:
     spec:
       restartPolicy: Never
       {{- if .asksApi }}
-      serviceAccountName: {{ include "kit.fullname" .root }}-setup
+      serviceAccountName: {{ default (printf "%s-setup" (include "kit.fullname" .root)) .account }}
       {{- end }}
       automountServiceAccountToken: {{ .asksApi }}
       enableServiceLinks: false

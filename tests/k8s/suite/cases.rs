@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cases, in the order in which they run.
 
+mod chart;
 mod crashes;
 mod lifecycle;
 mod rights;
@@ -30,6 +31,8 @@ cases! {
     walls::only_the_gateway_is_reachable_from_a_sandbox,
     walls::a_destroyed_pod_s_address_opens_nothing_with_the_old_token,
     walls::orders_to_a_pod_are_heard_from_the_orchestrator_alone,
+    chart::every_object_of_the_chart_is_taken_as_it_is_written,
+    chart::helm_installs_upgrades_and_rolls_back_without_a_changed_key,
     rights::the_orchestrator_may_do_what_it_does_and_nothing_else,
     crashes::an_orchestrator_that_is_killed_at_any_moment_leaks_nothing,
 }
