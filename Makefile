@@ -57,6 +57,11 @@ bench-filters: ## what filters cost in the gateway, loaded and in flight
 	@PROFILE=release scripts/build.sh
 	@scripts/bench/filters.sh
 
+bench-storage: ## users' files, carried, beside rclone (as root; RCLONE=)
+	@scripts/setup.sh build
+	@PROFILE=release scripts/build.sh
+	@scripts/bench/storage.sh
+
 bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
 	@scripts/setup.sh build
 	@PROFILE=release scripts/build.sh

@@ -19,16 +19,16 @@ say "postern-sandboxd, static ($PROFILE)"
 cargo build --quiet --locked --profile "$PROFILE" -p postern-sandboxd --no-default-features --target "$musl"
 install -m 0755 "$CARGO_TARGET_DIR/$musl/$folder/postern-sandboxd" "$programs/"
 
-say "postern, postern-shim, postern-compile, postern-gateway, postern-orchestrator ($PROFILE)"
+say "postern, postern-shim, postern-sync, postern-compile, postern-gateway, postern-orchestrator ($PROFILE)"
 if [[ $PROFILE == dev ]]; then
   # One build with everything's features, so that tests and lints share its dependencies.
   cargo build --locked --workspace --all-targets
 else
-  for package in postern-shim postern-compile postern-gateway postern-orchestrator; do
+  for package in postern-shim postern-sync postern-compile postern-gateway postern-orchestrator; do
     cargo build --locked --profile "$PROFILE" -p "$package"
   done
 fi
-install -m 0755 "$CARGO_TARGET_DIR/$folder/postern-shim" "$CARGO_TARGET_DIR/$folder/postern-compile" \
+install -m 0755 "$CARGO_TARGET_DIR/$folder/postern-shim" "$CARGO_TARGET_DIR/$folder/postern-sync" "$CARGO_TARGET_DIR/$folder/postern-compile" \
   "$CARGO_TARGET_DIR/$folder/postern-gateway" "$CARGO_TARGET_DIR/$folder/postern-orchestrator" "$programs/"
 
 say "first-party filters (WebAssembly)"

@@ -57,7 +57,8 @@ pub(crate) async fn run(
         }
         Command::Up(wanted) => {
             let claim = if wanted.take_over { Claim::TakeOver } else { Claim::Own };
-            crate::up::run(&settings, around, claim, output).await
+            // Once for each run of the program, and larger than all the others.
+            Box::pin(crate::up::run(&settings, around, claim, output)).await
         }
         Command::Doctor => doctor::run(&settings, around, output).await,
     }

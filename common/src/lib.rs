@@ -5,6 +5,7 @@
 //! settings, the tenant's folder and metrics for the gateway, the orchestrator and the CLI.
 
 pub mod clock;
+pub mod files;
 pub mod id;
 pub mod problem;
 pub mod secret;

@@ -126,6 +126,7 @@ settings! {
     TOKENS_DEFAULT_OPERATIONS = "gateway.tokens.operations", "POSTERN_GATEWAY_TOKENS_OPERATIONS", None, open, "operations of tokens without that claim, separated by commas";
     GATEWAY_SOCKETS = "gateway.sockets", "POSTERN_GATEWAY_SOCKETS", Some("false"), open, "serve this machine's sandboxes by their unix sockets";
     CONTROL_LISTEN = "control.listen", "POSTERN_CONTROL_LISTEN", Some("127.0.0.1:8082"), open, "control stream for gateways of their own";
+    FILES_API = "files.api", "POSTERN_FILES_API", None, open, "socket by which a gateway of its own brings sandboxes' syncs to the orchestrator of this machine";
     LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";
     LOG_FORMAT = "log.format", "POSTERN_LOG_FORMAT", Some("text"), open, "text or json";
     URL = "client.url", "POSTERN_URL", None, open, "the API that commands talk to";

@@ -12,11 +12,9 @@ use jiff::Timestamp;
 use postern_common::clock::unix_seconds;
 use postern_common::control::assertions::AssertionKeys;
 use postern_common::id::RequestId;
-use postern_common::token::assertion::AssertionSigner;
+use postern_common::token::assertion::{AssertionSigner, ISSUER};
 use serde::Serialize;
 
-/// The `iss` of assertions.
-const ISSUER: &str = "postern-gateway";
 /// How long one is good: for the way to the backend.
 const LIFE_SECONDS: u64 = 60;
 

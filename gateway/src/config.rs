@@ -214,6 +214,17 @@ pub struct Settings {
     /// Whose filters are believed: the orchestrator's public artefact key (Ed25519, 32 bytes).
     /// Without one no filter is loaded.
     pub artefact_key: Option<[u8; 32]>,
+    /// Where the orchestrator's files API is, for sandboxes' syncs; without it they are refused.
+    pub files: Option<FilesApi>,
+}
+
+/// Where the orchestrator's files API listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilesApi {
+    /// On a unix socket, which only we can reach.
+    Socket(PathBuf),
+    /// At an address.
+    Address(SocketAddr),
 }
 
 impl Settings {
@@ -236,6 +247,7 @@ impl Settings {
             waits: Waits::default(),
             ceilings: Ceilings::default(),
             artefact_key: None,
+            files: None,
         }
     }
 }
@@ -308,6 +320,7 @@ pub struct Config {
     pub(crate) waits: Waits,
     pub(crate) ceilings: Ceilings,
     pub(crate) artefact_key: Option<[u8; 32]>,
+    pub(crate) files: Option<FilesApi>,
 }
 
 impl Config {
@@ -354,6 +367,7 @@ impl Config {
             waits: settings.waits,
             ceilings: settings.ceilings,
             artefact_key: settings.artefact_key,
+            files: settings.files,
         })
     }
 }

@@ -13,7 +13,8 @@ use crate::spans::Place;
 use http::Method;
 use jiff::Timestamp;
 use postern_common::decision::{DecisionRecord, FilterPart, UpstreamPart, Verdict};
-use postern_common::id::{DecisionId, RequestId};
+use postern_common::id::{DecisionId, OperationId, RequestId};
+use postern_common::session::FILES_SYNC;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Draft {
     record: DecisionRecord,
     place: Option<Place>,
+    /// Nothing comes of it that anybody would look up.
+    pub(crate) is_routine: bool,
     pub(crate) begun: Instant,
     last_mark: Instant,
 }
@@ -30,7 +33,7 @@ impl Draft {
     pub(crate) fn new(at: Timestamp, method: &Method) -> Self {
         let begun = Instant::now();
         let record = DecisionRecord::begin(at, method.as_str().chars().take(16).collect::<String>());
-        Self { record, place: None, begun, last_mark: begun }
+        Self { record, place: None, is_routine: false, begun, last_mark: begun }
     }
 
     pub(crate) fn at(&self) -> Timestamp {
@@ -73,6 +76,14 @@ impl Draft {
 
     pub(crate) fn rules(&mut self, rules: &TenantRules) {
         self.record.versions = rules.versions.clone();
+    }
+
+    /// A call of a sandbox's sync, which goes to no backend. One that only looks is routine: some are
+    /// made every minute while nothing happens, and the log of files names none of them.
+    pub(crate) fn sync(&mut self, is_routine: bool) {
+        self.is_routine = is_routine;
+        self.record.operation = OperationId::parse(FILES_SYNC).ok();
+        self.record.path_template = Some(format!("/{FILES_SYNC}/{{call}}"));
     }
 
     pub(crate) fn call(&mut self, call: &Call) {

@@ -17,6 +17,7 @@ mod config;
 mod control;
 mod decision;
 mod echo;
+mod files;
 mod filters;
 mod head;
 mod headers;
@@ -43,7 +44,7 @@ mod websocket;
 
 pub use access::AccessLog;
 pub use config::{
-    CONCURRENT_CEILING, Ceilings, Clients, Config, ConfigMistake, DRAIN, STALENESS, Settings,
+    CONCURRENT_CEILING, Ceilings, Clients, Config, ConfigMistake, DRAIN, FilesApi, STALENESS, Settings,
     TIMEOUT_CEILING, Tls, Waits,
 };
 pub use listener::TlsFilesUnusable;
@@ -86,6 +87,8 @@ pub struct Gateway {
     rules: ArcSwap<Snapshot>,
     surroundings: Surroundings,
     upstream: Upstream,
+    /// The way to the orchestrator's files API, if there is one.
+    files: Option<files::Way>,
     freshness: Freshness,
     decisions: mpsc::Sender<DecisionRecord>,
     audit: Audit,
@@ -233,6 +236,7 @@ impl Gateway {
                 echoed: metrics.echoed.clone(),
             },
             upstream: Upstream::new(&config.upstreams, config.extra_authorities, tasks)?,
+            files: config.files.map(|api| files::Way::new(api, tasks)),
             freshness: Freshness::new(config.staleness, follower.presence),
             decisions: follower.decisions,
             metrics,

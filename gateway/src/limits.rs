@@ -273,6 +273,28 @@ impl SessionLimiter {
     }
 }
 
+/// A sync's place among its session's requests in flight, and one among all sessions' syncs.
+///
+/// # Errors
+/// [`Reject::RateLimited`] or [`Reject::ConcurrencyLimited`].
+pub(crate) fn enter_sync(
+    session: &SessionLimiter,
+    all: &Arc<Semaphore>,
+    now: Instant,
+) -> Result<Permit, Reject> {
+    let limiter = session.at(SESSION_DEFAULT, now);
+    limiter.bucket.spend(1, WHOLE, Scope::Session, now)?;
+    let own = limiter.concurrent.as_ref().map(|own| Arc::clone(own).try_acquire_owned()).transpose();
+    let all = Arc::clone(all).try_acquire_owned();
+    Ok(Permit {
+        _held: [
+            own.map_err(|_none_left| Reject::ConcurrencyLimited(Scope::Session))?,
+            Some(all.map_err(|_none_left| Reject::ConcurrencyLimited(Scope::Gateway))?),
+            None,
+        ],
+    })
+}
+
 /// Memory for judged bodies. Bodies are held before there is a permit, so that they need a bound
 /// of their own.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use postern_common::settings::{Settings, Sources, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use postern_gateway::alone::{self, Alone};
-use postern_gateway::{Config, Gateway, Settings as GatewaySettings, Tls, UpstreamRules, stream};
+use postern_gateway::{Config, FilesApi, Gateway, Settings as GatewaySettings, Tls, UpstreamRules, stream};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -190,6 +190,7 @@ fn gateway_settings(settings: &Settings, upstreams: UpstreamRules) -> anyhow::Re
     gateway.admin = address(name::GATEWAY_ADMIN_LISTEN)?;
     gateway.staleness = settings.staleness();
     gateway.fails_closed = settings.flag(name::GATEWAY_FAIL_CLOSED);
+    gateway.files = settings.path(name::FILES_API).map(FilesApi::Socket);
     gateway.observed_as(settings).map_err(|mistake| anyhow!(mistake))?;
     gateway.artefact_key = settings.gateway_credential().map(|credential| *credential.signer.as_bytes());
     Ok(gateway)

@@ -6,6 +6,7 @@
 
 use crate::broker::REQUEST_ID;
 use crate::echo::EchoGuard;
+use crate::files::SyncBody;
 use crate::filters::FilteredBody;
 use crate::headers::{announce, announced, clean_response, clean_response_trailers};
 use crate::limits::{Budget, Permit};
@@ -47,6 +48,8 @@ pub(crate) enum BrokenOff {
     Backend(#[source] hyper::Error),
     #[error("a filter refused the rest of the answer")]
     Filter,
+    #[error("the sandbox's sync sends too slowly")]
+    TooSlow,
 }
 
 /// The body of a backend's answer on its way.
@@ -112,6 +115,8 @@ pub(crate) enum Body {
     Joined { begun: Bytes, rest: Box<Self> },
     /// A backend's that filters see as it comes.
     Filtered(FilteredBody),
+    /// The orchestrator's, to a sandbox's sync.
+    Sync(Box<SyncBody>),
 }
 
 impl Body {
@@ -145,6 +150,7 @@ impl http_body::Body for Body {
                 return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
             }
             Self::Filtered(body) => return body.poll_frame(context),
+            Self::Sync(body) => return Pin::new(&mut **body).poll_frame(context),
             Self::Backend(body) => body,
         };
         if body.ended.as_mut().poll(context).is_ready() {
@@ -181,6 +187,7 @@ impl http_body::Body for Body {
             }
             Self::Joined { begun, rest } => begun.is_empty() && rest.is_end_stream(),
             Self::Filtered(_) => false,
+            Self::Sync(body) => body.is_end_stream(),
         }
     }
 
@@ -188,6 +195,7 @@ impl http_body::Body for Body {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Backend(body) => body.incoming.size_hint(),
+            Self::Sync(body) => body.size_hint(),
             Self::Joined { .. } | Self::Filtered(_) => SizeHint::default(),
         }
     }

@@ -6,6 +6,7 @@ use crate::control::Gateways;
 use crate::driver::Startups;
 use crate::pool::Pool;
 use crate::store::Store;
+use crate::sync::processes::Syncs;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -32,6 +33,7 @@ pub(crate) struct Admin {
     pub(crate) gateways: Gateways,
     pub(crate) pool: Pool,
     pub(crate) startups: Startups,
+    pub(crate) syncs: Syncs,
 }
 
 /// Serves the admin port until the tasks are stopped.
@@ -83,6 +85,10 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     warm_pool(&admin.pool, &mut registry);
     let startups = "From a create call until its sandbox runs, by whether it was kept ready";
     registry.register("sandbox_startup_seconds", startups, admin.startups.clone());
+    let carrying = "How long files took to be brought into sandboxes, and to be flushed when they ended";
+    registry.register("sync_seconds", carrying, admin.syncs.durations());
+    let lag = "From a change in a sandbox until the store has it";
+    registry.register("sync_lag_seconds", lag, admin.syncs.lag());
     let mut response = Response::new(Body::from(exposition(&registry)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(EXPOSITION_TYPE));
     response

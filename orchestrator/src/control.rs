@@ -10,6 +10,7 @@ mod shares;
 use crate::filter_log::FilterLog;
 use crate::store::Store;
 use futures_util::future::join_all;
+use postern_common::control::assertions::AssertionKey;
 use postern_common::control::{
     Applied, Change, DeliverySender, EndedSession, Message, Publisher, State, TenantConfig,
 };
@@ -142,6 +143,12 @@ impl Gateways {
         let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
         let (budgets, assertions) = (publisher.budgets.clone(), publisher.assertions.clone());
         self.sharing.enter(Some(gateway.clone()), budgets, assertions)
+    }
+
+    /// The keys by which gateways' assertions are told from anybody's.
+    #[must_use]
+    pub(crate) fn assertion_keys(&self) -> Vec<AssertionKey> {
+        self.sharing.keys()
     }
 
     /// Takes back what a gateway has in common with others, when its credential is.

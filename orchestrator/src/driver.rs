@@ -25,6 +25,7 @@ use crate::store::{
     Action, Actor, AddedSandbox, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange,
     SandboxRow, Store, StoreError, Terms, Transition,
 };
+use crate::sync::processes::{SyncError, Syncs};
 use lanes::Lanes;
 use postern_common::clock;
 use postern_common::id::{RequestId, SandboxId, TenantId};
@@ -80,6 +81,9 @@ pub(crate) enum DriveError {
     /// The session.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// Its files could not be carried.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -146,6 +150,8 @@ pub(crate) struct Parts {
     pub(crate) sessions: Sessions,
     /// Their users' files.
     pub(crate) files: UserFiles,
+    /// What carries them while sandboxes run.
+    pub(crate) syncs: Syncs,
     /// Sandboxes that are kept ready.
     pub(crate) pool: Pool,
     /// Opens what is sealed.
@@ -182,6 +188,12 @@ impl Driver {
     #[must_use]
     pub(crate) fn startups(&self) -> Startups {
         self.0.startups.clone()
+    }
+
+    /// What carries files.
+    #[must_use]
+    pub(crate) fn syncs(&self) -> Syncs {
+        self.0.parts.syncs.clone()
     }
 
     fn parts(&self) -> &Parts {
@@ -346,9 +358,14 @@ impl Driver {
             Effect::Freeze => host.pause(id).await?,
             Effect::Thaw => host.resume(id).await?,
             Effect::EndSession => sessions.end(id, clock::now()).await?,
-            Effect::EndProcesses => host.end(id).await?,
+            Effect::EndProcesses => {
+                // It would be begun again otherwise; what it has not carried yet is, before the slot goes.
+                self.parts().syncs.stop(id).await;
+                host.end(id).await?;
+            }
             Effect::KeepFiles => self.keep_files(row).await?,
             Effect::TearDown => {
+                self.parts().syncs.end_session(id).await?;
                 host.destroy(id).await?;
                 self.parts().files.forget(id).await;
                 self.torn_down(id).await?;

@@ -180,6 +180,22 @@ impl UserFiles {
         blocking(&sandbox, "keep", carry).await
     }
 
+    /// Notes that files were brought into a sandbox, so that it is known if they are lost.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn note_given(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.manifest(sandbox).write(&manifest::Manifest::default())
+    }
+
+    /// Notes that a sandbox's files are in the store.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn note_kept(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.manifest(sandbox).note_kept()
+    }
+
     /// Forgets what had been carried into a sandbox that is gone.
     pub(crate) async fn forget(&self, sandbox: &SandboxId) {
         let manifest = self.manifest(sandbox);

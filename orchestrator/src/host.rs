@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use postern_common::id::SandboxId;
 use postern_common::session::Peer;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// Where a sandbox's user files lie on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,15 @@ pub struct UserFolder {
     pub path: PathBuf,
     /// The user and group that must own what is put there; `None`: our own.
     pub owner: Option<u32>,
+}
+
+/// How a sandbox's sync is run.
+#[derive(Debug)]
+pub struct PreparedSync {
+    /// Where its requests come from.
+    pub peer: Peer,
+    /// The process, confined: it reaches the sandbox's slot and that socket, and nothing else.
+    pub command: Command,
 }
 
 /// A runtime with its surroundings.
@@ -41,6 +51,21 @@ pub trait Host: Runtime {
         &'a self,
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>>;
+
+    /// Prepares the sync of a sandbox whose slot is there; `None` where files are carried by other
+    /// means, or where nothing of them is left.
+    fn sync<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<PreparedSync>, RuntimeError>> {
+        let _ = sandbox;
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Whether sandboxes have syncs here.
+    fn has_syncs(&self) -> bool {
+        false
+    }
 
     /// `local` or `kubernetes`.
     fn name(&self) -> &'static str;
@@ -86,6 +111,20 @@ impl Host for LocalRuntime {
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>> {
         Box::pin(self.set_slot_aside(sandbox))
+    }
+
+    fn sync<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<PreparedSync>, RuntimeError>> {
+        Box::pin(async {
+            let prepared = self.prepare_sync(sandbox).await?;
+            Ok(prepared.map(|(socket, command)| PreparedSync { peer: Peer::Socket(socket), command }))
+        })
+    }
+
+    fn has_syncs(&self) -> bool {
+        self.has_sync_program()
     }
 
     fn name(&self) -> &'static str {

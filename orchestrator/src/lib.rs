@@ -40,13 +40,15 @@ pub mod setup;
 mod storage;
 mod store;
 mod stream;
+mod sync;
 mod tenant;
 
 pub use config::Config;
 pub use driver::Reconciled;
-pub use host::{Host, UserFolder};
+pub use host::{Host, PreparedSync, UserFolder};
 pub use orchestrator::{Claim, Orchestrator, Prepared, StartError};
 pub use seal::SealError;
 pub use storage::ConnectError;
 pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};
 pub use stream::AuthorityError;
+pub use sync::FilesListener;

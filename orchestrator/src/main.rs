@@ -20,7 +20,7 @@ use postern_common::telemetry;
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Isolation, Probed, Runtime as _};
-use postern_orchestrator::{Config, Host, Orchestrator, Prepared};
+use postern_orchestrator::{Config, FilesListener, Host, Orchestrator, Prepared};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -137,6 +137,8 @@ async fn run(settings: &Settings, around: Surroundings) -> anyhow::Result<()> {
                 slot_root: data.join("slots"),
                 shim: programs.find("postern-shim")?,
                 sandboxd: programs.find("postern-sandboxd")?,
+                // Without the way on which a gateway brings it, it could carry nothing.
+                sync: settings.path(name::FILES_API).map(|_| programs.find("postern-sync")).transpose()?,
                 runsc: settings.path(name::RUNSC),
                 search_path: around.search_path,
             };
@@ -149,7 +151,10 @@ async fn run(settings: &Settings, around: Surroundings) -> anyhow::Result<()> {
     let api = listen(settings, name::API_LISTEN).await?;
     let control = listen(settings, name::CONTROL_LISTEN).await?;
     let admin = listen(settings, name::API_ADMIN_LISTEN).await?;
+    let files = settings.path(name::FILES_API).map(|path| FilesListener::bind(&path)).transpose();
+    let files = files.context("POSTERN_FILES_API: could not listen there")?;
     let orchestrator = prepared.start(runtime, &tasks).await?;
+    files.into_iter().for_each(|listener| orchestrator.serve_files(listener));
     let adopted = orchestrator.reconciled().adopted.len();
     let shown = open(&orchestrator, [api, control, admin], &data, &run_root).await?;
     let [listen, control, admin] = shown;

@@ -20,12 +20,15 @@ use crate::rights::Rights;
 use crate::runtime::Isolation;
 use crate::seal::SealError;
 use crate::sessions::peers::{self, PeerSessions};
+use crate::sessions::sync::{self as sync_sessions, SyncSessions};
 use crate::sessions::{Sessions, session};
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
 };
 use crate::stream::{AuthorityError, ControlStream};
+use crate::sync::processes::Syncs;
+use crate::sync::{self, FilesApi, FilesListener};
 use postern_common::clock;
 use postern_common::control::{Publisher, State};
 use postern_common::folder::TenantFiles;
@@ -146,11 +149,9 @@ impl Prepared {
         // Never below the clock's seconds: a database that was restored counts on from before, and
         // gateways refuse what is older than they know.
         let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
-        let state = known_sessions(&store).await?;
-        let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
+        let (gateways, uses) = Gateways::start(epoch, known_sessions(&store).await?, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let (storage, folder) = connect(&config, &store)?;
-        let files = UserFiles::new(folder, Bounds::default());
         let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
         let configuration = Configuration::new(configuration::Parts {
             store: store.clone(),
@@ -165,22 +166,23 @@ impl Prepared {
         configuration.publish_all().await?;
         let retention = Retention::new(store.clone(), storage.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
-        let parts = Parts {
+        let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
+        let syncs = SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
+        let syncs = Syncs::new(Arc::clone(&host), syncs, storage.clone(), tasks.clone());
+        let driver = Driver::new(Parts {
+            syncs,
             store: store.clone(),
             host: Arc::clone(&host),
             sessions,
-            files,
+            files: UserFiles::new(folder, Bounds::default()),
             pool: pool.clone(),
             keys: Arc::clone(&keys),
             tasks: tasks.clone(),
-        };
-        let driver = Driver::new(parts);
+        });
         let reconciled = driver.reconcile().await?;
-        let isolation = config.isolation;
-        let wants = host.has_own_pool().then(|| Wants { configuration: configuration.clone(), isolation });
+        let wants = Wants { configuration: configuration.clone(), isolation: config.isolation };
+        let wants = host.has_own_pool().then_some(wants);
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
-        let rights = Rights::shipped().map_err(StartError::Rights)?;
-        let filter_log = gateways.filter_log().clone();
         let (drain, tasks) = (Drain::default(), tasks.clone());
         let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
         let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
@@ -189,19 +191,19 @@ impl Prepared {
             storage,
             keys,
             configuration,
-            filter_log,
+            filter_log: gateways.filter_log().clone(),
             driver,
             pool,
             retention,
             host,
-            isolation,
-            rights,
+            isolation: config.isolation,
+            rights: Rights::shipped().map_err(StartError::Rights)?,
             drain,
             peers,
             stream: Arc::new(stream),
             tasks: tasks.clone(),
         };
-        Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
+        Ok(Orchestrator { api: Arc::new(api), files_api, gateways, reconciled, tasks })
     }
 }
 
@@ -234,6 +236,7 @@ fn watch(
 #[derive(Debug)]
 pub struct Orchestrator {
     api: Arc<Api>,
+    files_api: FilesApi,
     gateways: Gateways,
     reconciled: Reconciled,
     tasks: Tasks,
@@ -267,11 +270,17 @@ impl Orchestrator {
         Arc::clone(&self.api.stream).serve(listener, &self.tasks);
     }
 
+    /// Serves the files API on `listener`, where gateways bring sandboxes' syncs.
+    pub fn serve_files(&self, listener: FilesListener) {
+        sync::serve(self.files_api.clone(), listener, &self.tasks);
+    }
+
     /// Serves the admin port on `listener`.
     pub fn serve_admin(&self, listener: TcpListener) {
         let Api { store, pool, driver, .. } = &*self.api;
         let (store, gateways, pool) = (store.clone(), self.gateways.clone(), pool.clone());
-        let admin = Admin { store, gateways, pool, startups: driver.startups() };
+        let (startups, syncs) = (driver.startups(), driver.syncs());
+        let admin = Admin { store, gateways, pool, startups, syncs };
         admin::serve(admin, listener, &self.tasks);
     }
 
@@ -403,6 +412,9 @@ async fn known_sessions(store: &Store) -> Result<State, StoreError> {
     let now = clock::now();
     let mut state = State { ended: store.ended_sessions(now).await?, ..State::default() };
     state.ended.extend(store.ended_peer_sessions(now).await?);
+    state.ended.extend(store.ended_sync_sessions(now).await?);
+    let syncs = store.sync_sessions(None).await?.into_iter().filter(|row| row.last_token_until() > now);
+    state.sessions.extend(syncs.map(sync_sessions::session));
     state.sessions.extend(store.peer_sessions(now).await?.into_iter().map(peers::session));
     for row in store.live_sandboxes().await? {
         if !matches!(row.state, Status::Running | Status::Paused) {

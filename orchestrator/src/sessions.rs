@@ -6,6 +6,7 @@
 //! lane (see `driver`), so a session's changes never overtake each other.
 
 pub(crate) mod peers;
+pub(crate) mod sync;
 
 use crate::control::{ACKNOWLEDGE_TIME, Gateways};
 use crate::keys::InstallationKeys;

@@ -32,11 +32,11 @@ pub use connect::ConnectError;
 pub(crate) use connect::StorageSettings;
 pub(crate) use path::FilePath;
 pub(crate) use types::{
-    Condition, Content, Digest, Edit, FileEntry, NewFile, Quota, Reading, StorageError, Usage, Version,
-    Writer,
+    Condition, Content, Digest, Edit, FileEntry, Listing, NewFile, Quota, Reading, SmallFile, StorageError,
+    Usage, Version, Writer,
 };
 pub(crate) use uploads::PART_BYTES;
-pub(crate) use user::UserFiles;
+pub(crate) use user::{Open, UserFiles};
 
 use crate::store::{FileOwner, Store};
 use locks::Locks;

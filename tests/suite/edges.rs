@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("postern-sandboxd", &["postern-common"]),
     ("postern-shim", &["postern-common"]),
+    ("postern-sync", &["postern-common"]),
     ("postern-sdk-wasm", &[]),
     (
         "postern",
@@ -50,6 +51,8 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
     ("postern-sandboxd --no-default-features", &["rustls", "aws-lc", "sqlx", "wasmtime", "cedar", "axum"]),
     ("postern-sandboxd", &["sqlx", "wasmtime", "cedar", "axum", "kube"]),
     ("postern-shim", &["rustls", "aws-lc", "sqlx", "wasmtime", "cedar", "axum"]),
+    // It reaches nothing but a socket: no TLS, no store, no database.
+    ("postern-sync", &["rustls", "object_store", "sqlx", "wasmtime", "cedar", "axum", "reqwest"]),
     ("postern", &["ring v", "openssl-sys", "native-tls"]),
 ];
 

@@ -44,6 +44,8 @@ mod starting;
 #[cfg(test)]
 mod story;
 #[cfg(test)]
+mod sync;
+#[cfg(test)]
 mod tokens;
 #[cfg(test)]
 mod websocket;

@@ -14,11 +14,11 @@ use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
 use postern_common::settings::{Setting, Settings, WantedIsolation, name};
 use postern_common::tasks::Tasks;
-use postern_gateway::{Ceilings, Config as GatewayConfig, Gateway, Settings as GatewaySettings};
+use postern_gateway::{Ceilings, Config as GatewayConfig, FilesApi, Gateway, Settings as GatewaySettings};
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Enforced, Isolation, Probed, Runtime as _};
-use postern_orchestrator::{Config, Orchestrator, Prepared};
+use postern_orchestrator::{Config, FilesListener, Orchestrator, Prepared};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,6 +87,7 @@ impl Parts {
             slot_root: data.path().join("slots"),
             shim: programs.shim,
             sandboxd: programs.sandboxd,
+            sync: Some(programs.sync),
             runsc: settings.path(name::RUNSC),
             search_path: around.search_path(),
         };
@@ -107,10 +108,12 @@ impl Parts {
         let named = watched.map(WatchedFolder::urls).unwrap_or_default();
         let upstreams = Upstreams::new(settings, &own, named)?;
         let (publisher, follower) = control::link();
-        let gateway = gateway_config(settings, &prepared, &upstreams)?;
+        let (files, files_at) = files_listener(&run_root)?;
+        let gateway = gateway_config(settings, &prepared, &upstreams, files_at)?;
         let gateway = Gateway::start(gateway, follower, &gateway_tasks).await.map_err(anyhow::Error::new)?;
         let orchestrator = prepared.start(runtime, &own_tasks).await.map_err(anyhow::Error::new)?;
         orchestrator.connect(publisher).await;
+        orchestrator.serve_files(files);
         at.extend([gateway.tcp, gateway.admin]);
         Ok(Self {
             orchestrator,
@@ -182,6 +185,7 @@ impl Parts {
         self.orchestrator.close().await;
         // What sandboxes shared; a folder of a sandbox that is still there keeps its own.
         drop(std::fs::remove_dir_all(self.run_root.join("shared")));
+        drop(std::fs::remove_file(self.run_root.join("files.sock")));
         drop(std::fs::remove_dir(&self.run_root));
         stopped
     }
@@ -232,11 +236,13 @@ fn gateway_config(
     settings: &Settings,
     prepared: &Prepared,
     upstreams: &Upstreams,
+    files: PathBuf,
 ) -> Result<GatewayConfig, Failure> {
     let keys = prepared.keys();
     let mut gateway = GatewaySettings::new(keys.token_keys().cloned().collect(), upstreams.rules());
     gateway.tcp = ports::choose(settings, name::GATEWAY_LISTEN)?;
     gateway.admin = ports::choose(settings, name::GATEWAY_ADMIN_LISTEN)?;
+    gateway.files = Some(FilesApi::Socket(files));
     let ceilings = gateway.ceilings;
     gateway.ceilings = Ceilings {
         timeout: settings.timeout_ceiling().unwrap_or(ceilings.timeout),
@@ -245,6 +251,13 @@ fn gateway_config(
     gateway.observed_as(settings).map_err(Failure::Usage)?;
     gateway.artefact_key = <[u8; 32]>::try_from(keys.artefact_public_key()).ok();
     GatewayConfig::check(gateway).map_err(|mistakes| Failure::Usage(joined(&mistakes)))
+}
+
+/// The socket by which the gateway brings sandboxes' syncs, which nobody but us can reach.
+fn files_listener(run_root: &Path) -> Result<(FilesListener, PathBuf), Failure> {
+    let path = run_root.join("files.sock");
+    let listener = FilesListener::bind(&path);
+    Ok((listener.with_context(|| format!("could not listen on `{}`", path.display()))?, path))
 }
 
 const fn exactly(wanted: WantedIsolation) -> Option<Isolation> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Finds what `postern` needs beside itself: sandboxd, the shim, the compiler.
+//! Finds what `postern` needs beside itself: sandboxd, the shim, the sync, the compiler.
 //!
 //! A shipped `postern` carries them and lays them out, once for each build, in the data folder; a
 //! built one has them beside itself.
@@ -20,6 +20,8 @@ static EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded
 pub(crate) struct Programs {
     /// Process 1 inside a sandbox.
     pub sandboxd: PathBuf,
+    /// The process that carries a sandbox's files.
+    pub sync: PathBuf,
     /// The process that owns a sandbox.
     pub shim: PathBuf,
     /// Compiles filters.
@@ -48,6 +50,7 @@ impl Programs {
         };
         Ok(Self {
             sandboxd: found("postern-sandboxd")?,
+            sync: found("postern-sync")?,
             shim: found("postern-shim")?,
             compile: found("postern-compile")?,
         })
@@ -101,6 +104,7 @@ mod tests {
 
     const FILES: &[(&str, &[u8])] = &[
         ("postern-sandboxd", b"sandboxd"),
+        ("postern-sync", b"sync"),
         ("postern-shim", b"shim"),
         ("postern-compile", b"compile"),
         ("filters/card-guard.wasm", b"\0asm"),

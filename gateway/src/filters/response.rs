@@ -251,6 +251,7 @@ pub(super) fn refusal(broken: &BrokenOff) -> Reject {
         BrokenOff::SessionEnded => Reject::SessionEnded,
         BrokenOff::Backend(error) => Reject::UpstreamUnreachable(error.to_string()),
         BrokenOff::Filter => Reject::Internal("a filter refused an answer before it saw it"),
+        BrokenOff::TooSlow => Reject::BodyTimeout,
     }
 }
 

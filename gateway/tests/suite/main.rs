@@ -29,6 +29,7 @@ mod slips;
 mod smuggling;
 mod stream;
 mod streams;
+mod syncs;
 mod tenancy;
 mod tls;
 mod websockets;

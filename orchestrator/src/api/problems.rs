@@ -151,6 +151,11 @@ impl From<DriveError> for Refused {
             DriveError::TooMuch(_) => Problem::new(Code::QuotaExceeded, error.to_string())
                 .hint("use a template with a larger `disk`, or remove files in a sandbox made from one"),
             DriveError::Runtime(error) => runtime(&error),
+            DriveError::Sync(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a sync");
+                Problem::new(Code::RuntimeUnavailable, "the sandbox's files could not be carried")
+                    .hint("try again; the orchestrator's log says more")
+            }
             DriveError::StartCommand(..) => Problem::new(Code::RuntimeUnavailable, error.to_string()),
             DriveError::Silent(_) => Problem::new(Code::RuntimeUnavailable, error.to_string())
                 .hint("try again; if it stays so, destroy the sandbox"),

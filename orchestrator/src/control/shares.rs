@@ -107,6 +107,13 @@ impl Sharing {
         members.share();
     }
 
+    /// The keys that gateways' assertions count with now.
+    pub(crate) fn keys(&self) -> Vec<AssertionKey> {
+        let members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = members.gateways.values().filter_map(|member| member.assertions.own());
+        own.chain(members.left.iter().map(|left| left.key.clone())).collect()
+    }
+
     fn tick(&self) {
         let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for member in members.gateways.values_mut() {

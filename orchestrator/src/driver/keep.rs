@@ -30,6 +30,16 @@ impl Driver {
 
     async fn try_to_keep(&self, row: &SandboxRow) -> Result<(), DriveError> {
         let id = &row.new.id;
+        if let Some(report) = self.parts().syncs.finish(row).await? {
+            let failed =
+                |source| RuntimeError::Machine { sandbox: id.clone(), what: "note what was kept", source };
+            self.parts().files.note_kept(id).map_err(failed)?;
+            if report.left_count > 0 || report.conflict_count > 0 || report.files > 0 || report.deleted > 0 {
+                let text = serde_json::to_string(&report).unwrap_or_default();
+                self.record(row, Action::FilesKept, text).await?;
+            }
+            return Ok(());
+        }
         let slot = self.parts().host.user_folder(id).await?;
         let report = match self.parts().files.keep(&owned(row), slot).await {
             Ok(Kept::Carried(report)) => report,

@@ -115,6 +115,13 @@ impl Driver {
 
     pub(super) async fn bring_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
         let (parts, new) = (self.parts(), &row.new);
+        if let Some(report) = parts.syncs.begin(row).await? {
+            parts.files.note_given(&new.id).map_err(machine(row, "note what was brought in"))?;
+            if report.left_count > 0 {
+                tracing::warn!(sandbox = %new.id, left = ?report.left, "not every file was brought in");
+            }
+            return Ok(());
+        }
         let Some(slot) = parts.host.user_folder(&new.id).await? else { return Ok(()) };
         let hydrated = parts.files.hydrate(&keep::owned(row), slot).await;
         let report = hydrated.map_err(std::io::Error::other).map_err(machine(row, "bring in the files"))?;

@@ -9,11 +9,14 @@ use crate::host::UserFolder;
 use crate::keys::GivenKeys;
 use crate::lifecycle::Outcome;
 use crate::runtime::{Agent, Create, Enforced, Found, Probed, Runtime, Swept};
+use crate::sessions::sync::SyncSessions;
+use crate::storage::{Quota, Storage, StorageSettings};
 use crate::store::tests::{Database, make, sandbox};
 use crate::store::{AuditFilter, SessionRow};
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use postern_common::session::Peer;
+use postern_common::settings::Storage as Chosen;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -134,7 +137,13 @@ impl Bench {
             connecting: Semaphore::new(0),
             files: Mutex::default(),
         });
+        let sync_sessions =
+            SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), Duration::from_secs(3600));
+        let settings = StorageSettings { chosen: Chosen::default(), data_dir: folder.path().join("objects") };
+        let storage = Storage::new(settings.connect().expect("opens"), store.clone(), Quota::default());
+        let syncs = Syncs::new(Arc::clone(&host) as Arc<dyn Host>, sync_sessions, storage, tasks.clone());
         let driver = Driver::new(Parts {
+            syncs,
             store: store.clone(),
             host: Arc::clone(&host) as Arc<dyn Host>,
             sessions: Sessions::new(store.clone(), Arc::clone(&keys), gateways, Duration::from_secs(3600)),

@@ -87,6 +87,8 @@ impl Driver {
         match found {
             Some(found @ (Found::Running(_) | Found::Paused(_))) => {
                 self.match_if_other(&row, found);
+                // Its sync ended with the orchestrator before.
+                self.parts().syncs.resume(&row);
                 Ok(true)
             }
             Some(Found::Ended { exit, .. }) => self.ended(&row.new.id, exit.as_ref()).await.map(|()| false),

@@ -13,6 +13,7 @@
 mod probe;
 mod remains;
 mod start;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +63,8 @@ pub struct LocalSettings {
     pub shim: PathBuf,
     /// The program `postern-sandboxd`, static.
     pub sandboxd: PathBuf,
+    /// The program `postern-sync`; without it files are carried when sandboxes begin and end only.
+    pub sync: Option<PathBuf>,
     /// gVisor, if it is not to be looked for.
     pub runsc: Option<PathBuf>,
     /// Where `runsc` and `bwrap` are looked for.
@@ -90,6 +93,8 @@ pub struct LocalRuntime {
     settings: LocalSettings,
     /// The copy of `sandboxd` that every sandbox's user can reach.
     sandboxd: PathBuf,
+    /// The copy of `postern-sync` that every sandbox's user can reach.
+    sync: Option<PathBuf>,
     skeleton: PathBuf,
     /// As root each sandbox is a user of its own outside; otherwise all are us.
     is_root: bool,
@@ -119,9 +124,15 @@ impl LocalRuntime {
         let sandboxd = shared.join("sandboxd");
         install(&settings.sandboxd, &sandboxd)
             .map_err(|source| OpenError::Folder { path: sandboxd.clone(), source })?;
+        let sync = settings.sync.as_ref().map(|program| {
+            let path = shared.join("sync");
+            let installed = install(program, &path);
+            installed.map(|()| path.clone()).map_err(|source| OpenError::Folder { path, source })
+        });
+        let sync = sync.transpose()?;
         let is_root = rustix::process::geteuid().is_root();
         let cgroups = Parents::find();
-        Ok(Self { settings, sandboxd, skeleton, is_root, cgroups, probed: OnceCell::new(), tasks })
+        Ok(Self { settings, sandboxd, sync, skeleton, is_root, cgroups, probed: OnceCell::new(), tasks })
     }
 
     /// Makes a sandbox's folders, before it exists, and returns where the gateway must listen for

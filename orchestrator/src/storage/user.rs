@@ -6,7 +6,7 @@ use super::content::{Begun, Counted, begun};
 use super::objects::{LargeObject, Notes, ObjectInfo, Opened, Outcome, Put};
 use super::path::{FilePath, UserPrefix};
 use super::types::{
-    Condition, Content, Edit, FILE_MODE, FileEntry, Listing, MODE_BITS, NewFile, Reading, SmallFile,
+    Condition, Content, Digest, Edit, FILE_MODE, FileEntry, Listing, MODE_BITS, NewFile, Reading, SmallFile,
     StorageError, Usage, Version, Writer,
 };
 use super::{Storage, list};
@@ -33,6 +33,16 @@ struct Prepared {
     mode: u32,
     old: Option<FileRow>,
     put: Put,
+}
+
+/// A version of a file that is open.
+pub(crate) struct Open {
+    /// The bytes of all of it.
+    pub(crate) size: u64,
+    /// Their digest, if the store keeps it.
+    pub(crate) digest: Option<Digest>,
+    /// Its bytes, from where they were asked for.
+    pub(crate) content: Content,
 }
 
 impl UserFiles {
@@ -102,6 +112,27 @@ impl UserFiles {
         let about = self.entry(path, info, notes, row?).await?;
         self.storage.store.used_file(&self.owner, path, clock::now()).await?;
         Ok(Reading { about, range: found, content })
+    }
+
+    /// Opens one version of a file from a byte on, for whoever has it from a list: nothing is looked
+    /// up besides.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`], [`StorageError::Conflict`] if it is another version by now.
+    pub(crate) async fn open(
+        &self,
+        path: &FilePath,
+        from: u64,
+        version: &Version,
+    ) -> Result<Open, StorageError> {
+        let range = (from > 0).then_some(from..u64::MAX);
+        let opened = self.storage.objects.read(&self.prefix.file(path), range).await?;
+        let Opened { info, notes, content, .. } =
+            opened.ok_or_else(|| StorageError::NotFound(path.clone()))?;
+        if *version != info.version {
+            return Err(StorageError::Conflict { path: path.clone(), found: Some(info.version) });
+        }
+        Ok(Open { size: info.size, digest: notes.digest, content })
     }
 
     /// What is known of an object, from the database if that knows this version of it.

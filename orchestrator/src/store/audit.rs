@@ -17,7 +17,6 @@ pub(crate) enum Actor {
     /// The watched folder.
     Folder,
     /// What runs in a sandbox, whose changed files came to the store.
-    #[cfg_attr(not(test), expect(dead_code, reason = "files come by the folder until sync brings them"))]
     Sandbox(SandboxId),
 }
 

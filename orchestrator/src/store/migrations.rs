@@ -44,6 +44,7 @@ const MIGRATIONS: &[Migration] = migrations![
     17 "000017_number_decisions",
     18 "000018_describe_files",
     19 "000019_create_file_uploads",
+    22 "000022_create_sync_sessions",
 ];
 
 /// The tables could not be brought up to date.

@@ -132,6 +132,8 @@ impl Bench {
             slot_root: folder.path().join("slots"),
             shim,
             sandboxd,
+            // There is no gateway here that could carry it.
+            sync: None,
             runsc: runsc().filter(|_| is_real),
             search_path: if is_real { vec!["/usr/bin".into()] } else { Vec::new() },
         };

@@ -45,6 +45,12 @@ impl RunFolder {
         self.gateway().join("gateway.sock")
     }
 
+    /// The folder that holds nothing but the gateway's sockets for this sandbox's sync.
+    #[must_use]
+    pub fn sync_gateway(&self) -> PathBuf {
+        self.0.join("sync")
+    }
+
     /// Where the slot is mounted; below it `data` and `home`.
     #[must_use]
     pub fn disk(&self) -> PathBuf {

@@ -173,6 +173,7 @@ async fn probed(
         slot_root: trial.join("slots"),
         shim: programs.shim,
         sandboxd: programs.sandboxd,
+        sync: None,
         runsc: settings.path(name::RUNSC),
         search_path: around.search_path(),
     };

@@ -47,6 +47,7 @@ impl Bench {
             slot_root: folder.path().join("slots"),
             shim: "/bin/false".into(),
             sandboxd: "/bin/false".into(),
+            sync: None,
             runsc: None,
             search_path: Vec::new(),
         };

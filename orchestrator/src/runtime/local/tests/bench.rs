@@ -71,6 +71,7 @@ impl Bench {
             slot_root: folder.path().join("slots"),
             shim: programs.join(SHIM),
             sandboxd: programs.join(SANDBOXD),
+            sync: None,
             runsc: Some(runsc()),
             search_path: vec!["/usr/bin".into()],
         };

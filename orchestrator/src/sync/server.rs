@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections of gateways that carry syncs, and which call is meant.
+
+use super::FilesApi;
+use axum::body::Body;
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_common::files::ROUTE;
+use postern_common::problem::{CONTENT_TYPE, Code, Problem};
+use postern_common::tasks::{Stop, Tasks};
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// Connections at the same time: as many as gateways have calls under way, of some hundred sandboxes
+/// that are busy and some thousands that wait.
+const CONNECTIONS: usize = 8192;
+/// How long a gateway may take to send a call's head.
+const HEAD_TIME: Duration = Duration::from_secs(60);
+/// After a failed accept (out of descriptors, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where gateways come to.
+#[derive(Debug)]
+pub enum FilesListener {
+    /// A socket that only this machine's gateway can reach.
+    Unix(UnixListener),
+    /// An address.
+    Tcp(TcpListener),
+}
+
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl FilesListener {
+    /// Listens on a socket at `path`, where only our own user can reach it. One that is left there of
+    /// before is replaced: whoever holds the data folder's lock has no other.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+            Ok(_) => return Err(io::Error::other("something that is no socket is there")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self::Unix(listener))
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+        }
+    }
+}
+
+/// Serves until the tasks are stopped.
+pub(crate) fn serve(api: FilesApi, listener: FilesListener, tasks: &Tasks) {
+    let group = tasks.clone();
+    tasks.spawn(async move |stop: Stop| {
+        let free = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Some(Ok(room)) = stop.run_until_cancelled(Arc::clone(&free).acquire_owned()).await else {
+                return;
+            };
+            let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
+            let Ok(stream) = accepted else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let api = api.clone();
+            group.spawn(async move |stop: Stop| {
+                match stream {
+                    Stream::Unix(stream) => converse(TokioIo::new(stream), api, stop).await,
+                    Stream::Tcp(stream) => converse(TokioIo::new(stream), api, stop).await,
+                }
+                drop(room);
+            });
+        }
+    });
+}
+
+async fn converse<Io>(io: Io, api: FilesApi, stop: Stop)
+where
+    Io: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let api = api.clone();
+        async move { Ok::<_, Infallible>(answer(&api, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .serve_connection(io, service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // Other errors of one connection are its gateway's; calls were answered by themselves.
+        ended = connection.as_mut() => drop(ended),
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            drop(connection.await);
+        }
+    }
+}
+
+async fn answer(api: &FilesApi, request: Request<Incoming>) -> Response<Body> {
+    called(api, request).await.unwrap_or_else(|problem| refused(&problem))
+}
+
+async fn called(api: &FilesApi, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+    let call = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
+    let Some((ROUTE, call)) = call else {
+        return Err(Problem::new(Code::NotFound, "there is no such call"));
+    };
+    if request.method() != Method::POST {
+        return Err(Problem::new(Code::MethodNotAllowed, "calls are made by POST"));
+    }
+    let call = call.to_owned();
+    let caller = api.caller(request.headers(), request.uri()).await?;
+    let body = request.into_body();
+    match &*call {
+        "list" => api.list(&caller).await,
+        "get" => api.get(&caller, body).await,
+        "put" => api.put(&caller, body).await,
+        "changes" => api.changes(&caller, body).await,
+        _ => Err(Problem::new(Code::NotFound, "there is no such call")),
+    }
+}
+
+fn refused(problem: &Problem) -> Response<Body> {
+    let text = serde_json::to_vec(problem).unwrap_or_default();
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() =
+        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(CONTENT_TYPE));
+    response
+}

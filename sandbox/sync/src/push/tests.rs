@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use crate::tree::tests::{Bench, path, stamp};
+use proptest::prelude::*;
+
+fn agreed(what: What) -> Agreed {
+    Agreed { what, version: Version::new("v".to_owned()).expect("short"), stamp: stamp(1) }
+}
+
+fn file(size: u64) -> What {
+    What::File { size, digest: None, mode: 0o644, modified: 0 }
+}
+
+fn seen(kind: Kind, size: u64) -> Seen {
+    Seen { kind, mode: 0o644, stamp: stamp(size), allocated: size }
+}
+
+fn change(at: &str, before: Option<What>, now: Option<Seen>) -> Change {
+    Change { path: path(at), before: before.map(agreed), now, tries: 0 }
+}
+
+fn order(changes: Vec<Change>) -> Vec<(String, bool)> {
+    let packs = phases(changes).into_iter().flatten().flatten();
+    packs.map(|it| (it.path.as_str().to_owned(), it.now.is_some())).collect()
+}
+
+#[test]
+fn a_renamed_file_is_put_before_its_old_name_goes() {
+    let moved = vec![
+        change("a", Some(file(1)), None),
+        change("b", None, Some(seen(Kind::File, 1))),
+        change("d/x", Some(file(1)), None),
+        change("d", Some(What::Folder { mode: 0o700 }), None),
+    ];
+    let ordered = order(moved);
+    assert_eq!(ordered[0], ("b".to_owned(), true));
+    let place = |name: &str| ordered.iter().position(|(path, _)| path == name).expect("is there");
+    assert!(place("d/x") < place("d"), "what lies deepest goes first");
+}
+
+#[test]
+fn what_is_in_the_way_goes_first() {
+    let changes = vec![
+        change("a", Some(file(1)), Some(seen(Kind::Folder, 0))),
+        change("a/b", None, Some(seen(Kind::File, 1))),
+        change("d", Some(What::Folder { mode: 0o755 }), Some(seen(Kind::File, 1))),
+        change("d/x", Some(file(1)), None),
+    ];
+    let ordered = order(changes);
+    let place = |wanted: (&str, bool)| {
+        ordered.iter().position(|(path, is_there)| (path.as_str(), *is_there) == wanted).expect("is there")
+    };
+    assert!(place(("a", false)) < place(("a", true)) && place(("a", true)) < place(("a/b", true)));
+    assert!(place(("d/x", false)) < place(("d", false)) && place(("d", false)) < place(("d", true)));
+}
+
+proptest! {
+    #[test]
+    fn packs_lose_and_repeat_nothing_and_are_bounded(sizes in prop::collection::vec(0..3 * SMALL_BYTES, 0..300)) {
+        let changes: Vec<Change> = sizes
+            .iter()
+            .enumerate()
+            .map(|(number, size)| change(&format!("f{number}"), None, Some(seen(Kind::File, *size))))
+            .collect();
+        let mut found = Vec::new();
+        for pack in phases(changes).into_iter().flatten() {
+            let bytes: u64 = pack.iter().map(|it| it.now.expect("is there").stamp.size).sum();
+            prop_assert!(pack.len() == 1 || (pack.len() <= PACK_FILES && bytes < PACK_BYTES + SMALL_BYTES));
+            found.extend(pack.into_iter().map(|it| it.path.as_str().to_owned()));
+        }
+        found.sort_unstable();
+        let mut wanted: Vec<String> = (0..sizes.len()).map(|number| format!("f{number}")).collect();
+        wanted.sort_unstable();
+        prop_assert_eq!(found, wanted);
+    }
+}
+
+fn read(bench: &Bench, change: Change) -> (Read, usize) {
+    let (to, mut from) = mpsc::channel(100);
+    let mut out = Outgoing::new(to);
+    let read = read_one(&bench.tree, change, &mut out).expect("somebody reads");
+    out.flush(true).expect("somebody reads");
+    drop(out);
+    (read, std::iter::from_fn(|| from.blocking_recv()).map(|bytes| bytes.len()).sum())
+}
+
+#[test]
+fn a_file_that_only_looks_changed_is_not_sent() {
+    let bench = Bench::new();
+    bench.write("a", "same");
+    let (mut opened, now) = bench.tree.file("a").expect("opens");
+    let what = What::File { size: 4, digest: digest(&mut opened, 4), mode: now.mode, modified: 0 };
+    let (found, bytes) = read(&bench, change("a", Some(what.clone()), Some(now)));
+    assert!(matches!(found, Read::Same(_, stamp) if stamp == now.stamp) && bytes == 0);
+    bench.write("a", "else");
+    let (found, bytes) = read(&bench, change("a", Some(what), Some(now)));
+    assert!(matches!(found, Read::Sent(_)) && bytes > 0);
+}
+
+#[test]
+fn what_is_gone_or_back_when_it_is_read_is_looked_at_again() {
+    let bench = Bench::new();
+    let (found, bytes) = read(&bench, change("gone", None, Some(seen(Kind::File, 1))));
+    assert!(matches!(found, Read::Again(..)) && bytes == 0);
+    bench.write("back", "");
+    let (found, bytes) = read(&bench, change("back", Some(file(1)), None));
+    assert!(matches!(found, Read::Again(..)) && bytes == 0, "a deletion that is none is not told");
+    std::fs::create_dir(bench.at("folder")).expect("makes");
+    let (found, _) = read(&bench, change("folder", None, Some(seen(Kind::File, 1))));
+    assert!(matches!(found, Read::Again(..)), "a folder took its place");
+    std::os::unix::fs::symlink("/etc/passwd", bench.at("link")).expect("links");
+    let (found, bytes) = read(&bench, change("link", None, Some(seen(Kind::File, 1))));
+    assert!(matches!(found, Read::Again(..)) && bytes == 0, "a link in its place is not followed");
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What store and sandbox last agreed on, so that a change on either side can be told from one on the
+//! other, and so that a sync that was killed goes on where it was.
+//!
+//! It is a log beside the user's tree, out of the agent's sight: one line for each path that changed,
+//! the last one counts. It is written after the store has answered. A line that is missing makes a
+//! file be looked at again, never be lost; a torn last line is dropped.
+
+use crate::tree::Stamp;
+use postern_common::files::{Entry, FilePath, Version, What};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+
+const NAME: &str = "state";
+/// A log with so many more lines than paths is written anew.
+const SLACK: usize = 10_000;
+/// The longest line: a path and a target, escaped.
+const LINE_BYTES: u64 = 64 << 10;
+
+/// What both sides have at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Agreed {
+    pub(crate) what: What,
+    /// The store's name for it.
+    pub(crate) version: Version,
+    /// What it looks like here.
+    pub(crate) stamp: Stamp,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    path: &'a FilePath,
+    agreed: Option<&'a Agreed>,
+}
+
+#[derive(Deserialize)]
+struct ReadLine {
+    path: FilePath,
+    agreed: Option<Agreed>,
+}
+
+/// The log and what it says.
+#[derive(Debug)]
+pub(crate) struct State {
+    folder: PathBuf,
+    /// `None` where it cannot be written: what is known then is known until this process ends.
+    log: Option<File>,
+    lines: usize,
+    agreed: BTreeMap<FilePath, Agreed>,
+    fresh: Vec<u8>,
+}
+
+impl State {
+    /// Reads the log in `folder`, or begins one.
+    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
+        let path = folder.join(NAME);
+        let mut state = Self {
+            folder: folder.to_owned(),
+            log: None,
+            lines: 0,
+            agreed: BTreeMap::new(),
+            fresh: Vec::new(),
+        };
+        match File::open(&path) {
+            Ok(file) => state.read(file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        // A disk that is shown only to be read.
+        state.log = OpenOptions::new().append(true).create(true).open(&path).ok();
+        Ok(state)
+    }
+
+    fn read(&mut self, file: File) -> io::Result<()> {
+        let mut reader = BufReader::new(file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            io::Read::take(&mut reader, LINE_BYTES).read_until(b'\n', &mut line)?;
+            if line.last() != Some(&b'\n') {
+                return Ok(());
+            }
+            // One that is torn in the middle had no answer of the store's behind it.
+            let Ok(ReadLine { path, agreed }) = serde_json::from_slice(&line) else { continue };
+            self.lines += 1;
+            match agreed {
+                Some(agreed) => drop(self.agreed.insert(path, agreed)),
+                None => drop(self.agreed.remove(&path)),
+            }
+        }
+    }
+
+    /// Whether nothing was ever agreed on.
+    pub(crate) fn is_new(&self) -> bool {
+        self.lines == 0
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<&Agreed> {
+        self.agreed.get(path)
+    }
+
+    /// All, in the order of their paths.
+    pub(crate) const fn all(&self) -> &BTreeMap<FilePath, Agreed> {
+        &self.agreed
+    }
+
+    /// What lies in a folder, however deep; `None`: everything.
+    pub(crate) fn below<'a>(
+        &'a self,
+        folder: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a FilePath, &'a Agreed)> {
+        let first = folder.map(|folder| format!("{folder}/")).unwrap_or_default();
+        let begins = first.clone();
+        self.agreed
+            .range::<str, _>((std::ops::Bound::Included(&*first), std::ops::Bound::Unbounded))
+            .take_while(move |(path, _)| path.as_str().starts_with(&begins))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    /// Notes that both sides have this; written by [`State::save`].
+    pub(crate) fn agree(&mut self, entry: Entry, stamp: Stamp) {
+        let Entry { path, what, version } = entry;
+        let agreed = Agreed { what, version, stamp };
+        self.note(&path, Some(&agreed));
+        self.agreed.insert(path, agreed);
+    }
+
+    /// Notes that it looks like this now, though it still is what was agreed on.
+    pub(crate) fn restamp(&mut self, path: &FilePath, stamp: Stamp) {
+        let Some(agreed) = self.agreed.get_mut(path) else { return };
+        agreed.stamp = stamp;
+        let agreed = agreed.clone();
+        self.note(path, Some(&agreed));
+    }
+
+    /// Notes that neither side has it.
+    pub(crate) fn forget(&mut self, path: &FilePath) {
+        if self.agreed.remove(path).is_some() {
+            self.note(path, None);
+        }
+    }
+
+    fn note(&mut self, path: &FilePath, agreed: Option<&Agreed>) {
+        if serde_json::to_writer(&mut self.fresh, &Line { path, agreed }).is_ok() {
+            self.fresh.push(b'\n');
+            self.lines += 1;
+        }
+    }
+
+    /// Writes what was noted. A disk that is full costs only what is known after a restart.
+    pub(crate) fn save(&mut self) {
+        if self.lines > self.agreed.len().saturating_mul(2).saturating_add(SLACK) && self.rewrite().is_ok() {
+            return;
+        }
+        let Some(log) = &mut self.log else { return self.fresh.clear() };
+        if log.write_all(&self.fresh).is_err() {
+            // What is half written is dropped by whoever reads it; the next line begins anew.
+            let _ = log.write_all(b"\n").is_ok();
+        }
+        self.fresh.clear();
+    }
+
+    fn rewrite(&mut self) -> io::Result<()> {
+        let (path, draft) = (self.folder.join(NAME), self.folder.join("state.draft"));
+        let mut text = Vec::new();
+        for (path, agreed) in &self.agreed {
+            serde_json::to_writer(&mut text, &Line { path, agreed: Some(agreed) })?;
+            text.push(b'\n');
+        }
+        fs::write(&draft, &text)?;
+        fs::rename(&draft, &path)?;
+        self.log = Some(OpenOptions::new().append(true).open(&path)?);
+        self.lines = self.agreed.len();
+        self.fresh.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::tests::stamp;
+    use postern_common::files::Digest;
+
+    fn path(text: &str) -> FilePath {
+        FilePath::parse(text).expect("a path")
+    }
+
+    fn entry(at: &str, size: u64) -> Entry {
+        let what = What::File { size, digest: Some(Digest([7; 32])), mode: 0o644, modified: 5 };
+        Entry { path: path(at), what, version: Version::new(format!("v{size}")).expect("short") }
+    }
+
+    #[test]
+    fn what_was_agreed_on_is_known_after_a_restart_and_what_was_not_saved_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut state = State::open(folder.path()).expect("opens");
+        assert!(state.is_new());
+        state.agree(entry("a\n\"b", 1), stamp(1));
+        state.agree(entry("gone", 2), stamp(2));
+        state.forget(&path("gone"));
+        state.agree(entry("a\n\"b", 3), stamp(3));
+        state.restamp(&path("a\n\"b"), stamp(4));
+        state.save();
+        state.agree(entry("late", 1), stamp(1));
+        drop(state);
+        let state = State::open(folder.path()).expect("opens");
+        assert!(!state.is_new());
+        assert_eq!(state.all().len(), 1);
+        let agreed = state.get("a\n\"b").expect("is there");
+        assert_eq!((agreed.version.as_str(), agreed.stamp), ("v3", stamp(4)));
+    }
+
+    #[test]
+    fn a_torn_line_loses_itself_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut state = State::open(folder.path()).expect("opens");
+        state.agree(entry("a", 1), stamp(1));
+        state.agree(entry("b", 1), stamp(1));
+        state.save();
+        let text = fs::read(folder.path().join(NAME)).expect("reads");
+        for cut in 0..text.len() {
+            fs::write(folder.path().join(NAME), &text[..cut]).expect("writes");
+            let mut state = State::open(folder.path()).expect("opens");
+            let whole = text[..cut].iter().filter(|byte| **byte == b'\n').count();
+            assert_eq!(state.all().len(), whole);
+            state.agree(entry("c", 1), stamp(1));
+            state.save();
+            state.agree(entry("d", 1), stamp(1));
+            state.save();
+            let again = State::open(folder.path()).expect("opens");
+            assert!(again.get("d").is_some(), "what comes after a torn line counts, cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_long_log_is_written_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut state = State::open(folder.path()).expect("opens");
+        for number in 0..SLACK as u64 + 10 {
+            state.agree(entry("a", number), stamp(number));
+        }
+        state.save();
+        let text = fs::read_to_string(folder.path().join(NAME)).expect("reads");
+        assert_eq!(text.lines().count(), 1);
+        state.agree(entry("b", 1), stamp(1));
+        state.save();
+        assert_eq!(State::open(folder.path()).expect("opens").all().len(), 2);
+    }
+
+    #[test]
+    fn what_lies_below_a_folder_is_not_what_begins_like_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut state = State::open(folder.path()).expect("opens");
+        for name in ["a", "a/b", "a/b/c", "a-b", "ab", "b"] {
+            state.agree(entry(name, 1), stamp(1));
+        }
+        let below =
+            |folder| state.below(folder).map(|(path, _)| path.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(below(Some("a")), ["a/b", "a/b/c"]);
+        assert_eq!(below(None).len(), 6);
+    }
+}

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures how files are carried beside rclone. Usage: bench.py PROGRAMS RCLONE JSON [--files N]
+
+Ours is the whole road: sandbox's slot, sync, gateway, orchestrator, store in a folder. rclone copies
+the same tree between two folders, directly, with three sets of options; the best of them counts.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+ROUNDS = 3
+CHANGES = 60
+IDLE_SECONDS = 60
+RCLONE = (
+    ("fast-list", "--transfers 32 --checkers 64 --fast-list"),
+    ("few", "--transfers 8 --checkers 16"),
+    ("no-check", "--transfers 16 --checkers 32 --ignore-checksum --no-check-dest"),
+)
+
+
+def quantile(values, part):
+    """Nearest rank."""
+    return sorted(values)[max(0, -(-len(values) * part // 100) - 1)]
+
+
+def wait(what, found, seconds=120):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        value = found()
+        if value is not None:
+            return value
+        time.sleep(0.005)
+    raise SystemExit(f"bench: {what} did not come about in {seconds} s")
+
+
+class Up:
+    """`postern up` with data of its own."""
+
+    def __init__(self, programs, folder):
+        self.folder, self.data = folder, os.path.join(folder, "data")
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": folder}
+        for name in ("API", "API_ADMIN", "GATEWAY", "GATEWAY_ADMIN", "CONTROL"):
+            environment[f"POSTERN_{name}_LISTEN"] = "127.0.0.1:0"
+        self.log = open(os.path.join(folder, "log"), "wb")
+        command = [os.path.join(programs, "postern"), "--data-dir", self.data, "up"]
+        self.process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        written = wait("`postern up`", self.written, 60)
+        self.url, self.run, self.admin = written["url"].rstrip("/"), written["run"], written["admin"][0]
+        self.key = open(written["key_file"]).read().strip()
+        self.call("PUT", "/templates/bench", {"memory": "512MiB", "disk": "4GiB"})
+
+    def written(self):
+        if self.process.poll() is not None:
+            raise SystemExit(open(os.path.join(self.folder, "log")).read())
+        try:
+            written = json.load(open(os.path.join(self.data, "connection.json")))
+        except (OSError, ValueError):
+            return None
+        return written if written["pid"] == self.process.pid else None
+
+    def call(self, method, path, body=None, raw=None):
+        data = raw if raw is not None else (json.dumps(body).encode() if body is not None else None)
+        request = urllib.request.Request(self.url + path, data=data, method=method)
+        request.add_header("Authorization", f"Bearer {self.key}")
+        if data is not None:
+            request.add_header("Content-Type", "application/octet-stream" if raw is not None else "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"bench: {method} {path}: {error.code} {error.read().decode()}") from None
+        return json.loads(text) if text.strip() else None
+
+    def sandbox(self, user, conversation):
+        wish = {"user_id": user, "conversation_id": conversation, "template": "bench"}
+        made = self.call("POST", "/sandbox?wait=running", wish)
+        if made["status"] != "running":
+            raise SystemExit(f"bench: a sandbox did not start: {made}\n{open(os.path.join(self.folder, 'log')).read()[-3000:]}")
+        return made["sandbox_id"]
+
+    def exec(self, sandbox, command):
+        ran = self.call("POST", f"/sandbox/{sandbox}/exec", {"command": command, "collect": True})
+        if ran["exit_code"] != 0:
+            raise SystemExit(f"bench: {command}: {ran}")
+        return ran["stdout"]
+
+    def destroy(self, sandbox):
+        self.call("DELETE", f"/sandbox/{sandbox}")
+
+    def spent(self, phase):
+        """Seconds that this phase took so far, and how often."""
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        found = {kind: re.search(rf'^postern_sync_seconds_{kind}{{phase="{phase}"}} (\S+)', text, re.M) for kind in ("sum", "count")}
+        return tuple(float(found[kind].group(1)) if found[kind] else 0.0 for kind in ("sum", "count"))
+
+    def phase(self, phase, act):
+        """What the phase took in `act`, seconds."""
+        before = self.spent(phase)[0]
+        done = act()
+        return self.spent(phase)[0] - before, done
+
+    def kept(self, user, path=""):
+        return os.path.join(self.data, "files/tenants/default/users", user, "files", path)
+
+    def slot(self, sandbox, path=""):
+        return os.path.join(self.run, sandbox, "disk/data/user", path)
+
+    def syncs(self, sandbox):
+        """Processes of a sandbox's sync: bubblewrap's and the one within."""
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            try:
+                line = open(f"/proc/{name}/cmdline").read()
+                parent = re.search(r"^PPid:\t(\d+)", open(f"/proc/{name}/status").read(), re.M).group(1)
+            except (OSError, AttributeError):
+                continue
+            if f"{self.run}/{sandbox}" in line and "--hostname\0sync" in line:
+                found.append(int(name))
+            elif int(parent) in found:
+                found.append(int(name))
+        return found
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(180)
+
+
+def make_tree(folder, files, low, high, seed=1):
+    """A tree like a checked-out project's: folders of some 40 files, sizes spread by their logarithm."""
+    rng, total = random.Random(seed), 0
+    for number in range(files):
+        place = os.path.join(folder, f"d{number // 1000}", f"e{number // 40}")
+        os.makedirs(place, exist_ok=True)
+        size = int(low * (high / low) ** rng.random())
+        with open(os.path.join(place, f"file-{number}.dat"), "wb") as file:
+            file.write(rng.randbytes(size))
+        total += size
+    return total
+
+
+def same(one, other):
+    """Whether two trees hold the same files."""
+    def digests(folder):
+        found = {}
+        for place, _, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(place, name)
+                found[os.path.relpath(path, folder)] = hashlib.sha256(open(path, "rb").read()).hexdigest()
+        return found
+
+    return digests(one) == digests(other)
+
+
+def rclone(program, options, source, target):
+    shutil.rmtree(target, ignore_errors=True)
+    begun = time.monotonic()
+    command = [program, "copy", "--config", "/dev/null", *options.split(), source, target]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"HOME": "/nonexistent"})
+    return time.monotonic() - begun
+
+
+class Report:
+    """Rows, each with what was measured beside it and the bar that it must meet."""
+
+    def __init__(self, path):
+        self.path, self.rows = path, []
+
+    def add(self, name, value, unit, against=None, bar=None, is_floor=False):
+        ratio = None if not against else round(value / against, 3)
+        self.rows.append({"name": name, "value": round(value, 4), "unit": unit, "against": None if against is None else round(against, 4), "ratio": ratio})
+        verdict = ""
+        if bar is not None:
+            is_met = value >= bar if is_floor else value <= bar
+            verdict = f"bar {bar:.4g} {'ok' if is_met else 'MISSED'}"
+        beside = "" if against is None else f"beside {against:.3f}"
+        print(f"{name:<34} {value:>9.3f} {unit:<5} {beside:<16} {verdict}", flush=True)
+
+    def write(self):
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        names = {row["name"] for row in self.rows}
+        kept = json.load(open(self.path)) if os.path.exists(self.path) else []
+        rows = sorted([row for row in kept if row["name"] not in names] + self.rows, key=lambda row: row["name"])
+        with open(self.path, "w") as file:
+            json.dump(rows, file, indent=1)
+            file.write("\n")
+
+
+def best_of_rclone(program, source, target, report, name):
+    best = None
+    for label, options in RCLONE:
+        took = min(rclone(program, options, source, target) for _ in range(ROUNDS))
+        report.add(f"{name}.rclone.{label}", took, "s")
+        best = took if best is None else min(best, took)
+    return best
+
+
+def own(up, sandbox, tree):
+    """Puts a tree into a sandbox's slot as its agent would have, while its sync stands still."""
+    syncs = wait("the sync", lambda: up.syncs(sandbox) or None)
+    for pid in syncs:
+        os.kill(pid, signal.SIGSTOP)
+    slot = up.slot(sandbox)
+    owner = os.stat(slot)
+    subprocess.run(["cp", "-a", f"{tree}/.", slot], check=True)
+    subprocess.run(["chown", "-R", f"{owner.st_uid}:{owner.st_gid}", slot], check=True)
+
+
+def small_files(up, program, tree, folder, report):
+    flushes, hydrates, agains = [], [], []
+    for number in range(ROUNDS):
+        user = f"small-{number}"
+        sandbox = up.sandbox(user, f"flush-{number}")
+        own(up, sandbox, tree)
+        flushes.append(up.phase("flush", lambda: up.destroy(sandbox))[0])
+        if number == 0 and not same(tree, up.kept(user)):
+            raise SystemExit("bench: what was flushed is not what was there")
+        took, sandbox = up.phase("hydrate", lambda: up.sandbox(user, f"hydrate-{number}"))
+        hydrates.append(took)
+        if number == 0 and not same(tree, up.slot(sandbox)):
+            raise SystemExit("bench: what was brought in is not what was there")
+        # Nothing changed: a sync that is begun again on the same slot.
+        before = up.spent("hydrate")
+        for pid in up.syncs(sandbox):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait("the sync again", lambda: True if up.spent("hydrate")[1] > before[1] else None)
+        agains.append(up.spent("hydrate")[0] - before[0])
+        up.destroy(sandbox)
+    best = best_of_rclone(program, tree, os.path.join(folder, "copy"), report, "small_10k")
+    report.add("flush_10k.local", min(flushes), "s", best, best)
+    report.add("hydrate_10k.local", min(hydrates), "s", best, best)
+    report.add("hydrate_again.local", min(agains) * 1000, "ms", None, 300)
+
+
+def large_files(up, program, folder, report):
+    tree = os.path.join(folder, "large")
+    os.makedirs(tree)
+    for number in range(5):
+        with open(os.path.join(tree, f"large-{number}"), "wb") as file:
+            for _ in range(200):
+                file.write(random.Random(number).randbytes(1 << 20))
+    sandbox = up.sandbox("large", "flush")
+    own(up, sandbox, tree)
+    flushed = up.phase("flush", lambda: up.destroy(sandbox))[0]
+    hydrated, sandbox = up.phase("hydrate", lambda: up.sandbox("large", "hydrate"))
+    up.destroy(sandbox)
+    best = best_of_rclone(program, tree, os.path.join(folder, "copy"), report, "big_5x200MB")
+    rate = lambda seconds: 1000 / seconds
+    report.add("big_5x200MB.flush", rate(flushed), "MiB/s", rate(best), 0.8 * rate(best), is_floor=True)
+    report.add("big_5x200MB.hydrate", rate(hydrated), "MiB/s", rate(best), 0.8 * rate(best), is_floor=True)
+
+
+def changes(up, report):
+    sandbox, lags = up.sandbox("changes", "c"), []
+    for number in range(CHANGES):
+        up.exec(sandbox, f"echo {number} > /data/user/f{number % 7}")
+        done, path = time.monotonic(), up.kept("changes", f"f{number % 7}")
+
+        def there():
+            try:
+                return True if open(path).read() == f"{number}\n" else None
+            except OSError:
+                return None
+
+        wait("a change in the store", there, 30)
+        lags.append(time.monotonic() - done)
+    report.add("change_to_store.p50", quantile(lags, 50), "s")
+    report.add("change_to_store.p95", quantile(lags, 95), "s", None, 1.0)
+    seen = []
+    for number in range(CHANGES // 3):
+        up.call("PUT", f"/users/changes/files/direct-{number}", raw=b"hello")
+        begun, path = time.monotonic(), up.slot(sandbox, f"direct-{number}")
+        wait("a file of the direct API", lambda: True if os.path.exists(path) else None, 30)
+        seen.append(time.monotonic() - begun)
+    report.add("direct_to_sandbox.p95", quantile(seen, 95), "s", None, 2.0)
+    return sandbox
+
+
+def idle(up, tree, report):
+    sandbox = up.sandbox("idle", "c")
+    own(up, sandbox, tree)
+    for pid in up.syncs(sandbox):
+        os.kill(pid, signal.SIGCONT)
+    count = sum(len(names) for _, _, names in os.walk(tree))
+    wait("all files in the store", lambda: True if sum(len(n) for _, _, n in os.walk(up.kept("idle"))) >= count else None, 300)
+    time.sleep(10)
+    pid = up.syncs(sandbox)[-1]
+
+    def ticks():
+        fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before, begun = ticks(), time.monotonic()
+    time.sleep(IDLE_SECONDS)
+    spent = (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begun)
+    pss = re.search(r"^Pss:\s+(\d+)", open(f"/proc/{pid}/smaps_rollup").read(), re.M).group(1)
+    report.add("watch_idle.memory", int(pss) / 1024, "MiB", None, 30)
+    report.add("watch_idle.cpu", spent * 100, "%", None, 0.1)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("programs")
+    parser.add_argument("rclone")
+    parser.add_argument("json")
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--only", default="small,large,changes,idle")
+    given = parser.parse_args()
+    only, report = given.only.split(","), Report(given.json)
+    with tempfile.TemporaryDirectory(prefix="postern-bench-") as folder:
+        os.chmod(folder, 0o711)
+        tree = os.path.join(folder, "tree")
+        total = make_tree(tree, given.files, 1 << 10, 64 << 10)
+        print(f"{given.files} files of 1 to 64 KiB, {total / 2**20:.0f} MiB", flush=True)
+        up = Up(given.programs, folder)
+        try:
+            if "small" in only:
+                small_files(up, given.rclone, tree, folder, report)
+            if "large" in only:
+                large_files(up, given.rclone, folder, report)
+            if "changes" in only:
+                changes(up, report)
+            if "idle" in only:
+                idle(up, tree, report)
+        finally:
+            up.stop()
+    report.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
