@@ -2,7 +2,7 @@
 //! Puts the parts together, in the one order that is safe.
 
 use crate::admin::{self, Admin};
-use crate::api::{self, Api, Drain};
+use crate::api::{self, Api, Drain, Ports, Tickets};
 use crate::artefacts::Artefacts;
 use crate::check::MadeOn;
 use crate::config::Config;
@@ -21,6 +21,7 @@ use crate::runtime::Isolation;
 use crate::seal::SealError;
 use crate::sessions::peers::{self, PeerSessions};
 use crate::sessions::{Sessions, session};
+use crate::snapshots::Snapshots;
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
@@ -177,30 +178,30 @@ impl Prepared {
         };
         let driver = Driver::new(parts);
         let reconciled = driver.reconcile().await?;
-        let isolation = config.isolation;
-        let wants = Wants { configuration: configuration.clone(), isolation };
-        let wants = host.has_own_pool().then_some(wants);
-        watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
-        let rights = Rights::shipped().map_err(StartError::Rights)?;
-        let filter_log = gateways.filter_log().clone();
+        let wants = Wants { configuration: configuration.clone(), isolation: config.isolation };
+        let wants = (pool.clone(), host.has_own_pool().then_some(wants));
+        watch(tasks, (driver.clone(), uses), retention.clone(), wants);
         let (drain, tasks) = (Drain::default(), tasks.clone());
         let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
         let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
         let api = Api {
+            snapshots: open_snapshots(&store, &keys, config.data_dir.join("snapshots")).await?,
             store,
             storage,
             keys,
             configuration,
-            filter_log,
+            filter_log: gateways.filter_log().clone(),
             driver,
             pool,
             retention,
             host,
-            isolation,
-            rights,
+            isolation: config.isolation,
+            rights: Rights::shipped().map_err(StartError::Rights)?,
             drain,
             peers,
             stream: Arc::new(stream),
+            ports: Ports::default(),
+            tickets: Tickets::default(),
             tasks: tasks.clone(),
         };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
@@ -216,6 +217,15 @@ fn connect(config: &Config, store: &Store) -> Result<(Storage, PathBuf), Connect
         tracing::warn!(folder = %folder.display(), "what sandboxes keep still goes to the local folder");
     }
     Ok((storage, folder))
+}
+
+async fn open_snapshots(
+    store: &Store,
+    keys: &Arc<InstallationKeys>,
+    folder: PathBuf,
+) -> Result<Arc<Snapshots>, StartError> {
+    let opened = Snapshots::open(store.clone(), Arc::clone(keys), folder.clone()).await;
+    opened.map(Arc::new).map_err(|error| StartError::Folder { path: folder, source: io::Error::other(error) })
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.

@@ -20,6 +20,7 @@ mod resources;
 mod sandboxes;
 mod select;
 mod sessions;
+mod snapshots;
 mod tenants;
 mod uploads;
 mod warm;
@@ -42,6 +43,7 @@ pub(crate) use sandboxes::{
 };
 use select::Select;
 pub(crate) use sessions::SessionRow;
+pub(crate) use snapshots::{SnapshotFilter, SnapshotRow};
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};
 pub(crate) use uploads::UploadRow;

@@ -44,6 +44,7 @@ const MIGRATIONS: &[Migration] = migrations![
     17 "000017_number_decisions",
     18 "000018_describe_files",
     19 "000019_create_file_uploads",
+    24 "000024_create_snapshots",
 ];
 
 /// The tables could not be brought up to date.
