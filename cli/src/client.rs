@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod transfer;
 
+pub(crate) use dial::{Body, Stream};
 pub(crate) use events::{Event, EventReader};
 pub(crate) use exec::Happened;
 
@@ -25,14 +26,16 @@ use postern_common::problem::Problem;
 use postern_common::tasks::Tasks;
 use serde_json::Value;
 use std::time::Duration;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 
 /// The largest answer that is read at once: a full page of the longest lists is under 2 MiB.
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// Until the head of an answer is there: creating a sandbox may take a cold start.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
 
-/// Talks to one server.
-#[derive(Debug)]
+/// Talks to one server. Clones are the same.
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
     connection: Connection,
     tasks: Tasks,
@@ -86,6 +89,59 @@ impl Client {
         Ok(EventReader::new(self.exchange(request).await?.into_body()))
     }
 
+    /// Reads bytes.
+    pub(crate) async fn download(&self, path: &str) -> Result<Response<Incoming>, Failure> {
+        self.send(Method::GET, path, None, "*/*").await
+    }
+
+    /// Sends bytes, for as long as it takes.
+    pub(crate) async fn upload(&self, method: Method, path: &str, bytes: Body) -> Result<Value, Failure> {
+        let mut request = self.request(method, path, None, "application/json")?.map(|_none| bytes);
+        let kind = HeaderValue::from_static("application/octet-stream");
+        request.headers_mut().insert(CONTENT_TYPE, kind);
+        let mut sender = self.dial().await?;
+        let response =
+            sender.send_request(request).await.map_err(|error| self.unreachable(error.to_string()))?;
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        let body = collected(response.into_body()).await?;
+        if body.is_empty() { Ok(Value::Null) } else { json(&body) }
+    }
+
+    /// Opens a WebSocket.
+    pub(crate) async fn socket(&self, path: &str) -> Result<WebSocketStream<Box<dyn Stream>>, Failure> {
+        let url = &self.connection.url;
+        let stream = dial::open(url).await.map_err(|error| self.unreachable(format!("{error:#}")))?;
+        let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
+        let target = format!("{scheme}://{}{}{path}", dial::authority(url), url.path().trim_end_matches('/'));
+        let mut request = target.into_client_request().context("the server's URL")?;
+        request.headers_mut().insert(AUTHORIZATION, self.authorization()?);
+        match tokio::time::timeout(ANSWER_TIME, client_async(request, stream)).await {
+            Ok(Ok((socket, _answer))) => Ok(socket),
+            Ok(Err(tungstenite::Error::Http(refused))) => {
+                let body = refused.body().as_deref().unwrap_or_default();
+                Err(problem(refused.status(), body))
+            }
+            Ok(Err(error)) => Err(self.unreachable(error.to_string())),
+            Err(_elapsed) => Err(self.unreachable(format!("no answer within {} s", ANSWER_TIME.as_secs()))),
+        }
+    }
+
+    fn unreachable(&self, reason: String) -> Failure {
+        Failure::Unreachable { url: self.connection.url.to_string(), reason }
+    }
+
+    async fn dial(&self) -> Result<dial::Sender, Failure> {
+        let dialled = dial::dial(&self.connection.url, &self.tasks).await;
+        dialled.map_err(|error| self.unreachable(format!("{error:#}")))
+    }
+
+    /// Owns what runs beside a command.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     /// Sends a request; a problem in answer to it is a failure.
     async fn send(
         &self,
@@ -103,7 +159,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
         accept: &'static str,
-    ) -> Result<Request<Full<Bytes>>, Failure> {
+    ) -> Result<Request<Body>, Failure> {
         // Not joined as a URL, which would resolve an encoded `..` in an id.
         let url = &self.connection.url;
         let target = format!("{}{path}", url.path().trim_end_matches('/'));
@@ -117,18 +173,16 @@ impl Client {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = body.map(ToString::to_string).unwrap_or_default();
-        Ok(request.body(Full::new(Bytes::from(body))).context("a request of ours")?)
+        let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync();
+        Ok(request.body(body).context("a request of ours")?)
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
-        let url = &self.connection.url;
-        let unreachable = |reason: String| Failure::Unreachable { url: url.to_string(), reason };
-        let mut sender =
-            dial::dial(url, &self.tasks).await.map_err(|error| unreachable(format!("{error:#}")))?;
+    async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        let mut sender = self.dial().await?;
         let answer = tokio::time::timeout(ANSWER_TIME, sender.send_request(request)).await;
         let response = answer
-            .map_err(|_elapsed| unreachable(format!("no answer within {} s", ANSWER_TIME.as_secs())))?
-            .map_err(|error| unreachable(error.to_string()))?;
+            .map_err(|_elapsed| self.unreachable(format!("no answer within {} s", ANSWER_TIME.as_secs())))?
+            .map_err(|error| self.unreachable(error.to_string()))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
     }
 
@@ -149,7 +203,11 @@ async fn refusal(response: Response<Incoming>) -> Failure {
         Ok(body) => body,
         Err(failure) => return failure,
     };
-    match serde_json::from_slice::<Problem>(&body) {
+    problem(status, &body)
+}
+
+fn problem(status: StatusCode, body: &[u8]) -> Failure {
+    match serde_json::from_slice::<Problem>(body) {
         Ok(problem) => Failure::Refused(Box::new(problem)),
         Err(_) => Failure::Failed(anyhow!("the server answered {status} without saying why; is it Postern?")),
     }
@@ -166,6 +224,12 @@ fn json(body: &[u8]) -> Result<Value, Failure> {
 
 /// What stays as it is in a segment of a path (contracts: Ids).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
+
+/// A path inside a sandbox as the rest of a call's path.
+pub(crate) fn inside(path: &str) -> String {
+    let segments: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(segment).collect();
+    segments.join("/")
+}
 
 /// `text` as one segment of a path or one value of a query.
 pub(crate) fn segment(text: &str) -> String {

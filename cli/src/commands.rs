@@ -17,13 +17,14 @@ mod sessions;
 mod tenant;
 mod token;
 
-use crate::arguments::{Command, ConfigCommand};
+use crate::arguments::{Arguments, Command, ConfigCommand};
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::up::Surroundings;
 use anyhow::Context as _;
+use clap::CommandFactory as _;
 use http::Method;
 use postern_common::settings::{Settings, name};
 use postern_orchestrator::Claim;
@@ -49,6 +50,12 @@ pub(crate) async fn run(
         Command::Sessions(wanted) => sessions::run(&server()?, wanted).await,
         Command::Token { id } => token::run(&server()?, &id).await,
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),
+        Command::Completion { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "postern", &mut text);
+            output.generated(&text);
+            Ok(())
+        }
         Command::Schema { kind } => schema::run(kind, output),
         Command::Demo(wanted) => crate::demo::run(&wanted, output).await,
         Command::Policy(wanted) => {

@@ -45,6 +45,11 @@ impl Output {
         drop(writeln!(std::io::stdout().lock(), "{}", escaped_json(&text)));
     }
 
+    /// Text that was made here for another program, as it is.
+    pub(crate) fn generated(self, text: &[u8]) {
+        drop(std::io::stdout().lock().write_all(text));
+    }
+
     /// The answer as JSON if that is wanted, else as `text` says.
     pub(crate) fn answer(self, value: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json { self.value(value) } else { self.line(&text()) }

@@ -30,3 +30,5 @@ pub mod stream;
 pub mod telemetry;
 #[cfg(feature = "server")]
 pub mod token;
+#[cfg(feature = "tree")]
+pub mod tree;

@@ -20,24 +20,35 @@ mod filters;
 mod gateways;
 mod idempotency;
 mod input;
+mod inside;
 mod keys;
 mod observe;
 mod openapi;
 mod policy_set;
+mod ports;
 mod problems;
+mod processes;
 mod routes;
+mod sandbox_files;
 mod sandboxes;
 mod scope;
 mod secrets;
 mod server;
 mod sessions;
+mod sieve;
+mod snapshots;
 mod sse;
 mod tenants;
+mod terminal;
+mod tickets;
+mod trees;
 mod uploads;
 mod users;
 
 pub(crate) use drain::Drain;
+pub(crate) use ports::Ports;
 pub(crate) use server::serve;
+pub(crate) use tickets::Tickets;
 
 use crate::configuration::{Configuration, Edition};
 use crate::driver::{Cause, Driver};
@@ -50,10 +61,12 @@ use crate::retention::Retention;
 use crate::rights::Rights;
 use crate::runtime::Isolation;
 use crate::sessions::peers::PeerSessions;
+use crate::snapshots::Snapshots;
 use crate::storage::{Content, Storage};
 use crate::store::{Actor, Owner, Role, Store};
 use crate::stream::ControlStream;
 use axum::body::Body;
+use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{RawPathParams, Request, State};
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -69,7 +82,7 @@ use postern_common::problem::{Code, Problem};
 use postern_common::tasks::Tasks;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What handlers work with.
 #[derive(Debug)]
@@ -102,6 +115,12 @@ pub(crate) struct Api {
     pub(crate) peers: PeerSessions,
     /// Gateways of other processes.
     pub(crate) stream: Arc<ControlStream>,
+    /// Snapshots of sandboxes.
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// Sandboxes' ports on this machine.
+    pub(crate) ports: Ports,
+    /// Tickets that were used.
+    pub(crate) tickets: Tickets,
     /// Owns streams that outlive a request's handler.
     pub(crate) tasks: Tasks,
 }
@@ -151,6 +170,8 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
     /// The body of a route whose handler takes it as it comes.
     stream: Option<Streamed>,
+    /// The WebSocket that it wants to become, where the route is one. Behind a lock for the same reason.
+    upgrade: Mutex<Option<WebSocketUpgrade>>,
 }
 
 /// A body that is not read yet.
@@ -203,6 +224,12 @@ impl Call {
     pub(crate) fn content(&mut self) -> Content {
         let stream = self.stream.take().and_then(|it| it.0.into_inner().ok().flatten());
         stream.unwrap_or_else(|| futures_util::stream::empty().boxed())
+    }
+
+    /// The WebSocket that the call becomes.
+    pub(crate) fn upgrade(&self) -> Result<WebSocketUpgrade, Problem> {
+        let upgrade = self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+        upgrade.ok_or_else(|| terminal::not_upgraded("it asks for none"))
     }
 
     pub(crate) fn actor(&self) -> Result<Actor, Problem> {
@@ -265,7 +292,7 @@ async fn admit(
 ) -> Result<Call, Problem> {
     let caller = match route.access {
         Access::Open => None,
-        Access::Key(_) | Access::Installation => Some(caller(api, &parts.headers, route).await?),
+        Access::Key(_) | Access::Installation => Some(caller(api, parts, route).await?),
     };
     // What reads or removes goes on while the orchestrator ends.
     if !matches!(route.method, Method::GET | Method::DELETE) {
@@ -282,14 +309,26 @@ async fn admit(
         }
         kind => (body::read(kind, &parts.headers, body).await?, None),
     };
+    let upgrade = match route.body {
+        body::Kind::WebSocket => Some(parts.extract::<WebSocketUpgrade>().await),
+        _ => None,
+    };
+    let upgrade = upgrade.transpose().map_err(|refused| terminal::not_upgraded(&refused.body_text()))?;
+    let upgrade = Mutex::new(upgrade);
     let headers = std::mem::take(&mut parts.headers);
-    Ok(Call { request_id, operation: route.id, caller, path, query, headers, body, stream })
+    Ok(Call { request_id, operation: route.id, caller, path, query, headers, body, stream, upgrade })
 }
 
 /// Who calls, and whether the policies of the control plane let them.
-async fn caller(api: &Api, headers: &HeaderMap, route: &Route) -> Result<Caller, Problem> {
-    let caller = authenticate(&api.keys, &api.store, headers).await;
-    let caller = caller.map_err(|error| problems::unauthenticated(&error))?;
+async fn caller(api: &Api, parts: &Parts, route: &Route) -> Result<Caller, Problem> {
+    let ticket = (route.body == body::Kind::WebSocket).then(|| ticket(parts)).flatten();
+    let caller = match ticket {
+        Some(ticket) => tickets::redeem(api, &ticket, parts.uri.path()).await?,
+        None => {
+            let caller = authenticate(&api.keys, &api.store, &parts.headers).await;
+            caller.map_err(|error| problems::unauthenticated(&error))?
+        }
+    };
     match api.rights.call(&caller, route.id) {
         Ok(()) => Ok(caller),
         Err(denied) if denied.policy.is_some() => Err(problems::beyond_rights(&denied)),
@@ -299,6 +338,12 @@ async fn caller(api: &Api, headers: &HeaderMap, route: &Route) -> Result<Caller,
             Access::Open | Access::Installation => problems::lacks_role(Role::Admin, true),
         }),
     }
+}
+
+/// The ticket of a client that cannot send a key.
+fn ticket(parts: &Parts) -> Option<String> {
+    let mut pairs = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+    pairs.find(|(name, _)| name == "ticket").map(|(_, ticket)| ticket.into_owned())
 }
 
 async fn unknown(request: Request) -> Response {

@@ -12,6 +12,7 @@ mod lanes;
 mod start;
 mod watch;
 
+pub(crate) use start::First;
 pub use watch::Reconciled;
 
 use crate::files::{TooMuch, UserFiles};
@@ -21,6 +22,7 @@ use crate::lifecycle::{self, Effect, Event, Refusal, State};
 use crate::pool::{Claim, Pool};
 use crate::runtime::{Agent, Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
+use crate::snapshots::SnapshotError;
 use crate::store::{
     Action, Actor, AddedSandbox, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange,
     SandboxRow, Store, StoreError, Terms, Transition,
@@ -90,6 +92,9 @@ pub(crate) enum DriveError {
     /// One of its template's start commands failed: which, and how.
     #[error("start command {0} {1}")]
     StartCommand(usize, String),
+    /// The snapshot that it was to be made from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// Its processes did not answer in time.
     #[error("sandbox `{0}` does not answer")]
     Silent(SandboxId),
@@ -125,8 +130,8 @@ pub(crate) struct Wish {
     pub(crate) level: Isolation,
     /// What a repeat of the call is known by.
     pub(crate) key: Option<IdempotencyKey>,
-    /// Commands that run inside before it counts as running.
-    pub(crate) start: Vec<String>,
+    /// What is done inside before it counts as running.
+    pub(crate) start: First,
     /// The warm sandbox that it is to be, under the id of `new`; `None`: it is made.
     pub(crate) claim: Option<Claim>,
 }
@@ -136,7 +141,7 @@ struct Written {
     row: SandboxRow,
     token: Secret<String>,
     warm: Option<(Running, Agent)>,
-    start: Vec<String>,
+    start: First,
 }
 
 /// Everything that driving sandboxes takes.

@@ -37,6 +37,7 @@ pub mod runtime;
 mod seal;
 mod sessions;
 pub mod setup;
+mod snapshots;
 mod storage;
 mod store;
 mod stream;

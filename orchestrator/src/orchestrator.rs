@@ -2,7 +2,7 @@
 //! Puts the parts together, in the one order that is safe.
 
 use crate::admin::{self, Admin};
-use crate::api::{self, Api, Drain};
+use crate::api::{self, Api, Drain, Ports, Tickets};
 use crate::artefacts::Artefacts;
 use crate::check::MadeOn;
 use crate::config::Config;
@@ -22,6 +22,7 @@ use crate::seal::SealError;
 use crate::sessions::peers::{self, PeerSessions};
 use crate::sessions::sync::{self as sync_sessions, SyncSessions};
 use crate::sessions::{Sessions, session};
+use crate::snapshots::Snapshots;
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
@@ -152,17 +153,8 @@ impl Prepared {
         let (gateways, uses) = Gateways::start(epoch, known_sessions(&store).await?, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let (storage, folder) = connect(&config, &store)?;
-        let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
-        let configuration = Configuration::new(configuration::Parts {
-            store: store.clone(),
-            keys: Arc::clone(&keys),
-            gateways: gateways.clone(),
-            artefacts,
-            backend_url: config.backend_url.clone(),
-            caps: config.caps,
-            made_on: if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster },
-            tasks: tasks.clone(),
-        });
+        let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
+        let configuration = configurations(&config, (&store, &keys), &gateways, (made_on, tasks))?;
         configuration.publish_all().await?;
         let retention = Retention::new(store.clone(), storage.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
@@ -187,6 +179,7 @@ impl Prepared {
         let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
         let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
         let api = Api {
+            snapshots: open_snapshots(&store, &keys, config.data_dir.join("snapshots")).await?,
             store,
             storage,
             keys,
@@ -201,6 +194,8 @@ impl Prepared {
             drain,
             peers,
             stream: Arc::new(stream),
+            ports: Ports::default(),
+            tickets: Tickets::default(),
             tasks: tasks.clone(),
         };
         Ok(Orchestrator { api: Arc::new(api), files_api, gateways, reconciled, tasks })
@@ -216,6 +211,35 @@ fn connect(config: &Config, store: &Store) -> Result<(Storage, PathBuf), Connect
         tracing::warn!(folder = %folder.display(), "what sandboxes keep still goes to the local folder");
     }
     Ok((storage, folder))
+}
+
+/// What judges configurations and tells gateways of them, with what compiles filters.
+fn configurations(
+    config: &Config,
+    (store, keys): (&Store, &Arc<InstallationKeys>),
+    gateways: &Gateways,
+    (made_on, tasks): (MadeOn, &Tasks),
+) -> Result<Configuration, StartError> {
+    let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), keys)?;
+    Ok(Configuration::new(configuration::Parts {
+        store: store.clone(),
+        keys: Arc::clone(keys),
+        gateways: gateways.clone(),
+        artefacts,
+        backend_url: config.backend_url.clone(),
+        caps: config.caps,
+        made_on,
+        tasks: tasks.clone(),
+    }))
+}
+
+async fn open_snapshots(
+    store: &Store,
+    keys: &Arc<InstallationKeys>,
+    folder: PathBuf,
+) -> Result<Arc<Snapshots>, StartError> {
+    let opened = Snapshots::open(store.clone(), Arc::clone(keys), folder.clone()).await;
+    opened.map(Arc::new).map_err(|error| StartError::Folder { path: folder, source: io::Error::other(error) })
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.

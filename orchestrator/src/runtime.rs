@@ -15,6 +15,7 @@ pub use agent::{Agent, AgentError};
 use futures_util::future::BoxFuture;
 use postern_common::id::SandboxId;
 pub use postern_common::session::Isolation;
+pub use postern_shim::cgroup::Usage;
 pub use postern_shim::exit::{Exit, Reason};
 pub use postern_shim::spec::{Enforced, Limits};
 use serde::{Deserialize, Serialize};
@@ -265,6 +266,11 @@ pub trait Runtime: fmt::Debug + Send + Sync {
 
     /// Everything that bears this installation's id.
     fn list(&self) -> BoxFuture<'_, Vec<Found>>;
+
+    /// What it uses now; `None` where nobody counts it.
+    fn usage<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<Option<Usage>, RuntimeError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// Stops all processors' work in it until [`Runtime::resume`]; memory stays.
     fn pause<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>>;

@@ -54,6 +54,13 @@ pub(crate) enum Place<'a> {
         /// The sandbox.
         sandbox: &'a str,
     },
+    /// A piece of a sandbox's snapshot.
+    Snapshot {
+        /// The tenant.
+        tenant: &'a str,
+        /// Whose it is, which, and which piece of it: nothing of it can be changed places.
+        piece: &'a str,
+    },
     /// The root secret.
     Root,
     /// The control stream's certificate authority.
@@ -69,6 +76,7 @@ impl Place<'_> {
             Self::Secret { tenant, name } => ["secret", tenant, name],
             Self::Template { tenant, name } => ["template", tenant, name],
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
+            Self::Snapshot { tenant, piece } => ["snapshot", tenant, piece],
             Self::Root => ["root", "", ""],
             Self::Authority => ["authority", "", ""],
             Self::ArtefactSeed => ["artefact-seed", "", ""],

@@ -20,6 +20,7 @@ mod resources;
 mod sandboxes;
 mod select;
 mod sessions;
+mod snapshots;
 mod sync_sessions;
 mod tenants;
 mod uploads;
@@ -43,6 +44,7 @@ pub(crate) use sandboxes::{
 };
 use select::Select;
 pub(crate) use sessions::SessionRow;
+pub(crate) use snapshots::{SnapshotFilter, SnapshotRow};
 pub(crate) use sync_sessions::SyncSessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};

@@ -15,7 +15,8 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(FOLDER, "checks"), os.path.join(FOLDER, "outside")]
 sys.dont_write_bytecode = True
 
-import core  # noqa: E402  (the folders are ours to name first)
+import calls  # noqa: E402  (the folders are ours to name first)
+import core  # noqa: E402
 import inside  # noqa: E402
 import planted  # noqa: E402
 import tokens  # noqa: E402
@@ -90,6 +91,7 @@ class Suite:
             if name in core.TABLE and core.TABLE[name].breaks:
                 self._exhaust(report, core.TABLE[name])
         self._planted(report)
+        self._calls(report)
         self._tokens(report)
 
     def _prepare_neighbour(self):
@@ -211,6 +213,24 @@ class Suite:
             else:
                 report.hole(name, trap.tried, f"{kind}: {how}", said)
 
+    def _calls(self, report):
+        for trap in calls.TRAPS:
+            name = f"calls/{trap.name}"
+            if name not in self.names:
+                continue
+            try:
+                kind, how = calls.spring(self.api, self.shown, trap)
+            except (ApiError, OSError) as error:
+                kind, how = "undecided", repr(error)
+            control, said = calls.control(trap)
+            said = f"on this machine: {control}: {said}"
+            if kind != "stopped":
+                report.hole(name, trap.tried, f"{kind}: {how}", said)
+            elif control == "reached":
+                report.held(name, trap.tried, f"stopped: {trap.wall}: {how}", said)
+            else:
+                report.not_counted(name, trap.tried, how, said)
+
     def _tokens(self, report):
         names = [name for name in self.names if name.startswith("neighbours/token-")]
         if not names:
@@ -266,13 +286,17 @@ def traces_of(sandbox):
 
 def all_names():
     traps = [f"slot/planted-{trap.name}" for trap in planted.TRAPS]
+    traps += [f"calls/{trap.name}" for trap in calls.TRAPS]
     return [*core.TABLE, *traps, *(f"neighbours/token-{kind}" for kind in tokens.TRIED)]
 
 
 def tried(name):
     if name in core.TABLE:
         return core.TABLE[name].tried
-    short = name.partition("/")[2].partition("-")[2]
+    kind, _, short = name.partition("/")
+    if kind == "calls":
+        return next(trap.tried for trap in calls.TRAPS if trap.name == short)
+    short = short.partition("-")[2]
     return tokens.TRIED.get(short) or next(trap.tried for trap in planted.TRAPS if trap.name == short)
 
 

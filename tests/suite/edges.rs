@@ -67,6 +67,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("object_store::", &["orchestrator/src/storage"]),
     ("landlock::", &["sandbox/"]),
     ("seccompiler::", &["sandbox/", "gateway/compile/"]),
+    ("tar::", &["common/src/tree", "orchestrator/src/api/sieve"]),
+    ("flate2::", &["sandbox/sandboxd/src/files"]),
+    ("tokio_tungstenite::", &["cli/src/client", "cli/src/commands/sandbox/shell"]),
     ("jsonschema::", &["openapi/"]),
     ("jsonwebtoken::", &["common/src/token"]),
 ];

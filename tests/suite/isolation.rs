@@ -9,9 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The fewest checks of each kind that the suite must have.
-const AT_LEAST: [(&str, usize); 6] =
-    [("network", 14), ("files", 12), ("kernel", 10), ("slot", 8), ("exhaustion", 8), ("neighbours", 8)];
-const AT_LEAST_TOGETHER: usize = 60;
+const AT_LEAST: [(&str, usize); 7] = [
+    ("network", 14),
+    ("files", 12),
+    ("kernel", 10),
+    ("slot", 8),
+    ("exhaustion", 8),
+    ("neighbours", 8),
+    ("calls", 12),
+];
+const AT_LEAST_TOGETHER: usize = 72;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
@@ -66,7 +73,7 @@ fn a_running_sandbox_holds_against_what_is_tried_quickly() {
     let id = sandbox["sandbox_id"].as_str().expect("an id");
     let mut suite = Command::new(root().join("tests/security/validate_isolation.sh"));
     suite.args(["--local", id]).env("POSTERN_DATA_DIR", up.data());
-    for kind in ["network/*", "files/*", "kernel/*"] {
+    for kind in ["network/*", "files/*", "kernel/*", "calls/*"] {
         suite.args(["--only", kind]);
     }
     let output = suite.output().expect("runs");
@@ -74,7 +81,7 @@ fn a_running_sandbox_holds_against_what_is_tried_quickly() {
     assert!(output.status.success(), "{said:#?}\n{}", String::from_utf8_lossy(&output.stderr));
     let passed = said.last().and_then(|line| line.strip_suffix(" passed, 0 failed")).map(str::parse::<usize>);
     assert!(
-        passed.clone().is_some_and(|passed| passed.is_ok_and(|passed| passed >= 40)),
+        passed.clone().is_some_and(|passed| passed.is_ok_and(|passed| passed >= 52)),
         "{passed:?} of {said:#?}"
     );
     assert_eq!(up.told(&["sandbox", "show", id])["status"], "running", "it is left as it was");

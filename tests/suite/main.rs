@@ -40,6 +40,10 @@ mod rollout;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod sdk;
+#[cfg(test)]
+mod shell;
+#[cfg(test)]
 mod starting;
 #[cfg(test)]
 mod story;

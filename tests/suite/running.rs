@@ -98,6 +98,11 @@ impl Up {
         Self::start_with(backend, &[])
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The same with settings of the test's own.
     pub(crate) fn start_with(backend: &Backend, settings: &[(&str, &str)]) -> Self {
         Self::on_with(Arc::new(configured(backend)), settings)

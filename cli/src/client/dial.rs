@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use postern_common::tasks::Tasks;
@@ -19,35 +19,40 @@ use url::Url;
 /// To find and reach the server, TLS included.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
+/// The body of a request.
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// Sends requests on one connection.
-pub(super) type Sender = SendRequest<Full<Bytes>>;
+pub(super) type Sender = SendRequest<Body>;
+
+/// A connection, with TLS or without.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<Any: AsyncRead + AsyncWrite + Unpin + Send> Stream for Any {}
 
 /// Opens a connection to the URL's host; it is served by a task of `tasks`.
 pub(super) async fn dial(url: &Url, tasks: &Tasks) -> anyhow::Result<Sender> {
+    let (sender, connection) = handshake(TokioIo::new(open(url).await?)).await?;
+    // The sender reports how a connection ended; here it only has to be driven. What it becomes by an
+    // upgrade is never ours: a WebSocket has a connection of its own.
+    tasks.spawn(async move |_stop| drop(connection.await));
+    Ok(sender)
+}
+
+/// Opens a connection to the URL's host.
+pub(super) async fn open(url: &Url) -> anyhow::Result<Box<dyn Stream>> {
     let connecting = async {
         let stream = TcpStream::connect(address(url)?).await?;
         stream.set_nodelay(true)?;
-        if url.scheme() == "https" {
+        let opened: Box<dyn Stream> = if url.scheme() == "https" {
             let name = url.host_str().context("the URL has no host")?.to_owned();
             let name = ServerName::try_from(name).context("the URL's host is no name that TLS knows")?;
-            let stream = TlsConnector::from(tls()?).connect(name, stream).await?;
-            serve(stream, tasks).await
+            Box::new(TlsConnector::from(tls()?).connect(name, stream).await?)
         } else {
-            serve(stream, tasks).await
-        }
+            Box::new(stream)
+        };
+        Ok(opened)
     };
     let connected = tokio::time::timeout(CONNECT_TIME, connecting).await;
     connected.map_err(|_elapsed| anyhow!("no connection within {} s", CONNECT_TIME.as_secs()))?
-}
-
-async fn serve<Stream>(stream: Stream, tasks: &Tasks) -> anyhow::Result<Sender>
-where
-    Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-    // The sender reports how a connection ended; here it only has to be driven.
-    tasks.spawn(async move |_stop| drop(connection.await));
-    Ok(sender)
 }
 
 /// `HOST:PORT` for connecting; an IPv6 address is in brackets already.

@@ -16,8 +16,8 @@ pub(crate) enum Happened {
     Output(Stream, Vec<u8>),
     /// It ended with this code.
     Exit(u8),
-    /// It was started under this name, by which it can be followed again.
-    Start(String),
+    /// It was started under this name, by which it can be followed again, as this process.
+    Start(String, i64),
     /// Something that later servers may say.
     Other,
 }
@@ -32,7 +32,8 @@ impl Happened {
             "start" => {
                 let value = value()?;
                 let name = value.get("exec_id").and_then(Value::as_str);
-                Ok(name.map_or(Self::Other, |name| Self::Start(name.to_owned())))
+                let pid = value.get("pid").and_then(Value::as_i64).unwrap_or_default();
+                Ok(name.map_or(Self::Other, |name| Self::Start(name.to_owned(), pid)))
             }
             "stdout" => Ok(Self::Output(Stream::Out, output(&value()?)?)),
             "stderr" => Ok(Self::Output(Stream::Error, output(&value()?)?)),
@@ -74,7 +75,7 @@ mod tests {
         assert_eq!(happened("exit", r#"{"code":7}"#).expect("is the end"), Happened::Exit(7));
         assert_eq!(happened("exit", r#"{"signal":9}"#).expect("is the end"), Happened::Exit(137));
         let start = happened("start", r#"{"pid":7,"exec_id":"a1"}"#).expect("is the start");
-        assert_eq!(start, Happened::Start("a1".to_owned()));
+        assert_eq!(start, Happened::Start("a1".to_owned(), 7));
         assert_eq!(happened("start", r#"{"pid":7}"#).expect("an older server's"), Happened::Other);
         assert_eq!(happened("later", "?").expect("is passed over"), Happened::Other);
         assert!(happened("stdout", "{}").is_err());

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Content that is no JSON: files up and down, also by URLs that need no key.
 
-use super::{ANSWER_TIME, Answer, Client, collected, dial, json, refusal};
+use super::{ANSWER_TIME, Answer, Body, Client, collected, dial, json, refusal};
 use crate::failure::Failure;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::header::HOST;
 use http::{Method, Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde_json::Value;
 use url::Url;
@@ -22,7 +22,7 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let mut request = self.request(Method::PUT, path, None, "application/json")?;
         add(&mut request, headers)?;
-        *request.body_mut() = Full::new(content);
+        *request.body_mut() = whole(content);
         let response = self.exchange(request).await?;
         let (head, body) = response.into_parts();
         Ok(Answer { status: head.status, body: json(&collected(body).await?)? })
@@ -49,7 +49,7 @@ impl Client {
         for (name, value) in headers.as_object().into_iter().flatten() {
             request = request.header(name.as_str(), value.as_str().unwrap_or_default());
         }
-        let request = request.body(Full::new(content)).context("a request of ours")?;
+        let request = request.body(whole(content)).context("a request of ours")?;
         // What is shown of it has no signature.
         let shown = url[..url::Position::AfterPath].to_owned();
         let unreachable = |reason: String| Failure::Unreachable { url: shown.clone(), reason };
@@ -68,7 +68,12 @@ impl Client {
     }
 }
 
-fn add(request: &mut Request<Full<Bytes>>, headers: &[(&str, String)]) -> Result<(), Failure> {
+/// A body that is all there.
+fn whole(content: Bytes) -> Body {
+    Full::new(content).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn add(request: &mut Request<Body>, headers: &[(&str, String)]) -> Result<(), Failure> {
     for (name, value) in headers {
         let name = http::HeaderName::try_from(*name).context("a header of ours")?;
         let value = http::HeaderValue::try_from(value.as_str())

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `postern sandbox`: the life of a sandbox, from a shell.
 
-use super::{Server, cell};
-use crate::arguments::{Create, Exec, Sandbox};
-use crate::client::{EventReader, Happened, segment};
-use crate::failure::Failure;
-use serde_json::{Map, Value, json};
-use std::time::Duration;
+mod copy;
+mod exec;
+mod progress;
+mod shell;
+mod top;
 
-/// How long a server may be away while a command runs.
-const AWAY_TIME: Duration = Duration::from_secs(60);
-const AWAY_POLL: Duration = Duration::from_millis(200);
+use super::{Server, cell};
+use crate::arguments::{Create, Sandbox};
+use crate::client::segment;
+use crate::failure::Failure;
+use anyhow::Context as _;
+use serde_json::{Map, Value, json};
 
 /// Runs one of the commands.
 pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure> {
@@ -29,12 +31,28 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
             server.output.value(&server.get(&format!("/sandbox/{}", segment(&id))).await?);
             Ok(())
         }
-        Sandbox::Exec(wanted) => {
-            let ended = exec(server, wanted).await;
-            match ended.map_err(|failure| Failure::Exec(Box::new(failure)))? {
-                0 => Ok(()),
-                code => Err(Failure::Command(code)),
+        Sandbox::Exec(wanted) => code(exec::exec(server, wanted).await),
+        Sandbox::Shell(wanted) => code(shell::shell(server, wanted).await),
+        Sandbox::Cp { from, to } => copy::copy(server, &from, &to).await,
+        Sandbox::Logs { id, follow } => logs(server, &id, follow).await,
+        Sandbox::Top { ids, once } => top::top(server, &ids, once).await,
+        Sandbox::Snapshot { id } => {
+            let taken = server.post(&format!("/sandbox/{}/snapshot", segment(&id)), &json!({})).await?;
+            server.output.answer(&taken, || cell(&taken, "snapshot_id"));
+            Ok(())
+        }
+        Sandbox::Snapshots { user, rm } if rm.is_empty() => {
+            let filter = user.map_or_else(String::new, |user| format!("?user_id={}", segment(&user)));
+            let found = server.get(&format!("/snapshots{filter}")).await?;
+            let fields = ["snapshot_id", "user_id", "sandbox_id", "kind", "size_bytes", "created_at"];
+            server.list(&found, "snapshots", &fields)
+        }
+        Sandbox::Snapshots { rm, .. } => {
+            for id in rm {
+                server.delete(&format!("/snapshots/{}", segment(&id))).await?;
+                server.output.note(&format!("{id} is removed"));
             }
+            Ok(())
         }
         Sandbox::Pause { ids } => freeze(server, ids, "pause").await,
         Sandbox::Resume { ids } => freeze(server, ids, "resume").await,
@@ -46,6 +64,45 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
             Ok(())
         }
     }
+}
+
+/// A command's exit code as ours; a failure of our own is another's than the command's.
+fn code(ended: Result<u8, Failure>) -> Result<(), Failure> {
+    match ended {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(Failure::Command(code)),
+        Err(failure) => Err(Failure::Exec(Box::new(failure))),
+    }
+}
+
+/// Prints what happened to a sandbox.
+async fn logs(server: &Server, id: &str, follow: bool) -> Result<(), Failure> {
+    let path = format!("/events?sandbox_id={}", segment(id));
+    // One that is not there has no log either: that is said.
+    server.get(&format!("/sandbox/{}", segment(id))).await?;
+    if !follow {
+        let found = server.get(&path).await?;
+        for event in found.get("events").and_then(Value::as_array).into_iter().flatten() {
+            server.output.each(event, || log_line(event));
+        }
+        return Ok(());
+    }
+    let mut events = server.follow(&path).await?;
+    while let Some(event) = events.next().await? {
+        let event: Value =
+            serde_json::from_str(&event.text).context("an event is no JSON; is this server Postern?")?;
+        server.output.each(&event, || log_line(&event));
+    }
+    Ok(())
+}
+
+fn log_line(event: &Value) -> String {
+    let told =
+        ["at", "action", "from_status", "to_status", "reason", "actor"].map(|field| cell(event, field));
+    let [at, action, from, to, reason, actor] = told;
+    let state = if to == "-" { String::new() } else { format!("  {from} -> {to}") };
+    let reason = if reason == "-" { String::new() } else { format!("  {reason}") };
+    format!("{at}  {action}{state}{reason}  ({actor})")
 }
 
 /// Pauses or resumes them, one after the other.
@@ -61,7 +118,12 @@ fn create_body(wanted: Create) -> Value {
     let mut body = Map::new();
     body.insert("user_id".into(), wanted.user.into());
     body.insert("conversation_id".into(), wanted.conversation.into());
-    let optional = [("template", wanted.template), ("ttl", wanted.ttl), ("idle", wanted.idle)];
+    let optional = [
+        ("template", wanted.template),
+        ("ttl", wanted.ttl),
+        ("idle", wanted.idle),
+        ("snapshot", wanted.snapshot),
+    ];
     body.extend(optional.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?.into()))));
     if !wanted.operations.is_empty() {
         body.insert("operations".into(), wanted.operations.into());
@@ -84,72 +146,6 @@ fn list_path(user: Option<&str>, status: Option<&str>) -> String {
     if filters.is_empty() { "/sandbox".to_owned() } else { format!("/sandbox?{filters}") }
 }
 
-/// Runs the command, passing its output on as it comes; the answer is its exit code.
-async fn exec(server: &Server, wanted: Exec) -> Result<u8, Failure> {
-    let mut body = json!({ "command": wanted.command });
-    if let Some(body) = body.as_object_mut() {
-        body.extend(wanted.cwd.map(|cwd| ("cwd".to_owned(), cwd.into())));
-        body.extend(wanted.timeout.map(|timeout| ("timeout".to_owned(), timeout.into())));
-        if !wanted.env.is_empty() {
-            let env = wanted.env.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
-            body.insert("env".to_owned(), env);
-        }
-    }
-    let path = server.path(&format!("/sandbox/{}/exec", segment(&wanted.id)));
-    let mut events = server.client.events(&path, &body).await?;
-    let (mut name, mut last) = (None, 0);
-    loop {
-        let event = match events.next().await {
-            Ok(Some(event)) => event,
-            cut => {
-                // The server is restarting, say: the command goes on, and so do we.
-                events = again(server, (&wanted.id, name.as_deref(), last), cut.err()).await?;
-                continue;
-            }
-        };
-        last = event.id.unwrap_or(last);
-        match Happened::in_event(&event)? {
-            Happened::Output(stream, bytes) => server.output.guest(stream, &bytes),
-            Happened::Exit(code) => return Ok(code),
-            Happened::Start(started) => name = Some(started),
-            Happened::Other => {}
-        }
-    }
-}
-
-/// Follows a command again whose stream was cut, from where it was.
-async fn again(
-    server: &Server,
-    (id, name, last): (&str, Option<&str>, u64),
-    cut: Option<Failure>,
-) -> Result<EventReader, Failure> {
-    let ended = || {
-        let text = format!("the stream ended before the command did; `postern sandbox show {id}` says more");
-        Failure::Failed(anyhow::anyhow!(text))
-    };
-    let Some(name) = name else { return Err(cut.unwrap_or_else(ended)) };
-    let path = server.path(&format!("/sandbox/{}/exec/{}", segment(id), segment(name)));
-    let deadline = tokio::time::Instant::now() + AWAY_TIME;
-    loop {
-        match server.client.go_on(&path, last).await {
-            Err(away) if is_away(&away) && tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(AWAY_POLL).await;
-            }
-            Err(Failure::Unreachable { .. }) => return Err(cut.unwrap_or_else(ended)),
-            answered => return answered,
-        }
-    }
-}
-
-/// Whether a server may be back soon.
-fn is_away(failure: &Failure) -> bool {
-    match failure {
-        Failure::Unreachable { .. } => true,
-        Failure::Refused(problem) => problem.status == 503,
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +162,7 @@ mod tests {
             claim: vec![],
             ttl: Some("5m".into()),
             idle: None,
+            snapshot: None,
         };
         let wanted = json!({"user_id": "alice", "conversation_id": "c1", "ttl": "5m", "env": {"A": "b"}});
         assert_eq!(create_body(create), wanted);

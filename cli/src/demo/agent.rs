@@ -54,7 +54,7 @@ pub(super) async fn run(stage: &Stage, sandbox: &str, arguments: &[&str]) -> any
             Happened::Exit(code) => {
                 bail!("the agent ended with {code}: {}", String::from_utf8_lossy(&errors))
             }
-            Happened::Start(_) | Happened::Other => {}
+            Happened::Start(..) | Happened::Other => {}
         }
         ensure!(out.len() + errors.len() <= MAX_OUTPUT_BYTES, "the agent prints without end");
     }

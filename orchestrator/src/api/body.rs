@@ -29,12 +29,14 @@ pub(crate) enum Kind {
     Json(usize),
     /// Any bytes, which the handler takes as they come.
     Stream,
+    /// None: the connection becomes a WebSocket.
+    WebSocket,
 }
 
 /// Reads a body as its route wants it.
 pub(crate) async fn read(kind: Kind, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
     let bound = match kind {
-        Kind::None | Kind::Stream => 0,
+        Kind::None | Kind::Stream | Kind::WebSocket => 0,
         Kind::Json(bound) => bound,
     };
     if headers.contains_key(header::CONTENT_ENCODING) {

@@ -6,14 +6,13 @@
 //! data, never interpreted. A command outlives the caller who started it, unless `timeout` ends it.
 
 use super::input::Fields;
+use super::inside::{START_TIME as STARTED_TIME, refused, running, silent};
 use super::problems::Refused;
 use super::sandboxes::named;
 use super::{Answer, Api, Call, idempotency, json, sse};
 use crate::keys::{hex, random};
-use crate::lifecycle::State;
 use crate::runtime::agent::{Event, Events, KeptAs, Process};
 use crate::runtime::{Agent, AgentError, RuntimeError};
-use crate::store::SandboxRow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -31,12 +30,12 @@ use tokio::time::{Instant, interval_at, timeout};
 
 /// What a collected answer holds of each output.
 const COLLECTED_BYTES: usize = 10 << 20;
-/// Events that may wait for a slow reader; each is at most 16 KiB of output.
+/// Events that may wait for a slow reader; each is at most 64 KiB of output.
 const QUEUED_EVENTS: usize = 8;
 /// How long a command may take to start.
 const START_TIME: Duration = Duration::from_secs(10);
 /// A running command counts as use of its sandbox, noted this often; also keeps connections alive.
-const NOTE_EVERY: Duration = Duration::from_secs(10);
+const NOTE_EVERY: Duration = Duration::from_secs(15);
 /// A collected answer is given up after this unless `timeout` says less.
 const COLLECT_TIME: Duration = Duration::from_secs(3600);
 /// Bytes of a command's own name: 128 bits, so that it cannot be guessed.
@@ -70,10 +69,10 @@ struct Collected {
 pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
     let mut wanted = read(&call)?;
-    let kept = kept_as(&api, &call, &row.new.id, wanted.stdin.is_some())?;
+    let kept = kept_as(&api, &call, &row.new.id, wanted.process.has_stdin)?;
     let name = kept.name.clone();
     wanted.process.kept = Some(kept);
-    is_running(&row)?;
+    let row = running(&api, row, wanted.process.timeout.unwrap_or(STARTED_TIME)).await?;
     api.driver.used(&row).await;
     let id = row.new.id;
     let agent = api.host.connect(&id).await.map_err(Refused::from)?;
@@ -99,7 +98,7 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
 pub(super) async fn follow(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
     let name: String = call.path("exec")?;
-    is_running(&row)?;
+    let row = running(&api, row, STARTED_TIME).await?;
     if !Execs::is_name(&name) {
         return Err(no_command(&name));
     }
@@ -146,27 +145,8 @@ fn kept_as(api: &Api, call: &Call, sandbox: &SandboxId, has_stdin: bool) -> Resu
     Ok(KeptAs { name: hex(name.reveal()), wish: String::new() })
 }
 
-fn is_running(row: &SandboxRow) -> Result<(), Problem> {
-    if row.state == State::Running {
-        return Ok(());
-    }
-    let detail = format!("sandbox `{}` is `{}`, not `running`", row.new.id, row.state);
-    let hint = match row.state {
-        State::Paused => format!("resume it first: `POST /sandbox/{}/resume`", row.new.id),
-        _ => "wait for it with `POST /sandbox?wait=running`".to_owned(),
-    };
-    Err(Problem::new(Code::StateConflict, detail).hint(hint))
-}
-
-fn refused(id: &SandboxId, source: AgentError) -> Problem {
-    if matches!(source, AgentError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, .. }) {
-        return idempotency::reused();
-    }
-    Refused::from(RuntimeError::Agent { sandbox: id.clone(), source }).into()
-}
-
 /// The events after number `after` as an answer; `start` is the first of all.
-fn stream(
+pub(super) fn stream(
     api: &Arc<Api>,
     (id, request_id): (SandboxId, RequestId),
     after: u64,
@@ -223,11 +203,21 @@ fn read(call: &Call) -> Result<Wanted, Problem> {
     }
     let folder = fields.text("cwd");
     let time = fields.duration("timeout");
-    let stdin = fields.text("stdin").map(String::into_bytes);
+    // The whole input, or `true`: it comes by calls of its own.
+    let (stdin, is_open) = match fields.take("stdin") {
+        None | Some(serde_json::Value::Bool(false)) => (None, false),
+        Some(serde_json::Value::Bool(true)) => (None, true),
+        Some(serde_json::Value::String(text)) => (Some(text.into_bytes()), false),
+        Some(_) => {
+            fields.mistake("/stdin", "expected the input as a string, or `true` to send it later");
+            (None, false)
+        }
+    };
     let is_collected = fields.flag("collect").unwrap_or(false);
     fields.finish()?;
+    let has_stdin = stdin.is_some() || is_open;
     let process =
-        Process { command, arguments, env, folder, has_stdin: stdin.is_some(), timeout: time, kept: None };
+        Process { command, arguments, env, folder, has_stdin, terminal: None, timeout: time, kept: None };
     let collect = is_collected || call.query.flag("collect")? || wants_json(&call.headers);
     Ok(Wanted { process, stdin, collect })
 }
@@ -259,7 +249,7 @@ fn feed(api: &Arc<Api>, agent: Agent, pid: i32, stdin: Vec<u8>) {
 }
 
 /// How a command ended, from what the sandbox says: its code, or the signal that ended it.
-fn end(exit_code: i32, status: &str) -> (Option<i32>, Option<i32>) {
+pub(super) fn end(exit_code: i32, status: &str) -> (Option<i32>, Option<i32>) {
     if exit_code >= 0 {
         return (Some(exit_code), None);
     }
@@ -391,10 +381,6 @@ impl Stream {
         self.number += 1;
         self.sender.send(sse::event(self.number, kind, json)).await.is_ok()
     }
-}
-
-fn silent(id: &SandboxId) -> Problem {
-    Refused::from(crate::driver::DriveError::Silent(id.clone())).into()
 }
 
 /// The sandbox's own words, which are the agent's: bounded and escaped.

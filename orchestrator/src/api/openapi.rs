@@ -16,6 +16,7 @@ pub(super) async fn document(_api: Arc<Api>, _call: Call) -> Answer {
 pub(super) fn of(routes: &[Route]) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for route in routes {
+        // A parameter that takes the rest of the path has no sign of its own in the document.
         let item = paths.entry(route.path.replace("{*", "{")).or_insert_with(|| value!({}));
         if let Some(item) = item.as_object_mut() {
             item.insert(route.method.as_str().to_ascii_lowercase(), operation(route));
@@ -38,6 +39,9 @@ pub(super) fn of(routes: &[Route]) -> Value {
             "schemas": {
                 "Problem": problem(),
                 "Sandbox": schema::<super::sandboxes::Shown>(),
+                "Snapshot": schema::<super::snapshots::Shown>(),
+                "Process": schema::<super::processes::Shown>(),
+                "SandboxFile": schema::<super::sandbox_files::Entry>(),
                 "Edited": schema::<crate::configuration::Edited>(),
                 "PolicyVersion": schema::<crate::store::PolicyVersion>(),
                 "Event": schema::<crate::store::Event>(),
@@ -140,13 +144,16 @@ fn request(id: &str) -> Value {
         "createSandbox" => object(
             &["user_id", "conversation_id"],
             value!({ "user_id": text, "conversation_id": text, "template": text, "operations": list, "env": texts,
-                "labels": texts, "claims": { "type": "object" }, "ttl": text, "idle": text }),
+                "labels": texts, "claims": { "type": "object" }, "ttl": text, "idle": text, "snapshot": text }),
         ),
         "exec" => object(
             &["command"],
-            value!({ "command": { "oneOf": [text, list] }, "cwd": text, "env": texts, "stdin": text,
+            value!({ "command": { "oneOf": [text, list] }, "cwd": text, "env": texts, "stdin": { "type": ["string", "boolean"] },
                 "timeout": text, "collect": { "type": "boolean" } }),
         ),
+        "signalProcess" => object(&[], value!({ "signal": text })),
+        "openPort" => object(&[], value!({ "ttl": text })),
+        "moveSandboxFile" => object(&["from", "to"], value!({ "from": text, "to": text })),
         "createTenant" => object(&["name"], value!({ "name": text })),
         "createGateway" => object(&["name"], value!({ "name": text })),
         "createSession" => object(

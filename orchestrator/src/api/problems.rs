@@ -7,6 +7,7 @@ use crate::driver::DriveError;
 use crate::keys::api::Unauthenticated;
 use crate::runtime::RuntimeError;
 use crate::sessions::SessionError;
+use crate::snapshots::SnapshotError;
 use crate::storage::StorageError;
 use crate::store::{Role, StoreError};
 use axum::body::Body;
@@ -159,6 +160,7 @@ impl From<DriveError> for Refused {
             DriveError::StartCommand(..) => Problem::new(Code::RuntimeUnavailable, error.to_string()),
             DriveError::Silent(_) => Problem::new(Code::RuntimeUnavailable, error.to_string())
                 .hint("try again; if it stays so, destroy the sandbox"),
+            DriveError::Snapshot(error) => snapshot(&error),
             DriveError::Session(SessionError::Ended(_)) => {
                 Problem::new(Code::StateConflict, error.to_string())
             }
@@ -205,6 +207,27 @@ impl From<StorageError> for Refused {
             }
             StorageError::Database(error) => unavailable(&error),
         })
+    }
+}
+
+impl From<SnapshotError> for Refused {
+    fn from(error: SnapshotError) -> Self {
+        Self(snapshot(&error))
+    }
+}
+
+fn snapshot(error: &SnapshotError) -> Problem {
+    match error {
+        SnapshotError::TooLarge | SnapshotError::TooMany => {
+            Problem::new(Code::QuotaExceeded, error.to_string()).hint("`DELETE /snapshots/{id}` removes one")
+        }
+        SnapshotError::Store(error) => unavailable(error),
+        SnapshotError::Agent(_) | SnapshotError::File(_) | SnapshotError::Seal(_) => {
+            let cause = error as &dyn std::error::Error;
+            tracing::error!(error = cause, cause = cause.source(), "a snapshot");
+            Problem::new(Code::RuntimeUnavailable, error.to_string())
+                .hint("try again; the orchestrator's log says more")
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
 use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
 use super::{
-    configuration, exec, files, filters, gateways, keys, observe, openapi, policy_set, problems, sandboxes,
-    secrets, sessions, tenants, uploads, users,
+    configuration, exec, files, filters, gateways, keys, observe, openapi, policy_set, ports, problems,
+    processes, sandbox_files, sandboxes, secrets, sessions, snapshots, tenants, terminal, tickets, trees,
+    uploads, users,
 };
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
@@ -50,6 +51,7 @@ macro_rules! routes {
 }
 
 const OK: &[(u16, &str)] = &[(200, "as asked")];
+const DONE: &[(u16, &str)] = &[(204, "done")];
 const GONE: &[(u16, &str)] = &[(204, "it is no more")];
 const PUT: &[(u16, &str)] = &[(200, "changed, or the same as before"), (201, "made")];
 const READ: Access = Access::Key(Auditor);
@@ -65,6 +67,7 @@ routes! {
         &[TENANT, LIMIT, ("user_id", "of this user"), ("conversation_id", "of this conversation"), ("status", "with this status"), ("after", "after this sandbox, for the next page")],
         OK, sandboxes::list, "Lists sandboxes, newest first";
     GET "/sandbox/{id}" "getSandbox" READ, Kind::None, OF_TENANT, OK, sandboxes::show, "Shows a sandbox";
+    GET "/sandbox/{id}/usage" "getUsage" READ, Kind::None, OF_TENANT, OK, sandboxes::usage, "Tells what a sandbox uses now: memory, processors' time since its start, processes";
     PATCH "/sandbox/{id}" "changeSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::change, "Extends a sandbox's life (`ttl`, from now), or changes its `idle` or `labels`";
     DELETE "/sandbox/{id}" "destroySandbox" USE, Kind::None,
         &[TENANT, ("wait", "`destroyed` (as if absent): answer once it is gone; `no`: at once")],
@@ -79,6 +82,46 @@ routes! {
     GET "/sandbox/{id}/exec/{exec}" "followExec" USE, Kind::None, OF_TENANT,
         &[(200, "server-sent events, as of `exec`")],
         exec::follow, "Goes on with a command's events after `Last-Event-ID`; the last 1 MiB is kept, until a minute after its end";
+    GET "/sandbox/{id}/processes" "listProcesses" USE, Kind::None, OF_TENANT, OK, processes::list, "Lists the processes that were started in a sandbox and run";
+    GET "/sandbox/{id}/processes/{pid}" "attachProcess" USE, Kind::None, OF_TENANT,
+        &[(200, "server-sent events, as of `exec`")],
+        processes::attach, "Follows what a process writes from now on, whoever started it";
+    POST "/sandbox/{id}/processes/{pid}/signal" "signalProcess" USE, Kind::Json(JSON_BYTES), OF_TENANT, DONE, processes::signal, "Sends a signal to a process and its group: `TERM` if none is named";
+    POST "/sandbox/{id}/processes/{pid}/stdin" "writeStdin" USE, Kind::Stream,
+        &[TENANT, ("close", "the input ends with this")],
+        DONE, processes::stdin, "Writes to the input of a process that was started with `stdin` `true`; answers when it has been read";
+    GET "/sandbox/{id}/terminal" "openTerminal" USE, Kind::WebSocket,
+        &[TENANT, ("ticket", "instead of a key, which browsers cannot send here"), ("cols", "columns: 80 if absent"), ("rows", "rows: 24 if absent"),
+            ("term", "the kind of terminal: `xterm-256color` if absent"), ("command", "for the shell to run: a login shell if absent"), ("cwd", "its working folder"),
+            ("pid", "comes back to this process instead of starting one"), ("keep", "it lives on when the socket closes")],
+        &[(101, "a WebSocket: binary messages are the terminal's bytes; text is JSON, `resize` and `signal` from you, `start`, `exit` and `error` from us")],
+        terminal::open, "Opens a terminal in a sandbox";
+    POST "/sandbox/{id}/tickets" "createTicket" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "good for one socket and 30 seconds")], tickets::create, "Makes a ticket with which a browser opens a terminal of this sandbox";
+    POST "/sandbox/{id}/ports" "openPort" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "open; whoever on this machine knows the URL has the sandbox")], ports::open, "Opens a port on the loopback of the orchestrator's machine that speaks E2B's wire, for `ttl`: 10 minutes if absent, at most an hour";
+    DELETE "/sandbox/{id}/ports" "closePorts" USE, Kind::None, OF_TENANT, GONE, ports::close, "Closes the sandbox's ports";
+    GET "/sandbox/{id}/files/{*path}" "readSandboxFile" USE, Kind::None, OF_TENANT, OK, sandbox_files::read, "Reads a file";
+    PUT "/sandbox/{id}/files/{*path}" "writeSandboxFile" USE, Kind::Stream, OF_TENANT, DONE, sandbox_files::write, "Writes a file, making the folders above it";
+    DELETE "/sandbox/{id}/files/{*path}" "removeSandboxFile" USE, Kind::None, OF_TENANT, GONE, sandbox_files::remove, "Removes a file, or a folder with all that is in it; may be repeated";
+    GET "/sandbox/{id}/entries/{*path}" "statSandboxFile" USE, Kind::None, OF_TENANT, OK, sandbox_files::stat, "Tells what there is at a path";
+    GET "/sandbox/{id}/folders/{*path}" "listFolder" USE, Kind::None,
+        &[TENANT, ("depth", "how many folders deep: 1 if absent")],
+        OK, sandbox_files::list, "Lists a folder, at most 20,000 entries";
+    PUT "/sandbox/{id}/folders/{*path}" "makeFolder" USE, Kind::Json(JSON_BYTES), OF_TENANT,
+        &[(200, "it was there"), (201, "made")],
+        sandbox_files::make, "Makes a folder and those above it";
+    POST "/sandbox/{id}/move" "moveSandboxFile" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandbox_files::rename, "Moves a file or a folder, making the folders above its new place";
+    GET "/sandbox/{id}/trees/{*path}" "readTree" USE, Kind::None, OF_TENANT, OK, trees::read, "Reads a folder with all that is in it, as a tar stream";
+    PUT "/sandbox/{id}/trees/{*path}" "writeTree" USE, Kind::Stream, OF_TENANT, OK, trees::write, "Unpacks a tar stream into a folder, which is made if need be";
+    GET "/sandbox/{id}/watch/{*path}" "watchFolder" USE, Kind::None,
+        &[TENANT, ("recursive", "the folders in it too")],
+        &[(200, "server-sent events `created`, `written`, `moved`, `removed`, `changed`, with `name` within the folder; or `error`")],
+        sandbox_files::watch, "Tells what happens in a folder";
+    POST "/sandbox/{id}/snapshot" "takeSnapshot" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "taken")], snapshots::take, "Keeps a sandbox's home folder and `/data/scratch`, sealed, for other sandboxes of its user (`POST /sandbox` with `snapshot`)";
+    GET "/snapshots" "listSnapshots" READ, Kind::None,
+        &[TENANT, LIMIT, ("user_id", "of this user"), ("before", "older than this snapshot, for the next page")],
+        OK, snapshots::list, "Lists snapshots, newest first";
+    GET "/snapshots/{id}" "getSnapshot" READ, Kind::None, OF_TENANT, OK, snapshots::show, "Shows a snapshot";
+    DELETE "/snapshots/{id}" "deleteSnapshot" USE, Kind::None, OF_TENANT, GONE, snapshots::remove, "Removes a snapshot";
     POST "/tokens/{sandbox}/refresh" "refreshToken" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::refresh, "Replaces a session's token; the one before stays good for a minute";
     GET "/tenants" "listTenants" READ, Kind::None, &[], OK, tenants::list, "Lists the tenants that the key sees";
     POST "/tenants" "createTenant" Access::Installation, Kind::Json(JSON_BYTES), &[], &[(201, "made")], tenants::create, "Makes a tenant";

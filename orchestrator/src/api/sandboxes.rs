@@ -5,7 +5,7 @@ mod wanted;
 
 use super::problems::Refused;
 use super::{Answer, Api, Call, idempotency, json, scope};
-use crate::driver::{DriveError, Wish};
+use crate::driver::{DriveError, First, Wish};
 use crate::keys::random;
 use crate::lifecycle::{Event, State};
 use crate::pool::{Claim, Place};
@@ -176,6 +176,7 @@ async fn make(
     let mut new = wanted.sandbox(api, call, tenant, (&judged, fresh_id()?), clock::now())?;
     scope::new_sandbox(api, call, tenant, &new)?;
     let quotas = tenant.files.limits.quotas.clone();
+    let start = First { snapshot: wanted.snapshot(api, call, tenant).await?, commands: judged.start() };
     let written = api.drain.enter().await?;
     let place = Place { tenant: tenant.row.name.clone(), template: wanted.template()? };
     let claim = api.pool.take(&place, &new.asked).await;
@@ -183,7 +184,7 @@ async fn make(
     if let Some(id) = claim.as_ref().and_then(Claim::sandbox) {
         new = wanted.sandbox(api, call, tenant, (&judged, id.clone()), clock::now())?;
     }
-    let wish = Wish { new, quotas, level, key, start: judged.start(), claim };
+    let wish = Wish { new, quotas, level, key, start, claim };
     let created = api.driver.create(wish, call.cause(None)?).await;
     drop(written);
     match created {
@@ -330,6 +331,17 @@ pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
 pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
     json(StatusCode::OK, &Shown::of(&api, &row, None))
+}
+
+/// `GET /sandbox/{id}/usage`.
+pub(super) async fn usage(api: Arc<Api>, call: Call) -> Answer {
+    let row = named(&api, &call, "id").await?;
+    let usage = api.host.usage(&row.new.id).await.map_err(Refused::from)?;
+    let unknown = || {
+        Problem::new(Code::NotFound, "what sandboxes use is not counted here")
+            .hint("ask the cluster: `kubectl top pods`")
+    };
+    json(StatusCode::OK, &usage.ok_or_else(unknown)?)
 }
 
 /// `PATCH /sandbox/{id}`.

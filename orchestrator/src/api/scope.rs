@@ -6,7 +6,7 @@ use super::{Api, Call};
 use crate::keys::api::Caller;
 use crate::operations::Catalogue;
 use crate::rights::{SandboxFacts, beyond};
-use crate::store::{KeyScope, NewSandbox, SandboxRow};
+use crate::store::{KeyScope, NewSandbox, SandboxRow, SnapshotRow};
 use crate::tenant::Tenant;
 use postern_common::folder::TenantFiles;
 use postern_common::problem::{Code, Problem};
@@ -57,6 +57,14 @@ pub(super) fn sees(caller: &Caller, row: &SandboxRow) -> bool {
     let KeyScope { templates, labels } = &caller.scope;
     let has = |(name, value): (&String, &String)| row.new.labels.get(name) == Some(value);
     templates.as_ref().is_none_or(|all| all.iter().any(|name| name == row.new.template.as_str()))
+        && labels.as_ref().is_none_or(|labels| labels.iter().all(has))
+}
+
+/// Whether it sees this snapshot: as it would see the sandbox that it was taken of.
+pub(super) fn sees_snapshot(caller: &Caller, row: &SnapshotRow) -> bool {
+    let KeyScope { templates, labels } = &caller.scope;
+    let has = |(name, value): (&String, &String)| row.labels.get(name) == Some(value);
+    templates.as_ref().is_none_or(|all| all.iter().any(|name| name == row.template.as_str()))
         && labels.as_ref().is_none_or(|labels| labels.iter().all(has))
 }
 

@@ -6,11 +6,13 @@ use crate::lifecycle::{self, Event};
 use crate::runtime::agent::{Event as ProcessEvent, Identity, Process};
 use crate::runtime::{Agent, AgentError, Create, Isolation, Running, RuntimeError};
 use crate::seal::Place;
-use crate::store::{Asked, SandboxRow};
+use crate::snapshots::Snapshots;
+use crate::store::{Asked, SandboxRow, SnapshotRow};
 use postern_common::clock;
 use postern_common::secret::Secret;
 use postern_common::tasks::Stop;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a template's start commands may take together; the create call waits no longer for them.
@@ -19,17 +21,27 @@ const COMMANDS_TIME: Duration = Duration::from_secs(30);
 const LAST_WORDS_BYTES: usize = 1024;
 const SHOWN: usize = 400;
 
+/// What is done inside a new sandbox before it counts as running: a snapshot's files are put into it,
+/// then commands run.
+#[derive(Debug, Default)]
+pub(crate) struct First {
+    /// The snapshot, and where it is kept.
+    pub(crate) snapshot: Option<(Arc<Snapshots>, SnapshotRow)>,
+    /// The template's start commands.
+    pub(crate) commands: Vec<String>,
+}
+
 impl Driver {
     /// Makes a sandbox whose row and session are there. The caller is in its lane.
     pub(super) async fn start(&self, written: Written, level: Isolation, shutdown: &Stop) {
-        let Written { row, token, warm, start: commands } = written;
+        let Written { row, token, warm, start: first } = written;
         let called_off = self.0.lanes.start(&row.new.id);
         let start = if warm.is_some() { "warm" } else { "cold" };
         let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(
             &row,
             token,
             (level, warm),
-            &commands,
+            &first,
         )));
         let happened = match made.await {
             // Whoever called it off sees to the rest; after a shutdown the next start does.
@@ -57,7 +69,7 @@ impl Driver {
         row: &SandboxRow,
         token: Secret<String>,
         (level, warm): (Isolation, Option<(Running, Agent)>),
-        commands: &[String],
+        first: &First,
     ) -> Result<Running, DriveError> {
         let (parts, new) = (self.parts(), &row.new);
         // It may have been destroyed since it was written down, by another orchestrator too.
@@ -77,7 +89,10 @@ impl Driver {
         }
         self.bring_files(row).await?;
         let agent = self.introduce(row, token, reached).await?;
-        self.run_first(row, &agent, commands).await?;
+        if let Some((snapshots, snapshot)) = &first.snapshot {
+            snapshots.put_back(snapshot, &agent).await?;
+        }
+        self.run_first(row, &agent, &first.commands).await?;
         if running.isolation != level
             && let Some(session) = parts.store.session(&new.id).await?
         {

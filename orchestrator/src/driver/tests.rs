@@ -205,7 +205,7 @@ impl Bench {
 }
 
 fn wish(new: NewSandbox, quotas: Quotas) -> Wish {
-    Wish { new, quotas, level: Isolation::Namespaces, key: None, start: Vec::new(), claim: None }
+    Wish { new, quotas, level: Isolation::Namespaces, key: None, start: First::default(), claim: None }
 }
 
 fn new(number: u8) -> NewSandbox {
@@ -303,7 +303,7 @@ async fn a_sandbox_that_is_destroyed_before_it_is_made_is_not_made() {
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
     let token = Secret::new("t".to_owned());
-    let written = Written { row, token, warm: None, start: Vec::new() };
+    let written = Written { row, token, warm: None, start: First::default() };
     bench.driver.start(written, Isolation::Namespaces, &Stop::new()).await;
     assert_eq!(bench.host.made(), BTreeSet::new());
 }

@@ -5,19 +5,21 @@
 //! What comes back is untrusted. Answers are bounded here; a stream is read as fast as its reader
 //! reads, never faster.
 
+mod envelopes;
 mod seal;
 
+pub(crate) use envelopes::Next;
+pub use envelopes::{Envelopes, Event, Events};
 pub(crate) use seal::Seal;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
@@ -31,17 +33,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// The body of a request to a sandbox.
-pub type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// The longest answer of a call that is not a stream.
 const ANSWER_BYTES: usize = 1 << 20;
-/// The longest message of a stream; `sandboxd` sends 16 KiB of output at a time, as base64.
-const MESSAGE_BYTES: usize = 256 << 10;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const HEADER_BYTES: u32 = 32 << 10;
 const ENVELOPE_HEAD: usize = 5;
-const END_OF_STREAM: u8 = 0b10;
 
 /// A sandbox did not answer as it should.
 #[derive(Debug, thiserror::Error)]
@@ -91,10 +90,21 @@ pub struct Process {
     pub folder: Option<String>,
     /// Whether its input stays open for [`Agent::call`]s of `SendInput`.
     pub has_stdin: bool,
+    /// There if it is to have a terminal instead of inputs and outputs of its own.
+    pub terminal: Option<TerminalSize>,
     /// After this it is killed.
     pub timeout: Option<Duration>,
     /// Under which name its output is kept; `None`: it is not.
     pub kept: Option<KeptAs>,
+}
+
+/// How large a terminal is, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
 }
 
 /// The name under which a process's output is kept, so that it can be followed again.
@@ -104,34 +114,6 @@ pub struct KeptAs {
     pub name: String,
     /// What it is for: one of this name that is for something else is refused.
     pub wish: String,
-}
-
-/// What a process did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// It runs.
-    Started {
-        /// Its id inside.
-        pid: i32,
-    },
-    /// It wrote to its standard output.
-    Stdout(Bytes),
-    /// It wrote to its standard error.
-    Stderr(Bytes),
-    /// It ended: `exit_code` is -1 if by a signal.
-    Ended {
-        /// Its exit code.
-        exit_code: i32,
-        /// In words.
-        status: String,
-    },
-    /// The stream ended with an error, such as `deadline_exceeded`.
-    Failed {
-        /// The Connect error code.
-        code: String,
-        /// In words.
-        message: String,
-    },
 }
 
 /// A connection to one `sandboxd`. Clones share it.
@@ -216,14 +198,36 @@ impl Agent {
         path: &'static str,
         message: &(impl Serialize + Sync),
     ) -> Result<Answer, AgentError> {
+        self.call_up_to(ANSWER_BYTES, path, message).await
+    }
+
+    /// [`Agent::call`] whose answer may be longer than most.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn call_up_to<Answer: serde::de::DeserializeOwned>(
+        &self,
+        bytes: usize,
+        path: &'static str,
+        message: &(impl Serialize + Sync),
+    ) -> Result<Answer, AgentError> {
         let json = serde_json::to_vec(message).map_err(|_never| AgentError::Malformed)?;
         let response = self.send(post(path, "application/json", json)).await?;
-        let status = response.status();
-        let answer = bounded(response).await?;
-        if status.is_success() {
-            return serde_json::from_slice(&answer).map_err(|_malformed| AgentError::Malformed);
-        }
-        Err(AgentError::Refused { status, message: legible(&answer) })
+        let answer = bounded(accepted(response).await?, bytes).await?;
+        serde_json::from_slice(&answer).map_err(|_malformed| AgentError::Malformed)
+    }
+
+    /// A call with one JSON message and a stream of answers, such as `/filesystem.Filesystem/WatchDir`.
+    ///
+    /// # Errors
+    /// [`AgentError`]; that the sandbox refused is what the stream says first.
+    pub async fn stream(
+        &self,
+        path: &'static str,
+        message: &(impl Serialize + Sync),
+    ) -> Result<Envelopes, AgentError> {
+        let request = post(path, "application/connect+json", enveloped(message)?);
+        Ok(Envelopes::new(accepted(self.send(request).await?).await?.into_body()))
     }
 
     /// Tells the sandbox who it is. It takes that once.
@@ -258,18 +262,16 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]; that it could not be started is the stream's first event.
     pub async fn start(&self, process: &Process) -> Result<Events, AgentError> {
+        // What is `null` is not wanted.
         let message = serde_json::json!({
             "process": {
                 "cmd": process.command, "args": process.arguments, "envs": process.env, "cwd": process.folder,
             },
             "stdin": process.has_stdin,
+            "pty": process.terminal.map(|size| serde_json::json!({ "size": size })),
+            "tag": process.kept.as_ref().map(|kept| kept.name.as_str()),
         });
-        let json = serde_json::to_vec(&message).map_err(|_never| AgentError::Malformed)?;
-        let mut envelope = BytesMut::with_capacity(ENVELOPE_HEAD + json.len());
-        envelope.put_u8(0);
-        envelope.put_u32(u32::try_from(json.len()).map_err(|_too_long| AgentError::Malformed)?);
-        envelope.put_slice(&json);
-        let mut request = post("/process.Process/Start", "application/connect+json", envelope.freeze());
+        let mut request = post("/process.Process/Start", "application/connect+json", enveloped(&message)?);
         if let Some(timeout) = process.timeout {
             let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).clamp(1, 9_999_999_999);
             request.headers_mut().insert("connect-timeout-ms", HeaderValue::from(milliseconds));
@@ -281,6 +283,15 @@ impl Agent {
             }
         }
         events(self.send(request).await?).await
+    }
+
+    /// Follows a process from now on, whoever started it.
+    ///
+    /// # Errors
+    /// [`AgentError`]; that there is none is the stream's first event.
+    pub async fn attach(&self, pid: i32) -> Result<Events, AgentError> {
+        let message = serde_json::json!({ "process": { "pid": pid } });
+        self.stream("/process.Process/Connect", &message).await.map(Events::new)
     }
 
     /// Follows a process whose output is kept, from the event after number `after` on: its start has
@@ -300,138 +311,41 @@ impl Agent {
 }
 
 async fn events(response: Response<Incoming>) -> Result<Events, AgentError> {
-    match response.status() {
-        StatusCode::OK => Ok(Events { body: response.into_body(), unread: BytesMut::new(), is_over: false }),
-        status => Err(AgentError::Refused { status, message: legible(&bounded(response).await?) }),
-    }
+    Ok(Events::new(Envelopes::new(accepted(response).await?.into_body())))
 }
 
-/// The events of one process. Reading slowly slows the process.
-#[derive(Debug)]
-pub struct Events {
-    body: Incoming,
-    unread: BytesMut,
-    is_over: bool,
+/// An answer that is no refusal.
+///
+/// # Errors
+/// [`AgentError::Refused`], with the sandbox's words.
+pub(crate) async fn accepted(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        message: String,
+    }
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let answer = bounded(response, ANSWER_BYTES).await?;
+    let message = match serde_json::from_slice::<Refusal>(&answer) {
+        Ok(refusal) => legible(refusal.message.as_bytes()),
+        Err(_other) => legible(&answer),
+    };
+    Err(AgentError::Refused { status, message })
 }
 
-impl Events {
-    /// The next event; `None` after the last. Cancelling loses nothing.
-    ///
-    /// # Errors
-    /// [`AgentError`], after which there is no more.
-    pub async fn next(&mut self) -> Result<Option<Event>, AgentError> {
-        while !self.is_over {
-            match self.message()? {
-                Some((flags, message)) if flags & END_OF_STREAM != 0 => {
-                    self.is_over = true;
-                    return failure(&message);
-                }
-                Some((_, message)) => {
-                    if let Some(event) = event(&message)? {
-                        return Ok(Some(event));
-                    }
-                }
-                None => self.read().await?,
-            }
-        }
-        Ok(None)
-    }
-
-    /// Takes a whole message off what has been read.
-    fn message(&mut self) -> Result<Option<(u8, Bytes)>, AgentError> {
-        let Some([flags, length @ ..]) = self.unread.first_chunk::<ENVELOPE_HEAD>().copied() else {
-            return Ok(None);
-        };
-        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        if length > MESSAGE_BYTES {
-            self.is_over = true;
-            return Err(AgentError::Malformed);
-        }
-        if self.unread.len() < ENVELOPE_HEAD + length {
-            return Ok(None);
-        }
-        self.unread.advance(ENVELOPE_HEAD);
-        Ok(Some((flags, self.unread.split_to(length).freeze())))
-    }
-
-    async fn read(&mut self) -> Result<(), AgentError> {
-        let frame = self.body.frame().await;
-        match frame {
-            Some(Ok(frame)) => {
-                self.unread.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
-                Ok(())
-            }
-            Some(Err(error)) => {
-                self.is_over = true;
-                Err(AgentError::Broken(error))
-            }
-            // A stream that stops without its last message was cut.
-            None => {
-                self.is_over = true;
-                Err(AgentError::Malformed)
-            }
-        }
-    }
+fn enveloped(message: &impl Serialize) -> Result<Bytes, AgentError> {
+    let json = serde_json::to_vec(message).map_err(|_never| AgentError::Malformed)?;
+    let mut envelope = BytesMut::with_capacity(ENVELOPE_HEAD + json.len());
+    envelope.put_u8(0);
+    envelope.put_u32(u32::try_from(json.len()).map_err(|_too_long| AgentError::Malformed)?);
+    envelope.put_slice(&json);
+    Ok(envelope.freeze())
 }
 
 #[derive(Deserialize)]
 struct Done {}
-
-#[derive(Deserialize)]
-struct Message {
-    event: WireEvent,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum WireEvent {
-    Start {
-        pid: i32,
-    },
-    Data(Chunk),
-    End {
-        #[serde(rename = "exitCode", default)]
-        exit_code: i32,
-        #[serde(default)]
-        status: String,
-    },
-    Keepalive {},
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Chunk {
-    Stdout(String),
-    Stderr(String),
-    Pty(String),
-}
-
-fn event(json: &[u8]) -> Result<Option<Event>, AgentError> {
-    let decode = |text: &str| BASE64.decode(text).map(Bytes::from).map_err(|_invalid| AgentError::Malformed);
-    let message: Message = serde_json::from_slice(json).map_err(|_malformed| AgentError::Malformed)?;
-    Ok(Some(match message.event {
-        WireEvent::Start { pid } => Event::Started { pid },
-        WireEvent::Data(Chunk::Stdout(text) | Chunk::Pty(text)) => Event::Stdout(decode(&text)?),
-        WireEvent::Data(Chunk::Stderr(text)) => Event::Stderr(decode(&text)?),
-        WireEvent::End { exit_code, status } => Event::Ended { exit_code, status },
-        WireEvent::Keepalive {} => return Ok(None),
-    }))
-}
-
-fn failure(json: &[u8]) -> Result<Option<Event>, AgentError> {
-    #[derive(Deserialize)]
-    struct End {
-        error: Option<Failure>,
-    }
-    #[derive(Deserialize)]
-    struct Failure {
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let end: End = serde_json::from_slice(json).map_err(|_malformed| AgentError::Malformed)?;
-    Ok(end.error.map(|Failure { code, message }| Event::Failed { code, message }))
-}
 
 fn post(path: &'static str, content_type: &'static str, body: impl Into<Bytes>) -> Request<Body> {
     let body = body.into();
@@ -445,18 +359,33 @@ fn post(path: &'static str, content_type: &'static str, body: impl Into<Bytes>) 
     request
 }
 
+/// A request of `sandboxd`'s own HTTP calls, `/files` and `/tree`, about a path inside.
+pub(crate) fn about_path(
+    method: Method,
+    what: &str,
+    path: &str,
+    body: Body,
+) -> Result<Request<Body>, AgentError> {
+    let target = format!("{what}?path={}", utf8_percent_encode(path, NON_ALPHANUMERIC));
+    let uri = Uri::builder().scheme("http").authority("sandbox").path_and_query(target).build();
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri.map_err(|_too_long| AgentError::Malformed)?;
+    Ok(request)
+}
+
 /// A body that is all there.
 pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-async fn bounded(response: Response<Incoming>) -> Result<Bytes, AgentError> {
-    let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+async fn bounded(response: Response<Incoming>, bytes: usize) -> Result<Bytes, AgentError> {
+    let body = Limited::new(response.into_body(), bytes).collect().await;
     Ok(body.map_err(|_cut_or_too_long| AgentError::Malformed)?.to_bytes())
 }
 
-/// A sandbox's words for an error message.
-fn legible(bytes: &[u8]) -> String {
+/// A sandbox's words for an error message: bounded and escaped.
+pub(crate) fn legible(bytes: &[u8]) -> String {
     const SHOWN: usize = 200;
     String::from_utf8_lossy(bytes).chars().take(SHOWN).flat_map(char::escape_default).collect()
 }

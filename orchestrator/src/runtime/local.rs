@@ -19,6 +19,7 @@ mod tests;
 
 use super::{
     Agent, AgentError, Create, Exit, Found, Isolation, Kind, Probed, Running, Runtime, RuntimeError, Swept,
+    Usage,
 };
 use futures_util::future::BoxFuture;
 use http::{Method, Request, StatusCode, Uri};
@@ -329,6 +330,14 @@ impl Runtime for LocalRuntime {
                 found.extend(self.look(&sandbox).await);
             }
             found
+        })
+    }
+
+    fn usage<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<Option<Usage>, RuntimeError>> {
+        Box::pin(async {
+            let json = self.ask(sandbox, Method::GET, "http://shim/shim/usage").await?;
+            let usage = serde_json::from_slice(&json).map_err(|_malformed| AgentError::Malformed);
+            usage.map(Some).map_err(failed(sandbox))
         })
     }
 

@@ -45,6 +45,7 @@ const MIGRATIONS: &[Migration] = migrations![
     18 "000018_describe_files",
     19 "000019_create_file_uploads",
     22 "000022_create_sync_sessions",
+    24 "000024_create_snapshots",
 ];
 
 /// The tables could not be brought up to date.

@@ -13,6 +13,8 @@ mod exec;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
+mod inside;
+#[cfg(test)]
 mod log;
 #[cfg(test)]
 mod pause;
@@ -32,3 +34,5 @@ mod roles;
 mod sandboxes;
 #[cfg(test)]
 mod scopes;
+#[cfg(test)]
+mod snapshots;

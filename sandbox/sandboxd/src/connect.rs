@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Connect protocol with its JSON codec, as far as the E2B SDKs use it: unary calls, and
-//! calls with one request message and a stream of answers. No compression, no trailers.
+//! The Connect protocol with its JSON codec, as far as the E2B SDKs use it: unary calls, calls with
+//! one request message and a stream of answers, and calls with a stream of messages and one answer.
+//! No compression, no trailers.
 //!
 //! An envelope is a flag byte, the length as 32 bits big-endian, and that many bytes of JSON.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::convert::Infallible;
+use std::io;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
-/// The body of every answer.
-pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// The body of every answer. One that fails is cut off, so that its reader sees that it is not whole.
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The longest request: a command with its whole environment fits (the kernel's own bound for one
 /// argument is 128 KiB), and a chunk of input.
@@ -25,6 +27,8 @@ const ENVELOPE_HEAD: usize = 5;
 const END_OF_STREAM: u8 = 0b10;
 /// Connect allows ten digits.
 const TIMEOUT_DIGITS: usize = 10;
+/// The header by which a client asks for signs of life, in seconds.
+const KEEP_ALIVE: &str = "keepalive-ping-interval";
 
 /// The Connect error codes that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -33,23 +37,25 @@ pub(crate) enum Code {
     InvalidArgument,
     DeadlineExceeded,
     NotFound,
+    AlreadyExists,
+    PermissionDenied,
+    Unauthenticated,
     ResourceExhausted,
     FailedPrecondition,
-    #[cfg(feature = "pod")]
-    PermissionDenied,
     Unimplemented,
     Internal,
 }
 
 impl Code {
     /// The HTTP status of a unary call that ends so (Connect protocol, error codes).
-    const fn status(self) -> StatusCode {
+    pub(crate) const fn status(self) -> StatusCode {
         match self {
+            Self::AlreadyExists => StatusCode::CONFLICT,
+            Self::PermissionDenied => StatusCode::FORBIDDEN,
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::InvalidArgument | Self::FailedPrecondition => StatusCode::BAD_REQUEST,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::NotFound => StatusCode::NOT_FOUND,
-            #[cfg(feature = "pod")]
-            Self::PermissionDenied => StatusCode::FORBIDDEN,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -83,6 +89,55 @@ pub(crate) async fn read_envelope<Message: DeserializeOwned>(body: Incoming) -> 
     let [flags, length @ ..] = *head;
     let is_whole = usize::try_from(u32::from_be_bytes(length)).is_ok_and(|length| length == message.len());
     if flags == 0 && is_whole { parse(message) } else { Err(malformed()) }
+}
+
+/// The messages of a call that sends a stream of them.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    body: Incoming,
+    unread: BytesMut,
+}
+
+impl Messages {
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self { body, unread: BytesMut::new() }
+    }
+
+    /// The next message; `None` after the last.
+    pub(crate) async fn next<Message: DeserializeOwned>(&mut self) -> Result<Option<Message>, Failure> {
+        loop {
+            if let Some((flags, message)) = self.whole()? {
+                return if flags & END_OF_STREAM == 0 { parse(&message).map(Some) } else { Ok(None) };
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    self.unread.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                }
+                None if self.unread.is_empty() => return Ok(None),
+                None | Some(Err(_)) => {
+                    return Err(Failure::new(Code::InvalidArgument, "the stream of messages broke off"));
+                }
+            }
+        }
+    }
+
+    fn whole(&mut self) -> Result<Option<(u8, Bytes)>, Failure> {
+        let Some([flags, length @ ..]) = self.unread.first_chunk::<ENVELOPE_HEAD>().copied() else {
+            return Ok(None);
+        };
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if length > REQUEST_BYTES || flags & !END_OF_STREAM != 0 {
+            return Err(Failure::new(
+                Code::InvalidArgument,
+                "expected uncompressed envelopes of at most 4 MiB",
+            ));
+        }
+        if self.unread.len() < ENVELOPE_HEAD + length {
+            return Ok(None);
+        }
+        self.unread.advance(ENVELOPE_HEAD);
+        Ok(Some((flags, self.unread.split_to(length).freeze())))
+    }
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Failure> {
@@ -122,22 +177,101 @@ pub(crate) fn unary<Message: Serialize>(result: Result<Message, Failure>) -> Res
     }
 }
 
+/// The answers of a streaming call, to come.
+#[derive(Debug)]
+pub(crate) struct Streamed {
+    envelopes: mpsc::Receiver<Bytes>,
+    pulse: Option<Pulse>,
+    deadline: Option<Instant>,
+}
+
+/// A message that says nothing, sent when there was none for a while.
+#[derive(Debug)]
+struct Pulse {
+    every: Duration,
+    message: Bytes,
+}
+
+impl Streamed {
+    pub(crate) fn new(envelopes: mpsc::Receiver<Bytes>) -> Self {
+        Self { envelopes, pulse: None, deadline: None }
+    }
+
+    /// Sends signs of life if the caller asks for them.
+    pub(crate) fn alive(mut self, headers: &HeaderMap, sign: &impl Serialize) -> Self {
+        let asked = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok());
+        let seconds = asked.and_then(|text| text.parse::<u32>().ok()).filter(|seconds| *seconds > 0);
+        self.pulse = seconds
+            .map(|seconds| Pulse { every: Duration::from_secs(seconds.into()), message: envelope(sign) });
+        self
+    }
+
+    /// Ends the stream, and nothing else, after this time.
+    pub(crate) fn until(mut self, limit: Option<Duration>) -> Self {
+        self.deadline = limit.map(|limit| Instant::now() + limit);
+        self
+    }
+
+    /// The next envelope; `None` after the last.
+    async fn next(&mut self) -> Option<Bytes> {
+        let pulse = self.pulse.as_ref().map(|pulse| Instant::now() + pulse.every);
+        let wake = match (pulse, self.deadline) {
+            (Some(pulse), Some(deadline)) => Some(pulse.min(deadline)),
+            (pulse, deadline) => pulse.or(deadline),
+        };
+        let Some(wake) = wake else { return self.envelopes.recv().await };
+        match timeout_at(wake, self.envelopes.recv()).await {
+            Ok(envelope) => envelope,
+            Err(_elapsed) if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                self.envelopes.close();
+                while self.envelopes.try_recv().is_ok() {}
+                let late = Failure::new(Code::DeadlineExceeded, "the call ran into its time limit");
+                Some(end_of_stream(Some(&late)))
+            }
+            Err(_elapsed) => self.pulse.as_ref().map(|pulse| pulse.message.clone()),
+        }
+    }
+}
+
 /// The answer of a streaming call. Its status is always 200: a failure is its only envelope.
 ///
-/// Reading stops being possible when `envelopes` does; they are taken one at a time, so a caller
-/// that does not read fills the queue behind it.
-pub(crate) fn stream(result: Result<mpsc::Receiver<Bytes>, Failure>) -> Response<Body> {
+/// Envelopes are taken one at a time, so a caller that does not read fills the queue behind it.
+pub(crate) fn stream(result: Result<Streamed, Failure>) -> Response<Body> {
     let body = match result {
-        Ok(envelopes) => {
-            let frames = futures_util::stream::unfold(envelopes, async |mut envelopes| {
-                let envelope = envelopes.recv().await?;
-                Some((Ok(Frame::data(envelope)), envelopes))
+        Ok(streamed) => {
+            let frames = futures_util::stream::unfold(streamed, async |mut streamed| {
+                let envelope = streamed.next().await?;
+                Some((Ok(Frame::data(envelope)), streamed))
             });
             StreamBody::new(frames).boxed_unsync()
         }
-        Err(failure) => Full::new(end_of_stream(Some(&failure))).boxed_unsync(),
+        Err(failure) => whole(end_of_stream(Some(&failure))),
     };
     response(StatusCode::OK, "application/connect+json", body)
+}
+
+/// The answer of a call that sent a stream of messages.
+pub(crate) fn one_of_stream(result: Result<impl Serialize, Failure>) -> Response<Body> {
+    let bytes = match result {
+        Ok(message) => [envelope(&message), end_of_stream(None)].concat().into(),
+        Err(failure) => end_of_stream(Some(&failure)),
+    };
+    response(StatusCode::OK, "application/connect+json", whole(bytes))
+}
+
+/// A body that is all there.
+pub(crate) fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Gives a unary call no longer than its caller waits.
+pub(crate) async fn in_time<Answer>(
+    headers: &HeaderMap,
+    call: impl Future<Output = Result<Answer, Failure>>,
+) -> Result<Answer, Failure> {
+    let Some(limit) = timeout(headers)? else { return call.await };
+    let late = |_elapsed| Failure::new(Code::DeadlineExceeded, "the call ran into its time limit");
+    tokio::time::timeout(limit, call).await.map_err(late)?
 }
 
 /// One message of a stream.
@@ -165,11 +299,11 @@ fn enclose<Message: Serialize>(flags: u8, message: &Message) -> Bytes {
     envelope.freeze()
 }
 
-fn json_response(status: StatusCode, json: Vec<u8>) -> Response<Body> {
-    response(status, "application/json", Full::new(json.into()).boxed_unsync())
+pub(crate) fn json_response(status: StatusCode, json: Vec<u8>) -> Response<Body> {
+    response(status, "application/json", whole(json.into()))
 }
 
-fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+pub(crate) fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

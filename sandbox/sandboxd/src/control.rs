@@ -5,10 +5,10 @@
 //! authenticated here; the agent cannot reach this channel (see `channel` and `confine`).
 
 use crate::connect::{self, Body, Code, Failure};
+use crate::files::{self, Files};
 use crate::identity::Identity;
 use crate::process::{self, Processes};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -28,18 +28,22 @@ const HEADER_BYTES: u32 = 32 << 10;
 pub(crate) struct Services {
     identity: Arc<Identity>,
     processes: Processes,
+    files: Files,
 }
 
 impl Services {
-    pub(crate) fn new(identity: Arc<Identity>, processes: Processes) -> Self {
-        Self { identity, processes }
+    pub(crate) fn new(identity: Arc<Identity>, processes: Processes, files: Files) -> Self {
+        Self { identity, processes, files }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
-        if head.method == Method::GET && path == "/health" {
-            return status(StatusCode::NO_CONTENT);
+        match path {
+            "/health" if head.method == Method::GET => return status(StatusCode::NO_CONTENT),
+            "/tree" => return files::archive::answer(&self.files, &head, body).await,
+            "/files" => return files::transfer::answer(&self.files, &head, body).await,
+            _ => {}
         }
         if head.method != Method::POST {
             return status(StatusCode::METHOD_NOT_ALLOWED);
@@ -48,6 +52,9 @@ impl Services {
             Some(("postern.Control", method)) => self.control(method, body).await,
             Some(("process.Process", method)) => {
                 process::service::answer(&self.processes, method, &head.headers, body).await
+            }
+            Some(("filesystem.Filesystem", method)) => {
+                files::service::answer(&self.files, method, &head.headers, body).await
             }
             _ => connect::unary::<()>(Err(unimplemented(path))),
         }
@@ -97,7 +104,7 @@ pub(crate) fn unimplemented(what: &str) -> Failure {
 }
 
 fn status(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Empty::new().boxed_unsync());
+    let mut response = Response::new(connect::whole(bytes::Bytes::new()));
     *response.status_mut() = status;
     response
 }

@@ -177,10 +177,8 @@ impl Gate {
         };
         head.headers.remove(HEADER);
         match self.inner.clone().send_request(Request::from_parts(head, body)).await {
-            Ok(response) => response.map(|body| {
-                // The services' answers cannot break but with the connection that carries them.
-                UnsyncBoxBody::new(EndsEarly(body))
-            }),
+            // One that is cut off inside is cut off outside.
+            Ok(response) => response.map(|body| body.map_err(io::Error::other).boxed_unsync()),
             Err(error) => unary::<()>(Err(Failure::new(Code::Internal, error.to_string()))),
         }
     }
@@ -210,8 +208,8 @@ impl Gate {
         let named = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let text = envelope.signed(method.as_str(), target, named);
         self.key.verify(&text, &signature).map_err(|_unspecified| refuse("the signature is not good"))?;
-        let is_order =
-            ["/postern.Control/", "/process.Process/"].iter().any(|start| target.starts_with(start));
+        let orders = ["/postern.Control/", "/process.Process/", "/filesystem.Filesystem/"];
+        let is_order = orders.iter().any(|start| target.starts_with(start));
         if is_order && envelope.body.is_none() {
             return Err(refuse("the signature does not cover the body"));
         }
@@ -236,23 +234,6 @@ async fn believed(envelope: &Envelope, body: Incoming) -> Result<Inward, Failure
         return Err(Failure::new(Code::PermissionDenied, "the body is not what was signed"));
     }
     Ok(Full::new(bytes).map_err(|never| match never {}).boxed_unsync())
-}
-
-/// A body that ends where the one within breaks: whoever reads sees a stream without its last
-/// message, which every protocol here takes for cut.
-struct EndsEarly(Incoming);
-
-impl hyper::body::Body for EndsEarly {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Infallible>>> {
-        let inner = std::pin::Pin::new(&mut self.0);
-        inner.poll_frame(context).map(|frame| frame.and_then(Result::ok).map(Ok))
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //!
 //! ```text
 //! orchestrator ── shim ── stdin/stdout ─┬─ control ─┬─ identity  (Identify, Token)
-//! orchestrator ── TCP 49983 ── listen ──┘           └─ process   (Start, Connect, List, ...)
+//! orchestrator ── TCP 49983 ── listen ──┘           ├─ process   (Start, Connect, List, ...)
+//!                                                   └─ files     (ListDir, WatchDir, ..., /files)
 //! agent ── 127.0.0.1:49980 ── door ── /run/postern/gateway.sock, or TLS in a pod ── gateway
 //! ```
 
@@ -17,6 +18,7 @@ mod confine;
 mod connect;
 mod control;
 mod door;
+mod files;
 mod identity;
 #[cfg(feature = "pod")]
 mod listen;
@@ -25,6 +27,7 @@ mod options;
 mod probe;
 mod process;
 mod reaper;
+mod user;
 
 use options::Options;
 use postern_common::tasks::Tasks;
@@ -42,6 +45,8 @@ enum StartError {
     Channel(#[source] std::io::Error),
     #[error("could not start the event loop")]
     Runtime(#[source] std::io::Error),
+    #[error("could not start the threads that read and write files")]
+    Files(#[source] std::io::Error),
     #[error("could not watch for ended processes")]
     Reaper(#[source] std::io::Error),
     #[error("could not open the door on {address}; is the port taken, or loopback down?")]
@@ -58,6 +63,10 @@ enum StartError {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == process::terminal::ARGUMENT) {
+        return process::terminal::become_command(words);
+    }
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -121,8 +130,9 @@ async fn run(mut options: Options) -> Result<(), StartError> {
     door::open(&options, Arc::clone(&identity), &tasks)
         .await
         .map_err(|source| StartError::Door { address, source })?;
+    let files = files::Files::open(&options.home, tasks.clone()).map_err(StartError::Files)?;
     let processes = process::Processes::new(exits, Arc::clone(&identity), options.home, tasks.clone());
-    let services = control::Services::new(identity, processes);
+    let services = control::Services::new(identity, processes, files);
     let served = match (channel, listen) {
         (Some(channel), _) => control::serve(channel, services, &tasks).await.map_err(StartError::Control),
         (None, listen) => in_a_pod(listen, services, &tasks).await.map_err(StartError::Listen),

@@ -8,6 +8,7 @@
 mod follow;
 pub(crate) mod service;
 mod start;
+pub(crate) mod terminal;
 
 use crate::connect::{Code, Failure};
 use crate::identity::Identity;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
+use terminal::Terminal;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
@@ -58,6 +60,8 @@ pub(crate) struct Process {
     tag: Option<String>,
     /// Held across a write, so that two callers' input is not interleaved.
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    /// There instead of inputs and outputs of its own.
+    terminal: Option<Arc<Terminal>>,
     followers: Mutex<Vec<mpsc::Sender<Bytes>>>,
     /// Set when the time limit ended it.
     is_late: AtomicBool,
@@ -82,8 +86,12 @@ impl Process {
     ///
     /// INVARIANT: only called while the process is in the table, so its id was not given anew.
     fn signal(&self, signal: Signal) -> Result<(), Failure> {
-        rustix::process::kill_process_group(self.pid, signal)
-            .map_err(|error| Failure::new(Code::NotFound, format!("process {}: {error}", self.pid)))
+        let told = match rustix::process::kill_process_group(self.pid, signal) {
+            // One that is just taking its terminal has no group of its own yet.
+            Err(rustix::io::Errno::SRCH) => rustix::process::kill_process(self.pid, signal),
+            told => told,
+        };
+        told.map_err(|error| Failure::new(Code::NotFound, format!("process {}: {error}", self.pid)))
     }
 }
 
@@ -105,6 +113,8 @@ impl Processes {
     fn find(&self, selector: &Selector) -> Result<Arc<Process>, Failure> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match selector {
+            // No process has another number, and some of those mean many processes at once.
+            Selector::Pid(pid) if *pid <= 0 => None,
             Selector::Pid(pid) => Pid::from_raw(*pid).and_then(|pid| live.get(&pid)),
             Selector::Tag(tag) => live.values().find(|process| process.tag.as_ref() == Some(tag)),
         };

@@ -11,6 +11,7 @@ pub use parents::{Parents, Version};
 
 use crate::processes;
 use crate::spec::Enforced;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -32,6 +33,17 @@ pub struct Bounds {
     pub cpu_millis: u32,
     /// Processes and threads.
     pub tasks: u32,
+}
+
+/// What a sandbox uses; with gVisor that is with its kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Memory, page cache and tmpfs included; absent where the kernel does not count it for us.
+    pub memory_bytes: Option<u64>,
+    /// Processors' time since its start.
+    pub cpu_microseconds: u64,
+    /// Processes and threads; absent where the kernel does not count them for us.
+    pub processes: Option<u64>,
 }
 
 /// A group could not be frozen, thawed or emptied.
@@ -120,6 +132,30 @@ impl Cgroups {
             .into_iter()
             .filter_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).ok());
         lists.flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    }
+
+    /// What is used now, as far as the kernel counts it.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let number = |group: &Option<(Version, PathBuf)>, one: &str, two: &str| {
+            let (version, folder) = group.as_ref()?;
+            let text =
+                fs::read_to_string(folder.join(if *version == Version::One { one } else { two })).ok()?;
+            // `cpu.stat` has names; all else is one number.
+            let text = text.lines().next()?;
+            text.strip_prefix("usage_usec ").unwrap_or(text).trim().parse::<u64>().ok()
+        };
+        let version = self.cpu.as_ref().map(|(version, _)| *version);
+        let counted = number(&self.cpu, "cpuacct.usage", "cpu.stat");
+        // Version 1 counts nanoseconds.
+        let counted = counted.map(|time| if version == Some(Version::One) { time / 1000 } else { time });
+        // Where the counter is a hierarchy of its own, which has none of our groups, processes tell.
+        let of_processes = || self.processes().into_iter().filter_map(processes::time_microseconds).sum();
+        Usage {
+            memory_bytes: number(&self.memory, "memory.usage_in_bytes", "memory.current"),
+            cpu_microseconds: counted.unwrap_or_else(of_processes),
+            processes: number(&self.pids, "pids.current", "pids.current"),
+        }
     }
 
     /// Whether the kernel killed a process of the sandbox for want of memory.

@@ -138,6 +138,7 @@ impl Served {
                 let status = Status { is_frozen: self.cgroups.is_frozen(), ..self.status.clone() };
                 json(StatusCode::OK, "application/json", &status)
             }
+            (&Method::GET, "/shim/usage") => json(StatusCode::OK, "application/json", &self.cgroups.usage()),
             (&Method::POST, "/shim/stop") => {
                 self.ending.cancel();
                 empty(StatusCode::ACCEPTED)

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 /// What is kept of one command at most, and of all together.
 const KEPT_BYTES: usize = 1 << 20;
 const ALL_KEPT_BYTES: usize = 8 << 20;
-/// The longest message; `sandboxd` sends 16 KiB of output at a time, as base64.
+/// The longest message; `sandboxd` sends 64 KiB of output at a time, as base64.
 const MESSAGE_BYTES: usize = 256 << 10;
 const ENVELOPE_HEAD: usize = 5;
 const END_OF_STREAM: u8 = 0b10;

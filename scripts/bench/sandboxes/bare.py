@@ -60,6 +60,29 @@ class Bare:
         agent.health()
         return time.perf_counter() - begun, agent
 
+    def pipe(self, command, size):
+        """Bytes a second of a command's output through a plain pipe, without process 1."""
+        self.number += 1
+        if "-bundle" in self.words:
+            config = json.load(open(f"{self.folder}/bundle/config.json"))
+            config["process"]["args"] = command
+            os.makedirs(f"{self.folder}/plain", exist_ok=True)
+            json.dump(config, open(f"{self.folder}/plain/config.json", "w"))
+            words = [word.replace(f"{self.folder}/bundle", f"{self.folder}/plain") for word in self.words[:-1]]
+            words.append(f"bare-{os.getpid()}-{self.number}")
+        else:
+            words = [*self.words[:self.words.index("--") + 1], *command]
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin"})
+        got = len(process.stdout.read(1))
+        begun = time.perf_counter()
+        while chunk := process.stdout.read(1 << 20):
+            got += len(chunk)
+        took = time.perf_counter() - begun
+        process.wait()
+        if got != size:
+            raise SystemExit(f"the bare command wrote {got} bytes of {size}")
+        return got / took
+
     def close(self):
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -4,22 +4,24 @@
 
 use crate::api::input::{Fields, escaped};
 use crate::api::problems::Refused;
-use crate::api::{Api, Call};
+use crate::api::{Api, Call, snapshots};
 use crate::asked;
 use crate::check::{MAX_TTL, compact, environment_mistakes};
 use crate::operations::{Ungrantable, resolve};
 use crate::runtime::{self, Isolation, Offer};
 use crate::seal::Place;
-use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow};
+use crate::snapshots::Snapshots;
+use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow, SnapshotRow};
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
 use jiff::Timestamp;
 use postern_common::folder::TemplateFile;
-use postern_common::id::{ConversationId, SandboxId, TemplateName, UserId};
+use postern_common::id::{ConversationId, SandboxId, SnapshotId, TemplateName, UserId};
 use postern_common::problem::{Code, Problem};
 use postern_common::session::Grant;
 use postern_common::settings::SandboxCaps;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a sandbox lives unless template or call say otherwise (contracts: Sandbox).
@@ -43,6 +45,8 @@ pub(super) struct Wanted {
     labels: BTreeMap<String, String>,
     ttl: Option<Duration>,
     idle: Option<Duration>,
+    /// What a new one is made from besides; a repeat that finds one is not compared by it.
+    snapshot: Option<SnapshotId>,
 }
 
 /// What a new sandbox is made of, and what it may call.
@@ -75,6 +79,7 @@ impl Wanted {
             fields.mistake("/claims", format!("claims have at most {CLAIMS_BYTES} bytes"));
         }
         let labels = fields.labels("labels").unwrap_or_default();
+        let snapshot = fields.parsed("snapshot");
         let (ttl, idle) = times(&mut fields);
         if !fields.is_right() {
             judge(&mut fields, api, call, tenant, (template.as_ref(), operations.as_deref()))?;
@@ -96,7 +101,24 @@ impl Wanted {
             labels,
             ttl,
             idle,
+            snapshot,
         })
+    }
+
+    /// The snapshot that a new one is made from: the same tenant's and user's, and one that the key
+    /// sees. Any other is not there.
+    pub(super) async fn snapshot(
+        &self,
+        api: &Api,
+        call: &Call,
+        tenant: &Tenant,
+    ) -> Result<Option<(Arc<Snapshots>, SnapshotRow)>, Problem> {
+        let Some(id) = &self.snapshot else { return Ok(None) };
+        let found = snapshots::named(api, call, id).await?;
+        if found.tenant != tenant.row.name || found.user_id != self.user_id {
+            return Err(snapshots::unknown(id));
+        }
+        Ok(Some((Arc::clone(&api.snapshots), found)))
     }
 
     /// Judges what a new sandbox would be, by template, key and operator.

@@ -12,6 +12,9 @@ mod limits;
 mod ordinary;
 mod processes;
 mod slots;
+mod terminals;
+mod transfers;
+mod wire;
 
 /// Makes one test per level out of each function of this module.
 macro_rules! on_each_level {

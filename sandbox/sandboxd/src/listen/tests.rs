@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::files::Files;
 use crate::identity::Identity;
 use crate::process::Processes;
 use crate::reaper::Exits;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use http::StatusCode;
+use std::path::Path;
 
 const POD: &str = "0f8b3c1e-1111-4222-8333-444455556666";
 const SANDBOX: &str = "sandbox-abcdefghijkl";
@@ -42,7 +44,8 @@ impl Pod {
             pod: POD.to_owned(),
             key: BASE64.encode(key.public_key().as_ref()),
         };
-        let services = Services::new(Arc::clone(&identity), processes);
+        let files = Files::open(Path::new("/"), tasks.clone()).expect("threads");
+        let services = Services::new(Arc::clone(&identity), processes, files);
         let address = open(options, services, &tasks).await.expect("listens");
         let stream = TcpStream::connect(address).await.expect("connects");
         let (client, connection) =

@@ -6,28 +6,78 @@
 //!                                                             (only what grandchildren still write)
 //! ```
 
+use super::terminal::Terminal;
 use super::{Process, Processes};
 use crate::connect::{self, Code, Failure};
 use crate::reaper::Exit;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
-/// One read: a quarter of a pipe.
-pub(super) const CHUNK_BYTES: usize = 16 << 10;
+/// One read: a whole pipe. What each message costs on its way is spread over more that way.
+pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// A pipe's capacity (pipe(7)): no more than this can have been written before the exit.
 const PIPE_BYTES: usize = 64 << 10;
 
-/// Both outputs of a process, each until its end.
-pub(super) type Outputs = (Option<pipe::Receiver>, Option<pipe::Receiver>);
+/// What a terminal may still hold when its process has ended, and how long it is waited for: the
+/// kernel hands over what was written a little later.
+const TERMINAL_BYTES: usize = 1 << 20;
+const TERMINAL_TIME: Duration = Duration::from_millis(100);
+
+/// Both outputs of a process, each until its end; a terminal is one for both.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    first: Option<Source>,
+    second: Option<Source>,
+    is_terminal: bool,
+}
+
+impl Outputs {
+    pub(super) fn pipes(stdout: Option<pipe::Receiver>, stderr: Option<pipe::Receiver>) -> Self {
+        Self { first: stdout.map(Source::Pipe), second: stderr.map(Source::Pipe), is_terminal: false }
+    }
+
+    pub(super) fn terminal(terminal: Arc<Terminal>) -> Self {
+        Self { first: Some(Source::Terminal(terminal)), second: None, is_terminal: true }
+    }
+}
+
+/// Where output comes from.
+#[derive(Debug)]
+enum Source {
+    Pipe(pipe::Receiver),
+    Terminal(Arc<Terminal>),
+}
+
+impl Source {
+    async fn read(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.read(chunk).await,
+            Self::Terminal(terminal) => terminal.read(chunk).await,
+        }
+    }
+
+    /// What is there without waiting for more than a process that ended can have left.
+    async fn read_rest(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.try_read(chunk),
+            Self::Terminal(terminal) => match timeout(TERMINAL_TIME, terminal.read(chunk)).await {
+                Ok(read) => read,
+                Err(_elapsed) => Ok(0),
+            },
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Message<'a> {
@@ -40,6 +90,7 @@ enum Event<'a> {
     Start { pid: i32 },
     Data(Chunk<'a>),
     End(End),
+    Keepalive {},
 }
 
 #[derive(Serialize)]
@@ -47,6 +98,7 @@ enum Event<'a> {
 enum Chunk<'a> {
     Stdout(&'a str),
     Stderr(&'a str),
+    Pty(&'a str),
 }
 
 #[derive(Serialize)]
@@ -75,11 +127,12 @@ impl From<Exit> for End {
     }
 }
 
-/// Which of the two outputs.
+/// Which of the outputs.
 #[derive(Debug, Clone, Copy)]
 enum Output {
     Stdout,
     Stderr,
+    Terminal,
 }
 
 impl Output {
@@ -88,6 +141,7 @@ impl Output {
         let chunk = match self {
             Self::Stdout => Chunk::Stdout(&text),
             Self::Stderr => Chunk::Stderr(&text),
+            Self::Terminal => Chunk::Pty(&text),
         };
         connect::envelope(&Message { event: Event::Data(chunk) })
     }
@@ -98,6 +152,11 @@ pub(super) fn started(pid: Pid) -> Bytes {
     connect::envelope(&Message { event: Event::Start { pid: pid.as_raw_pid() } })
 }
 
+/// A message that says nothing.
+pub(super) fn sign_of_life() -> impl Serialize {
+    Message { event: Event::Keepalive {} }
+}
+
 /// Follows a process to its end; returns when nobody can write to its outputs any more.
 pub(super) async fn until_end(
     processes: Processes,
@@ -105,29 +164,38 @@ pub(super) async fn until_end(
     outputs: Outputs,
     exit: oneshot::Receiver<Exit>,
 ) {
-    let (mut stdout, mut stderr) = outputs;
+    let Outputs { mut first, mut second, is_terminal } = outputs;
+    let kind = if is_terminal { Output::Terminal } else { Output::Stdout };
     let mut chunk = vec![0; CHUNK_BYTES];
-    let exit = read_until_exit(&process, (&mut stdout, &mut stderr), &mut chunk, exit).await;
-    drain(&process, stdout.as_ref(), Output::Stdout, &mut chunk).await;
-    drain(&process, stderr.as_ref(), Output::Stderr, &mut chunk).await;
+    let exit = read_until_exit(&process, (&mut first, kind), &mut second, (&mut chunk, exit)).await;
+    drain(&process, first.as_mut(), kind, &mut chunk).await;
+    drain(&process, second.as_mut(), Output::Stderr, &mut chunk).await;
+    if is_terminal {
+        // gVisor hangs up nobody when a session's leader ends. Its group's number is not given anew while
+        // one of the group is left; without any this does nothing.
+        let _ = rustix::process::kill_process_group(process.pid, Signal::HUP).is_ok();
+    }
     processes.remove(process.pid);
     end(&process, exit).await;
     drop(process);
-    discard(stdout, stderr, chunk).await;
+    // Letting go of a terminal hangs up who is left at it, as it does when a window is closed.
+    if !is_terminal {
+        discard(first, second, chunk).await;
+    }
 }
 
 async fn read_until_exit(
     process: &Process,
-    (stdout, stderr): (&mut Option<pipe::Receiver>, &mut Option<pipe::Receiver>),
-    chunk: &mut [u8],
-    mut exit: oneshot::Receiver<Exit>,
+    (first, kind): (&mut Option<Source>, Output),
+    second: &mut Option<Source>,
+    (chunk, mut exit): (&mut [u8], oneshot::Receiver<Exit>),
 ) -> Exit {
     let mut other = vec![0; CHUNK_BYTES];
     loop {
         tokio::select! {
-            read = read(stdout.as_mut(), chunk) => pass_on(process, stdout, Output::Stdout, (read, chunk)).await,
-            read = read(stderr.as_mut(), &mut other) => {
-                pass_on(process, stderr, Output::Stderr, (read, &other)).await;
+            read = read(first.as_mut(), chunk) => pass_on(process, first, kind, (read, chunk)).await,
+            read = read(second.as_mut(), &mut other) => {
+                pass_on(process, second, Output::Stderr, (read, &other)).await;
             }
             // The reaper outlives every process; without it there is no more to tell.
             exit = &mut exit => return exit.unwrap_or(Exit::Signal(0)),
@@ -136,7 +204,7 @@ async fn read_until_exit(
 }
 
 /// Waits for ever on an output that has ended.
-async fn read(output: Option<&mut pipe::Receiver>, chunk: &mut [u8]) -> io::Result<usize> {
+async fn read(output: Option<&mut Source>, chunk: &mut [u8]) -> io::Result<usize> {
     match output {
         Some(output) => output.read(chunk).await,
         None => std::future::pending().await,
@@ -145,7 +213,7 @@ async fn read(output: Option<&mut pipe::Receiver>, chunk: &mut [u8]) -> io::Resu
 
 async fn pass_on(
     process: &Process,
-    output: &mut Option<pipe::Receiver>,
+    output: &mut Option<Source>,
     which: Output,
     (read, chunk): (io::Result<usize>, &[u8]),
 ) {
@@ -155,10 +223,10 @@ async fn pass_on(
     }
 }
 
-async fn drain(process: &Process, output: Option<&pipe::Receiver>, which: Output, chunk: &mut [u8]) {
+async fn drain(process: &Process, output: Option<&mut Source>, which: Output, chunk: &mut [u8]) {
     let Some(output) = output else { return };
-    let mut left = PIPE_BYTES;
-    while let Ok(length) = output.try_read(chunk) {
+    let mut left = if matches!(which, Output::Terminal) { TERMINAL_BYTES } else { PIPE_BYTES };
+    while let Ok(length) = output.read_rest(chunk).await {
         let Some(bytes) = chunk.get(..length).filter(|bytes| !bytes.is_empty()) else {
             return;
         };
@@ -204,7 +272,7 @@ async fn end(process: &Process, exit: Exit) {
 }
 
 /// Grandchildren that hold an output would be killed by writing to it if nobody read.
-async fn discard(mut stdout: Option<pipe::Receiver>, mut stderr: Option<pipe::Receiver>, mut chunk: Vec<u8>) {
+async fn discard(mut stdout: Option<Source>, mut stderr: Option<Source>, mut chunk: Vec<u8>) {
     let mut other = vec![0; CHUNK_BYTES];
     while stdout.is_some() || stderr.is_some() {
         tokio::select! {

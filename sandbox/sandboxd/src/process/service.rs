@@ -2,29 +2,50 @@
 //! `process.Process` on the wire.
 
 use super::start::{Start, start};
-use super::{ProcessConfig, Processes, Selector};
-use crate::connect::{self, Body, Code, Failure};
+use super::terminal::Size;
+use super::{Process, ProcessConfig, Processes, Selector, follow};
+use crate::connect::{self, Body, Code, Failure, Messages, Streamed};
 use crate::control::unimplemented;
+use crate::user;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::mpsc;
 
 #[derive(Deserialize)]
 struct StartRequest {
     process: ProcessConfig,
     #[serde(default)]
-    pty: Option<serde::de::IgnoredAny>,
+    pty: Option<Pty>,
     #[serde(default)]
     tag: Option<String>,
     /// Clients that are older than this field expect an open input.
     #[serde(default = "yes")]
     stdin: bool,
+}
+
+#[derive(Deserialize)]
+struct Pty {
+    size: Size,
+}
+
+#[derive(Deserialize)]
+struct UpdateRequest {
+    process: Selector,
+    #[serde(default)]
+    pty: Option<Pty>,
+}
+
+/// One message of `StreamInput`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum StreamInputRequest {
+    Start { process: Selector },
+    Data { input: Input },
+    Keepalive {},
 }
 
 const fn yes() -> bool {
@@ -46,7 +67,7 @@ struct SendInputRequest {
 #[serde(rename_all = "camelCase")]
 enum Input {
     Stdin(String),
-    Pty(serde::de::IgnoredAny),
+    Pty(String),
 }
 
 #[derive(Deserialize)]
@@ -55,12 +76,27 @@ struct SendSignalRequest {
     signal: SignalName,
 }
 
+/// The first two are the SDKs' own; the others are named alike.
 #[derive(Deserialize)]
 enum SignalName {
     #[serde(rename = "SIGNAL_SIGKILL")]
     Kill,
     #[serde(rename = "SIGNAL_SIGTERM")]
     Terminate,
+    #[serde(rename = "SIGNAL_SIGINT")]
+    Interrupt,
+    #[serde(rename = "SIGNAL_SIGHUP")]
+    HangUp,
+    #[serde(rename = "SIGNAL_SIGQUIT")]
+    Quit,
+    #[serde(rename = "SIGNAL_SIGUSR1")]
+    User1,
+    #[serde(rename = "SIGNAL_SIGUSR2")]
+    User2,
+    #[serde(rename = "SIGNAL_SIGSTOP")]
+    Stop,
+    #[serde(rename = "SIGNAL_SIGCONT")]
+    Continue,
 }
 
 #[derive(Serialize)]
@@ -87,12 +123,20 @@ pub(crate) async fn answer(
     body: Incoming,
 ) -> Response<Body> {
     match method {
-        "Start" => connect::stream(start_process(processes, headers, body).await),
-        "Connect" => connect::stream(follow(processes, body).await),
+        "Start" => return connect::stream(start_process(processes, headers, body).await),
+        "Connect" => return connect::stream(follow(processes, headers, body).await),
+        "StreamInput" => return connect::one_of_stream(stream_input(processes, body).await),
+        _ => {}
+    }
+    if let Err(failure) = user::of_header(headers) {
+        return connect::unary::<()>(Err(failure));
+    }
+    match method {
         "List" => connect::unary(Ok(list(processes))),
-        "SendInput" => connect::unary(send_input(processes, body).await),
+        "SendInput" => connect::unary(connect::in_time(headers, send_input(processes, body)).await),
         "SendSignal" => connect::unary(send_signal(processes, body).await),
-        "CloseStdin" => connect::unary(close_stdin(processes, body).await),
+        "CloseStdin" => connect::unary(connect::in_time(headers, close_stdin(processes, body)).await),
+        "Update" => connect::unary(update(processes, body).await),
         _ => connect::unary::<()>(Err(unimplemented(method))),
     }
 }
@@ -101,23 +145,25 @@ async fn start_process(
     processes: &Processes,
     headers: &HeaderMap,
     body: Incoming,
-) -> Result<mpsc::Receiver<Bytes>, Failure> {
+) -> Result<Streamed, Failure> {
+    user::of_header(headers)?;
     let timeout = connect::timeout(headers)?;
     let request: StartRequest = connect::read_envelope(body).await?;
-    if request.pty.is_some() {
-        return Err(unimplemented("pty"));
-    }
-    let StartRequest { process: config, tag, stdin: has_stdin, .. } = request;
-    start(processes, Start { config, tag, has_stdin, timeout })
+    let StartRequest { process: config, tag, stdin: has_stdin, pty } = request;
+    let terminal = pty.map(|pty| pty.size);
+    let envelopes = start(processes, Start { config, tag, has_stdin, terminal, timeout })?;
+    Ok(Streamed::new(envelopes).alive(headers, &follow::sign_of_life()))
 }
 
-async fn follow(processes: &Processes, body: Incoming) -> Result<mpsc::Receiver<Bytes>, Failure> {
+async fn follow(processes: &Processes, headers: &HeaderMap, body: Incoming) -> Result<Streamed, Failure> {
+    let limit = connect::timeout(headers)?;
     let request: SelectRequest = connect::read_envelope(body).await?;
-    processes.find(&request.process)?.follow()
+    let envelopes = processes.find(&request.process)?.follow()?;
+    Ok(Streamed::new(envelopes).alive(headers, &follow::sign_of_life()).until(limit))
 }
 
 fn list(processes: &Processes) -> Listed {
-    let info = |process: &super::Process| ProcessInfo {
+    let info = |process: &Process| ProcessInfo {
         config: process.config.clone(),
         pid: process.pid.as_raw_pid(),
         tag: process.tag.clone(),
@@ -125,25 +171,72 @@ fn list(processes: &Processes) -> Listed {
     Listed { processes: processes.all().iter().map(|process| info(process)).collect() }
 }
 
-/// Waits until the process has taken the input, so a process that does not read holds its writer.
 async fn send_input(processes: &Processes, body: Incoming) -> Result<Done, Failure> {
     let request: SendInputRequest = connect::read_unary(body).await?;
-    let Input::Stdin(text) = request.input else {
-        return Err(unimplemented("pty"));
-    };
-    let bytes = BASE64
-        .decode(text)
-        .map_err(|error| Failure::new(Code::InvalidArgument, format!("`stdin` is not base64: {error}")))?;
     let process = processes.find(&request.process)?;
-    let mut stdin = process.stdin.lock().await;
-    let closed = || Failure::new(Code::FailedPrecondition, "the input of this process is closed");
-    stdin.as_mut().ok_or_else(closed)?.write_all(&bytes).await.map_err(|_broken| closed())?;
+    feed(&process, request.input).await.map(|()| Done {})
+}
+
+/// Waits until the process has taken the input, so a process that does not read holds its writer.
+async fn feed(process: &Process, input: Input) -> Result<(), Failure> {
+    let decode = |text: String| {
+        let odd = |error| Failure::new(Code::InvalidArgument, format!("the input is not base64: {error}"));
+        BASE64.decode(text).map_err(odd)
+    };
+    let refused = |why: &str| Failure::new(Code::FailedPrecondition, why);
+    match input {
+        Input::Stdin(text) => {
+            let bytes = decode(text)?;
+            let mut stdin = process.stdin.lock().await;
+            let closed = || refused("the input of this process is closed");
+            stdin.as_mut().ok_or_else(closed)?.write_all(&bytes).await.map_err(|_broken| closed())
+        }
+        Input::Pty(text) => {
+            let bytes = decode(text)?;
+            let terminal =
+                process.terminal.as_ref().ok_or_else(|| refused("this process has no terminal"))?;
+            let held = process.stdin.lock().await;
+            let written = terminal.write(&bytes).await;
+            drop(held);
+            written.map_err(|_hung_up| refused("nobody is left at this terminal"))
+        }
+    }
+}
+
+async fn stream_input(processes: &Processes, body: Incoming) -> Result<Done, Failure> {
+    let mut messages = Messages::new(body);
+    let begun = || Failure::new(Code::InvalidArgument, "expected `start` first, and once");
+    let Some(StreamInputRequest::Start { process }) = messages.next().await? else { return Err(begun()) };
+    let process = processes.find(&process)?;
+    while let Some(message) = messages.next().await? {
+        match message {
+            StreamInputRequest::Data { input } => feed(&process, input).await?,
+            StreamInputRequest::Keepalive {} => {}
+            StreamInputRequest::Start { .. } => return Err(begun()),
+        }
+    }
+    Ok(Done {})
+}
+
+async fn update(processes: &Processes, body: Incoming) -> Result<Done, Failure> {
+    let request: UpdateRequest = connect::read_unary(body).await?;
+    let process = processes.find(&request.process)?;
+    if let Some(pty) = request.pty {
+        let missing = || Failure::new(Code::FailedPrecondition, "this process has no terminal");
+        let terminal = process.terminal.as_ref().ok_or_else(missing)?;
+        terminal.resize(pty.size).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    }
     Ok(Done {})
 }
 
 async fn close_stdin(processes: &Processes, body: Incoming) -> Result<Done, Failure> {
     let request: SelectRequest = connect::read_unary(body).await?;
-    drop(processes.find(&request.process)?.stdin.lock().await.take());
+    let process = processes.find(&request.process)?;
+    if process.terminal.is_some() {
+        let detail = "a terminal has no input to close; type Ctrl-D at it";
+        return Err(Failure::new(Code::FailedPrecondition, detail));
+    }
+    drop(process.stdin.lock().await.take());
     Ok(Done {})
 }
 
@@ -152,6 +245,13 @@ async fn send_signal(processes: &Processes, body: Incoming) -> Result<Done, Fail
     let signal = match request.signal {
         SignalName::Kill => Signal::KILL,
         SignalName::Terminate => Signal::TERM,
+        SignalName::Interrupt => Signal::INT,
+        SignalName::HangUp => Signal::HUP,
+        SignalName::Quit => Signal::QUIT,
+        SignalName::User1 => Signal::USR1,
+        SignalName::User2 => Signal::USR2,
+        SignalName::Stop => Signal::STOP,
+        SignalName::Continue => Signal::CONT,
     };
     processes.find(&request.process)?.signal(signal)?;
     Ok(Done {})

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Starting one process.
 
+use super::follow::Outputs;
+use super::terminal::{self, Size, Terminal};
 use super::{Process, ProcessConfig, Processes, follow};
 use crate::connect::{Code, Failure};
 use bytes::Bytes;
 use rustix::process::{Pid, Signal};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -15,12 +18,17 @@ use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
+/// What a terminal is when its process is not told otherwise; every program knows it.
+const TERM: &str = "xterm-256color";
+
 /// A process to be started.
 #[derive(Debug)]
 pub(super) struct Start {
     pub(super) config: ProcessConfig,
     pub(super) tag: Option<String>,
     pub(super) has_stdin: bool,
+    /// There if it is to have a terminal instead of inputs and outputs of its own.
+    pub(super) terminal: Option<Size>,
     pub(super) timeout: Option<Duration>,
 }
 
@@ -31,15 +39,15 @@ pub(super) fn start(processes: &Processes, start: Start) -> Result<mpsc::Receive
     if !processes.has_room() {
         return Err(Failure::new(Code::ResourceExhausted, "4096 processes are running already"));
     }
-    let mut child = spawn(processes, &start)?;
-    let pid = Pid::from_child(&child);
+    let started = spawn(processes, &start)?;
+    let pid = Pid::from_child(&started.child);
     let exit = processes.exits.of(pid);
-    let pipes = Pipes::take(&mut child).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
     let process = Arc::new(Process {
         pid,
         config: start.config,
         tag: start.tag,
-        stdin: tokio::sync::Mutex::new(pipes.stdin),
+        stdin: tokio::sync::Mutex::new(started.stdin),
+        terminal: started.terminal,
         followers: std::sync::Mutex::default(),
         is_late: AtomicBool::new(false),
     });
@@ -48,37 +56,76 @@ pub(super) fn start(processes: &Processes, start: Start) -> Result<mpsc::Receive
     if let Some(limit) = start.timeout {
         enforce(processes, &process, limit);
     }
-    let outputs = (pipes.stdout, pipes.stderr);
-    let table = processes.clone();
+    let (table, outputs) = (processes.clone(), started.outputs);
     processes.tasks.spawn(async move |_stop| follow::until_end(table, process, outputs, exit).await);
     Ok(envelopes)
 }
 
-fn spawn(processes: &Processes, start: &Start) -> Result<Child, Failure> {
+/// A process that runs, and our ends of its streams.
+struct Started {
+    child: Child,
+    stdin: Option<pipe::Sender>,
+    outputs: Outputs,
+    terminal: Option<Arc<Terminal>>,
+}
+
+fn spawn(processes: &Processes, start: &Start) -> Result<Started, Failure> {
     let home = processes.home.to_string_lossy();
     let folder = processes.home.join(start.config.cwd.as_deref().unwrap_or_default());
     if !folder.is_dir() {
         return Err(Failure::new(Code::InvalidArgument, format!("`{}` is not a folder", folder.display())));
     }
-    let mut command = Command::new(&start.config.cmd);
+    let program = if start.terminal.is_some() { terminal::PROGRAM } else { start.config.cmd.as_str() };
+    let mut command = Command::new(program);
+    if start.terminal.is_some() {
+        command.args([terminal::ARGUMENT, start.config.cmd.as_str()]);
+    }
     command
         .args(&start.config.args)
         .env_clear()
+        .envs(start.terminal.map(|_| ("TERM", TERM)))
         .envs(processes.identity.environment(&home)?)
         .envs(&start.config.envs)
-        .current_dir(&folder)
-        .process_group(0)
-        .stdin(if start.has_stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().map_err(|error| refused(Path::new(&start.config.cmd), &error))
+        .current_dir(&folder);
+    let spawned = match start.terminal {
+        Some(size) => at_terminal(command, size),
+        None => with_pipes(command, start.has_stdin),
+    };
+    spawned.map_err(|error| refused(Path::new(&start.config.cmd), &error))
 }
 
-fn refused(command: &Path, error: &std::io::Error) -> Failure {
+fn with_pipes(mut command: Command, has_stdin: bool) -> io::Result<Started> {
+    command
+        .process_group(0)
+        .stdin(if has_stdin { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let stdin = child.stdin.take().map(OwnedFd::from).map(pipe::Sender::from_owned_fd);
+    let stdout = child.stdout.take().map(OwnedFd::from).map(pipe::Receiver::from_owned_fd);
+    let stderr = child.stderr.take().map(OwnedFd::from).map(pipe::Receiver::from_owned_fd);
+    let outputs = Outputs::pipes(stdout.transpose()?, stderr.transpose()?);
+    Ok(Started { stdin: stdin.transpose()?, outputs, terminal: None, child })
+}
+
+fn at_terminal(mut command: Command, size: Size) -> io::Result<Started> {
+    let (ours, theirs) = Terminal::open(size)?;
+    command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
+    let child = command.spawn()?;
+    let terminal = Arc::new(ours);
+    Ok(Started {
+        child,
+        stdin: None,
+        outputs: Outputs::terminal(Arc::clone(&terminal)),
+        terminal: Some(terminal),
+    })
+}
+
+fn refused(command: &Path, error: &io::Error) -> Failure {
     let code = match error.kind() {
-        std::io::ErrorKind::NotFound => Code::NotFound,
-        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::OutOfMemory => Code::ResourceExhausted,
+        io::ErrorKind::NotFound => Code::NotFound,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => Code::InvalidArgument,
+        io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Code::ResourceExhausted,
         _ => Code::Internal,
     };
     Failure::new(code, format!("could not start `{}`: {error}", command.display()))
@@ -104,20 +151,4 @@ fn enforce(processes: &Processes, process: &Arc<Process>, limit: Duration) {
             drop(process.signal(Signal::KILL));
         }
     });
-}
-
-/// Our ends of the child's standard streams.
-struct Pipes {
-    stdin: Option<pipe::Sender>,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
-}
-
-impl Pipes {
-    fn take(child: &mut Child) -> std::io::Result<Self> {
-        let stdin = child.stdin.take().map(OwnedFd::from).map(pipe::Sender::from_owned_fd);
-        let stdout = child.stdout.take().map(OwnedFd::from).map(pipe::Receiver::from_owned_fd);
-        let stderr = child.stderr.take().map(OwnedFd::from).map(pipe::Receiver::from_owned_fd);
-        Ok(Self { stdin: stdin.transpose()?, stdout: stdout.transpose()?, stderr: stderr.transpose()? })
-    }
 }

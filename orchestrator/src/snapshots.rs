@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Snapshots of sandboxes: the files of one (its home folder and `/data/scratch`) archived and sealed,
+//! for another of the same tenant and user. The user's own files are not in it: they are kept anyway,
+//! and are what they are now.
+//!
+//! ```text
+//! snapshots/<id>.home  <id>.scratch     pieces, each: length (32 bits), sealed
+//! ```
+//!
+//! Each piece is sealed for its place: tenant, user, snapshot, folder, number, and whether it is the
+//! last. So no piece can be moved, left out or taken for another's, and a file that was cut short does
+//! not open. What is archived is the agent's word; it goes back into a sandbox and nowhere else.
+
+use crate::keys::InstallationKeys;
+use crate::runtime::agent::{Body, about_path, accepted, full};
+use crate::runtime::{Agent, AgentError};
+use crate::seal::{Place, SealError};
+use crate::store::{SandboxRow, SnapshotRow, Store, StoreError};
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use postern_common::clock;
+use postern_common::id::SnapshotId;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::fs::{self, File};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The folders of a sandbox that are in its snapshot, each with the name of its file.
+const FOLDERS: [(&str, &str); 2] = [("home", "~"), ("scratch", "/data/scratch")];
+/// What is sealed at a time.
+const PIECE_BYTES: usize = 1 << 20;
+/// A sealed piece is a little longer.
+const SEALED_BYTES: usize = PIECE_BYTES + 256;
+/// Beside its files an archive holds a header for each; a sandbox whose files say that they are more than
+/// twice its disk (holes) has no snapshot.
+const OVERHEAD_BYTES: u64 = 64 << 20;
+/// Snapshots of one tenant.
+const PER_TENANT: u32 = 200;
+
+/// A snapshot could not be taken or put back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    /// The sandbox did not give or take its files.
+    #[error("the sandbox did not hand its files over")]
+    Agent(#[from] AgentError),
+    /// A file of ours.
+    #[error("a snapshot's file could not be read or written")]
+    File(#[from] io::Error),
+    /// It does not open.
+    #[error("a snapshot could not be sealed or opened")]
+    Seal(#[from] SealError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its files are more than may be.
+    #[error("the sandbox's files say that they are more than twice its disk; remove files with holes")]
+    TooLarge,
+    /// Its tenant has enough of them.
+    #[error("the tenant has {PER_TENANT} snapshots; remove some that are not needed any more")]
+    TooMany,
+}
+
+/// Where snapshots are kept.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    store: Store,
+    keys: Arc<InstallationKeys>,
+    folder: PathBuf,
+}
+
+impl Snapshots {
+    /// Snapshots in this folder, which is made, for nobody else to read. Files that nobody knows are
+    /// removed.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub(crate) async fn open(
+        store: Store,
+        keys: Arc<InstallationKeys>,
+        folder: PathBuf,
+    ) -> Result<Self, SnapshotError> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).await?;
+        let snapshots = Self { store, keys, folder };
+        snapshots.sweep().await?;
+        Ok(snapshots)
+    }
+
+    async fn sweep(&self) -> Result<(), SnapshotError> {
+        let known = self.store.snapshot_ids().await?;
+        let mut files = fs::read_dir(&self.folder).await?;
+        while let Some(file) = files.next_entry().await? {
+            let name = file.file_name().to_string_lossy().into_owned();
+            let id = name.split('.').next().unwrap_or_default();
+            if !known.iter().any(|known| known.as_str() == id) {
+                fs::remove_file(file.path()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, id: &SnapshotId, part: &str) -> PathBuf {
+        self.folder.join(format!("{id}.{part}"))
+    }
+
+    /// Takes a snapshot of a running sandbox.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; then nothing is kept of it.
+    pub(crate) async fn take(&self, row: &SandboxRow, agent: &Agent) -> Result<SnapshotRow, SnapshotError> {
+        let mut snapshot = SnapshotRow {
+            id: SnapshotId::generate(),
+            tenant: row.new.tenant.clone(),
+            user_id: row.new.user_id.clone(),
+            sandbox_id: row.new.id.clone(),
+            template: row.new.template.clone(),
+            labels: row.new.labels.clone(),
+            size_bytes: 0,
+            at: crate::store::whole_micros(clock::now()),
+        };
+        let most = row.new.asked.limits.disk_bytes.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
+        let taken = async {
+            for (part, path) in FOLDERS {
+                let size = self.archive(&snapshot, (part, path), agent, most).await?;
+                snapshot.size_bytes += size;
+            }
+            if self.store.add_snapshot(&snapshot, PER_TENANT).await? {
+                Ok(())
+            } else {
+                Err(SnapshotError::TooMany)
+            }
+        };
+        let taken = taken.await;
+        match taken {
+            Ok(()) => Ok(snapshot),
+            Err(error) => {
+                self.forget(&snapshot.id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Archives and seals one folder; how many bytes that are.
+    async fn archive(
+        &self,
+        snapshot: &SnapshotRow,
+        (part, path): (&'static str, &'static str),
+        agent: &Agent,
+        most: u64,
+    ) -> Result<u64, SnapshotError> {
+        let request = about_path(Method::GET, "/tree", path, full(Bytes::new()))?;
+        let mut archive = accepted(agent.send(request).await?).await?.into_body();
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.path(&snapshot.id, part))
+            .await?;
+        let mut sealing = Sealing { keys: &self.keys, snapshot, part, file, number: 0 };
+        let (mut piece, mut size) = (BytesMut::new(), 0_u64);
+        while let Some(frame) = archive.frame().await {
+            let Ok(bytes) = frame.map_err(AgentError::Broken)?.into_data() else { continue };
+            size = size.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            if size > most {
+                return Err(SnapshotError::TooLarge);
+            }
+            piece.extend_from_slice(&bytes);
+            while piece.len() > PIECE_BYTES {
+                sealing.write(&piece.split_to(PIECE_BYTES), false).await?;
+            }
+        }
+        sealing.write(&piece, true).await?;
+        sealing.file.sync_all().await?;
+        Ok(size)
+    }
+
+    /// Puts a snapshot's files into a sandbox.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub(crate) async fn put_back(&self, snapshot: &SnapshotRow, agent: &Agent) -> Result<(), SnapshotError> {
+        for (part, path) in FOLDERS {
+            let file = File::open(self.path(&snapshot.id, part)).await?;
+            let opening = Opening {
+                keys: Arc::clone(&self.keys),
+                snapshot: snapshot.clone(),
+                part,
+                file,
+                number: 0,
+                is_over: false,
+            };
+            let frames = futures_util::stream::unfold(Some(opening), async |opening| {
+                let mut opening = opening?;
+                match opening.next().await {
+                    Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some(opening))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(io::Error::other(error)), None)),
+                }
+            });
+            let body: Body = StreamBody::new(frames).boxed_unsync();
+            let request = about_path(Method::POST, "/tree", path, body)?;
+            drop(accepted(agent.send(request).await?).await?);
+        }
+        Ok(())
+    }
+
+    /// Removes a snapshot; whether there was one.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub(crate) async fn remove(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
+        let was_there = self.store.remove_snapshot(id).await?;
+        self.forget(id).await;
+        Ok(was_there)
+    }
+
+    /// Removes its files. What cannot be removed now goes at the next start.
+    async fn forget(&self, id: &SnapshotId) {
+        for (part, _) in FOLDERS {
+            match fs::remove_file(self.path(id, part)).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(snapshot = %id, error = &error as &dyn std::error::Error, "its file stays");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn place(snapshot: &SnapshotRow, part: &str, number: u64, is_last: bool) -> String {
+    // No id holds a line break.
+    format!("{}\n{}\n{part}\n{number}\n{is_last}", snapshot.user_id, snapshot.id)
+}
+
+/// Writes sealed pieces.
+struct Sealing<'a> {
+    keys: &'a InstallationKeys,
+    snapshot: &'a SnapshotRow,
+    part: &'static str,
+    file: File,
+    number: u64,
+}
+
+impl Sealing<'_> {
+    async fn write(&mut self, piece: &[u8], is_last: bool) -> Result<(), SnapshotError> {
+        let place = place(self.snapshot, self.part, self.number, is_last);
+        let tenant = self.snapshot.tenant.as_str();
+        let sealed = self.keys.data.seal(Place::Snapshot { tenant, piece: &place }, piece)?;
+        let length = u32::try_from(sealed.len()).map_err(io::Error::other)?;
+        // The length's highest bit says whether it is the last; a lie about it does not open.
+        let length = length | if is_last { LAST } else { 0 };
+        self.file.write_all(&length.to_be_bytes()).await?;
+        self.file.write_all(&sealed).await?;
+        self.number += 1;
+        Ok(())
+    }
+}
+
+const LAST: u32 = 1 << 31;
+
+/// Reads sealed pieces.
+struct Opening {
+    keys: Arc<InstallationKeys>,
+    snapshot: SnapshotRow,
+    part: &'static str,
+    file: File,
+    number: u64,
+    is_over: bool,
+}
+
+impl Opening {
+    /// The next piece; `None` after the last.
+    async fn next(&mut self) -> Result<Option<Bytes>, SnapshotError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let head = self.file.read_u32().await?;
+        self.is_over = head & LAST != 0;
+        let length = usize::try_from(head & !LAST).unwrap_or(usize::MAX);
+        if length > SEALED_BYTES {
+            return Err(SealError::Damaged.into());
+        }
+        let mut sealed = vec![0; length];
+        self.file.read_exact(&mut sealed).await?;
+        let place = place(&self.snapshot, self.part, self.number, self.is_over);
+        let tenant = self.snapshot.tenant.as_str();
+        let opened = self.keys.data.open(Place::Snapshot { tenant, piece: &place }, &sealed)?;
+        self.number += 1;
+        Ok(Some(Bytes::copy_from_slice(opened.reveal())))
+    }
+}

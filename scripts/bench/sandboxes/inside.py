@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes on inside a sandbox, through the API: streams, small files, and what process 1 costs."""
+
+import glob
+import os
+import time
+
+from bare import Bare
+
+STREAM_BYTES = 256 << 20
+STREAMS = 3
+ROUNDS = 200
+
+
+def quantile(values, part):
+    """Nearest rank."""
+    return sorted(values)[max(0, -(-len(values) * part // 100) - 1)]
+
+
+def stream(up, sandbox):
+    """Bytes a second of a command's output as the API's client gets it, events decoded."""
+    answer = up.begin("POST", f"/sandbox/{sandbox}/exec", {"command": ["head", "-c", str(STREAM_BYTES), "/dev/zero"]})
+    got, begun, rest = 0, None, b""
+    while chunk := answer.read(1 << 20):
+        begun = begun or time.perf_counter()
+        rest += chunk
+        *lines, rest = rest.split(b"\n")
+        # Base64 of whole groups of three but for the end of each event: counted, as decoding here would
+        # measure Python.
+        for line in lines:
+            if line.startswith(b'data: {"data":"'):
+                text = line[15:-2]
+                got += len(text) // 4 * 3 - text[-2:].count(b"=")
+    took = time.perf_counter() - begun
+    if got != STREAM_BYTES:
+        raise SystemExit(f"{got} bytes came of {STREAM_BYTES}")
+    return got / took
+
+
+def octets(up, method, path, body=None):
+    headers = {"Authorization": f"Bearer {up.key}", "Content-Type": "application/octet-stream"}
+    up.connection().request(method, path, body, headers)
+    answer = up.connection().getresponse()
+    content = answer.read()
+    if answer.status >= 300:
+        raise SystemExit(f"{method} {path}: {answer.status} {content[:300]}")
+    return content
+
+
+def timed(act):
+    begun = time.perf_counter()
+    act()
+    return (time.perf_counter() - begun) * 1000
+
+
+def resident(run, sandbox):
+    """What process 1 of a namespace sandbox holds; gVisor's is within its own kernel."""
+    for status in glob.glob("/proc/[0-9]*/status"):
+        folder = os.path.dirname(status)
+        try:
+            line = open(f"{folder}/cmdline", "rb").read()
+            # The runtime's own line names the sandbox; process 1 has its descendants' place below it.
+            if not line.startswith(b"/run/postern/sandboxd\0") or not is_below(int(os.path.basename(folder)), f"{run}/{sandbox}"):
+                continue
+            text = open(status).read()
+            return next(int(row.split()[1]) for row in text.splitlines() if row.startswith("VmRSS:")) / 1000
+        except (OSError, StopIteration):
+            continue
+    return None
+
+
+def is_below(pid, name):
+    while pid > 1:
+        if name.encode() in open(f"/proc/{pid}/cmdline", "rb").read():
+            return True
+        pid = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    return False
+
+
+def measure(up, programs, level, report):
+    sandbox = up.create("cold", "?wait=running")
+    held = resident(up.run, sandbox) if level == "namespaces" else None
+    content = b"x" * 1024
+    path = f"/sandbox/{sandbox}/files/data/user/small"
+    runs, writes, reads = [], [], []
+    for _ in range(ROUNDS):
+        runs.append(timed(lambda: up.call("POST", f"/sandbox/{sandbox}/exec", {"command": ["/bin/true"], "collect": True})))
+        writes.append(timed(lambda: octets(up, "PUT", path, content)))
+        reads.append(timed(lambda: octets(up, "GET", path)))
+    beside = quantile(runs, 50)
+    report.add(f"file_write_1k.{level}.p50", quantile(writes, 50), "ms", beside, 2 * beside)
+    report.add(f"file_read_1k.{level}.p50", quantile(reads, 50), "ms", beside, 2 * beside)
+    bare = Bare(up.run, sandbox)
+    command = ["/usr/bin/head", "-c", str(STREAM_BYTES), "/dev/zero"]
+    plain = [bare.pipe(command, STREAM_BYTES) / 1e6 for _ in range(STREAMS)]
+    ours = [stream(up, sandbox) / 1e6 for _ in range(STREAMS)]
+    bare.close()
+    report.least(f"exec_stream.{level}", max(ours), "MB/s", max(plain), 0.5 * max(plain))
+    report.add("sandboxd_size", os.path.getsize(f"{programs}/postern-sandboxd") / 1e6, "MB", None, 6)
+    if held is not None:
+        report.add("sandboxd_rss", held, "MB", None, 3)
+    up.destroy(sandbox)
