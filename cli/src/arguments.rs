@@ -4,9 +4,11 @@
 
 mod files;
 mod gateways;
+mod operate;
 
 pub(crate) use files::Files;
 pub(crate) use gateways::{AddSession, Gateways, Sessions};
+pub(crate) use operate::{Audit, ExportAudit, ExportFormat, Migrate, VerifyAudit, WantedLog};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postern_common::settings::name;
@@ -72,6 +74,12 @@ pub(crate) enum Command {
     /// Sessions that are bound to an address, for tests and clients that are no sandboxes.
     #[command(subcommand)]
     Sessions(Sessions),
+    /// The audit logs: check and export them.
+    #[command(subcommand)]
+    Audit(Audit),
+    /// The database's tables: bring them up to date, or back.
+    #[command(subcommand)]
+    Migrate(Migrate),
     /// A fresh session token for a sandbox, printed once.
     Token {
         /// The sandbox.
@@ -150,6 +158,9 @@ pub(crate) enum Sandbox {
         /// Only those in this state.
         #[arg(long)]
         status: Option<String>,
+        /// Only those with this label.
+        #[arg(long, value_name = "NAME=VALUE")]
+        label: Option<String>,
     },
     /// One sandbox.
     Show {

@@ -15,7 +15,7 @@ mod layers;
 mod values;
 
 pub use values::{
-    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, RuntimeKind, SandboxCaps,
+    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, MigrateAtStart, RuntimeKind, SandboxCaps,
     Storage, StorageKind, TokenSettings, WantedIsolation,
 };
 
@@ -71,6 +71,7 @@ settings! {
     STORAGE_BUCKET = "storage.bucket", "STORAGE_BUCKET", None, open, "the bucket or container of users' files";
     AZURE_CLOUD = "storage.azure_cloud", "POSTERN_AZURE_CLOUD", Some("public"), open, "which of Azure's clouds: public or government";
     DATABASE_URL = "database.url", "DATABASE_URL", None, secret, "postgres://… or sqlite://…";
+    MIGRATE = "database.migrate", "POSTERN_MIGRATE", None, open, "tables that are not up to date: `auto` mends them at start, `check` refuses to start [auto for SQLite, check for Postgres]";
     BACKEND_URL = "backend.url", "BACKEND_URL", None, open, "the backend `default` of tenant `default`";
     NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "cache of users' files on Kubernetes";
     SANDBOX_NAMESPACE = "sandbox.namespace", "SANDBOX_NAMESPACE", Some("sandbox-system"), open, "Kubernetes namespace of sandboxes";
@@ -81,6 +82,7 @@ settings! {
     SANDBOX_CONTROL_KEY = "sandbox.control_key", "POSTERN_SANDBOX_CONTROL_KEY", None, secret, "signs what is said to pods (Ed25519); 32 bytes in base64";
     KUBECONFIG = "sandbox.kubeconfig", "POSTERN_KUBECONFIG", None, open, "kubeconfig instead of the pod's own service account";
     ISOLATION = "sandbox.isolation", "POSTERN_ISOLATION", Some("auto"), open, "gvisor, namespaces or auto";
+    IMAGES = "sandbox.images", "POSTERN_IMAGES", None, open, "folder with root file systems that templates may name, folders or tarballs [images in the data folder]";
     RUNSC = "sandbox.runsc", "POSTERN_RUNSC", None, open, "path of gVisor's runsc, if it is not on PATH";
     MAX_MEMORY = "sandbox.max_memory", "POSTERN_SANDBOX_MAX_MEMORY", Some("8GiB"), open, "memory that a template may ask for";
     MAX_CPU = "sandbox.max_cpu", "POSTERN_SANDBOX_MAX_CPU", Some("4"), open, "cores that a template may ask for";
@@ -126,6 +128,7 @@ settings! {
     TOKENS_DEFAULT_OPERATIONS = "gateway.tokens.operations", "POSTERN_GATEWAY_TOKENS_OPERATIONS", None, open, "operations of tokens without that claim, separated by commas";
     GATEWAY_SOCKETS = "gateway.sockets", "POSTERN_GATEWAY_SOCKETS", Some("false"), open, "serve this machine's sandboxes by their unix sockets";
     CONTROL_LISTEN = "control.listen", "POSTERN_CONTROL_LISTEN", Some("127.0.0.1:8082"), open, "control stream for gateways of their own";
+    FILTER_COMPILERS = "filters.compilers", "POSTERN_FILTER_COMPILERS", None, open, "`postern-compile` of other releases, separated by commas: they compile for gateways that still run those";
     LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";
     LOG_FORMAT = "log.format", "POSTERN_LOG_FORMAT", Some("text"), open, "text or json";
     URL = "client.url", "POSTERN_URL", None, open, "the API that commands talk to";

@@ -55,6 +55,7 @@ use access::AccessLines;
 use arc_swap::ArcSwap;
 use assertion::Asserter;
 use control::freshness::Freshness;
+use control::unserved::Unserved;
 use identify::{Identities, Trust};
 use limits::Room;
 use metrics::Metrics;
@@ -87,6 +88,7 @@ pub struct Gateway {
     surroundings: Surroundings,
     upstream: Upstream,
     freshness: Freshness,
+    unserved: Unserved,
     decisions: mpsc::Sender<DecisionRecord>,
     audit: Audit,
     metrics: Metrics,
@@ -234,6 +236,7 @@ impl Gateway {
             },
             upstream: Upstream::new(&config.upstreams, config.extra_authorities, tasks)?,
             freshness: Freshness::new(config.staleness, follower.presence),
+            unserved: Unserved::default(),
             decisions: follower.decisions,
             metrics,
             reports,

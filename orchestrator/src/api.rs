@@ -10,6 +10,7 @@
     reason = "a problem ends a request: it is made at most once for each, and moved a few times"
 )]
 
+mod audit;
 mod body;
 mod configuration;
 mod drain;
@@ -39,7 +40,9 @@ mod users;
 pub(crate) use drain::Drain;
 pub(crate) use server::serve;
 
+use crate::audit::Audit;
 use crate::configuration::{Configuration, Edition};
+use crate::control::Gateways;
 use crate::driver::{Cause, Driver};
 use crate::filter_log::FilterLog;
 use crate::host::Host;
@@ -83,7 +86,9 @@ pub(crate) struct Api {
     /// Tenants' configurations.
     pub(crate) configuration: Configuration,
     /// What filters log.
+    pub(crate) audit: Audit,
     pub(crate) filter_log: FilterLog,
+    pub(crate) gateways: Gateways,
     /// Sandboxes.
     pub(crate) driver: Driver,
     /// Sandboxes that are kept ready.

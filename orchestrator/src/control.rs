@@ -4,20 +4,28 @@
 //! One task owns the state and the connections; everything else sends it messages. A gateway that
 //! connects gets a snapshot, then each change. One that does not take messages for a while is
 //! dropped: it serves from what it has until its own staleness bound, then refuses.
+//!
+//! A tenant's filters are native code, made for the engine that a gateway announces: each gateway
+//! is told the configuration with the filters of its own.
 
 mod shares;
+mod standing;
+
+pub(crate) use standing::GatewayStand;
 
 use crate::filter_log::FilterLog;
 use crate::store::Store;
 use futures_util::future::join_all;
 use postern_common::control::{
-    Applied, Change, DeliverySender, EndedSession, Message, Publisher, State, TenantConfig,
+    Applied, Change, DeliverySender, EndedSession, FilterArtefact, Message, Publisher, State, TenantConfig,
 };
 use postern_common::decision::DecisionRecord;
-use postern_common::id::{GatewayName, SandboxId, TenantId};
+use postern_common::id::{FilterName, GatewayName, SandboxId, TenantId};
 use postern_common::session::Session;
 use postern_common::tasks::{Stop, Tasks};
+use postern_filter_engine::settings::fingerprint;
 use shares::{Sharer, Sharing};
+use standing::{OWN_PROCESS, Place, Standing, Told};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +45,31 @@ const TIME_BETWEEN_TRIMS: Duration = Duration::from_secs(3600);
 pub(crate) const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(200);
 
 enum Command {
-    Connect(DeliverySender),
-    Publish(Change, oneshot::Sender<Vec<oneshot::Receiver<Applied>>>),
+    Connect(Follower),
+    Publish(Publication, oneshot::Sender<Vec<oneshot::Receiver<Applied>>>),
+}
+
+/// A tenant's filters by the engine that they are compiled for, for gateways of other releases.
+pub(crate) type OtherEngines = BTreeMap<String, BTreeMap<FilterName, FilterArtefact>>;
+
+/// A change, and what of it other engines take.
+struct Publication {
+    change: Change,
+    others: Arc<OtherEngines>,
+}
+
+/// A gateway that is told, and its place in the list of those.
+struct Follower {
+    number: u64,
+    engine: String,
+    sender: DeliverySender,
+}
+
+/// A gateway's connection, for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    _share: Sharer,
+    _place: Place,
 }
 
 /// What became of a change that was published.
@@ -61,6 +92,8 @@ pub(crate) struct Gateways {
     store: Store,
     filter_log: FilterLog,
     sharing: Sharing,
+    standing: Standing,
+    engines: watch::Receiver<BTreeSet<String>>,
     tasks: Tasks,
 }
 
@@ -86,13 +119,17 @@ impl Gateways {
     ) -> (Self, mpsc::Receiver<SandboxId>) {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (count, connected) = watch::channel(0);
+        let (engines, announced) = watch::channel(BTreeSet::new());
         let (uses, used) = mpsc::channel(DECISION_BATCH * 2);
+        let standing = Standing::default();
         let stream = Stream {
             epoch,
             version: 0,
             known: Known::from(state),
-            senders: Vec::new(),
+            followers: Vec::new(),
             count,
+            engines,
+            standing: standing.clone(),
             tasks: tasks.clone(),
         };
         tasks.spawn(async move |stop: Stop| {
@@ -100,21 +137,29 @@ impl Gateways {
         });
         let (filter_log, sharing) = (FilterLog::default(), Sharing::default());
         sharing.keep_sharing(tasks);
-        (Self { commands, connected, uses, store, filter_log, sharing, tasks: tasks.clone() }, used)
+        let (store, engines, tasks) = (store, announced, tasks.clone());
+        let gateways =
+            Self { commands, connected, uses, store, filter_log, sharing, standing, engines, tasks };
+        (gateways, used)
     }
 
     /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on. If it is
     /// dropped it may connect again, and gets a snapshot again.
     pub(crate) async fn connect(&self, publisher: Publisher) {
+        let engine = fingerprint().to_string();
+        let place = self.standing.enter(OWN_PROCESS, &engine);
+        let number = place.number();
+        let follower = move |sender| Command::Connect(Follower { number, engine: engine.clone(), sender });
         // The task ends only at shutdown, when nobody is told anything any more.
-        let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        let _ = self.commands.send(follower(publisher.sender())).await.is_ok();
         let (commands, mut redials) = (self.commands.clone(), publisher.redials);
         let share = self.sharing.enter(None, publisher.budgets, publisher.assertions);
+        let connection = Connection { _share: share, _place: place };
         self.tasks.spawn(async move |stop: Stop| {
             // For as long as the gateway may come back.
-            let _share = share;
+            let _connection = connection;
             while let Some(Some(again)) = stop.run_until_cancelled(redials.recv()).await {
-                if commands.send(Command::Connect(again)).await.is_err() {
+                if commands.send(follower(again)).await.is_err() {
                     return;
                 }
             }
@@ -135,13 +180,34 @@ impl Gateways {
         &self.filter_log
     }
 
-    /// Connects a gateway of another process, whose decisions come by [`Gateways::keep`]. It shares
-    /// budgets for as long as what is returned lives.
-    pub(crate) async fn connect_distant(&self, gateway: &GatewayName, publisher: &Publisher) -> Sharer {
+    /// Connects a gateway of another process, which runs filters with `engine` and whose decisions
+    /// come by [`Gateways::keep`]. It shares budgets for as long as what is returned lives.
+    pub(crate) async fn connect_distant(
+        &self,
+        gateway: &GatewayName,
+        engine: &str,
+        publisher: &Publisher,
+    ) -> Connection {
+        let place = self.standing.enter(gateway.as_str(), engine);
+        let (number, sender) = (place.number(), publisher.sender());
+        let follower = Follower { number, engine: engine.to_owned(), sender };
         // The task ends only at shutdown, when nobody is told anything any more.
-        let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        let _ = self.commands.send(Command::Connect(follower)).await.is_ok();
         let (budgets, assertions) = (publisher.budgets.clone(), publisher.assertions.clone());
-        self.sharing.enter(Some(gateway.clone()), budgets, assertions)
+        let share = self.sharing.enter(Some(gateway.clone()), budgets, assertions);
+        Connection { _share: share, _place: place }
+    }
+
+    /// Where every gateway stands with a tenant's configuration.
+    #[must_use]
+    pub(crate) fn standing(&self, tenant: &TenantId) -> Vec<GatewayStand> {
+        self.standing.of(tenant)
+    }
+
+    /// The engines, other than this release's, that gateways run which are connected.
+    #[must_use]
+    pub(crate) fn other_engines(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.engines.clone()
     }
 
     /// Takes back what a gateway has in common with others, when its credential is.
@@ -173,9 +239,21 @@ impl Gateways {
 
     /// Tells every gateway and waits until all have answered, at most `patience`.
     pub(crate) async fn publish(&self, change: Change, patience: Duration) -> Acknowledged {
+        self.publish_for_all(change, OtherEngines::new(), patience).await
+    }
+
+    /// The same for a tenant's configuration whose filters other engines take as in `others`. A
+    /// gateway whose engine is not among them refuses it; to be judged it does not even get it.
+    pub(crate) async fn publish_for_all(
+        &self,
+        change: Change,
+        others: OtherEngines,
+        patience: Duration,
+    ) -> Acknowledged {
         let (sender, answers) = oneshot::channel();
         let mut acknowledged = Acknowledged::default();
-        if self.commands.send(Command::Publish(change, sender)).await.is_err() {
+        let publication = Publication { change, others: Arc::new(others) };
+        if self.commands.send(Command::Publish(publication, sender)).await.is_err() {
             return acknowledged;
         }
         let deadline = tokio::time::Instant::now() + patience;
@@ -240,7 +318,7 @@ async fn trim(store: &Store) {
 /// What gateways know, by name, so that each change finds its place.
 #[derive(Default)]
 struct Known {
-    tenants: BTreeMap<TenantId, Arc<TenantConfig>>,
+    tenants: BTreeMap<TenantId, (Arc<TenantConfig>, Arc<OtherEngines>)>,
     sessions: BTreeMap<SandboxId, Session>,
     ended: BTreeMap<SandboxId, EndedSession>,
     /// Tenants that are no more. A name is never given again, so they stay so.
@@ -251,7 +329,11 @@ impl From<State> for Known {
     fn from(state: State) -> Self {
         Self {
             removed: BTreeSet::new(),
-            tenants: state.tenants.into_iter().map(|tenant| (tenant.tenant.clone(), tenant)).collect(),
+            tenants: state
+                .tenants
+                .into_iter()
+                .map(|tenant| (tenant.tenant.clone(), (tenant, Arc::default())))
+                .collect(),
             sessions: state
                 .sessions
                 .into_iter()
@@ -263,18 +345,28 @@ impl From<State> for Known {
 }
 
 impl Known {
-    fn snapshot(&self) -> State {
+    /// What a gateway of this engine is told, and of which tenants it can serve no filters.
+    fn snapshot(&self, engine: &str) -> (State, BTreeSet<TenantId>) {
         let now = postern_common::clock::now();
-        State {
-            tenants: self.tenants.values().cloned().collect(),
+        let mut unserved = BTreeSet::new();
+        let tenant = |(name, (config, others)): (&TenantId, &(Arc<TenantConfig>, Arc<OtherEngines>))| {
+            let (config, is_served) = for_engine(config, others, engine);
+            if !is_served {
+                unserved.insert(name.clone());
+            }
+            config
+        };
+        let state = State {
+            tenants: self.tenants.iter().map(tenant).collect(),
             // One that nobody ended but time is over all the same.
             sessions: self.sessions.values().filter(|session| session.expires_at > now).cloned().collect(),
             ended: self.ended.values().cloned().collect(),
-        }
+        };
+        (state, unserved)
     }
 
     /// Takes a change over; `false` if it comes too late to count.
-    fn apply(&mut self, change: &Change) -> bool {
+    fn apply(&mut self, Publication { change, others }: &Publication) -> bool {
         match change {
             Change::Snapshot(state) => *self = Self::from(State::clone(state)),
             Change::Session(session) => {
@@ -292,11 +384,11 @@ impl Known {
             }
             Change::Tenant(tenant) => {
                 let known = self.tenants.get(&tenant.tenant);
-                let is_past = known.is_some_and(|known| known.revision > tenant.revision);
+                let is_past = known.is_some_and(|(known, _)| known.revision > tenant.revision);
                 if is_past || self.removed.contains(&tenant.tenant) {
                     return false;
                 }
-                self.tenants.insert(tenant.tenant.clone(), Arc::clone(tenant));
+                self.tenants.insert(tenant.tenant.clone(), (Arc::clone(tenant), Arc::clone(others)));
             }
             Change::TenantRemoved(tenant) => {
                 self.tenants.remove(tenant);
@@ -308,12 +400,28 @@ impl Known {
     }
 }
 
+/// A tenant's configuration for a gateway of this engine, and whether filters are compiled for it.
+fn for_engine(config: &Arc<TenantConfig>, others: &OtherEngines, engine: &str) -> (Arc<TenantConfig>, bool) {
+    if config.filters.is_empty() || engine == fingerprint().to_string() {
+        return (Arc::clone(config), true);
+    }
+    match others.get(engine) {
+        Some(filters) => {
+            (Arc::new(TenantConfig { filters: filters.clone(), ..TenantConfig::clone(config) }), true)
+        }
+        // It refuses what is for another engine, and says so.
+        None => (Arc::clone(config), false),
+    }
+}
+
 struct Stream {
     epoch: u64,
     version: u64,
     known: Known,
-    senders: Vec<DeliverySender>,
+    followers: Vec<Follower>,
     count: watch::Sender<usize>,
+    engines: watch::Sender<BTreeSet<String>>,
+    standing: Standing,
     tasks: Tasks,
 }
 
@@ -321,20 +429,10 @@ impl Stream {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         while let Some(command) = commands.recv().await {
             match command {
-                Command::Connect(sender) => {
-                    let snapshot = Change::Snapshot(Box::new(self.known.snapshot()));
-                    let message = self.message(snapshot);
-                    if let Ok(Ok(answer)) = timeout(SEND_TIME, sender.send(message)).await {
-                        self.senders.push(sender);
-                        self.tasks.spawn(async move |stop: Stop| {
-                            let _ = stop.run_until_cancelled(log_refusal(answer)).await;
-                        });
-                    }
-                    self.count.send_replace(self.senders.len());
-                }
-                Command::Publish(change, answers) => {
-                    let counts = self.known.apply(&change);
-                    let sent = if counts { self.publish(change).await } else { Vec::new() };
+                Command::Connect(follower) => self.connect(follower).await,
+                Command::Publish(publication, answers) => {
+                    let counts = self.known.apply(&publication);
+                    let sent = if counts { self.publish(publication).await } else { Vec::new() };
                     // Whoever published may have stopped waiting.
                     let _ = answers.send(sent).is_ok();
                 }
@@ -342,36 +440,134 @@ impl Stream {
         }
     }
 
+    async fn connect(&mut self, follower: Follower) {
+        let (state, unserved) = self.known.snapshot(&follower.engine);
+        let told: Vec<_> =
+            state.tenants.iter().map(|config| (config.tenant.clone(), Told::of(config))).collect();
+        for (tenant, told) in &told {
+            self.standing.told(follower.number, tenant, Arc::clone(told), !unserved.contains(tenant));
+        }
+        let message = self.message(Change::Snapshot(Box::new(state)));
+        if let Ok(Ok(answer)) = timeout(SEND_TIME, follower.sender.send(message)).await {
+            let (standing, number) = (self.standing.clone(), follower.number);
+            self.followers.push(follower);
+            self.tasks.spawn(async move |stop: Stop| {
+                let Some(Ok(answer)) = stop.run_until_cancelled(answer).await else { return };
+                standing.answered_snapshot(number, &told, &answer);
+                log_refusal(&answer);
+            });
+        }
+        self.note_followers();
+    }
+
+    /// Tells how many follow, and with which engines.
+    fn note_followers(&self) {
+        self.count.send_replace(self.followers.len());
+        let own = fingerprint().to_string();
+        let others = self.followers.iter().map(|follower| &follower.engine).filter(|engine| **engine != own);
+        let others: BTreeSet<String> = others.cloned().collect();
+        self.engines.send_if_modified(|engines| {
+            let is_other = *engines != others;
+            *engines = others;
+            is_other
+        });
+    }
+
     const fn message(&mut self, change: Change) -> Message {
         self.version += 1;
         Message { epoch: self.epoch, version: self.version, change }
     }
 
-    async fn publish(&mut self, change: Change) -> Vec<oneshot::Receiver<Applied>> {
+    async fn publish(&mut self, publication: Publication) -> Vec<oneshot::Receiver<Applied>> {
+        let Publication { change, others } = publication;
+        if let Change::TenantRemoved(tenant) = &change {
+            self.standing.removed(tenant);
+        }
         let message = self.message(change);
-        let sends = self.senders.iter().map(|sender| timeout(SEND_TIME, sender.send(message.clone())));
+        let sends = self.followers.iter().map(|follower| self.tell(follower, &message, &others));
         let outcomes = join_all(sends).await;
         let (mut answers, mut kept) = (Vec::new(), Vec::new());
-        for (sender, outcome) in self.senders.drain(..).zip(outcomes) {
-            if let Ok(Ok(answer)) = outcome {
-                answers.push(answer);
-                kept.push(sender);
-            } else {
-                tracing::info!(
-                    was_late = outcome.is_err(),
-                    "a gateway left, or took no message for two seconds"
-                );
+        for (follower, outcome) in self.followers.drain(..).zip(outcomes) {
+            match outcome {
+                Sent::Answering(answer) => answers.push(answer),
+                Sent::NotFor => {}
+                Sent::Lost { was_late } => {
+                    tracing::info!(was_late, "a gateway left, or took no message for two seconds");
+                    continue;
+                }
+            }
+            kept.push(follower);
+        }
+        self.followers = kept;
+        self.note_followers();
+        answers
+    }
+
+    /// Tells one gateway, with the filters of its engine.
+    async fn tell(&self, follower: &Follower, message: &Message, others: &OtherEngines) -> Sent {
+        let (mut message, mut noted) = (message.clone(), None);
+        match &mut message.change {
+            Change::Tenant(config) => {
+                let (fitting, is_served) = for_engine(config, others, &follower.engine);
+                let told = Told::of(&fitting);
+                self.standing.told(follower.number, &fitting.tenant, Arc::clone(&told), is_served);
+                noted = Some((fitting.tenant.clone(), told));
+                *config = fitting;
+            }
+            Change::Try(config) => match for_engine(config, others, &follower.engine) {
+                (fitting, true) => *config = fitting,
+                // It could say nothing but that; the others' word counts.
+                (_, false) => return Sent::NotFor,
+            },
+            Change::Snapshot(_) | Change::Session(_) | Change::SessionEnded(_) | Change::TenantRemoved(_) => {
             }
         }
-        self.senders = kept;
-        self.count.send_replace(self.senders.len());
-        answers
+        match timeout(SEND_TIME, follower.sender.send(message)).await {
+            Ok(Ok(answer)) => Sent::Answering(match noted {
+                Some((tenant, told)) => self.note_answer(follower.number, tenant, told, answer),
+                None => answer,
+            }),
+            Ok(Err(_gone)) => Sent::Lost { was_late: false },
+            Err(_late) => Sent::Lost { was_late: true },
+        }
+    }
+
+    /// Notes what a gateway answers, whenever that is, and hands it on.
+    fn note_answer(
+        &self,
+        number: u64,
+        tenant: TenantId,
+        told: Arc<Told>,
+        answer: oneshot::Receiver<Applied>,
+    ) -> oneshot::Receiver<Applied> {
+        let (standing, (handed, answered)) = (self.standing.clone(), oneshot::channel());
+        self.tasks.spawn(async move |stop: Stop| {
+            let Some(Ok(answer)) = stop.run_until_cancelled(answer).await else { return };
+            let refused = match &answer {
+                Applied::InForce => &[][..],
+                Applied::Refused(mistakes) => mistakes,
+            };
+            standing.answered(number, &tenant, &told, refused);
+            // Whoever published may have stopped waiting.
+            let _ = handed.send(answer).is_ok();
+        });
+        answered
     }
 }
 
+/// What became of a message to one gateway.
+enum Sent {
+    Answering(oneshot::Receiver<Applied>),
+    /// It is of no use to this one.
+    NotFor,
+    Lost {
+        was_late: bool,
+    },
+}
+
 /// What a gateway refuses of its first snapshot nobody waits for: the operator is told.
-async fn log_refusal(answer: oneshot::Receiver<Applied>) {
-    if let Ok(Applied::Refused(refused)) = answer.await {
+fn log_refusal(answer: &Applied) {
+    if let Applied::Refused(refused) = answer {
         tracing::error!(?refused, "a gateway that connected does not take everything over");
     }
 }

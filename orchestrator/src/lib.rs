@@ -17,6 +17,7 @@ mod admin;
 mod api;
 mod artefacts;
 mod asked;
+mod audit;
 mod check;
 mod config;
 pub mod configuration;
@@ -48,5 +49,7 @@ pub use host::{Host, UserFolder};
 pub use orchestrator::{Claim, Orchestrator, Prepared, StartError};
 pub use seal::SealError;
 pub use storage::ConnectError;
-pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};
+pub use store::{
+    AtStart, Kind, MigrateError, MigrationStatus, MigrationStep, Migrations, OpenError, Owner, StoreError,
+};
 pub use stream::AuthorityError;

@@ -3,7 +3,8 @@
 
 use crate::admin::{self, Admin};
 use crate::api::{self, Api, Drain};
-use crate::artefacts::Artefacts;
+use crate::artefacts::{Artefacts, UnusableCompiler};
+use crate::audit::Audit;
 use crate::check::MadeOn;
 use crate::config::Config;
 use crate::configuration::{self, Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
@@ -46,6 +47,9 @@ use tokio::sync::mpsc;
 /// Characters of an installation's id: 50 bits, and short enough for the names that hold it.
 const INSTALLATION_CHARACTERS: usize = 10;
 
+/// Where the data folder notes how new the database was when it was last used here.
+const EPOCH_FILE: &str = "epoch";
+
 /// Which tenants a watched folder may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
@@ -84,6 +88,9 @@ pub enum StartError {
     /// The control stream's certificates.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// A compiler of another release.
+    #[error(transparent)]
+    Compiler(#[from] UnusableCompiler),
     /// The id of this installation is not one.
     #[error("the database holds an installation id that cannot be read; was it edited by hand?")]
     Installation,
@@ -107,10 +114,7 @@ impl Prepared {
         let data = &config.data_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(data);
         made.map_err(|source| StartError::Folder { path: data.clone(), source })?;
-        let url = config.database_url.clone();
-        let url =
-            url.unwrap_or_else(|| Secret::new(format!("sqlite://{}", data.join("postern.db").display())));
-        let store = Store::open(&url).await?;
+        let store = Store::open_at(&config.database(), config.migrate).await?;
         let given = std::mem::take(&mut config.keys);
         let keys = InstallationKeys::open(given, &data.join("keys"), &store).await?;
         let fresh = new_installation().map_err(KeysError::from)?;
@@ -142,29 +146,21 @@ impl Prepared {
     /// # Errors
     /// [`StartError`].
     pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
-        let Self { config, store, keys, .. } = self;
+        let Self { config, store, keys, installation } = self;
         // Never below the clock's seconds: a database that was restored counts on from before, and
         // gateways refuse what is older than they know.
+        let before = store.number("epoch").await?;
         let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
+        let spares_unknown = is_restored(&config.data_dir.join(EPOCH_FILE), before, epoch)?;
         let state = known_sessions(&store).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let (storage, folder) = connect(&config, &store)?;
         let files = UserFiles::new(folder, Bounds::default());
-        let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), &keys)?;
-        let backend_url = config.backend_url.clone();
-        let configuration = Configuration::new(configuration::Parts {
-            store: store.clone(),
-            keys: Arc::clone(&keys),
-            gateways: gateways.clone(),
-            artefacts,
-            backend_url,
-            caps: config.caps,
-            made_on: if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster },
-            tasks: tasks.clone(),
-        });
-        configuration.publish_all().await?;
-        let retention = Retention::new(store.clone(), storage.clone(), config.kept);
+        let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
+        let (configuration, artefacts) = configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
+        let audit = Audit::new(store.clone(), installation.as_str(), &keys);
+        let retention = Retention::new(store.clone(), storage.clone(), artefacts, audit.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let parts = Parts {
             store: store.clone(),
@@ -173,6 +169,7 @@ impl Prepared {
             files,
             pool: pool.clone(),
             keys: Arc::clone(&keys),
+            spares_unknown,
             tasks: tasks.clone(),
         };
         let driver = Driver::new(parts);
@@ -190,8 +187,10 @@ impl Prepared {
             store,
             storage,
             keys,
+            audit,
             configuration,
             filter_log,
+            gateways: gateways.clone(),
             driver,
             pool,
             retention,
@@ -216,6 +215,32 @@ fn connect(config: &Config, store: &Store) -> Result<(Storage, PathBuf), Connect
         tracing::warn!(folder = %folder.display(), "what sandboxes keep still goes to the local folder");
     }
     Ok((storage, folder))
+}
+
+/// What judges configurations and tells gateways of them, with what compiles filters. Everything that
+/// there is is told.
+async fn configurations(
+    config: &Config,
+    (store, keys): (&Store, &Arc<InstallationKeys>),
+    gateways: &Gateways,
+    (made_on, tasks): (MadeOn, &Tasks),
+) -> Result<(Configuration, Artefacts), StartError> {
+    let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), keys)?;
+    let artefacts = artefacts.with_others(&config.other_compilers).await?;
+    let configuration = Configuration::new(configuration::Parts {
+        store: store.clone(),
+        keys: Arc::clone(keys),
+        gateways: gateways.clone(),
+        artefacts: artefacts.clone(),
+        backend_url: config.backend_url.clone(),
+        caps: config.caps,
+        made_on,
+        tasks: tasks.clone(),
+    });
+    configuration.publish_all().await?;
+    let following = configuration.clone();
+    tasks.spawn(async move |stop: Stop| following.follow_engines(stop).await);
+    Ok((configuration, artefacts))
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.
@@ -416,6 +441,21 @@ async fn known_sessions(store: &Store) -> Result<State, StoreError> {
         }
     }
     Ok(state)
+}
+
+/// Whether the database is older than what this data folder has seen of it: then it was restored from
+/// a backup. Notes how new it is now.
+fn is_restored(file: &Path, before: u64, epoch: u64) -> Result<bool, StartError> {
+    let failed = |source| StartError::Folder { path: file.to_owned(), source };
+    let seen = match std::fs::read_to_string(file) {
+        Ok(text) => text.trim().parse().unwrap_or(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(failed(error)),
+    };
+    let draft = file.with_extension("draft");
+    std::fs::write(&draft, epoch.to_string()).map_err(failed)?;
+    std::fs::rename(&draft, file).map_err(failed)?;
+    Ok(before < seen)
 }
 
 fn new_installation() -> Result<String, SealError> {

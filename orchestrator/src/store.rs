@@ -7,7 +7,9 @@
 
 mod api_keys;
 mod audit;
+mod audit_chain;
 mod decisions;
+mod file_audit;
 mod files;
 mod filter_versions;
 mod gateways;
@@ -26,12 +28,13 @@ mod warm;
 
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
+pub(crate) use audit_chain::{LineFilter, MarkFilter};
 pub(crate) use decisions::DecisionFilter;
 pub(crate) use files::{FileChange, FileOwner, FileRow, FilesHeld};
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
-pub use migrations::MigrateError;
+pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migrations};
 pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
@@ -128,11 +131,33 @@ pub(crate) struct Change(Transaction<'static, Any>);
 impl Store {
     /// Opens the database at `url` and brings its tables up to date.
     ///
+    /// # Errors
+    /// [`OpenError`] says what to mend.
+    pub(crate) async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
+        Self::open_at(url, Some(AtStart::Auto)).await
+    }
+
+    /// Opens the database at `url`. Without a word about it, the tables of SQLite are brought up to
+    /// date, for nobody else does it, and those of Postgres are looked at, for others use them too.
     /// A SQLite file is made with mode 0600 if it is not there.
     ///
     /// # Errors
     /// [`OpenError`] says what to mend.
-    pub(crate) async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
+    pub(crate) async fn open_at(url: &Secret<String>, at_start: Option<AtStart>) -> Result<Self, OpenError> {
+        let store = Self::connect(url).await?;
+        let usual = match store.dialect {
+            Dialect::Sqlite => AtStart::Auto,
+            Dialect::Postgres => AtStart::Check,
+        };
+        match at_start.unwrap_or(usual) {
+            AtStart::Auto => migrations::bring_up(&store).await?,
+            AtStart::Check => migrations::check(&store).await?,
+        }
+        Ok(store)
+    }
+
+    /// Connects to the database at `url`, whatever is in it.
+    async fn connect(url: &Secret<String>) -> Result<Self, OpenError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let url = url.reveal().as_str();
@@ -157,9 +182,7 @@ impl Store {
             .connect(url)
             .await
             .map_err(OpenError::Connect)?;
-        let store = Self { pool, dialect };
-        migrations::bring_up(&store).await?;
-        Ok(store)
+        Ok(Self { pool, dialect })
     }
 
     /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have

@@ -24,6 +24,8 @@ mod edges;
 #[cfg(test)]
 mod ending;
 #[cfg(test)]
+mod exec_crash;
+#[cfg(test)]
 mod gateways;
 #[cfg(test)]
 mod isolation;

@@ -135,6 +135,7 @@ impl Bench {
             files: Mutex::default(),
         });
         let driver = Driver::new(Parts {
+            spares_unknown: false,
             store: store.clone(),
             host: Arc::clone(&host) as Arc<dyn Host>,
             sessions: Sessions::new(store.clone(), Arc::clone(&keys), gateways, Duration::from_secs(3600)),

@@ -229,7 +229,11 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
         if let Some(key) = self.announced.take().filter(AssertionKey::is_true) {
             publisher.assertions.set_own(key);
         }
-        let _shares = self.stream.gateways.connect_distant(&self.connected.name, &publisher).await;
+        let _shares = self
+            .stream
+            .gateways
+            .connect_distant(&self.connected.name, &self.connected.engine, &publisher)
+            .await;
         self.budgets = publisher.budgets.clone();
         self.assertions = publisher.assertions.clone();
         drop(publisher);
