@@ -107,7 +107,7 @@ settings! {
     UPSTREAMS_ALLOW = "gateway.upstreams.allow", "POSTERN_UPSTREAMS_ALLOW", None, open, "hosts and networks that backends may be at";
     TIMEOUT_CEILING = "gateway.timeout_ceiling", "POSTERN_TIMEOUT_CEILING", Some("10m"), open, "the longest timeout that tenants may set, at most 24h";
     REQUEST_CEILING = "gateway.request_ceiling", "POSTERN_REQUEST_CEILING", Some("4096"), open, "the most requests in flight that tenants may set";
-    GATEWAY_ORCHESTRATOR = "gateway.orchestrator", "POSTERN_ORCHESTRATOR", None, open, "control stream that a gateway of its own follows, such as orchestrator:8082";
+    GATEWAY_ORCHESTRATOR = "gateway.orchestrator", "POSTERN_ORCHESTRATOR", None, open, "control stream that a gateway of its own follows, such as orchestrator:8082; of several, separated by commas, one after the other";
     GATEWAY_CREDENTIAL = "gateway.credential", "POSTERN_GATEWAY_CREDENTIAL", None, secret, "that gateway's credential, from `postern gateways add`";
     GATEWAY_STALENESS = "gateway.staleness", "POSTERN_GATEWAY_STALENESS", Some("10s"), open, "how old its state may grow without an orchestrator, at most 1h";
     GATEWAY_SPOOL = "gateway.spool", "POSTERN_GATEWAY_SPOOL", Some("64MiB"), open, "decisions that may wait on its disk";

@@ -8,6 +8,7 @@
 //! A tenant's filters are native code, made for the engine that a gateway announces: each gateway
 //! is told the configuration with the filters of its own.
 
+mod known;
 mod shares;
 mod standing;
 
@@ -16,12 +17,10 @@ pub(crate) use standing::GatewayStand;
 use crate::filter_log::FilterLog;
 use crate::store::Store;
 use futures_util::future::join_all;
-use postern_common::control::{
-    Applied, Change, DeliverySender, EndedSession, FilterArtefact, Message, Publisher, State, TenantConfig,
-};
+use known::{Known, for_engine};
+use postern_common::control::{Applied, Change, DeliverySender, FilterArtefact, Message, Publisher, State};
 use postern_common::decision::DecisionRecord;
 use postern_common::id::{FilterName, GatewayName, SandboxId, TenantId};
-use postern_common::session::Session;
 use postern_common::tasks::{Stop, Tasks};
 use postern_filter_engine::settings::fingerprint;
 use shares::{Sharer, Sharing};
@@ -62,6 +61,8 @@ struct Publication {
 struct Follower {
     number: u64,
     engine: String,
+    /// Epoch and version of the last message that it put in force, whoever told it.
+    last: Option<(u64, u64)>,
     sender: DeliverySender,
 }
 
@@ -130,6 +131,7 @@ impl Gateways {
             count,
             engines,
             standing: standing.clone(),
+            store: store.clone(),
             tasks: tasks.clone(),
         };
         tasks.spawn(async move |stop: Stop| {
@@ -149,7 +151,8 @@ impl Gateways {
         let engine = fingerprint().to_string();
         let place = self.standing.enter(OWN_PROCESS, &engine);
         let number = place.number();
-        let follower = move |sender| Command::Connect(Follower { number, engine: engine.clone(), sender });
+        let follower =
+            move |sender| Command::Connect(Follower { number, engine: engine.clone(), last: None, sender });
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(follower(publisher.sender())).await.is_ok();
         let (commands, mut redials) = (self.commands.clone(), publisher.redials);
@@ -186,11 +189,12 @@ impl Gateways {
         &self,
         gateway: &GatewayName,
         engine: &str,
+        last: Option<(u64, u64)>,
         publisher: &Publisher,
     ) -> Connection {
         let place = self.standing.enter(gateway.as_str(), engine);
         let (number, sender) = (place.number(), publisher.sender());
-        let follower = Follower { number, engine: engine.to_owned(), sender };
+        let follower = Follower { number, engine: engine.to_owned(), last, sender };
         // The task ends only at shutdown, when nobody is told anything any more.
         let _ = self.commands.send(Command::Connect(follower)).await.is_ok();
         let (budgets, assertions) = (publisher.budgets.clone(), publisher.assertions.clone());
@@ -315,105 +319,6 @@ async fn trim(store: &Store) {
     }
 }
 
-/// What gateways know, by name, so that each change finds its place.
-#[derive(Default)]
-struct Known {
-    tenants: BTreeMap<TenantId, (Arc<TenantConfig>, Arc<OtherEngines>)>,
-    sessions: BTreeMap<SandboxId, Session>,
-    ended: BTreeMap<SandboxId, EndedSession>,
-    /// Tenants that are no more. A name is never given again, so they stay so.
-    removed: BTreeSet<TenantId>,
-}
-
-impl From<State> for Known {
-    fn from(state: State) -> Self {
-        Self {
-            removed: BTreeSet::new(),
-            tenants: state
-                .tenants
-                .into_iter()
-                .map(|tenant| (tenant.tenant.clone(), (tenant, Arc::default())))
-                .collect(),
-            sessions: state
-                .sessions
-                .into_iter()
-                .map(|session| (session.sandbox_id.clone(), session))
-                .collect(),
-            ended: state.ended.into_iter().map(|ended| (ended.sandbox_id.clone(), ended)).collect(),
-        }
-    }
-}
-
-impl Known {
-    /// What a gateway of this engine is told, and of which tenants it can serve no filters.
-    fn snapshot(&self, engine: &str) -> (State, BTreeSet<TenantId>) {
-        let now = postern_common::clock::now();
-        let mut unserved = BTreeSet::new();
-        let tenant = |(name, (config, others)): (&TenantId, &(Arc<TenantConfig>, Arc<OtherEngines>))| {
-            let (config, is_served) = for_engine(config, others, engine);
-            if !is_served {
-                unserved.insert(name.clone());
-            }
-            config
-        };
-        let state = State {
-            tenants: self.tenants.iter().map(tenant).collect(),
-            // One that nobody ended but time is over all the same.
-            sessions: self.sessions.values().filter(|session| session.expires_at > now).cloned().collect(),
-            ended: self.ended.values().cloned().collect(),
-        };
-        (state, unserved)
-    }
-
-    /// Takes a change over; `false` if it comes too late to count.
-    fn apply(&mut self, Publication { change, others }: &Publication) -> bool {
-        match change {
-            Change::Snapshot(state) => *self = Self::from(State::clone(state)),
-            Change::Session(session) => {
-                // An ended session never comes back, whatever was on its way.
-                if self.ended.contains_key(&session.sandbox_id) {
-                    return false;
-                }
-                self.sessions.insert(session.sandbox_id.clone(), Session::clone(session));
-            }
-            Change::SessionEnded(ended) => {
-                let now = postern_common::clock::now();
-                self.ended.retain(|_, ended| ended.until > now);
-                self.sessions.remove(&ended.sandbox_id);
-                self.ended.insert(ended.sandbox_id.clone(), ended.clone());
-            }
-            Change::Tenant(tenant) => {
-                let known = self.tenants.get(&tenant.tenant);
-                let is_past = known.is_some_and(|(known, _)| known.revision > tenant.revision);
-                if is_past || self.removed.contains(&tenant.tenant) {
-                    return false;
-                }
-                self.tenants.insert(tenant.tenant.clone(), (Arc::clone(tenant), Arc::clone(others)));
-            }
-            Change::TenantRemoved(tenant) => {
-                self.tenants.remove(tenant);
-                self.removed.insert(tenant.clone());
-            }
-            Change::Try(_) => {}
-        }
-        true
-    }
-}
-
-/// A tenant's configuration for a gateway of this engine, and whether filters are compiled for it.
-fn for_engine(config: &Arc<TenantConfig>, others: &OtherEngines, engine: &str) -> (Arc<TenantConfig>, bool) {
-    if config.filters.is_empty() || engine == fingerprint().to_string() {
-        return (Arc::clone(config), true);
-    }
-    match others.get(engine) {
-        Some(filters) => {
-            (Arc::new(TenantConfig { filters: filters.clone(), ..TenantConfig::clone(config) }), true)
-        }
-        // It refuses what is for another engine, and says so.
-        None => (Arc::clone(config), false),
-    }
-}
-
 struct Stream {
     epoch: u64,
     version: u64,
@@ -422,6 +327,7 @@ struct Stream {
     count: watch::Sender<usize>,
     engines: watch::Sender<BTreeSet<String>>,
     standing: Standing,
+    store: Store,
     tasks: Tasks,
 }
 
@@ -441,6 +347,7 @@ impl Stream {
     }
 
     async fn connect(&mut self, follower: Follower) {
+        self.outrun(follower.last).await;
         let (state, unserved) = self.known.snapshot(&follower.engine);
         let told: Vec<_> =
             state.tenants.iter().map(|config| (config.tenant.clone(), Told::of(config))).collect();
@@ -458,6 +365,24 @@ impl Stream {
             });
         }
         self.note_followers();
+    }
+
+    /// Makes sure that a gateway that was told by another orchestrator takes what this one says: it
+    /// never goes back, so a new epoch begins. The number is the database's, not the gateway's word.
+    async fn outrun(&mut self, last: Option<(u64, u64)>) {
+        if last.is_none_or(|last| last < (self.epoch, self.version + 1)) {
+            return;
+        }
+        match self.store.next_number("epoch", 0).await {
+            Ok(epoch) => self.epoch = self.epoch.max(epoch),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "a gateway that another orchestrator has told is told when it comes again"
+                );
+            }
+        }
     }
 
     /// Tells how many follow, and with which engines.

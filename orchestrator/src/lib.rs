@@ -32,6 +32,7 @@ mod operations;
 mod orchestrator;
 mod policy_set;
 mod pool;
+mod replicas;
 mod retention;
 mod rights;
 pub mod runtime;

@@ -14,21 +14,20 @@ use crate::files::{Bounds, UserFiles};
 use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
-use crate::lifecycle::State as Status;
 use crate::pool::{Pool, Wants};
+use crate::replicas::{Heard, Replicas};
 use crate::retention::Retention;
 use crate::rights::Rights;
-use crate::runtime::Isolation;
 use crate::seal::SealError;
-use crate::sessions::peers::{self, PeerSessions};
-use crate::sessions::{Sessions, session};
+use crate::sessions::peers::PeerSessions;
+use crate::sessions::{self, Sessions};
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
 };
 use crate::stream::{AuthorityError, ControlStream};
 use postern_common::clock;
-use postern_common::control::{Publisher, State};
+use postern_common::control::Publisher;
 use postern_common::folder::TenantFiles;
 use postern_common::id::{SandboxId, TenantId};
 use postern_common::secret::Secret;
@@ -152,7 +151,7 @@ impl Prepared {
         let before = store.number("epoch").await?;
         let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
         let spares_unknown = is_restored(&config.data_dir.join(EPOCH_FILE), before, epoch)?;
-        let state = known_sessions(&store).await?;
+        let state = sessions::known(&store, clock::now(), None).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let (storage, folder) = connect(&config, &store)?;
@@ -182,7 +181,8 @@ impl Prepared {
         let filter_log = gateways.filter_log().clone();
         let (drain, tasks) = (Drain::default(), tasks.clone());
         let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
-        let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
+        let told = (configuration.clone(), gateways.clone());
+        let stream = control_stream(config.database(), (&store, &keys), told, &tasks).await?;
         let api = Api {
             store,
             storage,
@@ -199,7 +199,7 @@ impl Prepared {
             rights,
             drain,
             peers,
-            stream: Arc::new(stream),
+            stream,
             tasks: tasks.clone(),
         };
         Ok(Orchestrator { api: Arc::new(api), gateways, reconciled, tasks })
@@ -241,6 +241,21 @@ async fn configurations(
     let following = configuration.clone();
     tasks.spawn(async move |stop: Stop| following.follow_engines(stop).await);
     Ok((configuration, artefacts))
+}
+
+/// The control stream, and beside it what hears of other orchestrators.
+async fn control_stream(
+    url: Secret<String>,
+    (store, keys): (&Store, &Arc<InstallationKeys>),
+    (configuration, gateways): (Configuration, Gateways),
+    tasks: &Tasks,
+) -> Result<Arc<ControlStream>, StartError> {
+    let (store, heard) = (store.clone(), Heard::new(store.clone()));
+    let stream = ControlStream::open(store.clone(), Arc::clone(keys), gateways.clone(), heard.clone());
+    let stream = Arc::new(stream.await?);
+    let replicas = Replicas { store, url, configuration, gateways, stream: Arc::clone(&stream), heard };
+    tasks.spawn(async move |stop: Stop| replicas.follow(stop).await);
+    Ok(stream)
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.
@@ -421,26 +436,11 @@ impl Orchestrator {
 
     /// Closes the database, after the tasks have ended.
     pub async fn close(self) {
+        if let Err(error) = self.api.store.give_leases_back().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "leases end by themselves");
+        }
         self.api.store.close().await;
     }
-}
-
-/// The sessions that gateways must know from the first moment.
-async fn known_sessions(store: &Store) -> Result<State, StoreError> {
-    let now = clock::now();
-    let mut state = State { ended: store.ended_sessions(now).await?, ..State::default() };
-    state.ended.extend(store.ended_peer_sessions(now).await?);
-    state.sessions.extend(store.peer_sessions(now).await?.into_iter().map(peers::session));
-    for row in store.live_sandboxes().await? {
-        if !matches!(row.state, Status::Running | Status::Paused) {
-            continue;
-        }
-        if let Some(kept) = store.session(&row.new.id).await? {
-            let level = row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation);
-            state.sessions.push(session(&row, kept, level));
-        }
-    }
-    Ok(state)
 }
 
 /// Whether the database is older than what this data folder has seen of it: then it was restored from

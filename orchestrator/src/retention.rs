@@ -20,6 +20,8 @@ use tokio::sync::Notify;
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_secs(600);
+/// Long enough for whoever has it to come back.
+const LEASE_SECONDS: u32 = 900;
 /// Rows that one statement deletes: it holds others up for milliseconds.
 const BATCH: u32 = 1000;
 
@@ -55,7 +57,15 @@ impl Retention {
     /// Looks at intervals until `stop`. Stopping in between loses nothing.
     pub(crate) async fn watch(self, stop: Stop) {
         loop {
-            let Some(swept) = stop.run_until_cancelled(self.sweep(clock::now())).await else { return };
+            let swept = async {
+                // One orchestrator does it for all.
+                if self.store.lease("retention", LEASE_SECONDS).await? {
+                    self.sweep(clock::now()).await
+                } else {
+                    Ok(())
+                }
+            };
+            let Some(swept) = stop.run_until_cancelled(swept).await else { return };
             if let Err(error) = swept {
                 tracing::error!(error = &error as &dyn std::error::Error, "what is over is forgotten later");
             }

@@ -16,6 +16,7 @@ mod gateways;
 mod idempotency;
 mod installation;
 mod migrations;
+mod notices;
 mod peer_sessions;
 mod policies;
 mod resources;
@@ -35,6 +36,7 @@ pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
 pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migrations};
+pub(crate) use notices::{Notice, Notices};
 pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
@@ -51,6 +53,7 @@ pub(crate) use uploads::UploadRow;
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;
+use postern_common::id::EventId;
 use postern_common::secret::Secret;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, Row, Transaction};
@@ -58,7 +61,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// Connections to SQLite: one writes at a time whatever their number, the rest read.
@@ -123,6 +126,8 @@ pub enum StoreError {
 pub(crate) struct Store {
     pool: AnyPool,
     dialect: Dialect,
+    /// How this orchestrator is told from others on the same database.
+    replica: Arc<str>,
 }
 
 /// A transaction; dropped without [`Change::commit`] it never was.
@@ -169,20 +174,27 @@ impl Store {
             Some(("postgres" | "postgresql", _)) => Dialect::Postgres,
             _ => return Err(OpenError::Scheme),
         };
+        let replica: Arc<str> =
+            Arc::from(format!("postern-{}", EventId::generate().as_str().trim_start_matches("evt_")));
         let (connections, settings) = match dialect {
-            Dialect::Sqlite => (SQLITE_CONNECTIONS, SQLITE_SETTINGS),
-            Dialect::Postgres => (POSTGRES_CONNECTIONS, POSTGRES_SETTINGS),
+            Dialect::Sqlite => (SQLITE_CONNECTIONS, SQLITE_SETTINGS.to_owned()),
+            Dialect::Postgres => {
+                (POSTGRES_CONNECTIONS, format!("{POSTGRES_SETTINGS}; SET application_name = '{replica}'"))
+            }
         };
+        let settings: Arc<str> = Arc::from(settings);
         let pool = AnyPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIME)
             .after_connect(move |connection, _about| {
+                // INVARIANT: constants of ours, and an id that we have just made.
+                let settings = sqlx::AssertSqlSafe(settings.to_string());
                 Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
             })
             .connect(url)
             .await
             .map_err(OpenError::Connect)?;
-        Ok(Self { pool, dialect })
+        Ok(Self { pool, dialect, replica })
     }
 
     /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have
@@ -193,6 +205,12 @@ impl Store {
             Dialect::Postgres => "BEGIN",
         };
         self.pool.begin_with(begin).await.map(Change)
+    }
+
+    /// Whether other orchestrators may use this database at the same time.
+    #[must_use]
+    pub(crate) fn has_others(&self) -> bool {
+        self.dialect == Dialect::Postgres
     }
 
     /// Whether the database answers.

@@ -38,6 +38,8 @@ mod reload;
 #[cfg(test)]
 mod repeat;
 #[cfg(test)]
+mod replicas;
+#[cfg(test)]
 mod rollout;
 #[cfg(test)]
 mod running;

@@ -125,6 +125,11 @@ impl Configuration {
         Telling { line: receiver, number: 1, connected }
     }
 
+    /// Has the gateways told what a tenant's configuration is by now, and waits for a bounded time.
+    pub(crate) async fn tell_and_wait(&self, tenant: &TenantId) {
+        drop(self.tell(tenant).outcome().await);
+    }
+
     async fn tell_until_told(&self, tenant: &TenantId) {
         while let Some(number) = self.untold(tenant) {
             let outcome = self.tell_newest(tenant).await;

@@ -3,7 +3,7 @@ use super::standing::Stand;
 use super::*;
 use crate::store::tests::Database;
 use jiff::Timestamp;
-use postern_common::control::{Delivery, Follower, link};
+use postern_common::control::{Delivery, EndedSession, Follower, TenantConfig, link};
 
 fn ended(number: u8) -> Change {
     let sandbox_id = SandboxId::from_random([number; 12]);
@@ -170,8 +170,9 @@ async fn each_gateway_is_told_the_filters_of_its_own_engine_and_stands_by_its_na
     let mut distant = Vec::new();
     for (name, engine) in [("newer", "engine-2"), ("older", "engine-0")] {
         let (publisher, follower) = link();
-        let connection =
-            gateways.connect_distant(&GatewayName::parse(name).expect("a name"), engine, &publisher).await;
+        let connection = gateways
+            .connect_distant(&GatewayName::parse(name).expect("a name"), engine, None, &publisher)
+            .await;
         distant.push((connection, publisher, follower));
     }
     let [(_newer_stays, _, newer), (_older_stays, _, older)] = &mut *distant else { panic!("two") };
@@ -231,8 +232,9 @@ async fn who_connects_gets_a_snapshot_for_its_engine_and_stands_as_it_answers() 
     gateways.publish_for_all(Change::Tenant(filtered(4, 1)), others, Duration::ZERO).await;
     for (name, engine, code) in [("newer", "engine-2", 2), ("older", "engine-0", 1)] {
         let (publisher, mut follower) = link();
-        let connection =
-            gateways.connect_distant(&GatewayName::parse(name).expect("a name"), engine, &publisher).await;
+        let connection = gateways
+            .connect_distant(&GatewayName::parse(name).expect("a name"), engine, None, &publisher)
+            .await;
         let delivery = next(&mut follower).await;
         assert_eq!(code_of(&delivery.message.change), code, "{name}");
         assert_eq!(stand_of(&gateways, name).stand, Stand::Pending);
@@ -245,5 +247,27 @@ async fn who_connects_gets_a_snapshot_for_its_engine_and_stands_as_it_answers() 
         drop(connection);
     }
     assert!(gateways.standing(&configuration(1).tenant).is_empty(), "both have left");
+    tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
+}
+
+#[tokio::test]
+async fn a_gateway_that_comes_from_another_orchestrator_is_told_in_an_epoch_above_all() {
+    let (database, tasks) = (Database::sqlite().await, Tasks::new());
+    let ours = database.store.next_number("epoch", 100).await.expect("answers");
+    let (gateways, _uses) = Gateways::start(ours, State::default(), database.store.clone(), &tasks);
+    let theirs = database.store.next_number("epoch", 0).await.expect("answers");
+    let name = GatewayName::parse("edge").expect("a name");
+    let connect = async |last| {
+        let (publisher, mut follower) = link();
+        let connection = gateways.connect_distant(&name, "engine", last, &publisher).await;
+        let message = next(&mut follower).await.message;
+        drop(connection);
+        (message.epoch, message.version)
+    };
+    assert_eq!(connect(None).await.0, ours);
+    assert_eq!(connect(Some((ours, 1))).await.0, ours, "it was told here");
+    let told = connect(Some((theirs, 7))).await;
+    assert!(told > (theirs, 7), "{told:?}");
+    assert!(connect(Some((u64::MAX, 7))).await.0 < u64::MAX / 2, "a lie lifts nothing to the end of numbers");
     tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
 }

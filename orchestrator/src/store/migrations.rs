@@ -58,6 +58,7 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     18 "000018_describe_files",
     19 "000019_create_file_uploads",
     28 "000028_chain_audit_logs",
+    29 "000029_tell_other_orchestrators",
 ];
 
 /// What is done about tables that are not up to date.

@@ -58,6 +58,9 @@ pub(super) fn event(log: Log, line: &Map<String, Value>) -> Value {
     if let (Some(event), Value::Object(about)) = (event.as_object_mut(), about) {
         event.extend(about);
         event.retain(|_, value| !value.is_null());
+        if let Some(metadata) = event.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.retain(|_, value| !value.is_null());
+        }
     }
     event
 }
