@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The audit log of users' files.
 
-use super::audit_chain::shown;
 #[cfg(test)]
 use super::Store;
+use super::audit_chain::shown;
 use super::{Actor, Change, Columns, StoreError, micros, whole_micros};
 use jiff::Timestamp;
 use postern_common::audit::{Log, link};

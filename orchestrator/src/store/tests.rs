@@ -146,8 +146,8 @@ on_each_database!(
     an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
 );
 
-mod files;
 mod audit;
+mod files;
 mod migrating;
 
 mod gateways;
