@@ -15,8 +15,8 @@ mod layers;
 mod values;
 
 pub use values::{
-    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, MigrateAtStart, RuntimeKind, SandboxCaps,
-    Storage, StorageKind, TokenSettings, WantedIsolation,
+    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, MigrateAtStart, RuntimeKind,
+    SandboxCaps, Storage, StorageKind, TokenSettings, WantedIsolation,
 };
 
 use crate::secret::Secret;

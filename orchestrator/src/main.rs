@@ -14,7 +14,9 @@ use anyhow::{Context as _, anyhow, bail};
 use chores::Chore;
 use clap::Parser;
 use postern_common::process::{Ending, settings_file};
-use postern_common::settings::{MigrateAtStart, RuntimeKind, Setting, Settings, Sources, WantedIsolation, name};
+use postern_common::settings::{
+    MigrateAtStart, RuntimeKind, Setting, Settings, Sources, WantedIsolation, name,
+};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use postern_orchestrator::keys::GivenKeys;

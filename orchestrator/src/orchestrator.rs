@@ -157,7 +157,8 @@ impl Prepared {
         let (storage, folder) = connect(&config, &store)?;
         let files = UserFiles::new(folder, Bounds::default());
         let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
-        let (configuration, artefacts) = configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
+        let (configuration, artefacts) =
+            configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
         let audit = Audit::new(store.clone(), installation.as_str(), &keys);
         let retention = Retention::new(store.clone(), storage.clone(), artefacts, audit.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());

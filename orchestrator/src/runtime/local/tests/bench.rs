@@ -169,14 +169,16 @@ pub(super) struct Sandbox {
 
 impl Sandbox {
     async fn make(runtime: &LocalRuntime, id: SandboxId, level: Isolation, limits: Limits) -> Self {
-        let create = Create { sandbox: id, isolation: Wanted::Exactly(level), limits, kubernetes: None, image: None };
+        let create =
+            Create { sandbox: id, isolation: Wanted::Exactly(level), limits, kubernetes: None, image: None };
         Self::made(runtime, create).await
     }
 
     /// One whose root is this image, or this machine's `/usr`.
     pub(super) async fn of_image(bench: &Bench, image: Option<&str>) -> Self {
         let image = image.map(ToOwned::to_owned);
-        let create = Create { sandbox: random(), isolation: bench.wanted(), limits: LIMITS, kubernetes: None, image };
+        let create =
+            Create { sandbox: random(), isolation: bench.wanted(), limits: LIMITS, kubernetes: None, image };
         let sandbox = Self::made(&bench.runtime, create).await;
         sandbox.agent.identify(&identity(&sandbox.id)).await.expect("takes its identity");
         sandbox

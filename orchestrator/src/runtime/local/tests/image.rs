@@ -89,7 +89,8 @@ async fn an_image_that_is_not_there_starts_nothing(bench: &Bench) {
         sandbox: super::bench::random(),
         isolation: bench.wanted(),
         limits: LIMITS,
-        kubernetes: None, image: Some("missing".to_owned()),
+        kubernetes: None,
+        image: Some("missing".to_owned()),
     };
     let error = bench.runtime.create(create).await.expect_err("there is none");
     let RuntimeError::Start { why, .. } = error else { panic!("{error}") };
