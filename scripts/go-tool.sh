@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds a pinned Go program into $POSTERN_CACHE/NAME, once.
 # Usage: scripts/go-tool.sh NAME MODULE@VERSION     The Go checksum database vouches for the version.
+# GO_TAGS: build tags.
 set -euo pipefail
 scripts=$(cd "$(dirname "$0")" && pwd)
 name=${1:?usage: go-tool.sh NAME MODULE@VERSION} module=${2:?usage: go-tool.sh NAME MODULE@VERSION}
@@ -19,6 +20,6 @@ mkdir -p "$folder"
 go=$("$scripts/go.sh")
 echo "$name: building $module"
 cd "$folder" # outside any module
-CGO_ENABLED=0 GOBIN=$folder "$go" install -trimpath -ldflags='-s -w' "$module"
+CGO_ENABLED=0 GOBIN=$folder "$go" install -tags "${GO_TAGS:-}" -trimpath -ldflags='-s -w' "$module"
 printf '%s' "$module" >"$stamp"
 echo "$name: done: $folder/$program"

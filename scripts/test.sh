@@ -32,12 +32,13 @@ part unused cargo shear
 part build scripts/build.sh
 part clippy cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 [[ ${1:-} == lint ]] && { table; exit 0; }
-# Tests of gVisor, with h2spec, over object stores and against a cluster's parts fail without them, unless
+# Tests of gVisor, with h2spec, golang-migrate, over object stores and against a cluster's parts fail without them, unless
 # POSTERN_ALLOW_SKIP=1 leaves them out.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part gvisor scripts/gvisor.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part h2spec scripts/h2spec.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part stores scripts/stores.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part k8s scripts/k8s.sh
+[[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part migrate scripts/migrate.sh
 # Rendering the chart needs helm, which takes minutes to build once.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part chart scripts/chart.sh check
 part tests cargo test --locked --workspace --quiet

@@ -4,10 +4,12 @@
 
 mod files;
 mod gateways;
+mod operate;
 mod sandbox;
 
 pub(crate) use files::Files;
 pub(crate) use gateways::{AddSession, Gateways, Sessions};
+pub(crate) use operate::{Audit, ExportAudit, ExportFormat, Migrate, VerifyAudit, WantedLog};
 pub(crate) use sandbox::{Create, Exec, Sandbox, Shell};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -82,6 +84,12 @@ pub(crate) enum Command {
     /// Sessions that are bound to an address, for tests and clients that are no sandboxes.
     #[command(subcommand)]
     Sessions(Sessions),
+    /// The audit logs: check and export them.
+    #[command(subcommand)]
+    Audit(Audit),
+    /// The database's tables: bring them up to date, or back.
+    #[command(subcommand)]
+    Migrate(Migrate),
     /// A fresh session token for a sandbox, printed once.
     Token {
         /// The sandbox.

@@ -3,12 +3,14 @@
 //! mouth; what it returns becomes the exit code.
 
 mod apply;
+mod audit;
 mod config;
 mod doctor;
 mod files;
 mod filter;
 mod gateways;
 mod key;
+mod migrate;
 mod policy;
 mod sandbox;
 mod schema;
@@ -48,6 +50,8 @@ pub(crate) async fn run(
         Command::Tenant(wanted) => tenant::run(&server()?, wanted).await,
         Command::Gateways(wanted) => gateways::run(&server()?, wanted).await,
         Command::Sessions(wanted) => sessions::run(&server()?, wanted).await,
+        Command::Audit(wanted) => audit::run(server, wanted, output).await,
+        Command::Migrate(wanted) => migrate::run(wanted, &settings, output).await,
         Command::Token { id } => token::run(&server()?, &id).await,
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),
         Command::Completion { shell } => {
@@ -129,7 +133,7 @@ impl Server {
 }
 
 /// A field of an object as it stands in a table.
-fn cell(item: &Value, field: &str) -> String {
+pub(crate) fn cell(item: &Value, field: &str) -> String {
     match item.get(field) {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),

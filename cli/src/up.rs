@@ -18,7 +18,7 @@ pub(crate) use programs::Programs;
 use crate::failure::Failure;
 use crate::output::Output;
 use anyhow::{Context as _, anyhow};
-use lock::DataFolder;
+pub(crate) use lock::DataFolder;
 use parts::{Groups, Parts};
 use postern_common::folder::TenantFiles;
 use postern_common::folder::watched::WatchedFolder;

@@ -129,9 +129,26 @@ pub struct FilterArtefact {
 pub enum Applied {
     /// It is in force.
     InForce,
-    /// It is not; what was in force before still is. Each entry says what is wrong, for people.
+    /// It is not; what was in force before still is. Each entry says what is wrong, for people; of
+    /// a snapshot, whose parts stand or fall alone, it begins as [`of_tenant`] writes it.
     Refused(Vec<String>),
 }
+
+/// A mistake in a snapshot, with the tenant that it is of.
+#[must_use]
+pub fn of_tenant(tenant: &TenantId, mistake: &str) -> String {
+    format!("{OF_TENANT}{tenant}: {mistake}")
+}
+
+/// The tenant that a mistake in a snapshot is of, and the mistake; `None` if it is of no tenant.
+#[must_use]
+pub fn tenant_of(mistake: &str) -> Option<(TenantId, &str)> {
+    let (tenant, mistake) = mistake.strip_prefix(OF_TENANT)?.split_once(": ")?;
+    Some((TenantId::parse(tenant).ok()?, mistake))
+}
+
+/// What a mistake of a tenant in a snapshot begins with.
+const OF_TENANT: &str = "tenants/";
 
 /// A message on its way, with the way back.
 #[derive(Debug)]
@@ -273,5 +290,20 @@ impl DeliverySender {
         let (applied, answer) = oneshot::channel();
         self.0.send(Delivery { message, applied }).await.map_err(|_closed| GatewayGone)?;
         Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_of_a_snapshot_names_its_tenant_whatever_it_says() {
+        let acme = TenantId::parse("acme").expect("a name");
+        let said = of_tenant(&acme, "filters/x: it is old: very");
+        assert_eq!(tenant_of(&said), Some((acme, "filters/x: it is old: very")));
+        for other in ["filters/x: it is old", "tenants/acme", "tenants/: no", "tenants/A B: no"] {
+            assert_eq!(tenant_of(other), None, "{other}");
+        }
     }
 }

@@ -450,7 +450,7 @@ pub struct Quotas {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TemplateFile {
-    /// The root file system: absent for the host's `/usr`, read-only.
+    /// The root file system, an image that the operator offers; the host's `/usr`, read-only, if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// The SandboxTemplate that this one means on Kubernetes.

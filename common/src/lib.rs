@@ -13,6 +13,8 @@ pub mod signed;
 pub mod tasks;
 
 #[cfg(feature = "server")]
+pub mod audit;
+#[cfg(feature = "server")]
 pub mod control;
 #[cfg(feature = "server")]
 pub mod decision;

@@ -15,8 +15,8 @@ mod layers;
 mod values;
 
 pub use values::{
-    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, RuntimeKind, SandboxCaps,
-    Storage, StorageKind, TokenSettings, WantedIsolation,
+    AzureCloud, ClientCertificates, KeptTimes, ListenAddress, LogFormatName, MigrateAtStart, RuntimeKind,
+    SandboxCaps, Storage, StorageKind, TokenSettings, WantedIsolation,
 };
 
 use crate::secret::Secret;
@@ -71,6 +71,7 @@ settings! {
     STORAGE_BUCKET = "storage.bucket", "STORAGE_BUCKET", None, open, "the bucket or container of users' files";
     AZURE_CLOUD = "storage.azure_cloud", "POSTERN_AZURE_CLOUD", Some("public"), open, "which of Azure's clouds: public or government";
     DATABASE_URL = "database.url", "DATABASE_URL", None, secret, "postgres://… or sqlite://…";
+    MIGRATE = "database.migrate", "POSTERN_MIGRATE", None, open, "tables that are not up to date: `auto` mends them at start, `check` refuses to start [auto for SQLite, check for Postgres]";
     BACKEND_URL = "backend.url", "BACKEND_URL", None, open, "the backend `default` of tenant `default`";
     NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "cache of users' files on Kubernetes";
     SANDBOX_NAMESPACE = "sandbox.namespace", "SANDBOX_NAMESPACE", Some("sandbox-system"), open, "Kubernetes namespace of sandboxes";
@@ -81,6 +82,7 @@ settings! {
     SANDBOX_CONTROL_KEY = "sandbox.control_key", "POSTERN_SANDBOX_CONTROL_KEY", None, secret, "signs what is said to pods (Ed25519); 32 bytes in base64";
     KUBECONFIG = "sandbox.kubeconfig", "POSTERN_KUBECONFIG", None, open, "kubeconfig instead of the pod's own service account";
     ISOLATION = "sandbox.isolation", "POSTERN_ISOLATION", Some("auto"), open, "gvisor, namespaces or auto";
+    IMAGES = "sandbox.images", "POSTERN_IMAGES", None, open, "folder with root file systems that templates may name, folders or tarballs [images in the data folder]";
     RUNSC = "sandbox.runsc", "POSTERN_RUNSC", None, open, "path of gVisor's runsc, if it is not on PATH";
     MAX_MEMORY = "sandbox.max_memory", "POSTERN_SANDBOX_MAX_MEMORY", Some("8GiB"), open, "memory that a template may ask for";
     MAX_CPU = "sandbox.max_cpu", "POSTERN_SANDBOX_MAX_CPU", Some("4"), open, "cores that a template may ask for";
@@ -105,7 +107,7 @@ settings! {
     UPSTREAMS_ALLOW = "gateway.upstreams.allow", "POSTERN_UPSTREAMS_ALLOW", None, open, "hosts and networks that backends may be at";
     TIMEOUT_CEILING = "gateway.timeout_ceiling", "POSTERN_TIMEOUT_CEILING", Some("10m"), open, "the longest timeout that tenants may set, at most 24h";
     REQUEST_CEILING = "gateway.request_ceiling", "POSTERN_REQUEST_CEILING", Some("4096"), open, "the most requests in flight that tenants may set";
-    GATEWAY_ORCHESTRATOR = "gateway.orchestrator", "POSTERN_ORCHESTRATOR", None, open, "control stream that a gateway of its own follows, such as orchestrator:8082";
+    GATEWAY_ORCHESTRATOR = "gateway.orchestrator", "POSTERN_ORCHESTRATOR", None, open, "control stream that a gateway of its own follows, such as orchestrator:8082; of several, separated by commas, one after the other";
     GATEWAY_CREDENTIAL = "gateway.credential", "POSTERN_GATEWAY_CREDENTIAL", None, secret, "that gateway's credential, from `postern gateways add`";
     GATEWAY_STALENESS = "gateway.staleness", "POSTERN_GATEWAY_STALENESS", Some("10s"), open, "how old its state may grow without an orchestrator, at most 1h";
     GATEWAY_SPOOL = "gateway.spool", "POSTERN_GATEWAY_SPOOL", Some("64MiB"), open, "decisions that may wait on its disk";
@@ -127,6 +129,7 @@ settings! {
     GATEWAY_SOCKETS = "gateway.sockets", "POSTERN_GATEWAY_SOCKETS", Some("false"), open, "serve this machine's sandboxes by their unix sockets";
     CONTROL_LISTEN = "control.listen", "POSTERN_CONTROL_LISTEN", Some("127.0.0.1:8082"), open, "control stream for gateways of their own";
     FILES_API = "files.api", "POSTERN_FILES_API", None, open, "socket by which a gateway of its own brings sandboxes' syncs to the orchestrator of this machine";
+    FILTER_COMPILERS = "filters.compilers", "POSTERN_FILTER_COMPILERS", None, open, "`postern-compile` of other releases, separated by commas: they compile for gateways that still run those";
     LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";
     LOG_FORMAT = "log.format", "POSTERN_LOG_FORMAT", Some("text"), open, "text or json";
     URL = "client.url", "POSTERN_URL", None, open, "the API that commands talk to";

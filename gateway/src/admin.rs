@@ -2,7 +2,7 @@
 //! The operators' listener: `/healthz`, `/readyz` and `/metrics`, nothing else.
 //!
 //! Healthy means that the process answers; ready means that it would let requests through: its
-//! state came from an orchestrator and is young enough.
+//! state came from an orchestrator, is young enough, and has filters of its own engine.
 
 use crate::Gateway;
 use crate::identify::Trust;
@@ -22,6 +22,15 @@ pub(crate) fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match gateway.freshness.check() {
+            Ok(()) if gateway.unserved.count() > 0 => {
+                let count = gateway.unserved.count();
+                let words = format!(
+                    "not ready: filters of {count} tenants were compiled for another engine; the last good ones \
+                     serve on\nrun the orchestrator's release here, or give the orchestrator this release's \
+                     `postern-compile` (POSTERN_FILTER_COMPILERS)\n"
+                );
+                text(StatusCode::SERVICE_UNAVAILABLE, &words)
+            }
             Ok(()) => match gateway.identities.trust() {
                 Trust::Installation(_) => text(StatusCode::OK, "ready\n"),
                 Trust::Issuer(issuer) if issuer.has_keys() => {

@@ -12,6 +12,7 @@
 
 pub(crate) mod freshness;
 mod pending;
+pub(crate) mod unserved;
 
 use crate::Gateway;
 use crate::config::SWEEP_INTERVAL;
@@ -21,7 +22,7 @@ use crate::snapshot::{Snapshot, TenantRules, build};
 use freshness::Generation;
 use pending::{Answer, Batch, Job, Pending, Work};
 use postern_common::clock;
-use postern_common::control::{Applied, Change, Delivery, Link, State, TenantConfig};
+use postern_common::control::{Applied, Change, Delivery, Link, State, TenantConfig, of_tenant};
 use postern_common::id::TenantId;
 use postern_common::session::{Peer, Session};
 use postern_common::tasks::Stop;
@@ -30,6 +31,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use unserved::Unserved;
 
 /// Configurations that are compiled at the same time: one that takes long leaves the other.
 const COMPILERS: usize = 2;
@@ -159,7 +161,7 @@ impl Following {
         state.tenants.retain(|config| {
             let words = self.newest.refusal(config, epoch);
             let is_new = words.is_none();
-            refused.extend(words);
+            refused.extend(words.map(|words| of_tenant(&config.tenant, &words)));
             is_new
         });
         let named: HashSet<&TenantId> = state.tenants.iter().map(|config| &config.tenant).collect();
@@ -259,11 +261,12 @@ async fn compile(gateway: Arc<Gateway>, pending: Arc<Pending>, stop: Stop) {
             Work::Put(config) => put(&gateway, config, epoch).await,
             Work::Remove => {
                 gateway.swap(|snapshot| snapshot.without(|kept| *kept != tenant));
+                gateway.unserved.forget(&tenant);
                 Vec::new()
             }
         };
         gateway.metrics.keep(&gateway.snapshot());
-        Job::answer(answers, &mistakes);
+        Job::answer(answers, &tenant, &mistakes);
         pending.done(&tenant);
     }
 }
@@ -295,13 +298,18 @@ impl Newest {
 /// Puts one tenant's configuration in force; the mistakes, if it cannot be.
 async fn put(gateway: &Arc<Gateway>, config: Arc<TenantConfig>, epoch: u64) -> Vec<String> {
     let tenant = config.tenant.clone();
+    let is_foreign = Unserved::is_foreign(&config);
     match built(gateway, config, epoch).await {
         Ok(rules) => {
             let rules = Arc::new(rules);
             gateway.swap(|snapshot: Snapshot| snapshot.with(Arc::clone(&rules)));
+            gateway.unserved.forget(&tenant);
             Vec::new()
         }
         Err(mistakes) => {
+            if is_foreign {
+                gateway.unserved.note(&tenant);
+            }
             tracing::warn!(%tenant, mistakes = mistakes.len(), "a configuration was refused; the last good one stays");
             mistakes
         }

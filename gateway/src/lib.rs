@@ -56,6 +56,7 @@ use access::AccessLines;
 use arc_swap::ArcSwap;
 use assertion::Asserter;
 use control::freshness::Freshness;
+use control::unserved::Unserved;
 use identify::{Identities, Trust};
 use limits::Room;
 use metrics::Metrics;
@@ -90,6 +91,7 @@ pub struct Gateway {
     /// The way to the orchestrator's files API, if there is one.
     files: Option<files::Way>,
     freshness: Freshness,
+    unserved: Unserved,
     decisions: mpsc::Sender<DecisionRecord>,
     audit: Audit,
     metrics: Metrics,
@@ -238,6 +240,7 @@ impl Gateway {
             upstream: Upstream::new(&config.upstreams, config.extra_authorities, tasks)?,
             files: config.files.map(|api| files::Way::new(api, tasks)),
             freshness: Freshness::new(config.staleness, follower.presence),
+            unserved: Unserved::default(),
             decisions: follower.decisions,
             metrics,
             reports,

@@ -112,6 +112,7 @@ pub fn follow(
         budgets: publisher.budgets,
         assertions: publisher.assertions,
         last: None,
+        attempts: 0,
         never: Vec::new(),
     };
     tasks.spawn(move |stop| spool::collect(spool, publisher.decisions, stop));

@@ -10,6 +10,7 @@
     reason = "a problem ends a request: it is made at most once for each, and moved a few times"
 )]
 
+mod audit;
 mod body;
 mod configuration;
 mod drain;
@@ -50,7 +51,9 @@ pub(crate) use ports::Ports;
 pub(crate) use server::serve;
 pub(crate) use tickets::Tickets;
 
+use crate::audit::Audit;
 use crate::configuration::{Configuration, Edition};
+use crate::control::Gateways;
 use crate::driver::{Cause, Driver};
 use crate::filter_log::FilterLog;
 use crate::host::Host;
@@ -96,7 +99,9 @@ pub(crate) struct Api {
     /// Tenants' configurations.
     pub(crate) configuration: Configuration,
     /// What filters log.
+    pub(crate) audit: Audit,
     pub(crate) filter_log: FilterLog,
+    pub(crate) gateways: Gateways,
     /// Sandboxes.
     pub(crate) driver: Driver,
     /// Sandboxes that are kept ready.

@@ -6,6 +6,7 @@
 //! gateway's to say as well, on every connection.
 
 use crate::operations::Catalogue;
+use crate::runtime::local::is_image_name;
 use postern_common::folder::{BackendFiles, Credential, Rate, TemplateFile, TenantFiles};
 use postern_common::id::{BackendName, FilterName, PolicyName, TemplateName, TenantId};
 use postern_common::problem::FieldError;
@@ -352,8 +353,9 @@ fn check_for_machine(name: &TemplateName, template: &TemplateFile, mistakes: &mu
     if template.isolation == Some(Isolation::Kata) {
         mistakes.add(format!("{at}/isolation"), "this machine offers `gvisor` and `namespaces`");
     }
-    if template.image.is_some() {
-        let message = "sandboxes on this machine have its `/usr`, read-only: leave `image` out";
+    if template.image.as_deref().is_some_and(|image| !is_image_name(image)) {
+        let message = "expected the name of an image that the operator has put into the folder of images, such \
+                       as `debian-12`: 1 to 64 of a-z, 0-9, `-`, `_` and `.`, without its `.tar`";
         mistakes.add(format!("{at}/image"), message);
     }
     if template.kubernetes.is_some() {

@@ -3,6 +3,7 @@
 
 use crate::keys::GivenKeys;
 use crate::runtime::Isolation;
+use crate::store::AtStart;
 use postern_common::secret::Secret;
 use postern_common::settings::{KeptTimes, SandboxCaps, Storage};
 use std::path::PathBuf;
@@ -16,6 +17,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The database; `None`: SQLite in the data folder.
     pub database_url: Option<Secret<String>>,
+    /// What is done about tables that are not up to date; `None`: SQLite's are brought up to date,
+    /// and with Postgres' nothing is started.
+    pub migrate: Option<AtStart>,
     /// Keys that the operator gave.
     pub keys: GivenKeys,
     /// The life of a session token, at most an hour.
@@ -32,6 +36,8 @@ pub struct Config {
     pub storage: Storage,
     /// The program `postern-compile`; without it filters are refused.
     pub compiler: Option<PathBuf>,
+    /// `postern-compile` of other releases, for gateways that still run, or already run, those.
+    pub other_compilers: Vec<PathBuf>,
 }
 
 impl Config {
@@ -41,6 +47,7 @@ impl Config {
         Self {
             data_dir,
             database_url: None,
+            migrate: None,
             keys: GivenKeys::default(),
             token_ttl: postern_common::token::MAX_TTL,
             backend_url: None,
@@ -49,6 +56,13 @@ impl Config {
             caps: SandboxCaps::default(),
             storage: Storage::default(),
             compiler: None,
+            other_compilers: Vec::new(),
         }
+    }
+    /// The database's URL.
+    #[must_use]
+    pub fn database(&self) -> Secret<String> {
+        let own = || Secret::new(format!("sqlite://{}", self.data_dir.join("postern.db").display()));
+        self.database_url.clone().unwrap_or_else(own)
     }
 }

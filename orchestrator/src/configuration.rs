@@ -12,9 +12,9 @@ mod publish;
 
 pub(crate) use filters::Wanted;
 
-use crate::artefacts::Artefacts;
+use crate::artefacts::{Artefacts, NotSigned};
 use crate::check::{self, Cases, MadeOn};
-use crate::control::Gateways;
+use crate::control::{Gateways, OtherEngines};
 use crate::keys::InstallationKeys;
 use crate::operations::Catalogue;
 use crate::policy_set::{PolicySetChange, version_of};
@@ -33,6 +33,7 @@ use postern_common::problem::FieldError;
 use postern_common::secret::Secret;
 use postern_common::settings::SandboxCaps;
 use postern_common::tasks::Tasks;
+use postern_filter_engine::settings::fingerprint;
 use publish::Lines;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,6 +121,9 @@ pub enum ConfigurationError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Filters could not be compiled or signed here, whatever they are.
+    #[error("{0}")]
+    Compiler(String),
 }
 
 impl ConfigurationError {
@@ -476,8 +480,9 @@ impl Configuration {
 
     /// Has the gateways that are connected judge what a tenant is to be.
     async fn try_out(&self, tenant: &Tenant) -> Result<(), ConfigurationError> {
-        let config = Arc::new(self.gateway_config(tenant).await?);
-        let mut refused = self.0.gateways.publish(Change::Try(config), TRY_TIME).await.refused;
+        let (config, others) = self.gateway_config(tenant).await?;
+        let tried = self.0.gateways.publish_for_all(Change::Try(Arc::new(config)), others, TRY_TIME);
+        let mut refused = tried.await.refused;
         refused.sort();
         refused.dedup();
         if refused.is_empty() {
@@ -535,17 +540,25 @@ impl Configuration {
         Sealing { keys: &self.0.keys, tenant }
     }
 
-    /// What a gateway enforces for a tenant.
-    async fn gateway_config(&self, tenant: &Tenant) -> Result<TenantConfig, ConfigurationError> {
+    /// What a gateway enforces for a tenant, and its filters as gateways of other releases that are
+    /// connected take them.
+    async fn gateway_config(
+        &self,
+        tenant: &Tenant,
+    ) -> Result<(TenantConfig, OtherEngines), ConfigurationError> {
         let name = &tenant.row.name;
         let backend = |(name, files): (&BackendName, &BackendFiles)| {
             let document = files.document.as_deref().map(Arc::from);
             (name.clone(), BackendConfig { file: files.backend.clone(), document })
         };
         let versions = self.0.store.filter_versions_in_force(name).await?;
-        let filters = self.0.artefacts.signed(name, &tenant.files, &versions).await;
-        let filters = filters.map_err(ConfigurationError::Mistakes)?;
-        Ok(TenantConfig {
+        let filters = self.0.artefacts.signed(name, &tenant.files, &versions, fingerprint()).await;
+        let filters = filters.map_err(|error| match error {
+            NotSigned::Mistakes(mistakes) => ConfigurationError::Mistakes(mistakes),
+            NotSigned::Ours(words) => ConfigurationError::Compiler(words),
+        })?;
+        let others = self.for_other_engines(tenant, &versions).await;
+        let config = TenantConfig {
             tenant: name.clone(),
             revision: u64::try_from(tenant.row.revision).unwrap_or(0),
             versions: Versions {
@@ -560,7 +573,33 @@ impl Configuration {
             filters,
             secrets: self.needed_secrets(tenant).await?,
             limits: tenant.files.limits.clone(),
-        })
+        };
+        Ok((config, others))
+    }
+
+    /// The filters of a tenant for the engines of other releases that gateways run which are
+    /// connected. One that they cannot be compiled for is left out: its gateways say so.
+    async fn for_other_engines(&self, tenant: &Tenant, versions: &BTreeMap<FilterName, u64>) -> OtherEngines {
+        let mut others = OtherEngines::new();
+        if tenant.files.filters.is_empty() {
+            return others;
+        }
+        let wanted = self.0.gateways.other_engines().borrow().clone();
+        for engine in self.0.artefacts.other_engines() {
+            let announced = engine.to_string();
+            if !wanted.contains(&announced) {
+                continue;
+            }
+            let name = &tenant.row.name;
+            match self.0.artefacts.signed(name, &tenant.files, versions, engine).await {
+                Ok(filters) => drop(others.insert(announced, filters)),
+                Err(error) => tracing::error!(
+                    tenant = %name, %engine, ?error,
+                    "filters are not compiled for gateways of another release, which keep their last good ones"
+                ),
+            }
+        }
+        others
     }
 
     /// The secrets that credentials of backends name: a gateway gets no other.

@@ -4,21 +4,28 @@
 //! One task owns the state and the connections; everything else sends it messages. A gateway that
 //! connects gets a snapshot, then each change. One that does not take messages for a while is
 //! dropped: it serves from what it has until its own staleness bound, then refuses.
+//!
+//! A tenant's filters are native code, made for the engine that a gateway announces: each gateway
+//! is told the configuration with the filters of its own.
 
+mod known;
 mod shares;
+mod standing;
+
+pub(crate) use standing::GatewayStand;
 
 use crate::filter_log::FilterLog;
 use crate::store::Store;
 use futures_util::future::join_all;
+use known::{Known, for_engine};
 use postern_common::control::assertions::AssertionKey;
-use postern_common::control::{
-    Applied, Change, DeliverySender, EndedSession, Message, Publisher, State, TenantConfig,
-};
+use postern_common::control::{Applied, Change, DeliverySender, FilterArtefact, Message, Publisher, State};
 use postern_common::decision::DecisionRecord;
-use postern_common::id::{GatewayName, SandboxId, TenantId};
-use postern_common::session::Session;
+use postern_common::id::{FilterName, GatewayName, SandboxId, TenantId};
 use postern_common::tasks::{Stop, Tasks};
+use postern_filter_engine::settings::fingerprint;
 use shares::{Sharer, Sharing};
+use standing::{OWN_PROCESS, Place, Standing, Told};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +45,33 @@ const TIME_BETWEEN_TRIMS: Duration = Duration::from_secs(3600);
 pub(crate) const ACKNOWLEDGE_TIME: Duration = Duration::from_millis(200);
 
 enum Command {
-    Connect(DeliverySender),
-    Publish(Change, oneshot::Sender<Vec<oneshot::Receiver<Applied>>>),
+    Connect(Follower),
+    Publish(Publication, oneshot::Sender<Vec<oneshot::Receiver<Applied>>>),
+}
+
+/// A tenant's filters by the engine that they are compiled for, for gateways of other releases.
+pub(crate) type OtherEngines = BTreeMap<String, BTreeMap<FilterName, FilterArtefact>>;
+
+/// A change, and what of it other engines take.
+struct Publication {
+    change: Change,
+    others: Arc<OtherEngines>,
+}
+
+/// A gateway that is told, and its place in the list of those.
+struct Follower {
+    number: u64,
+    engine: String,
+    /// Epoch and version of the last message that it put in force, whoever told it.
+    last: Option<(u64, u64)>,
+    sender: DeliverySender,
+}
+
+/// A gateway's connection, for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    _share: Sharer,
+    _place: Place,
 }
 
 /// What became of a change that was published.
@@ -62,6 +94,8 @@ pub(crate) struct Gateways {
     store: Store,
     filter_log: FilterLog,
     sharing: Sharing,
+    standing: Standing,
+    engines: watch::Receiver<BTreeSet<String>>,
     tasks: Tasks,
 }
 
@@ -87,13 +121,18 @@ impl Gateways {
     ) -> (Self, mpsc::Receiver<SandboxId>) {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (count, connected) = watch::channel(0);
+        let (engines, announced) = watch::channel(BTreeSet::new());
         let (uses, used) = mpsc::channel(DECISION_BATCH * 2);
+        let standing = Standing::default();
         let stream = Stream {
             epoch,
             version: 0,
             known: Known::from(state),
-            senders: Vec::new(),
+            followers: Vec::new(),
             count,
+            engines,
+            standing: standing.clone(),
+            store: store.clone(),
             tasks: tasks.clone(),
         };
         tasks.spawn(async move |stop: Stop| {
@@ -101,21 +140,30 @@ impl Gateways {
         });
         let (filter_log, sharing) = (FilterLog::default(), Sharing::default());
         sharing.keep_sharing(tasks);
-        (Self { commands, connected, uses, store, filter_log, sharing, tasks: tasks.clone() }, used)
+        let (store, engines, tasks) = (store, announced, tasks.clone());
+        let gateways =
+            Self { commands, connected, uses, store, filter_log, sharing, standing, engines, tasks };
+        (gateways, used)
     }
 
     /// Connects a gateway: it gets a snapshot, and its decisions are kept from now on. If it is
     /// dropped it may connect again, and gets a snapshot again.
     pub(crate) async fn connect(&self, publisher: Publisher) {
+        let engine = fingerprint().to_string();
+        let place = self.standing.enter(OWN_PROCESS, &engine);
+        let number = place.number();
+        let follower =
+            move |sender| Command::Connect(Follower { number, engine: engine.clone(), last: None, sender });
         // The task ends only at shutdown, when nobody is told anything any more.
-        let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        let _ = self.commands.send(follower(publisher.sender())).await.is_ok();
         let (commands, mut redials) = (self.commands.clone(), publisher.redials);
         let share = self.sharing.enter(None, publisher.budgets, publisher.assertions);
+        let connection = Connection { _share: share, _place: place };
         self.tasks.spawn(async move |stop: Stop| {
             // For as long as the gateway may come back.
-            let _share = share;
+            let _connection = connection;
             while let Some(Some(again)) = stop.run_until_cancelled(redials.recv()).await {
-                if commands.send(Command::Connect(again)).await.is_err() {
+                if commands.send(follower(again)).await.is_err() {
                     return;
                 }
             }
@@ -136,13 +184,35 @@ impl Gateways {
         &self.filter_log
     }
 
-    /// Connects a gateway of another process, whose decisions come by [`Gateways::keep`]. It shares
-    /// budgets for as long as what is returned lives.
-    pub(crate) async fn connect_distant(&self, gateway: &GatewayName, publisher: &Publisher) -> Sharer {
+    /// Connects a gateway of another process, which runs filters with `engine` and whose decisions
+    /// come by [`Gateways::keep`]. It shares budgets for as long as what is returned lives.
+    pub(crate) async fn connect_distant(
+        &self,
+        gateway: &GatewayName,
+        engine: &str,
+        last: Option<(u64, u64)>,
+        publisher: &Publisher,
+    ) -> Connection {
+        let place = self.standing.enter(gateway.as_str(), engine);
+        let (number, sender) = (place.number(), publisher.sender());
+        let follower = Follower { number, engine: engine.to_owned(), last, sender };
         // The task ends only at shutdown, when nobody is told anything any more.
-        let _ = self.commands.send(Command::Connect(publisher.sender())).await.is_ok();
+        let _ = self.commands.send(Command::Connect(follower)).await.is_ok();
         let (budgets, assertions) = (publisher.budgets.clone(), publisher.assertions.clone());
-        self.sharing.enter(Some(gateway.clone()), budgets, assertions)
+        let share = self.sharing.enter(Some(gateway.clone()), budgets, assertions);
+        Connection { _share: share, _place: place }
+    }
+
+    /// Where every gateway stands with a tenant's configuration.
+    #[must_use]
+    pub(crate) fn standing(&self, tenant: &TenantId) -> Vec<GatewayStand> {
+        self.standing.of(tenant)
+    }
+
+    /// The engines, other than this release's, that gateways run which are connected.
+    #[must_use]
+    pub(crate) fn other_engines(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.engines.clone()
     }
 
     /// The keys by which gateways' assertions are told from anybody's.
@@ -180,9 +250,21 @@ impl Gateways {
 
     /// Tells every gateway and waits until all have answered, at most `patience`.
     pub(crate) async fn publish(&self, change: Change, patience: Duration) -> Acknowledged {
+        self.publish_for_all(change, OtherEngines::new(), patience).await
+    }
+
+    /// The same for a tenant's configuration whose filters other engines take as in `others`. A
+    /// gateway whose engine is not among them refuses it; to be judged it does not even get it.
+    pub(crate) async fn publish_for_all(
+        &self,
+        change: Change,
+        others: OtherEngines,
+        patience: Duration,
+    ) -> Acknowledged {
         let (sender, answers) = oneshot::channel();
         let mut acknowledged = Acknowledged::default();
-        if self.commands.send(Command::Publish(change, sender)).await.is_err() {
+        let publication = Publication { change, others: Arc::new(others) };
+        if self.commands.send(Command::Publish(publication, sender)).await.is_err() {
             return acknowledged;
         }
         let deadline = tokio::time::Instant::now() + patience;
@@ -244,83 +326,15 @@ async fn trim(store: &Store) {
     }
 }
 
-/// What gateways know, by name, so that each change finds its place.
-#[derive(Default)]
-struct Known {
-    tenants: BTreeMap<TenantId, Arc<TenantConfig>>,
-    sessions: BTreeMap<SandboxId, Session>,
-    ended: BTreeMap<SandboxId, EndedSession>,
-    /// Tenants that are no more. A name is never given again, so they stay so.
-    removed: BTreeSet<TenantId>,
-}
-
-impl From<State> for Known {
-    fn from(state: State) -> Self {
-        Self {
-            removed: BTreeSet::new(),
-            tenants: state.tenants.into_iter().map(|tenant| (tenant.tenant.clone(), tenant)).collect(),
-            sessions: state
-                .sessions
-                .into_iter()
-                .map(|session| (session.sandbox_id.clone(), session))
-                .collect(),
-            ended: state.ended.into_iter().map(|ended| (ended.sandbox_id.clone(), ended)).collect(),
-        }
-    }
-}
-
-impl Known {
-    fn snapshot(&self) -> State {
-        let now = postern_common::clock::now();
-        State {
-            tenants: self.tenants.values().cloned().collect(),
-            // One that nobody ended but time is over all the same.
-            sessions: self.sessions.values().filter(|session| session.expires_at > now).cloned().collect(),
-            ended: self.ended.values().cloned().collect(),
-        }
-    }
-
-    /// Takes a change over; `false` if it comes too late to count.
-    fn apply(&mut self, change: &Change) -> bool {
-        match change {
-            Change::Snapshot(state) => *self = Self::from(State::clone(state)),
-            Change::Session(session) => {
-                // An ended session never comes back, whatever was on its way.
-                if self.ended.contains_key(&session.sandbox_id) {
-                    return false;
-                }
-                self.sessions.insert(session.sandbox_id.clone(), Session::clone(session));
-            }
-            Change::SessionEnded(ended) => {
-                let now = postern_common::clock::now();
-                self.ended.retain(|_, ended| ended.until > now);
-                self.sessions.remove(&ended.sandbox_id);
-                self.ended.insert(ended.sandbox_id.clone(), ended.clone());
-            }
-            Change::Tenant(tenant) => {
-                let known = self.tenants.get(&tenant.tenant);
-                let is_past = known.is_some_and(|known| known.revision > tenant.revision);
-                if is_past || self.removed.contains(&tenant.tenant) {
-                    return false;
-                }
-                self.tenants.insert(tenant.tenant.clone(), Arc::clone(tenant));
-            }
-            Change::TenantRemoved(tenant) => {
-                self.tenants.remove(tenant);
-                self.removed.insert(tenant.clone());
-            }
-            Change::Try(_) => {}
-        }
-        true
-    }
-}
-
 struct Stream {
     epoch: u64,
     version: u64,
     known: Known,
-    senders: Vec<DeliverySender>,
+    followers: Vec<Follower>,
     count: watch::Sender<usize>,
+    engines: watch::Sender<BTreeSet<String>>,
+    standing: Standing,
+    store: Store,
     tasks: Tasks,
 }
 
@@ -328,20 +342,10 @@ impl Stream {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         while let Some(command) = commands.recv().await {
             match command {
-                Command::Connect(sender) => {
-                    let snapshot = Change::Snapshot(Box::new(self.known.snapshot()));
-                    let message = self.message(snapshot);
-                    if let Ok(Ok(answer)) = timeout(SEND_TIME, sender.send(message)).await {
-                        self.senders.push(sender);
-                        self.tasks.spawn(async move |stop: Stop| {
-                            let _ = stop.run_until_cancelled(log_refusal(answer)).await;
-                        });
-                    }
-                    self.count.send_replace(self.senders.len());
-                }
-                Command::Publish(change, answers) => {
-                    let counts = self.known.apply(&change);
-                    let sent = if counts { self.publish(change).await } else { Vec::new() };
+                Command::Connect(follower) => self.connect(follower).await,
+                Command::Publish(publication, answers) => {
+                    let counts = self.known.apply(&publication);
+                    let sent = if counts { self.publish(publication).await } else { Vec::new() };
                     // Whoever published may have stopped waiting.
                     let _ = answers.send(sent).is_ok();
                 }
@@ -349,36 +353,153 @@ impl Stream {
         }
     }
 
+    async fn connect(&mut self, follower: Follower) {
+        self.outrun(follower.last).await;
+        let (state, unserved) = self.known.snapshot(&follower.engine);
+        let told: Vec<_> =
+            state.tenants.iter().map(|config| (config.tenant.clone(), Told::of(config))).collect();
+        for (tenant, told) in &told {
+            self.standing.told(follower.number, tenant, Arc::clone(told), !unserved.contains(tenant));
+        }
+        let message = self.message(Change::Snapshot(Box::new(state)));
+        if let Ok(Ok(answer)) = timeout(SEND_TIME, follower.sender.send(message)).await {
+            let (standing, number) = (self.standing.clone(), follower.number);
+            self.followers.push(follower);
+            self.tasks.spawn(async move |stop: Stop| {
+                let Some(Ok(answer)) = stop.run_until_cancelled(answer).await else { return };
+                standing.answered_snapshot(number, &told, &answer);
+                log_refusal(&answer);
+            });
+        }
+        self.note_followers();
+    }
+
+    /// Makes sure that a gateway that was told by another orchestrator takes what this one says: it
+    /// never goes back, so a new epoch begins. The number is the database's, not the gateway's word.
+    async fn outrun(&mut self, last: Option<(u64, u64)>) {
+        if last.is_none_or(|last| last < (self.epoch, self.version + 1)) {
+            return;
+        }
+        match self.store.next_number("epoch", 0).await {
+            Ok(epoch) => self.epoch = self.epoch.max(epoch),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "a gateway that another orchestrator has told is told when it comes again"
+                );
+            }
+        }
+    }
+
+    /// Tells how many follow, and with which engines.
+    fn note_followers(&self) {
+        self.count.send_replace(self.followers.len());
+        let own = fingerprint().to_string();
+        let others = self.followers.iter().map(|follower| &follower.engine).filter(|engine| **engine != own);
+        let others: BTreeSet<String> = others.cloned().collect();
+        self.engines.send_if_modified(|engines| {
+            let is_other = *engines != others;
+            *engines = others;
+            is_other
+        });
+    }
+
     const fn message(&mut self, change: Change) -> Message {
         self.version += 1;
         Message { epoch: self.epoch, version: self.version, change }
     }
 
-    async fn publish(&mut self, change: Change) -> Vec<oneshot::Receiver<Applied>> {
+    async fn publish(&mut self, publication: Publication) -> Vec<oneshot::Receiver<Applied>> {
+        let Publication { change, others } = publication;
+        if let Change::TenantRemoved(tenant) = &change {
+            self.standing.removed(tenant);
+        }
         let message = self.message(change);
-        let sends = self.senders.iter().map(|sender| timeout(SEND_TIME, sender.send(message.clone())));
+        let sends = self.followers.iter().map(|follower| self.tell(follower, &message, &others));
         let outcomes = join_all(sends).await;
         let (mut answers, mut kept) = (Vec::new(), Vec::new());
-        for (sender, outcome) in self.senders.drain(..).zip(outcomes) {
-            if let Ok(Ok(answer)) = outcome {
-                answers.push(answer);
-                kept.push(sender);
-            } else {
-                tracing::info!(
-                    was_late = outcome.is_err(),
-                    "a gateway left, or took no message for two seconds"
-                );
+        for (follower, outcome) in self.followers.drain(..).zip(outcomes) {
+            match outcome {
+                Sent::Answering(answer) => answers.push(answer),
+                Sent::NotFor => {}
+                Sent::Lost { was_late } => {
+                    tracing::info!(was_late, "a gateway left, or took no message for two seconds");
+                    continue;
+                }
+            }
+            kept.push(follower);
+        }
+        self.followers = kept;
+        self.note_followers();
+        answers
+    }
+
+    /// Tells one gateway, with the filters of its engine.
+    async fn tell(&self, follower: &Follower, message: &Message, others: &OtherEngines) -> Sent {
+        let (mut message, mut noted) = (message.clone(), None);
+        match &mut message.change {
+            Change::Tenant(config) => {
+                let (fitting, is_served) = for_engine(config, others, &follower.engine);
+                let told = Told::of(&fitting);
+                self.standing.told(follower.number, &fitting.tenant, Arc::clone(&told), is_served);
+                noted = Some((fitting.tenant.clone(), told));
+                *config = fitting;
+            }
+            Change::Try(config) => match for_engine(config, others, &follower.engine) {
+                (fitting, true) => *config = fitting,
+                // It could say nothing but that; the others' word counts.
+                (_, false) => return Sent::NotFor,
+            },
+            Change::Snapshot(_) | Change::Session(_) | Change::SessionEnded(_) | Change::TenantRemoved(_) => {
             }
         }
-        self.senders = kept;
-        self.count.send_replace(self.senders.len());
-        answers
+        match timeout(SEND_TIME, follower.sender.send(message)).await {
+            Ok(Ok(answer)) => Sent::Answering(match noted {
+                Some((tenant, told)) => self.note_answer(follower.number, tenant, told, answer),
+                None => answer,
+            }),
+            Ok(Err(_gone)) => Sent::Lost { was_late: false },
+            Err(_late) => Sent::Lost { was_late: true },
+        }
+    }
+
+    /// Notes what a gateway answers, whenever that is, and hands it on.
+    fn note_answer(
+        &self,
+        number: u64,
+        tenant: TenantId,
+        told: Arc<Told>,
+        answer: oneshot::Receiver<Applied>,
+    ) -> oneshot::Receiver<Applied> {
+        let (standing, (handed, answered)) = (self.standing.clone(), oneshot::channel());
+        self.tasks.spawn(async move |stop: Stop| {
+            let Some(Ok(answer)) = stop.run_until_cancelled(answer).await else { return };
+            let refused = match &answer {
+                Applied::InForce => &[][..],
+                Applied::Refused(mistakes) => mistakes,
+            };
+            standing.answered(number, &tenant, &told, refused);
+            // Whoever published may have stopped waiting.
+            let _ = handed.send(answer).is_ok();
+        });
+        answered
     }
 }
 
+/// What became of a message to one gateway.
+enum Sent {
+    Answering(oneshot::Receiver<Applied>),
+    /// It is of no use to this one.
+    NotFor,
+    Lost {
+        was_late: bool,
+    },
+}
+
 /// What a gateway refuses of its first snapshot nobody waits for: the operator is told.
-async fn log_refusal(answer: oneshot::Receiver<Applied>) {
-    if let Ok(Applied::Refused(refused)) = answer.await {
+fn log_refusal(answer: &Applied) {
+    if let Applied::Refused(refused) = answer {
         tracing::error!(?refused, "a gateway that connected does not take everything over");
     }
 }

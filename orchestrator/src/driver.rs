@@ -161,6 +161,8 @@ pub(crate) struct Parts {
     pub(crate) pool: Pool,
     /// Opens what is sealed.
     pub(crate) keys: Arc<InstallationKeys>,
+    /// What the database does not know is only told of, for the database may have forgotten it.
+    pub(crate) spares_unknown: bool,
     /// Owns what goes on when a caller has left.
     pub(crate) tasks: Tasks,
 }

@@ -15,6 +15,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as URL_SAFE};
+use postern_common::audit::MarkSigner;
 use postern_common::secret::Secret;
 use postern_common::token::{SigningKey, Verifier, WeakKey};
 use std::fmt;
@@ -22,6 +23,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of a token signing key that we make: as many as its hash has.
 const TOKEN_KEY_BYTES: usize = 32;
@@ -84,6 +86,7 @@ pub struct InstallationKeys {
     gateways: hmac::Key,
     compiled: hmac::Key,
     urls: hmac::Key,
+    marks: Arc<MarkSigner>,
 }
 
 impl fmt::Debug for InstallationKeys {
@@ -126,6 +129,8 @@ impl InstallationKeys {
         let gateways = derived(&root, "gateway credential hashes")?;
         let compiled = derived(&root, "compiled filters")?;
         let urls = derived(&root, "signed URLs")?;
+        let marks = MarkSigner::from_seed(derived_bytes(&root, "audit checkpoints")?.reveal())
+            .map_err(|_rejected| SealError::Damaged)?;
         Ok(Self {
             token,
             old_tokens: given.old_tokens,
@@ -136,6 +141,7 @@ impl InstallationKeys {
             gateways,
             compiled,
             urls,
+            marks: Arc::new(marks),
         })
     }
 
@@ -170,6 +176,11 @@ impl InstallationKeys {
     /// Seals compiled filters, so that what lies on disk is known for what the compiler made.
     pub(crate) fn compiled_key(&self) -> hmac::Key {
         self.compiled.clone()
+    }
+
+    /// Signs places of the audit logs' chains.
+    pub(crate) const fn marks(&self) -> &Arc<MarkSigner> {
+        &self.marks
     }
 
     /// The keyed hash of an API key's secret.
@@ -233,15 +244,17 @@ pub(crate) fn random(length: usize) -> Result<Secret<Vec<u8>>, SealError> {
 }
 
 fn derived(root: &Secret<Vec<u8>>, label: &str) -> Result<hmac::Key, KeysError> {
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, derived_bytes(root, label)?.reveal()))
+}
+
+fn derived_bytes(root: &Secret<Vec<u8>>, label: &str) -> Result<Secret<Vec<u8>>, KeysError> {
     let salt = Salt::new(HKDF_SHA256, b"postern root secret v1");
-    let mut bytes = Secret::new(vec![0; 32]).reveal().clone();
+    let mut bytes = vec![0; 32];
     salt.extract(root.reveal())
         .expand(&[label.as_bytes()], HKDF_SHA256)
         .and_then(|okm| okm.fill(&mut bytes))
         .map_err(|_unspecified| SealError::Damaged)?;
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
-    bytes.fill(0);
-    Ok(key)
+    Ok(Secret::new(bytes))
 }
 
 /// The key in this file, in base64; made if there is none. Two processes that make it at once end

@@ -17,6 +17,7 @@ mod admin;
 mod api;
 mod artefacts;
 mod asked;
+mod audit;
 mod check;
 mod config;
 pub mod configuration;
@@ -31,6 +32,7 @@ mod operations;
 mod orchestrator;
 mod policy_set;
 mod pool;
+mod replicas;
 mod retention;
 mod rights;
 pub mod runtime;
@@ -50,6 +52,8 @@ pub use host::{Host, PreparedSync, UserFolder};
 pub use orchestrator::{Claim, Orchestrator, Prepared, StartError};
 pub use seal::SealError;
 pub use storage::ConnectError;
-pub use store::{Kind, MigrateError, OpenError, Owner, StoreError};
+pub use store::{
+    AtStart, Kind, MigrateError, MigrationStatus, MigrationStep, Migrations, OpenError, Owner, StoreError,
+};
 pub use stream::AuthorityError;
 pub use sync::FilesListener;

@@ -14,13 +14,15 @@ use anyhow::{Context as _, anyhow, bail};
 use chores::Chore;
 use clap::Parser;
 use postern_common::process::{Ending, settings_file};
-use postern_common::settings::{RuntimeKind, Setting, Settings, Sources, WantedIsolation, name};
+use postern_common::settings::{
+    MigrateAtStart, RuntimeKind, Setting, Settings, Sources, WantedIsolation, name,
+};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Isolation, Probed, Runtime as _};
-use postern_orchestrator::{Config, FilesListener, Host, Orchestrator, Prepared};
+use postern_orchestrator::{AtStart, Config, FilesListener, Host, Orchestrator, Prepared};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -135,6 +137,8 @@ async fn run(settings: &Settings, around: Surroundings) -> anyhow::Result<()> {
                 installation: prepared.installation().clone(),
                 run_root: run_root.clone(),
                 slot_root: data.join("slots"),
+                images: settings.path(name::IMAGES).unwrap_or_else(|| data.join("images")),
+                unpacked: data.join("unpacked"),
                 shim: programs.find("postern-shim")?,
                 sandboxd: programs.find("postern-sandboxd")?,
                 // Without the way on which a gateway brings it, it could carry nothing.
@@ -201,6 +205,7 @@ fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> anyhow::Re
     let token = settings.token();
     Ok(Config {
         database_url: settings.secret(name::DATABASE_URL),
+        migrate: settings.migrate().map(at_start),
         keys: GivenKeys {
             token: token.signing_key,
             old_tokens: token.old_keys,
@@ -211,6 +216,7 @@ fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> anyhow::Re
         isolation: exactly(settings.isolation()),
         compiler: Some(programs.find("postern-compile")?),
         storage: settings.storage(),
+        other_compilers: settings.list(name::FILTER_COMPILERS).into_iter().map(PathBuf::from).collect(),
         ..Config::new(data)
     })
 }
@@ -220,6 +226,13 @@ const fn exactly(wanted: WantedIsolation) -> Option<Isolation> {
         WantedIsolation::Auto => None,
         WantedIsolation::Gvisor => Some(Isolation::Gvisor),
         WantedIsolation::Namespaces => Some(Isolation::Namespaces),
+    }
+}
+
+const fn at_start(wanted: MigrateAtStart) -> AtStart {
+    match wanted {
+        MigrateAtStart::Auto => AtStart::Auto,
+        MigrateAtStart::Check => AtStart::Check,
     }
 }
 

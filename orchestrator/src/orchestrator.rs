@@ -3,7 +3,8 @@
 
 use crate::admin::{self, Admin};
 use crate::api::{self, Api, Drain, Ports, Tickets};
-use crate::artefacts::Artefacts;
+use crate::artefacts::{Artefacts, UnusableCompiler};
+use crate::audit::Audit;
 use crate::check::MadeOn;
 use crate::config::Config;
 use crate::configuration::{self, Configuration, ConfigurationError, DEFAULT_TENANT, Edit, Edited, Edition};
@@ -13,15 +14,14 @@ use crate::files::{Bounds, UserFiles};
 use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
-use crate::lifecycle::State as Status;
 use crate::pool::{Pool, Wants};
+use crate::replicas::{Heard, Replicas};
 use crate::retention::Retention;
 use crate::rights::Rights;
-use crate::runtime::Isolation;
 use crate::seal::SealError;
-use crate::sessions::peers::{self, PeerSessions};
-use crate::sessions::sync::{self as sync_sessions, SyncSessions};
-use crate::sessions::{Sessions, session};
+use crate::sessions::peers::PeerSessions;
+use crate::sessions::sync::SyncSessions;
+use crate::sessions::{self, Sessions};
 use crate::snapshots::Snapshots;
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
@@ -31,7 +31,7 @@ use crate::stream::{AuthorityError, ControlStream};
 use crate::sync::processes::Syncs;
 use crate::sync::{self, FilesApi, FilesListener};
 use postern_common::clock;
-use postern_common::control::{Publisher, State};
+use postern_common::control::Publisher;
 use postern_common::folder::TenantFiles;
 use postern_common::id::{SandboxId, TenantId};
 use postern_common::secret::Secret;
@@ -49,6 +49,9 @@ use tokio::sync::mpsc;
 
 /// Characters of an installation's id: 50 bits, and short enough for the names that hold it.
 const INSTALLATION_CHARACTERS: usize = 10;
+
+/// Where the data folder notes how new the database was when it was last used here.
+const EPOCH_FILE: &str = "epoch";
 
 /// Which tenants a watched folder may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,9 @@ pub enum StartError {
     /// The control stream's certificates.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// A compiler of another release.
+    #[error(transparent)]
+    Compiler(#[from] UnusableCompiler),
     /// The id of this installation is not one.
     #[error("the database holds an installation id that cannot be read; was it edited by hand?")]
     Installation,
@@ -111,10 +117,7 @@ impl Prepared {
         let data = &config.data_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(data);
         made.map_err(|source| StartError::Folder { path: data.clone(), source })?;
-        let url = config.database_url.clone();
-        let url =
-            url.unwrap_or_else(|| Secret::new(format!("sqlite://{}", data.join("postern.db").display())));
-        let store = Store::open(&url).await?;
+        let store = Store::open_at(&config.database(), config.migrate).await?;
         let given = std::mem::take(&mut config.keys);
         let keys = InstallationKeys::open(given, &data.join("keys"), &store).await?;
         let fresh = new_installation().map_err(KeysError::from)?;
@@ -146,17 +149,21 @@ impl Prepared {
     /// # Errors
     /// [`StartError`].
     pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
-        let Self { config, store, keys, .. } = self;
+        let Self { config, store, keys, installation } = self;
         // Never below the clock's seconds: a database that was restored counts on from before, and
         // gateways refuse what is older than they know.
+        let before = store.number("epoch").await?;
         let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
-        let (gateways, uses) = Gateways::start(epoch, known_sessions(&store).await?, store.clone(), tasks);
+        let spares_unknown = is_restored(&config.data_dir.join(EPOCH_FILE), before, epoch)?;
+        let state = sessions::known(&store, clock::now(), None).await?;
+        let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let (storage, folder) = connect(&config, &store)?;
         let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
-        let configuration = configurations(&config, (&store, &keys), &gateways, (made_on, tasks))?;
-        configuration.publish_all().await?;
-        let retention = Retention::new(store.clone(), storage.clone(), config.kept);
+        let (configuration, artefacts) =
+            configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
+        let audit = Audit::new(store.clone(), installation.as_str(), &keys);
+        let retention = Retention::new(store.clone(), storage.clone(), artefacts, audit.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
         let syncs = SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
@@ -169,6 +176,7 @@ impl Prepared {
             files: UserFiles::new(folder, Bounds::default()),
             pool: pool.clone(),
             keys: Arc::clone(&keys),
+            spares_unknown,
             tasks: tasks.clone(),
         });
         let reconciled = driver.reconcile().await?;
@@ -177,14 +185,17 @@ impl Prepared {
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let (drain, tasks) = (Drain::default(), tasks.clone());
         let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
-        let stream = ControlStream::open(store.clone(), Arc::clone(&keys), gateways.clone()).await?;
+        let told = (configuration.clone(), gateways.clone());
+        let stream = control_stream(config.database(), (&store, &keys), told, &tasks).await?;
         let api = Api {
             snapshots: open_snapshots(&store, &keys, config.data_dir.join("snapshots")).await?,
             store,
             storage,
             keys,
+            audit,
             configuration,
             filter_log: gateways.filter_log().clone(),
+            gateways: gateways.clone(),
             driver,
             pool,
             retention,
@@ -193,7 +204,7 @@ impl Prepared {
             rights: Rights::shipped().map_err(StartError::Rights)?,
             drain,
             peers,
-            stream: Arc::new(stream),
+            stream,
             ports: Ports::default(),
             tickets: Tickets::default(),
             tasks: tasks.clone(),
@@ -213,24 +224,45 @@ fn connect(config: &Config, store: &Store) -> Result<(Storage, PathBuf), Connect
     Ok((storage, folder))
 }
 
-/// What judges configurations and tells gateways of them, with what compiles filters.
-fn configurations(
+/// What judges configurations and tells gateways of them, with what compiles filters. Everything that
+/// there is is told.
+async fn configurations(
     config: &Config,
     (store, keys): (&Store, &Arc<InstallationKeys>),
     gateways: &Gateways,
     (made_on, tasks): (MadeOn, &Tasks),
-) -> Result<Configuration, StartError> {
+) -> Result<(Configuration, Artefacts), StartError> {
     let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), keys)?;
-    Ok(Configuration::new(configuration::Parts {
+    let artefacts = artefacts.with_others(&config.other_compilers).await?;
+    let configuration = Configuration::new(configuration::Parts {
         store: store.clone(),
         keys: Arc::clone(keys),
         gateways: gateways.clone(),
-        artefacts,
+        artefacts: artefacts.clone(),
         backend_url: config.backend_url.clone(),
         caps: config.caps,
         made_on,
         tasks: tasks.clone(),
-    }))
+    });
+    configuration.publish_all().await?;
+    let following = configuration.clone();
+    tasks.spawn(async move |stop: Stop| following.follow_engines(stop).await);
+    Ok((configuration, artefacts))
+}
+
+/// The control stream, and beside it what hears of other orchestrators.
+async fn control_stream(
+    url: Secret<String>,
+    (store, keys): (&Store, &Arc<InstallationKeys>),
+    (configuration, gateways): (Configuration, Gateways),
+    tasks: &Tasks,
+) -> Result<Arc<ControlStream>, StartError> {
+    let (store, heard) = (store.clone(), Heard::new(store.clone()));
+    let stream = ControlStream::open(store.clone(), Arc::clone(keys), gateways.clone(), heard.clone());
+    let stream = Arc::new(stream.await?);
+    let replicas = Replicas { store, url, configuration, gateways, stream: Arc::clone(&stream), heard };
+    tasks.spawn(async move |stop: Stop| replicas.follow(stop).await);
+    Ok(stream)
 }
 
 async fn open_snapshots(
@@ -427,29 +459,26 @@ impl Orchestrator {
 
     /// Closes the database, after the tasks have ended.
     pub async fn close(self) {
+        if let Err(error) = self.api.store.give_leases_back().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "leases end by themselves");
+        }
         self.api.store.close().await;
     }
 }
 
-/// The sessions that gateways must know from the first moment.
-async fn known_sessions(store: &Store) -> Result<State, StoreError> {
-    let now = clock::now();
-    let mut state = State { ended: store.ended_sessions(now).await?, ..State::default() };
-    state.ended.extend(store.ended_peer_sessions(now).await?);
-    state.ended.extend(store.ended_sync_sessions(now).await?);
-    let syncs = store.sync_sessions(None).await?.into_iter().filter(|row| row.last_token_until() > now);
-    state.sessions.extend(syncs.map(sync_sessions::session));
-    state.sessions.extend(store.peer_sessions(now).await?.into_iter().map(peers::session));
-    for row in store.live_sandboxes().await? {
-        if !matches!(row.state, Status::Running | Status::Paused) {
-            continue;
-        }
-        if let Some(kept) = store.session(&row.new.id).await? {
-            let level = row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation);
-            state.sessions.push(session(&row, kept, level));
-        }
-    }
-    Ok(state)
+/// Whether the database is older than what this data folder has seen of it: then it was restored from
+/// a backup. Notes how new it is now.
+fn is_restored(file: &Path, before: u64, epoch: u64) -> Result<bool, StartError> {
+    let failed = |source| StartError::Folder { path: file.to_owned(), source };
+    let seen = match std::fs::read_to_string(file) {
+        Ok(text) => text.trim().parse().unwrap_or(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(failed(error)),
+    };
+    let draft = file.with_extension("draft");
+    std::fs::write(&draft, epoch.to_string()).map_err(failed)?;
+    std::fs::rename(&draft, file).map_err(failed)?;
+    Ok(before < seen)
 }
 
 fn new_installation() -> Result<String, SealError> {

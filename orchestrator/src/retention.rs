@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is over is forgotten in the end: sandboxes and lines of the log by their age, decisions
-//! by their number, uploads when they expire, files of removed tenants as soon as possible.
+//! by their number, uploads when they expire, compiled filters when nothing uses them, files of
+//! removed tenants as soon as possible.
 //!
 //! What is to be erased is written down before (`removed_tenants`), so that an end at any moment
 //! leaves nothing behind: the next start goes on.
 
+use crate::artefacts::{Artefacts, Used};
+use crate::audit::Audit;
 use crate::storage::Storage;
 use crate::store::{Store, StoreError};
 use jiff::Timestamp;
@@ -12,11 +15,13 @@ use postern_common::clock;
 use postern_common::settings::KeptTimes;
 use postern_common::tasks::Stop;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_secs(600);
+/// Long enough for whoever has it to come back.
+const LEASE_SECONDS: u32 = 900;
 /// Rows that one statement deletes: it holds others up for milliseconds.
 const BATCH: u32 = 1000;
 
@@ -25,6 +30,8 @@ const BATCH: u32 = 1000;
 pub(crate) struct Retention {
     store: Store,
     storage: Storage,
+    artefacts: Artefacts,
+    audit: Audit,
     kept: KeptTimes,
     begin: Arc<Notify>,
 }
@@ -32,8 +39,14 @@ pub(crate) struct Retention {
 impl Retention {
     /// Nothing happens before [`Retention::watch`].
     #[must_use]
-    pub(crate) fn new(store: Store, storage: Storage, kept: KeptTimes) -> Self {
-        Self { store, storage, kept, begin: Arc::new(Notify::new()) }
+    pub(crate) fn new(
+        store: Store,
+        storage: Storage,
+        artefacts: Artefacts,
+        audit: Audit,
+        kept: KeptTimes,
+    ) -> Self {
+        Self { store, storage, artefacts, audit, kept, begin: Arc::new(Notify::new()) }
     }
 
     /// Looks now rather than at the next interval.
@@ -44,7 +57,15 @@ impl Retention {
     /// Looks at intervals until `stop`. Stopping in between loses nothing.
     pub(crate) async fn watch(self, stop: Stop) {
         loop {
-            let Some(swept) = stop.run_until_cancelled(self.sweep(clock::now())).await else { return };
+            let swept = async {
+                // One orchestrator does it for all.
+                if self.store.lease("retention", LEASE_SECONDS).await? {
+                    self.sweep(clock::now()).await
+                } else {
+                    Ok(())
+                }
+            };
+            let Some(swept) = stop.run_until_cancelled(swept).await else { return };
             if let Err(error) = swept {
                 tracing::error!(error = &error as &dyn std::error::Error, "what is over is forgotten later");
             }
@@ -72,7 +93,30 @@ impl Retention {
             |kept: Duration| now.saturating_sub(crate::driver::signed(kept)).unwrap_or(Timestamp::MIN);
         let (sandboxes, events) = (before(self.kept.sandboxes), before(self.kept.events));
         while self.store.forget_sandboxes(sandboxes, BATCH).await? == u64::from(BATCH) {}
-        while self.store.forget_events(events, BATCH).await? == u64::from(BATCH) {}
+        self.audit.forget(events, BATCH).await?;
+        self.audit.sign_heads(now).await?;
+        self.trim_artefacts(now).await
+    }
+
+    /// Drops compiled filters that nobody needs. They are a cache: a failure is told and no more.
+    async fn trim_artefacts(&self, now: Timestamp) -> Result<(), StoreError> {
+        let mut used = Used::default();
+        for (component, is_in_force) in self.store.filter_components().await? {
+            if is_in_force {
+                used.in_force.insert(component.clone());
+            }
+            used.kept.insert(component);
+        }
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(clock::unix_seconds(now));
+        match self.artefacts.trim(used, now).await {
+            Ok(trimmed) if trimmed.dropped > 0 => {
+                tracing::info!(?trimmed, "compiled filters that nobody needs were dropped");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "compiled filters were not trimmed");
+            }
+        }
         Ok(())
     }
 

@@ -42,6 +42,8 @@ pub struct Create {
     pub limits: Limits,
     /// The SandboxTemplate that it is made from, on a cluster; `None`: the operator's default.
     pub kubernetes: Option<String>,
+    /// The image that its root is; this machine's `/usr` if absent.
+    pub image: Option<String>,
 }
 
 /// What a template of a cluster makes.

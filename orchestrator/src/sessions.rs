@@ -10,11 +10,12 @@ pub(crate) mod sync;
 
 use crate::control::{ACKNOWLEDGE_TIME, Gateways};
 use crate::keys::InstallationKeys;
+use crate::lifecycle::State as Status;
 use crate::seal::SealError;
 use crate::store::{SandboxRow, SessionRow, Store, StoreError};
 use jiff::{SignedDuration, Timestamp};
 use postern_common::clock::unix_seconds;
-use postern_common::control::Change;
+use postern_common::control::{Change, State};
 use postern_common::id::SandboxId;
 use postern_common::secret::Secret;
 use postern_common::session::{AcceptedToken, Isolation, Peer, Session};
@@ -214,6 +215,46 @@ fn rotation(now: Timestamp, until: Timestamp, end: Timestamp) -> Timestamp {
     }
     let life = until.duration_since(now);
     now.saturating_add(life * 2 / 3).unwrap_or(until)
+}
+
+/// The sessions that gateways must know: all, or this one.
+///
+/// # Errors
+/// [`StoreError`].
+pub(crate) async fn known(
+    store: &Store,
+    now: Timestamp,
+    only: Option<&SandboxId>,
+) -> Result<State, StoreError> {
+    let is_meant = |id: &SandboxId| only.is_none_or(|only| only == id);
+    let mut state = State { ended: store.ended_sessions(now).await?, ..State::default() };
+    state.ended.extend(store.ended_peer_sessions(now).await?);
+    state.ended.extend(store.ended_sync_sessions(now).await?);
+    state.ended.retain(|ended| is_meant(&ended.sandbox_id));
+    let peers = store.peer_sessions(now).await?.into_iter();
+    state.sessions.extend(peers.filter(|row| is_meant(&row.id)).map(peers::session));
+    let syncs = store.sync_sessions(None).await?.into_iter().filter(|row| row.last_token_until() > now);
+    state.sessions.extend(syncs.map(sync::session).filter(|session| is_meant(&session.sandbox_id)));
+    let live = match only {
+        Some(id) => store.sandbox(id).await?.into_iter().collect(),
+        None => store.live_sandboxes().await?,
+    };
+    for row in live {
+        // One that is being made is told of by whoever makes it; of one that is over nobody is.
+        let is_known = match row.state {
+            Status::Running | Status::Paused => true,
+            Status::Creating => only.is_some(),
+            _ => false,
+        };
+        if !is_known {
+            continue;
+        }
+        if let Some(kept) = store.session(&row.new.id).await? {
+            let level = row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation);
+            state.sessions.push(session(&row, kept, level));
+        }
+    }
+    Ok(state)
 }
 
 /// A session as gateways know it.

@@ -7,13 +7,16 @@
 
 mod api_keys;
 mod audit;
+mod audit_chain;
 mod decisions;
+mod file_audit;
 mod files;
 mod filter_versions;
 mod gateways;
 mod idempotency;
 mod installation;
 mod migrations;
+mod notices;
 mod peer_sessions;
 mod policies;
 mod resources;
@@ -28,12 +31,14 @@ mod warm;
 
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
+pub(crate) use audit_chain::{LineFilter, MarkFilter};
 pub(crate) use decisions::DecisionFilter;
 pub(crate) use files::{FileChange, FileOwner, FileRow, FilesHeld};
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
-pub use migrations::MigrateError;
+pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migrations};
+pub(crate) use notices::{Notice, Notices};
 pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
@@ -52,6 +57,7 @@ pub(crate) use uploads::UploadRow;
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;
+use postern_common::id::EventId;
 use postern_common::secret::Secret;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, Row, Transaction};
@@ -59,7 +65,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// Connections to SQLite: one writes at a time whatever their number, the rest read.
@@ -124,6 +130,8 @@ pub enum StoreError {
 pub(crate) struct Store {
     pool: AnyPool,
     dialect: Dialect,
+    /// How this orchestrator is told from others on the same database.
+    replica: Arc<str>,
 }
 
 /// A transaction; dropped without [`Change::commit`] it never was.
@@ -132,11 +140,33 @@ pub(crate) struct Change(Transaction<'static, Any>);
 impl Store {
     /// Opens the database at `url` and brings its tables up to date.
     ///
+    /// # Errors
+    /// [`OpenError`] says what to mend.
+    pub(crate) async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
+        Self::open_at(url, Some(AtStart::Auto)).await
+    }
+
+    /// Opens the database at `url`. Without a word about it, the tables of SQLite are brought up to
+    /// date, for nobody else does it, and those of Postgres are looked at, for others use them too.
     /// A SQLite file is made with mode 0600 if it is not there.
     ///
     /// # Errors
     /// [`OpenError`] says what to mend.
-    pub(crate) async fn open(url: &Secret<String>) -> Result<Self, OpenError> {
+    pub(crate) async fn open_at(url: &Secret<String>, at_start: Option<AtStart>) -> Result<Self, OpenError> {
+        let store = Self::connect(url).await?;
+        let usual = match store.dialect {
+            Dialect::Sqlite => AtStart::Auto,
+            Dialect::Postgres => AtStart::Check,
+        };
+        match at_start.unwrap_or(usual) {
+            AtStart::Auto => migrations::bring_up(&store).await?,
+            AtStart::Check => migrations::check(&store).await?,
+        }
+        Ok(store)
+    }
+
+    /// Connects to the database at `url`, whatever is in it.
+    async fn connect(url: &Secret<String>) -> Result<Self, OpenError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let url = url.reveal().as_str();
@@ -148,22 +178,27 @@ impl Store {
             Some(("postgres" | "postgresql", _)) => Dialect::Postgres,
             _ => return Err(OpenError::Scheme),
         };
+        let replica: Arc<str> =
+            Arc::from(format!("postern-{}", EventId::generate().as_str().trim_start_matches("evt_")));
         let (connections, settings) = match dialect {
-            Dialect::Sqlite => (SQLITE_CONNECTIONS, SQLITE_SETTINGS),
-            Dialect::Postgres => (POSTGRES_CONNECTIONS, POSTGRES_SETTINGS),
+            Dialect::Sqlite => (SQLITE_CONNECTIONS, SQLITE_SETTINGS.to_owned()),
+            Dialect::Postgres => {
+                (POSTGRES_CONNECTIONS, format!("{POSTGRES_SETTINGS}; SET application_name = '{replica}'"))
+            }
         };
+        let settings: Arc<str> = Arc::from(settings);
         let pool = AnyPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIME)
             .after_connect(move |connection, _about| {
+                // INVARIANT: constants of ours, and an id that we have just made.
+                let settings = sqlx::AssertSqlSafe(settings.to_string());
                 Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
             })
             .connect(url)
             .await
             .map_err(OpenError::Connect)?;
-        let store = Self { pool, dialect };
-        migrations::bring_up(&store).await?;
-        Ok(store)
+        Ok(Self { pool, dialect, replica })
     }
 
     /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have
@@ -174,6 +209,12 @@ impl Store {
             Dialect::Postgres => "BEGIN",
         };
         self.pool.begin_with(begin).await.map(Change)
+    }
+
+    /// Whether other orchestrators may use this database at the same time.
+    #[must_use]
+    pub(crate) fn has_others(&self) -> bool {
+        self.dialect == Dialect::Postgres
     }
 
     /// Whether the database answers.

@@ -12,6 +12,7 @@ pub use authority::AuthorityError;
 
 use crate::control::Gateways;
 use crate::keys::{InstallationKeys, random};
+use crate::replicas::Heard;
 use crate::seal::SealError;
 use crate::store::{AuditEntry, GatewayRow, Store, StoreError};
 use authority::{Authority, RENEW_HOURS};
@@ -49,6 +50,8 @@ pub(crate) struct ControlStream {
     store: Store,
     keys: Arc<InstallationKeys>,
     gateways: Gateways,
+    /// What other orchestrators have changed.
+    heard: Heard,
     signer: Arc<Signer>,
     issuer: CredentialIssuer,
     tls: Mutex<(Timestamp, Arc<ServerConfig>)>,
@@ -79,6 +82,7 @@ impl ControlStream {
         store: Store,
         keys: Arc<InstallationKeys>,
         gateways: Gateways,
+        heard: Heard,
     ) -> Result<Self, AuthorityError> {
         let now = clock::now();
         let issuer = CredentialIssuer::open(&store, &keys).await?;
@@ -86,7 +90,7 @@ impl ControlStream {
         let tls = Mutex::new((now, issuer.authority.server(now)?));
         let (signer, connections) = (Arc::new(signer), Mutex::default());
         let greeting = Mutex::default();
-        Ok(Self { store, keys, gateways, signer, issuer, tls, connections, greeting })
+        Ok(Self { store, keys, gateways, heard, signer, issuer, tls, connections, greeting })
     }
 
     /// Accepts gateways on `listener` until the tasks are stopped.
@@ -154,6 +158,18 @@ impl ControlStream {
         connected.iter().filter(|it| it.name == *name).for_each(|it| it.revoked.cancel());
         self.gateways.revoked(name);
         Ok(was_there)
+    }
+
+    /// Cuts a gateway's connections if its credential is no more: another orchestrator took it back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn cut_unless_there(&self, name: &GatewayName) -> Result<(), StoreError> {
+        if self.store.gateway(name).await?.is_none() {
+            self.connected().iter().filter(|it| it.name == *name).for_each(|it| it.revoked.cancel());
+            self.gateways.revoked(name);
+        }
+        Ok(())
     }
 
     /// Whether a gateway may follow. Unknown names take as long as wrong secrets.

@@ -89,8 +89,22 @@ fn two_installations_live_side_by_side() {
         None,
     );
     assert_eq!((refused.status, refused.code().as_str()), (401, "key-invalid"));
+    // A database that lost everything: its sweep ends all that it finds of its own.
+    let before = bearing(&other);
+    let folder = first.crash();
+    let forget = Command::new("/usr/bin/python3")
+        .args(["-c", "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('delete from sessions'); c.execute('delete from sandboxes'); c.commit()"])
+        .arg(folder.path().join("data/postern.db"))
+        .status();
+    assert!(forget.expect("python runs").success());
+    let first = Up::on(folder);
+    assert_eq!(bearing(&one), Vec::<String>::new(), "its own is swept away");
+    let third = id(&first.sandbox("alice", "c1"));
+    assert_eq!(bearing(&other), before, "a sweep touches nothing of a neighbour's");
+    assert_eq!(second.agent(&other, &["GET", "/orders"])["status"], 200);
     let folder = first.stop();
-    nothing_left(folder.path(), &[one]);
+    assert_eq!(bearing(&third), Vec::<String>::new());
+    nothing_left(folder.path(), &[third]);
     assert_eq!(
         second.agent(&other, &["GET", "/orders"])["status"],
         200,

@@ -24,6 +24,8 @@ mod edges;
 #[cfg(test)]
 mod ending;
 #[cfg(test)]
+mod exec_crash;
+#[cfg(test)]
 mod gateways;
 #[cfg(test)]
 mod isolation;
@@ -35,6 +37,8 @@ mod readme;
 mod reload;
 #[cfg(test)]
 mod repeat;
+#[cfg(test)]
+mod replicas;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]

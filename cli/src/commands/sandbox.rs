@@ -22,8 +22,9 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
             server.output.answer(&made, || cell(&made, "sandbox_id"));
             Ok(())
         }
-        Sandbox::Ls { user, status } => {
-            let found = server.get(&list_path(user.as_deref(), status.as_deref())).await?;
+        Sandbox::Ls { user, status, label } => {
+            let path = list_path(user.as_deref(), status.as_deref(), label.as_deref());
+            let found = server.get(&path).await?;
             let fields = ["sandbox_id", "status", "user_id", "conversation_id", "isolation", "expires_at"];
             server.list(&found, "sandboxes", &fields)
         }
@@ -139,8 +140,8 @@ fn create_body(wanted: Create) -> Value {
     body.into()
 }
 
-fn list_path(user: Option<&str>, status: Option<&str>) -> String {
-    let filters = [("user_id", user), ("status", status)];
+fn list_path(user: Option<&str>, status: Option<&str>, label: Option<&str>) -> String {
+    let filters = [("user_id", user), ("status", status), ("label", label)];
     let filters = filters.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", segment(value?))));
     let filters = filters.collect::<Vec<_>>().join("&");
     if filters.is_empty() { "/sandbox".to_owned() } else { format!("/sandbox?{filters}") }
@@ -170,7 +171,10 @@ mod tests {
 
     #[test]
     fn filters_of_a_list_are_encoded() {
-        assert_eq!(list_path(None, None), "/sandbox");
-        assert_eq!(list_path(Some("a&b"), Some("running")), "/sandbox?user_id=a%26b&status=running");
+        assert_eq!(list_path(None, None, None), "/sandbox");
+        assert_eq!(
+            list_path(Some("a&b"), Some("running"), Some("a=b")),
+            "/sandbox?user_id=a%26b&status=running&label=a%3Db"
+        );
     }
 }

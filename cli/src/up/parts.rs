@@ -12,13 +12,13 @@ use anyhow::{Context as _, anyhow};
 use postern_common::control;
 use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
-use postern_common::settings::{Setting, Settings, WantedIsolation, name};
+use postern_common::settings::{MigrateAtStart, Setting, Settings, WantedIsolation, name};
 use postern_common::tasks::Tasks;
 use postern_gateway::{Ceilings, Config as GatewayConfig, FilesApi, Gateway, Settings as GatewaySettings};
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Enforced, Isolation, Probed, Runtime as _};
-use postern_orchestrator::{Config, FilesListener, Orchestrator, Prepared};
+use postern_orchestrator::{AtStart, Config, FilesListener, Orchestrator, Prepared};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,6 +85,8 @@ impl Parts {
             installation: prepared.installation().clone(),
             run_root: run_root.clone(),
             slot_root: data.path().join("slots"),
+            images: settings.path(name::IMAGES).unwrap_or_else(|| data.path().join("images")),
+            unpacked: data.path().join("unpacked"),
             shim: programs.shim,
             sandboxd: programs.sandboxd,
             sync: Some(programs.sync),
@@ -216,6 +218,10 @@ fn config(settings: &Settings, data: &DataFolder, programs: &Programs) -> Config
     let token = settings.token();
     Config {
         database_url: settings.secret(name::DATABASE_URL),
+        migrate: settings.migrate().map(|wanted| match wanted {
+            MigrateAtStart::Auto => AtStart::Auto,
+            MigrateAtStart::Check => AtStart::Check,
+        }),
         keys: GivenKeys {
             token: token.signing_key,
             old_tokens: token.old_keys,
@@ -228,6 +234,7 @@ fn config(settings: &Settings, data: &DataFolder, programs: &Programs) -> Config
         caps: settings.sandbox_caps(),
         compiler: Some(programs.compile.clone()),
         storage: settings.storage(),
+        other_compilers: settings.list(name::FILTER_COMPILERS).into_iter().map(PathBuf::from).collect(),
         ..Config::new(data.path().to_owned())
     }
 }

@@ -164,6 +164,13 @@ words! {
         /// One that is shown must be good.
         Optional = "optional"
     }
+    /// What is done at start about tables that are not up to date.
+    MigrateAtStart {
+        /// They are brought up to date.
+        Auto = "auto",
+        /// Nothing is started.
+        Check = "check"
+    }
     /// How log lines look.
     LogFormatName {
         /// For people.
@@ -189,6 +196,7 @@ impl Settings {
         see(name::STORAGE_BACKEND, self.bucket_is_there());
         see(name::AZURE_CLOUD, self.parsed::<AzureCloud>(name::AZURE_CLOUD).map(drop));
         see(name::DATABASE_URL, self.database_scheme());
+        see(name::MIGRATE, self.parsed::<MigrateAtStart>(name::MIGRATE).map(drop));
         see(name::BACKEND_URL, self.try_backend_url().map(drop));
         see(name::ISOLATION, self.parsed::<WantedIsolation>(name::ISOLATION).map(drop));
         see(name::RUNTIME, self.parsed::<RuntimeKind>(name::RUNTIME).map(drop));
@@ -269,6 +277,12 @@ impl Settings {
     #[must_use]
     pub fn backend_url(&self) -> Option<Url> {
         self.try_backend_url().ok().flatten()
+    }
+
+    /// What is done at start about tables that are not up to date, if somebody said so.
+    #[must_use]
+    pub fn migrate(&self) -> Option<MigrateAtStart> {
+        self.parsed(name::MIGRATE).ok().flatten()
     }
 
     /// The isolation that local sandboxes get.

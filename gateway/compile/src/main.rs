@@ -5,9 +5,11 @@
 //! ```text
 //! postern-compile compile [--cpu-seconds N] [--memory-bytes N] < filter.wasm > filter.compiled
 //! postern-compile wrap module.wasm component.wasm
+//! postern-compile fingerprint
 //! ```
 //! `compile` reads its input, gives up memory, CPU time, files and nearly all system calls, and
-//! only then looks at what it read. `wrap` is a build step for one's own modules, without bounds.
+//! only then looks at what it read. `wrap` is a build step for one's own modules, without bounds;
+//! `fingerprint` says which engine it compiles for.
 //! On failure: one line of JSON (`code`, `detail`) on standard error, and an exit code of 1 (ours
 //! or the component's fault) or 2 (wrong usage).
 
@@ -15,13 +17,16 @@ mod confine;
 
 use postern_filter_engine::child::{Bounds, Complaint};
 use postern_filter_engine::compile::{CompileError, MAX_COMPONENT_BYTES, compile, wrap};
+use postern_filter_engine::settings::fingerprint;
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 /// Why nothing was compiled.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("usage: postern-compile compile [--cpu-seconds N] [--memory-bytes N] | wrap IN OUT")]
+    #[error(
+        "usage: postern-compile compile [--cpu-seconds N] [--memory-bytes N] | wrap IN OUT | fingerprint"
+    )]
     Usage,
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -63,6 +68,8 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
     match arguments.split_first() {
         Some((&"compile", options)) => compile_stdin(&bounds(options)?),
         Some((&"wrap", &[from, to])) => wrap_file(from, to),
+        Some((&"fingerprint", &[])) => writeln!(std::io::stdout(), "{}", fingerprint())
+            .map_err(|source| Failure::Io { what: "could not write the fingerprint", source }),
         _ => Err(Failure::Usage),
     }
 }

@@ -286,6 +286,14 @@ pub fn verify<'a>(
     Ok(Verified { statement, code })
 }
 
+/// The engine that an artefact says it is for. Nothing is verified: for telling people, and never
+/// for deciding whether to load it.
+#[must_use]
+pub fn engine_of(artefact: &[u8]) -> Option<Fingerprint> {
+    let (statement, _, _) = split(artefact)?;
+    serde_json::from_slice::<Statement>(statement).ok().map(|statement| statement.fingerprint)
+}
+
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let mut rest = bytes;
     if &take::<8>(&mut rest)? != ARTEFACT_MAGIC {

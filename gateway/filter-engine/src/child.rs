@@ -6,6 +6,7 @@
 //! memory, CPU time and system calls before it looks at its input.
 
 use crate::artefact::{Compiled, CompiledError};
+use crate::digest::Fingerprint;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -86,6 +87,10 @@ pub enum CompileInChildError {
     Pipe(#[source] std::io::Error),
 }
 
+/// It has nothing to do but to print 64 digits.
+const FINGERPRINT_TIME: Duration = Duration::from_secs(10);
+/// Those digits, the end of the line, and one that would be too many.
+const MAX_FINGERPRINT_BYTES: u64 = 66;
 /// A complaint is one short line.
 const MAX_COMPLAINT_BYTES: u64 = 16 * 1024;
 
@@ -115,6 +120,33 @@ pub async fn compile_in_child(
     }
     Compiled::parse(&answer.output, component)?;
     Ok(answer.output)
+}
+
+/// The engine that a `postern-compile`, of whatever release, says it compiles for.
+///
+/// # Errors
+/// [`CompileInChildError`]; a program that answers otherwise is none.
+pub async fn engine_of_compiler(program: &Path) -> Result<Fingerprint, CompileInChildError> {
+    let failed = |source| CompileInChildError::Start { program: program.to_owned(), source };
+    let mut command = Command::new(program);
+    command.arg("fingerprint").env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::null());
+    let child = command.stdout(Stdio::piped()).process_group(0).kill_on_drop(true).spawn().map_err(failed)?;
+    let mut group = Group::of(&child);
+    let answer = tokio::time::timeout(FINGERPRINT_TIME, say(child)).await;
+    let answer = answer.map_err(|_elapsed| CompileInChildError::TooSlow(FINGERPRINT_TIME))??;
+    group.has_ended();
+    let text = std::str::from_utf8(&answer).map_err(|_not_text| CompiledError::Malformed)?;
+    Ok(text.trim_end().parse().map_err(|_not_a_digest| CompiledError::Malformed)?)
+}
+
+/// What a short-lived child prints, if it is no longer than a fingerprint.
+async fn say(mut child: Child) -> Result<Vec<u8>, CompileInChildError> {
+    let mut said = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        output.take(MAX_FINGERPRINT_BYTES).read_to_end(&mut said).await.map_err(CompileInChildError::Pipe)?;
+    }
+    child.wait().await.map_err(CompileInChildError::Pipe)?;
+    Ok(said)
 }
 
 struct Answer {

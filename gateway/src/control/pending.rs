@@ -8,7 +8,7 @@
 
 use super::freshness::Generation;
 use crate::Gateway;
-use postern_common::control::{Applied, TenantConfig};
+use postern_common::control::{Applied, TenantConfig, of_tenant};
 use postern_common::id::TenantId;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,12 +39,12 @@ pub(crate) enum Answer {
 }
 
 impl Job {
-    /// Tells everybody who waits what was wrong, if anything was.
-    pub(crate) fn answer(answers: Vec<Answer>, mistakes: &[String]) {
+    /// Tells everybody who waits what was wrong with the tenant, if anything was.
+    pub(crate) fn answer(answers: Vec<Answer>, tenant: &TenantId, mistakes: &[String]) {
         for answer in answers {
             match answer {
                 Answer::One(applied) => drop(applied.send(applied_with(mistakes.to_vec()))),
-                Answer::Part(batch) => batch.part_done(mistakes),
+                Answer::Part(batch) => batch.part_done(tenant, mistakes),
             }
         }
     }
@@ -87,10 +87,10 @@ impl Batch {
         Arc::new(Self { gateway: Arc::clone(gateway), generation, state })
     }
 
-    fn part_done(&self, mistakes: &[String]) {
+    fn part_done(&self, tenant: &TenantId, mistakes: &[String]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.left = state.left.saturating_sub(1);
-        state.mistakes.extend_from_slice(mistakes);
+        state.mistakes.extend(mistakes.iter().map(|mistake| of_tenant(tenant, mistake)));
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
         let (name, job) = pending.next().await;
         let (_, epoch, waiting) = job.into_parts();
         assert_eq!((name.as_str(), epoch, waiting.len()), ("acme", 1000, 1000));
-        Job::answer(waiting, &["wrong".to_owned()]);
+        Job::answer(waiting, &name, &["wrong".to_owned()]);
         for answer in answers {
             assert_eq!(answer.await.expect("an answer"), Applied::Refused(vec!["wrong".into()]));
         }

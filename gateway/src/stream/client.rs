@@ -108,6 +108,8 @@ pub(super) struct Client {
     pub(super) assertions: AssertionKeys,
     /// Epoch and version of the last message that was accepted, in whatever connection.
     pub(super) last: Option<(u64, u64)>,
+    /// How often a connection was begun.
+    pub(super) attempts: usize,
     /// Where orchestrators were found so far.
     pub(super) never: Vec<SocketAddr>,
 }
@@ -219,7 +221,10 @@ impl Client {
     }
 
     async fn connect(&mut self) -> Result<TlsStream<TcpStream>, Ended> {
-        let socket = TcpStream::connect(&self.settings.orchestrator).await.map_err(Ended::Reach)?;
+        // Each time the next one: who was there last is perhaps just ending.
+        let orchestrator = nth(&self.settings.orchestrator, self.attempts);
+        self.attempts = self.attempts.wrapping_add(1);
+        let socket = TcpStream::connect(orchestrator).await.map_err(Ended::Reach)?;
         socket.set_nodelay(true).map_err(Ended::Reach)?;
         // No backend is ever where the orchestrator is.
         let peer = socket.peer_addr().map_err(Ended::Reach)?;
@@ -245,6 +250,12 @@ impl Client {
             serves_sockets: self.settings.serves_sockets,
         }
     }
+}
+
+/// One of the addresses of a list, in turn.
+fn nth(list: &str, attempt: usize) -> &str {
+    let count = list.split(',').count().max(1);
+    list.split(',').nth(attempt % count).unwrap_or(list).trim()
 }
 
 /// How long ago the orchestrator signed, by this machine's clock; `None` if that lies ahead by more
@@ -509,5 +520,17 @@ async fn send_lines(
             return std::future::pending().await;
         }
         put(outbox, Kind::Lines, frame::body(&Lines { lines: batch })?).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_orchestrators_of_a_list_are_tried_in_turn() {
+        let tried: Vec<&str> = (0..3).map(|attempt| nth("one:1, two:2", attempt)).collect();
+        assert_eq!(tried, ["one:1", "two:2", "one:1"]);
+        assert_eq!(nth("only:1", 7), "only:1");
     }
 }

@@ -2,11 +2,13 @@
 //! Filters end to end: really compiled and signed, in the chain of a backend. What one refuses
 //! reaches no backend, what one changes is judged again, and one that fails hurts its tenant only.
 
-use crate::plugins::{compiled, key, manifest, sign};
+use crate::plugins::{compiled, key, manifest, sign, sign_for};
 use crate::refusals::admin;
 use crate::world::{Answer, Sandbox, World, read_until};
 use postern_common::control::{Applied, Change, FilterArtefact, Message, TenantConfig};
 use postern_common::id::FilterName;
+use postern_filter_engine::Fingerprint;
+use postern_filter_engine::settings::fingerprint;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -385,6 +387,37 @@ async fn an_artefact_that_is_not_what_was_signed_is_refused_and_the_last_good_on
     assert!(told[0].contains("version 1 is older than version 2"), "{told:?}");
     let restored = Message { epoch: 2, version: 1, change: Change::Tenant(Arc::new(older)) };
     assert_eq!(world.send_as(restored).await, Applied::InForce, "a restored database may");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_of_another_engine_leave_the_last_good_ones_serving_and_the_gateway_not_ready() {
+    let (world, _) = filtered("claim-injection").await;
+    let sandbox = world
+        .sandbox_with("acme", "bob", &["*"], |session| {
+            session.claims.insert("plan".into(), json!("free"));
+        })
+        .await;
+    let text = patient("claim-injection");
+    let version = |engine: Fingerprint, version: u64| {
+        let mut config = chain(&world, "acme", &[], &json!(["claim-injection"]));
+        let of = ("acme", "claim-injection");
+        let bytes = sign_for(engine, &compiled("claim-injection"), of, version, &text);
+        let artefact = FilterArtefact { manifest: Arc::from(&*text), artefact: bytes.into(), version };
+        config.filters.insert(name("claim-injection"), artefact);
+        config
+    };
+    assert!(admin(&world, "/readyz").await.starts_with("HTTP/1.1 200"), "the control");
+    let Applied::Refused(told) = world.put(version(Fingerprint::of(b"another release"), 2)).await else {
+        panic!("it was taken")
+    };
+    assert!(told[0].contains("engine with fingerprint"), "{told:?}");
+    let answer = sandbox.get("/orders").await;
+    assert_eq!(answer.seen_header("x-user-plan"), ["free"], "the last good one is in force");
+    let ready = admin(&world, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("filters of 1 tenants"), "{ready}");
+    assert!(admin(&world, "/healthz").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(world.put(version(fingerprint(), 3)).await, Applied::InForce);
+    assert!(admin(&world, "/readyz").await.starts_with("HTTP/1.1 200"), "it is served again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

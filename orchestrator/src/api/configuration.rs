@@ -38,7 +38,7 @@ fn typed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_value(value).map_err(|error| mistaken("", error.to_string()))
 }
 
-async fn tenant(api: &Api, call: &Call) -> Result<Arc<Tenant>, Problem> {
+pub(super) async fn tenant(api: &Api, call: &Call) -> Result<Arc<Tenant>, Problem> {
     Ok(api.configuration.tenant(&call.tenant()?).await.map_err(Refused::from)?)
 }
 
@@ -56,7 +56,7 @@ fn shown(call: &Call, tenant: &Tenant, kind: Kind, name: &str, body: &Value) -> 
     Ok(response)
 }
 
-fn missing(kind: Kind, name: &str) -> Problem {
+pub(super) fn missing(kind: Kind, name: &str) -> Problem {
     Refused::from(ConfigurationError::Unknown { kind, name: name.to_owned() }).into()
 }
 

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Filters over HTTP, beyond what every part of a configuration has: pushing without putting in
-//! force, putting in force, going back, and what they log.
+//! Filters over HTTP, beyond what every part of a configuration has: where gateways stand with
+//! them, pushing without putting in force, putting in force, going back, and what they log.
 
+use super::configuration::{Filters, Part as _, missing, tenant};
 use super::input::{mistaken, parse};
 use super::problems::Refused;
-use super::{Answer, Api, Call, body, json, sse};
+use super::{Answer, Api, Call, body, etag, json, sse};
 use crate::configuration::{Edited, Wanted};
-use crate::store::FilterVersion;
+use crate::control::GatewayStand;
+use crate::store::{FilterVersion, Kind};
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use postern_common::decision::FilterLine;
 use postern_common::folder::FilterFiles;
 use postern_common::id::{FilterName, TenantId};
@@ -24,6 +26,62 @@ use tokio::sync::{broadcast, mpsc};
 const QUIET: Duration = Duration::from_secs(15);
 /// Events that wait for a slow reader.
 const WAITING: usize = 64;
+
+/// `GET /filters`.
+pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
+    let mut told = Filters::list(&*tenant(&api, &call).await?);
+    let tenant = call.tenant()?;
+    let versions = api.store.filter_versions_in_force(&tenant).await.map_err(Refused::from)?;
+    let stands = api.gateways.standing(&tenant);
+    for filter in told.get_mut("filters").and_then(Value::as_array_mut).into_iter().flatten() {
+        let name = filter.get("name").and_then(Value::as_str).and_then(|name| FilterName::parse(name).ok());
+        let (Some(name), Some(filter)) = (name, filter.as_object_mut()) else { continue };
+        let version = versions.get(&name);
+        let is_there =
+            |stand: &&GatewayStand| version.is_some() && version_at(stand, &name) == version.copied();
+        filter.insert("filter_version".to_owned(), value!(version));
+        filter.insert("gateways".to_owned(), value!(stands.len()));
+        filter.insert("gateways_in_force".to_owned(), value!(stands.iter().filter(is_there).count()));
+    }
+    json(StatusCode::OK, &told)
+}
+
+/// `GET /filters/{name}`. Always told anew: where gateways stand is no part of its `ETag`.
+pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
+    let name: FilterName = call.path("name")?;
+    let found = tenant(&api, &call).await?;
+    let mut told = Filters::show(&found, &name).ok_or_else(|| missing(Kind::Filter, name.as_str()))?;
+    let tenant = call.tenant()?;
+    let versions = api.store.filter_versions_in_force(&tenant).await.map_err(Refused::from)?;
+    let gateways: Vec<Value> =
+        api.gateways.standing(&tenant).iter().map(|stand| shown(stand, &name)).collect();
+    if let Some(told) = told.as_object_mut() {
+        told.insert("version".to_owned(), value!(versions.get(&name)));
+        told.insert("gateways".to_owned(), value!(gateways));
+    }
+    let mut response = json(StatusCode::OK, &told)?;
+    if let Some(digest) = found.digests.get(&(Kind::Filter, name.to_string())) {
+        response.headers_mut().insert(header::ETAG, etag::of(digest));
+    }
+    Ok(response)
+}
+
+/// The version of a filter that a gateway enforces.
+fn version_at(stand: &GatewayStand, name: &FilterName) -> Option<u64> {
+    stand.in_force.as_ref()?.filters.get(name).copied()
+}
+
+/// Where a gateway stands with a tenant's configuration, and with one filter of it.
+fn shown(stand: &GatewayStand, name: &FilterName) -> Value {
+    value!({
+        "gateway": stand.gateway,
+        "engine": stand.engine,
+        "state": stand.stand,
+        "version": version_at(stand, name),
+        "configuration": stand.in_force.as_ref().map(|told| told.revision),
+        "reasons": stand.reasons,
+    })
+}
 
 /// `POST /filters/{name}/versions`: `{manifest, component}`. Kept and compiled, not in force.
 pub(super) async fn push(api: Arc<Api>, call: Call) -> Answer {

@@ -129,6 +129,8 @@ impl From<ConfigurationError> for Refused {
                     .hint("the operator has to start with the `POSTERN_MASTER_KEY` of before")
             }
             ConfigurationError::Store(error) => unavailable(&error),
+            ConfigurationError::Compiler(_) => Problem::new(Code::Internal, error.to_string())
+                .hint("nothing is wrong with what was sent; the operator finds why in the log"),
         })
     }
 }

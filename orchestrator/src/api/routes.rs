@@ -8,9 +8,9 @@ use super::body::{CONFIGURATION_BYTES, JSON_BYTES, Kind, SECRET_BYTES};
 use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
 use super::{
-    configuration, exec, files, filters, gateways, keys, observe, openapi, policy_set, ports, problems,
-    processes, sandbox_files, sandboxes, secrets, sessions, snapshots, tenants, terminal, tickets, trees,
-    uploads, users,
+    audit, configuration, exec, files, filters, gateways, keys, observe, openapi, policy_set, ports,
+    problems, processes, sandbox_files, sandboxes, secrets, sessions, snapshots, tenants, terminal, tickets,
+    trees, uploads, users,
 };
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
@@ -25,6 +25,7 @@ const DRY_RUN: (&str, &str) = ("dry_run", "only check and tell the difference");
 const LIMIT: (&str, &str) = ("limit", "how many at most: 1 to 1000, 100 if absent");
 const SIGNED: Query =
     &[("expires", "when the URL ends, in seconds since 1970"), ("signature", "of all that it allows")];
+const LOG: (&str, &str) = ("log", "`sandboxes` (as if absent) or `files`");
 const OF_TENANT: Query = &[TENANT];
 const OF_EDIT: Query = &[TENANT, DRY_RUN];
 
@@ -64,7 +65,7 @@ routes! {
         &[(200, "the conversation's sandbox was there; a fresh token"), (201, "made")],
         sandboxes::create, "Makes the sandbox of a conversation, or finds it";
     GET "/sandbox" "listSandboxes" READ, Kind::None,
-        &[TENANT, LIMIT, ("user_id", "of this user"), ("conversation_id", "of this conversation"), ("status", "with this status"), ("after", "after this sandbox, for the next page")],
+        &[TENANT, LIMIT, ("user_id", "of this user"), ("conversation_id", "of this conversation"), ("status", "with this status"), ("label", "with this label: NAME=VALUE"), ("after", "after this sandbox, for the next page")],
         OK, sandboxes::list, "Lists sandboxes, newest first";
     GET "/sandbox/{id}" "getSandbox" READ, Kind::None, OF_TENANT, OK, sandboxes::show, "Shows a sandbox";
     GET "/sandbox/{id}/usage" "getUsage" READ, Kind::None, OF_TENANT, OK, sandboxes::usage, "Tells what a sandbox uses now: memory, processors' time since its start, processes";
@@ -146,8 +147,8 @@ routes! {
     GET "/policy-set/versions" "listPolicyVersions" READ, Kind::None, OF_TENANT, OK, policy_set::versions, "Lists the versions of the policy set, newest first";
     GET "/policy-set/versions/{number}" "getPolicyVersion" READ, Kind::None, OF_TENANT, OK, policy_set::version, "Shows a version of the policy set";
     POST "/policy-set/diff" "diffPolicies" READ, Kind::Json(CONFIGURATION_BYTES), &[TENANT, ("limit", "how many of the newest requests at most: 1 to 10000, 1000 if absent")], OK, policy_set::compare, "Decides recorded requests again under a candidate set and tells what would change";
-    GET "/filters" "listFilters" READ, Kind::None, OF_TENANT, OK, configuration::list::<Filters>, "Lists filters";
-    GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, configuration::get::<Filters>, "Shows a filter, without its component";
+    GET "/filters" "listFilters" READ, Kind::None, OF_TENANT, OK, filters::list, "Lists filters, and in how many gateways each is in force as it should be";
+    GET "/filters/{name}" "getFilter" READ, Kind::None, OF_TENANT, OK, filters::show, "Shows a filter, without its component, and where each gateway stands with it";
     PUT "/filters/{name}" "putFilter" CHANGE, Kind::Json(CONFIGURATION_BYTES), OF_EDIT, PUT, configuration::put::<Filters>, "Puts a filter: its manifest and its component";
     DELETE "/filters/{name}" "deleteFilter" CHANGE, Kind::None, OF_EDIT, GONE, configuration::remove::<Filters>, "Removes a filter";
     GET "/filters/{name}/versions" "listFilterVersions" READ, Kind::None, OF_TENANT, OK, filters::versions, "Lists what was pushed of a filter, newest first";
@@ -176,6 +177,12 @@ routes! {
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("after", "after this place in the log, for the next page")],
         &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, from `Last-Event-ID` or `after` on")],
         observe::events, "Shows what happened, oldest first";
+    GET "/audit" "listAudit" READ, Kind::None,
+        &[TENANT, LIMIT, LOG, ("user_id", "about this user"), ("sandbox_id", "about this sandbox"), ("after", "after this place in the log, for the next page")],
+        OK, audit::lines, "Shows lines of an audit log with their hashes, oldest first";
+    GET "/audit/marks" "listAuditMarks" READ, Kind::None,
+        &[TENANT, LIMIT, LOG, ("after", "after the mark with this number, for the next page")],
+        OK, audit::marks, "Shows the places of an audit log that the installation has signed, and the key to check them with";
     GET "/decisions" "listDecisions" READ, Kind::None,
         &[TENANT, LIMIT, ("sandbox_id", "of this sandbox"), ("verdict", "`allow`, `deny` or `error`"), ("before", "older than this decision, for the next page"), ("after", "streams what came home after this number")],
         &[(200, "a page; or, for a reader that accepts `text/event-stream`, all that comes, as events `decision`, from `Last-Event-ID` or `after` on")],

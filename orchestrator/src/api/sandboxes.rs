@@ -316,6 +316,7 @@ pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
         user: call.query.parsed("user_id")?,
         conversation: call.query.parsed("conversation_id")?,
         status: call.query.text("status").map(str::to_owned),
+        label: call.query.text("label").map(label).transpose()?,
         after: call.query.parsed("after")?,
         limit: call.query.parsed("limit")?,
     };
@@ -325,6 +326,14 @@ pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
     let seen = page.sandboxes.iter().filter(|row| scope::sees(caller, row));
     let sandboxes = seen.map(|row| Shown::of(&api, row, None)).collect();
     json(StatusCode::OK, &Page { sandboxes, next })
+}
+
+/// A label as a filter names it.
+fn label(text: &str) -> Result<(String, String), Problem> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(super::input::mistaken("/query/label", "expected NAME=VALUE")),
+    }
 }
 
 /// `GET /sandbox/{id}`.

@@ -10,7 +10,8 @@
 //! two changes cannot overtake each other, and a caller who leaves leaves nothing untold.
 
 use super::{Configuration, ConfigurationError};
-use crate::control::Acknowledged;
+use crate::control::{Acknowledged, OtherEngines};
+use crate::keys::random;
 use crate::store::StoreError;
 use postern_common::control::Change;
 use postern_common::id::TenantId;
@@ -22,8 +23,10 @@ use tokio::sync::{oneshot, watch};
 
 /// How long a change waits for gateways to put it in force before it is answered as pending.
 const PUBLISH_TIME: Duration = Duration::from_secs(10);
-/// After the database did not answer.
-const RETRY_TIME: Duration = Duration::from_secs(1);
+/// The first pause after the database did not answer or nothing could be compiled; it doubles up
+/// to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The tenants that are being told of.
 #[derive(Debug, Default)]
@@ -57,8 +60,19 @@ impl Telling {
     }
 }
 
-fn log_late(tenant: &TenantId, error: &StoreError) {
-    tracing::error!(%tenant, error = error as &dyn std::error::Error, "gateways are told later");
+/// The pauses between attempts: they grow, and no two orchestrators or tenants make the same ones.
+#[derive(Debug, Default)]
+struct Pauses(u32);
+
+impl Pauses {
+    /// The next one: between half of its length and all of it.
+    fn next(&mut self) -> Duration {
+        let longest = FIRST_PAUSE.saturating_mul(1 << self.0.min(16)).min(LONGEST_PAUSE);
+        self.0 = self.0.saturating_add(1);
+        // Without randomness all come at once, which is slow and not wrong.
+        let random = random(1).ok().and_then(|random| random.reveal().first().copied()).unwrap_or_default();
+        longest / 2 + longest.mul_f64(f64::from(random) / 512.0)
+    }
 }
 
 impl Configuration {
@@ -111,6 +125,11 @@ impl Configuration {
         Telling { line: receiver, number: 1, connected }
     }
 
+    /// Has the gateways told what a tenant's configuration is by now, and waits for a bounded time.
+    pub(crate) async fn tell_and_wait(&self, tenant: &TenantId) {
+        drop(self.tell(tenant).outcome().await);
+    }
+
     async fn tell_until_told(&self, tenant: &TenantId) {
         while let Some(number) = self.untold(tenant) {
             let outcome = self.tell_newest(tenant).await;
@@ -141,12 +160,20 @@ impl Configuration {
     /// Reads what a tenant's configuration is and tells the gateways. What they refuse is logged
     /// here, for not everybody who changes something waits to hear it.
     async fn tell_newest(&self, tenant: &TenantId) -> Acknowledged {
-        let change = loop {
+        let mut pauses = Pauses::default();
+        let (change, others) = loop {
             match self.newest(tenant).await {
-                Ok(change) => break change,
-                Err(ConfigurationError::Store(error)) => {
-                    log_late(tenant, &error);
-                    tokio::time::sleep(RETRY_TIME).await;
+                Ok(newest) => break newest,
+                // Not the configuration's fault: it may go well later.
+                Err(error @ (ConfigurationError::Store(_) | ConfigurationError::Compiler(_))) => {
+                    let pause = pauses.next();
+                    tracing::error!(
+                        %tenant,
+                        error = &error as &dyn std::error::Error,
+                        again_in = ?pause,
+                        "gateways are told later"
+                    );
+                    tokio::time::sleep(pause).await;
                 }
                 Err(error) => {
                     tracing::error!(
@@ -159,20 +186,52 @@ impl Configuration {
                 }
             }
         };
-        let told = self.0.gateways.publish(change, PUBLISH_TIME).await;
+        let told = self.0.gateways.publish_for_all(change, others, PUBLISH_TIME).await;
         if !told.refused.is_empty() {
             tracing::error!(%tenant, refused = ?told.refused, "a gateway keeps to the configuration before");
         }
         told
     }
 
-    async fn newest(&self, tenant: &TenantId) -> Result<Change, ConfigurationError> {
+    async fn newest(&self, tenant: &TenantId) -> Result<(Change, OtherEngines), ConfigurationError> {
         let Some(row) = self.0.store.tenant(tenant).await? else {
             self.0.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(tenant);
-            return Ok(Change::TenantRemoved(tenant.clone()));
+            return Ok((Change::TenantRemoved(tenant.clone()), OtherEngines::new()));
         };
         let loaded = self.loaded(row).await?;
-        Ok(Change::Tenant(Arc::new(self.gateway_config(&loaded).await?)))
+        let (config, others) = self.gateway_config(&loaded).await?;
+        Ok((Change::Tenant(Arc::new(config)), others))
+    }
+
+    /// Has every tenant with filters told again whenever a gateway comes whose engine is of another
+    /// release: until then nothing is compiled for it.
+    pub(crate) async fn follow_engines(self, stop: Stop) {
+        let mut engines = self.0.gateways.other_engines();
+        let mut known = engines.borrow_and_update().clone();
+        while let Some(Ok(())) = stop.run_until_cancelled(engines.changed()).await {
+            let now = engines.borrow_and_update().clone();
+            let has_new = self.0.artefacts.other_engines().map(|engine| engine.to_string());
+            let has_new =
+                has_new.filter(|engine| now.contains(engine)).any(|engine| !known.contains(&engine));
+            known = now;
+            if !has_new {
+                continue;
+            }
+            match self.tenants().await {
+                Ok(tenants) => {
+                    for tenant in tenants.iter().filter(|tenant| !tenant.files.filters.is_empty()) {
+                        drop(self.tell(&tenant.row.name));
+                    }
+                }
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(
+                        error,
+                        "a gateway of another release gets its filters with the next change"
+                    );
+                }
+            }
+        }
     }
 }
 

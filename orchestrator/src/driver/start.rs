@@ -78,8 +78,8 @@ impl Driver {
         let (running, reached) = match warm {
             Some((running, agent)) => (running, Some(agent)),
             None => {
-                let Asked { isolation, limits, kubernetes } = new.asked.clone();
-                let create = Create { sandbox: new.id.clone(), isolation, limits, kubernetes };
+                let Asked { isolation, limits, kubernetes, image } = new.asked.clone();
+                let create = Create { sandbox: new.id.clone(), isolation, limits, kubernetes, image };
                 (parts.host.create(create).await?, None)
             }
         };

@@ -144,6 +144,7 @@ impl Bench {
         let syncs = Syncs::new(Arc::clone(&host) as Arc<dyn Host>, sync_sessions, storage, tasks.clone());
         let driver = Driver::new(Parts {
             syncs,
+            spares_unknown: false,
             store: store.clone(),
             host: Arc::clone(&host) as Arc<dyn Host>,
             sessions: Sessions::new(store.clone(), Arc::clone(&keys), gateways, Duration::from_secs(3600)),

@@ -37,6 +37,8 @@ pub struct Reconciled {
     pub ended: Vec<SandboxId>,
     /// Things of sandboxes that nobody knows, which were removed.
     pub orphans: usize,
+    /// Sandboxes that the database does not know and that were left alone, because it was restored.
+    pub spared: Vec<SandboxId>,
 }
 
 impl Driver {
@@ -53,9 +55,19 @@ impl Driver {
         let live = self.parts().store.live_sandboxes().await?;
         let known = live.iter().map(|row| &row.new.id).chain(warm.iter().map(|row| &row.id));
         let known: Vec<SandboxId> = known.cloned().collect();
-        let orphans = host.sweep(&known).await;
-        tracing::info!(?orphans, "removed what nobody knows");
-        let mut reconciled = Reconciled { orphans: orphans.len(), ..Reconciled::default() };
+        let mut reconciled = Reconciled::default();
+        if self.parts().spares_unknown {
+            reconciled.spared = found.keys().filter(|id| !known.contains(id)).cloned().collect();
+            tracing::error!(
+                sandboxes = ?reconciled.spared,
+                "the database is older than what was done here: it was restored from a backup. What it does \
+                 not know is left alone now; save what is needed of it: the next start removes it"
+            );
+        } else {
+            let orphans = host.sweep(&known).await;
+            tracing::info!(?orphans, "removed what nobody knows");
+            reconciled.orphans = orphans.len();
+        }
         self.parts().pool.reconcile(warm, &found);
         for row in live {
             let id = row.new.id.clone();
@@ -240,7 +252,8 @@ impl Driver {
         let live = self.parts().store.live_sandboxes().await?;
         let known = live.iter().map(|row| &row.new.id).chain(warm.iter().map(|row| &row.id));
         let known: BTreeSet<&SandboxId> = known.collect();
-        for orphan in found.iter().filter(|found| !known.contains(found.sandbox())) {
+        let is_spared = self.parts().spares_unknown;
+        for orphan in found.iter().filter(|found| !is_spared && !known.contains(found.sandbox())) {
             self.remove_orphan(orphan.sandbox()).await;
         }
         self.parts().pool.compare(&warm, &found);

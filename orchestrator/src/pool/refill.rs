@@ -51,7 +51,8 @@ impl Wants {
                 continue;
             };
             room -= count;
-            let asked = Asked { isolation, limits: asked::limits(template, caps), kubernetes: None };
+            let (limits, image) = (asked::limits(template, caps), template.image.clone());
+            let asked = Asked { isolation, limits, kubernetes: None, image };
             let place = Place { tenant: tenant.row.name.clone(), template: name.clone() };
             wanted.push((place, Wanted { asked, count }));
         }
@@ -178,8 +179,8 @@ impl Pool {
         self.shelves().busy.insert(id.clone());
         let made = async {
             self.0.store.add_warm(&row, clock::now()).await?;
-            let Asked { isolation, limits, kubernetes } = row.asked.clone();
-            let create = Create { sandbox: id.clone(), isolation, limits, kubernetes };
+            let Asked { isolation, limits, kubernetes, image } = row.asked.clone();
+            let create = Create { sandbox: id.clone(), isolation, limits, kubernetes, image };
             let running = self.0.host.create(create).await?;
             let is_ready = self.0.store.warm_is_ready(&running).await?;
             Ok((running, is_ready))

@@ -10,6 +10,7 @@
 //! slot root/set-aside/  slots whose files could not be kept; the operator's
 //! ```
 
+mod images;
 mod probe;
 mod remains;
 mod start;
@@ -24,6 +25,8 @@ use super::{
 use futures_util::future::BoxFuture;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
+pub(crate) use images::is_name as is_image_name;
+use images::{Bounds, Images};
 use postern_common::id::SandboxId;
 use postern_common::tasks::Tasks;
 use postern_shim::cgroup::{Cgroups, Parents};
@@ -60,6 +63,10 @@ pub struct LocalSettings {
     pub run_root: PathBuf,
     /// Where sandboxes' disks are kept, on a real disk.
     pub slot_root: PathBuf,
+    /// Where the operator puts images; a folder that is not there holds none.
+    pub images: PathBuf,
+    /// Where copies of images are kept, on a real disk.
+    pub unpacked: PathBuf,
     /// The program `postern-shim`.
     pub shim: PathBuf,
     /// The program `postern-sandboxd`, static.
@@ -97,6 +104,7 @@ pub struct LocalRuntime {
     /// The copy of `postern-sync` that every sandbox's user can reach.
     sync: Option<PathBuf>,
     skeleton: PathBuf,
+    images: Images,
     /// As root each sandbox is a user of its own outside; otherwise all are us.
     is_root: bool,
     cgroups: Parents,
@@ -133,7 +141,20 @@ impl LocalRuntime {
         let sync = sync.transpose()?;
         let is_root = rustix::process::geteuid().is_root();
         let cgroups = Parents::find();
-        Ok(Self { settings, sandboxd, sync, skeleton, is_root, cgroups, probed: OnceCell::new(), tasks })
+        let (sources, unpacked, run_root) =
+            (settings.images.clone(), settings.unpacked.clone(), settings.run_root.clone());
+        let images = Images::new(sources, unpacked, run_root, Bounds::default());
+        Ok(Self {
+            settings,
+            sandboxd,
+            sync,
+            skeleton,
+            images,
+            is_root,
+            cgroups,
+            probed: OnceCell::new(),
+            tasks,
+        })
     }
 
     /// Makes a sandbox's folders, before it exists, and returns where the gateway must listen for
@@ -192,6 +213,16 @@ impl LocalRuntime {
 
     fn slot(&self, sandbox: &SandboxId) -> PathBuf {
         self.settings.slot_root.join(sandbox.as_str())
+    }
+
+    /// The image that a sandbox is to have for its root, if any.
+    async fn root(&self, create: &Create) -> Result<Option<PathBuf>, RuntimeError> {
+        let Some(name) = create.image.clone() else { return Ok(None) };
+        let images = self.images.clone();
+        let found =
+            tokio::task::spawn_blocking(move || images.root(&name).map_err(|error| error.to_string()));
+        let found = found.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
+        found.map(Some).map_err(|why| RuntimeError::Start { sandbox: create.sandbox.clone(), why })
     }
 
     fn groups(&self, sandbox: &SandboxId) -> Cgroups {
@@ -311,7 +342,8 @@ impl Runtime for LocalRuntime {
     fn create(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
         Box::pin(async move {
             let (isolation, holds) = probe::choose(self, create.isolation).await?;
-            start::start(self, &create.sandbox, isolation, create.limits, holds).await
+            let root = self.root(&create).await?;
+            start::start(self, &create.sandbox, (isolation, root), create.limits, holds).await
         })
     }
 

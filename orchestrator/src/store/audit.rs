@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The audit log of sandboxes and of what tenants own; also what `/events` shows.
 
-use super::{Change, Columns, Select, Store, StoreError, micros};
+use super::audit_chain::shown;
+use super::{Change, Columns, Select, Store, StoreError, micros, whole_micros};
 use jiff::Timestamp;
+use postern_common::audit::{Log, link};
 use postern_common::id::{ApiKeyId, ConversationId, EventId, RequestId, SandboxId, TenantId, UserId};
 use serde::Serialize;
 use std::fmt;
@@ -225,30 +227,61 @@ pub(crate) struct AuditFilter {
     pub(crate) limit: Option<u32>,
 }
 
+impl AuditEntry {
+    /// The line as it is shown, and as its hash is made of it.
+    fn line(&self, id: &EventId) -> Event {
+        let sandbox = self.sandbox.as_ref();
+        Event {
+            sequence: 0,
+            id: id.as_str().to_owned(),
+            at: whole_micros(self.at),
+            tenant: self.tenant.as_ref().map_or("", TenantId::as_str).to_owned(),
+            action: self.action.as_str().to_owned(),
+            actor: self.actor.to_string(),
+            sandbox_id: sandbox.map(|(id, _, _)| id.as_str().to_owned()),
+            user_id: sandbox.map(|(_, user, _)| user.as_str().to_owned()),
+            conversation_id: sandbox.map(|(_, _, conversation)| conversation.as_str().to_owned()),
+            subject: self.subject.clone(),
+            from_status: self.change.map(|(from, _)| from.to_owned()),
+            to_status: self.change.map(|(_, to)| to.to_owned()),
+            reason: self.reason.clone(),
+            request_id: self.request_id.as_ref().map(|id| id.as_str().to_owned()),
+        }
+    }
+}
+
 impl Change {
-    /// Writes a line of the audit log as part of this change.
+    /// Writes a line of the audit log as part of this change. Whoever else has a line for the same
+    /// tenant waits until the change has ended, so it comes last in one.
     pub(crate) async fn record(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let line = entry.line(&EventId::generate());
+        let mut head = self.head(Log::Sandboxes, &line.tenant).await?;
+        let previous = head.hash.clone();
+        head.hash = link(&previous, &shown(Log::Sandboxes, &line)?);
         let insert = "INSERT INTO sandbox_audit_log (id, at_micros, tenant, action, actor, sandbox_id, user_id, \
-             conversation_id, subject, from_status, to_status, reason, request_id) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
-        let sandbox = entry.sandbox.as_ref();
-        sqlx::query(insert)
-            .bind(EventId::generate().as_str().to_owned())
-            .bind(micros(entry.at))
-            .bind(entry.tenant.as_ref().map_or("", TenantId::as_str).to_owned())
-            .bind(entry.action.as_str())
-            .bind(entry.actor.to_string())
-            .bind(sandbox.map(|(id, _, _)| id.as_str().to_owned()))
-            .bind(sandbox.map(|(_, user, _)| user.as_str().to_owned()))
-            .bind(sandbox.map(|(_, _, conversation)| conversation.as_str().to_owned()))
-            .bind(entry.subject.clone())
-            .bind(entry.change.map(|(from, _)| from))
-            .bind(entry.change.map(|(_, to)| to))
-            .bind(entry.reason.clone())
-            .bind(entry.request_id.as_ref().map(|id| id.as_str().to_owned()))
-            .execute(&mut *self.0)
+             conversation_id, subject, from_status, to_status, reason, request_id, previous_hash, hash) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING sequence";
+        let row = sqlx::query(insert)
+            .bind(line.id)
+            .bind(micros(line.at))
+            .bind(line.tenant.clone())
+            .bind(line.action)
+            .bind(line.actor)
+            .bind(line.sandbox_id)
+            .bind(line.user_id)
+            .bind(line.conversation_id)
+            .bind(line.subject)
+            .bind(line.from_status)
+            .bind(line.to_status)
+            .bind(line.reason)
+            .bind(line.request_id)
+            .bind(previous)
+            .bind(head.hash.clone())
+            .fetch_one(&mut *self.0)
             .await?;
-        Ok(())
+        head.sequence = row.number("sequence")?;
+        head.length += 1;
+        self.set_head(Log::Sandboxes, &line.tenant, &head).await
     }
 }
 
@@ -276,21 +309,9 @@ impl Store {
             .await?;
         rows.iter().map(event).collect()
     }
-
-    /// Forgets lines of the log from before `before`, at most `most`; returns how many.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn forget_events(&self, before: Timestamp, most: u32) -> Result<u64, StoreError> {
-        let delete = "DELETE FROM sandbox_audit_log WHERE sequence IN \
-             (SELECT sequence FROM sandbox_audit_log WHERE at_micros < $1 ORDER BY at_micros LIMIT $2)";
-        let deleted =
-            sqlx::query(delete).bind(micros(before)).bind(i64::from(most)).execute(&self.pool).await?;
-        Ok(deleted.rows_affected())
-    }
 }
 
-fn event(row: &impl Columns) -> Result<Event, StoreError> {
+pub(super) fn event(row: &impl Columns) -> Result<Event, StoreError> {
     Ok(Event {
         sequence: row.number("sequence")?,
         id: row.text("id")?,

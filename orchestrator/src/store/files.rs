@@ -5,10 +5,11 @@
 //! counts only while its version is the object's. Each change is written in one transaction with
 //! its line of the log.
 
+use super::file_audit::FileEntry;
 use super::{Change, Columns, Dialect, Store, StoreError, micros};
 use crate::storage::{Digest, FilePath, Usage, Version, Writer};
 use jiff::Timestamp;
-use postern_common::id::{DecisionId, EventId, SandboxId, TenantId, UserId};
+use postern_common::id::{TenantId, UserId};
 use sqlx::AssertSqlSafe;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -345,10 +346,8 @@ impl Change {
             }
         }
         self.put_files(owner, by, at, &written).await?;
-        for change in changes {
-            self.record_file(owner, by, at, change).await?;
-        }
-        Ok(())
+        let lines: Vec<FileEntry> = changes.iter().map(|change| line(owner, by, at, change)).collect();
+        self.record_files(&owner.tenant, &lines).await
     }
 
     async fn set_mode(&mut self, owner: &FileOwner, path: &FilePath, mode: u32) -> Result<(), StoreError> {
@@ -422,37 +421,25 @@ impl Change {
             .await?;
         Ok(())
     }
+}
 
-    /// Writes a line of the log of files as part of this change.
-    async fn record_file(
-        &mut self,
-        owner: &FileOwner,
-        by: &Writer,
-        at: Timestamp,
-        change: &FileChange,
-    ) -> Result<(), StoreError> {
-        let insert = "INSERT INTO file_audit_log (id, at_micros, tenant, user_id, path, action, actor, sandbox_id, \
-             decision_id, digest, size_bytes) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
-        let row = match change {
-            FileChange::Written(row) | FileChange::Found(row) => Some(row),
-            _ => None,
-        };
-        sqlx::query(insert)
-            .bind(EventId::generate().as_str().to_owned())
-            .bind(micros(at))
-            .bind(owner.tenant.as_str())
-            .bind(owner.user.as_str())
-            .bind(change.path().as_str())
-            .bind(change.action())
-            .bind(by.actor.to_string())
-            .bind(by.sandbox.as_ref().map(SandboxId::as_str))
-            .bind(by.decision.as_ref().map(DecisionId::as_str))
-            .bind(row.and_then(|row| row.digest).map(|digest| digest.to_string()))
-            .bind(row.map(|row| i64::try_from(row.size).unwrap_or(i64::MAX)))
-            .execute(&mut *self.0)
-            .await?;
-        Ok(())
+/// What the log of files says of a change.
+fn line(owner: &FileOwner, by: &Writer, at: Timestamp, change: &FileChange) -> FileEntry {
+    let row = match change {
+        FileChange::Written(row) | FileChange::Found(row) => Some(row),
+        _ => None,
+    };
+    FileEntry {
+        at,
+        tenant: owner.tenant.clone(),
+        user: owner.user.clone(),
+        path: change.path().as_str().to_owned(),
+        action: change.action(),
+        actor: by.actor.clone(),
+        sandbox: by.sandbox.clone(),
+        decision: by.decision.clone(),
+        digest: row.and_then(|row| row.digest).map(|digest| digest.to_string()),
+        size_bytes: row.map(|row| row.size),
     }
 }
 

@@ -73,6 +73,21 @@ impl Store {
         rows.iter().map(in_force).collect()
     }
 
+    /// The components of every version that is kept, by their digests in hex, and whether one that
+    /// is in force is made of it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn filter_components(&self) -> Result<Vec<(String, bool)>, StoreError> {
+        let select = "SELECT v.component AS component, MAX(CAST(CASE WHEN v.version = \
+             (SELECT MAX(w.version) FROM filter_versions w WHERE w.tenant = v.tenant AND w.name = v.name \
+             AND w.activated_at_micros > 0) THEN 1 ELSE 0 END AS BIGINT)) AS in_force \
+             FROM filter_versions v GROUP BY v.component";
+        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+        let component = |row: &sqlx::any::AnyRow| Ok((row.text("component")?, row.number("in_force")? != 0));
+        rows.iter().map(component).collect()
+    }
+
     /// One version as a resource, to be put in force.
     ///
     /// # Errors

@@ -2,6 +2,9 @@
 //! Facts about this installation, by name.
 
 use super::{Columns, Store, StoreError};
+use sqlx::any::AnyRow;
+
+const FACT: &str = "SELECT value FROM installation WHERE name = $1";
 
 impl Store {
     /// The fact `name`; if there is none, `fresh` becomes it. Two orchestrators that ask at once
@@ -15,8 +18,7 @@ impl Store {
             .bind(fresh)
             .execute(&self.pool)
             .await?;
-        let select = "SELECT value FROM installation WHERE name = $1";
-        sqlx::query(select).bind(name).fetch_one(&self.pool).await?.bytes("value")
+        sqlx::query(FACT).bind(name).fetch_one(&self.pool).await?.bytes("value")
     }
 
     /// Counts the fact `name` up, to `at_least` or by one, and returns it.
@@ -25,16 +27,8 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn next_number(&self, name: &'static str, at_least: u64) -> Result<u64, StoreError> {
         let mut change = self.change().await?;
-        let select = "SELECT value FROM installation WHERE name = $1";
-        let row = sqlx::query(select).bind(name).fetch_optional(&mut *change.0).await?;
-        let before = match row {
-            Some(row) => {
-                let bytes = row.bytes("value")?;
-                let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u64>().ok());
-                text.ok_or(StoreError::Corrupt { what: name })?
-            }
-            None => 0,
-        };
+        let row = sqlx::query(FACT).bind(name).fetch_optional(&mut *change.0).await?;
+        let before = number(row.as_ref(), name)?;
         let next = before.saturating_add(1).max(at_least);
         let upsert = "INSERT INTO installation (name, value) VALUES ($1, $2) \
              ON CONFLICT (name) DO UPDATE SET value = excluded.value";
@@ -42,4 +36,20 @@ impl Store {
         change.commit().await?;
         Ok(next)
     }
+
+    /// The fact `name`, which counts; 0 if it never did.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn number(&self, name: &'static str) -> Result<u64, StoreError> {
+        let row = sqlx::query(FACT).bind(name).fetch_optional(&self.pool).await?;
+        number(row.as_ref(), name)
+    }
+}
+
+fn number(row: Option<&AnyRow>, name: &'static str) -> Result<u64, StoreError> {
+    let Some(row) = row else { return Ok(0) };
+    let bytes = row.bytes("value")?;
+    let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
+    text.ok_or(StoreError::Corrupt { what: name })
 }

@@ -39,6 +39,9 @@ pub(crate) struct Asked {
     /// The SandboxTemplate that it is made from, on a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) kubernetes: Option<String>,
+    /// The image that its root is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<String>,
 }
 
 /// A sandbox that is to be.
@@ -222,6 +225,8 @@ pub(crate) struct SandboxFilter {
     pub(crate) conversation: Option<ConversationId>,
     /// With this status.
     pub(crate) status: Option<String>,
+    /// With this label.
+    pub(crate) label: Option<(String, String)>,
     /// After this one, in the order of the list (newest first).
     pub(crate) after: Option<SandboxId>,
     /// How many at most.
@@ -534,6 +539,7 @@ impl Store {
             .and("user_id = ?", filter.user.as_ref().map(UserId::as_str))
             .and("conversation_id = ?", filter.conversation.as_ref().map(ConversationId::as_str))
             .and("status = ?", filter.status.as_deref())
+            .and_label(self.dialect, filter.label.as_ref())
             .and(after, filter.after.as_ref().map(SandboxId::as_str))
             .page("created_at_micros DESC, id DESC", limit + 1, &self.pool)
             .await?;

@@ -2,7 +2,8 @@
 //! Lists with filters: a statement holds only the conditions that were asked for, so that each
 //! combination finds its index.
 
-use super::StoreError;
+use super::{Dialect, StoreError};
+use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, AssertSqlSafe};
 
@@ -45,6 +46,21 @@ impl Select {
         self.values.push(value.into());
         self.text.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         self
+    }
+
+    /// Only what has this label, in a column `labels` that holds a JSON object of texts.
+    pub(super) fn and_label(self, dialect: Dialect, label: Option<&(String, String)>) -> Self {
+        // As JSON, so that no name or value is taken for another's.
+        match dialect {
+            Dialect::Sqlite => self.and(
+                "EXISTS (SELECT 1 FROM json_each(labels) l WHERE json_array(l.key, l.value) = json(?))",
+                label.map(|(name, value)| Bound::Text(json!([name, value]).to_string())),
+            ),
+            Dialect::Postgres => self.and(
+                "CAST(labels AS JSONB) @> CAST(? AS JSONB)",
+                label.map(|(name, value)| Bound::Text(json!({ (name.as_str()): value }).to_string())),
+            ),
+        }
     }
 
     /// The first rows in this order.

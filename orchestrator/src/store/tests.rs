@@ -15,6 +15,7 @@ use tempfile::TempDir;
 /// A database of its own, gone with the test.
 pub(crate) struct Database {
     pub(crate) store: Store,
+    pub(crate) url: Secret<String>,
     _folder: TempDir,
     _server: Option<Server>,
 }
@@ -33,7 +34,7 @@ impl Database {
     pub(crate) async fn sqlite() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let url = Secret::new(format!("sqlite://{}/test.db", folder.path().display()));
-        Self { store: Store::open(&url).await.expect("opens"), _folder: folder, _server: None }
+        Self { store: Store::open(&url).await.expect("opens"), url, _folder: folder, _server: None }
     }
 
     /// `None` where Postgres is not installed.
@@ -64,7 +65,7 @@ impl Database {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        Some(Self { store, _folder: folder, _server: Some(server) })
+        Some(Self { store, url, _folder: folder, _server: Some(server) })
     }
 }
 
@@ -145,7 +146,10 @@ on_each_database!(
     an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
 );
 
+mod audit;
 mod files;
+mod migrating;
+
 mod gateways;
 mod idempotency;
 use files::{
@@ -187,7 +191,12 @@ pub(crate) fn sandbox(number: u8, conversation: &str) -> NewSandbox {
         labels: BTreeMap::from([("team".to_owned(), "désk".to_owned())]),
         env_sealed: Some(vec![0, 1, 255]),
         env_digest: "digest".to_owned(),
-        asked: Asked { isolation: Wanted::AtLeast(Isolation::Namespaces), limits, kubernetes: None },
+        asked: Asked {
+            isolation: Wanted::AtLeast(Isolation::Namespaces),
+            limits,
+            kubernetes: None,
+            image: Some("tools".to_owned()),
+        },
         created_by: "key:x".to_owned(),
         expires_at: now().saturating_add(jiff::SignedDuration::from_hours(1)).expect("in range"),
         idle: Duration::from_secs(60),
@@ -520,6 +529,7 @@ async fn lists_are_filtered_by_what_was_asked_for(store: &Store) {
         if number == 4 {
             new.tenant = TenantId::parse("other").expect("a name");
         }
+        new.labels.insert("it\"s '=\\ ü".to_owned(), format!("{number}%_\""));
         assert!(add(store, &new).await);
     }
     let id = |number: u8| SandboxId::from_random([number; 12]);
@@ -538,6 +548,12 @@ async fn lists_are_filtered_by_what_was_asked_for(store: &Store) {
     assert_eq!(list(SandboxFilter { conversation, ..of_tenant() }).await, [id(1)]);
     let user = Some(UserId::parse("nobody").expect("an id"));
     assert_eq!(list(SandboxFilter { user, ..of_tenant() }).await, []);
+    let labelled = async |name: &str, value: &str| {
+        list(SandboxFilter { label: Some((name.to_owned(), value.to_owned())), ..of_tenant() }).await
+    };
+    assert_eq!(labelled("team", "désk").await, [id(3), id(2), id(1)]);
+    assert_eq!(labelled("it\"s '=\\ ü", "2%_\"").await, [id(2)], "compared as it is");
+    assert_eq!((labelled("team", "desk").await, labelled("it\"s '", "\\ ü").await), (vec![], vec![]));
     let events = async |filter: AuditFilter| store.events(&filter).await.expect("answers").len();
     let of_tenant = || AuditFilter { tenant: Some(tenant()), ..AuditFilter::default() };
     let all = events(of_tenant()).await;
@@ -556,9 +572,7 @@ async fn what_ended_long_ago_is_forgotten_and_what_lives_is_not(store: &Store) {
     assert_eq!(store.forget_sandboxes(Timestamp::MAX, 10).await.expect("answers"), 1);
     assert!(store.sandbox(&ended.id).await.expect("answers").is_none());
     assert!(store.sandbox(&lives.id).await.expect("answers").is_some());
-    assert_eq!(store.forget_events(Timestamp::UNIX_EPOCH, 10).await.expect("answers"), 0);
-    assert_eq!(store.forget_events(Timestamp::MAX, 2).await.expect("answers"), 2, "in batches");
-    assert!(!store.events(&AuditFilter::default()).await.expect("answers").is_empty());
+    assert!(!store.events(&AuditFilter::default()).await.expect("answers").is_empty(), "the log says so");
 }
 
 #[tokio::test]

@@ -112,6 +112,10 @@ async fn converse(
     if let Some(refusal) = refusal(stream, &hello).await? {
         return Err(refuse(&mut writer, refusal).await);
     }
+    // What it has heard elsewhere must not be taken back here.
+    if hello.last.is_some() && !stream.heard.catch_up().await {
+        return Err(refuse(&mut writer, Refusal::Silent).await);
+    }
     drop(greeting);
     let to = (hello.name.clone(), hello.nonce);
     let (sending, welcome) = Sending::begin(Arc::clone(&stream.signer), to, hello.wrapping, connected.since)?;
@@ -125,6 +129,7 @@ async fn converse(
         writer,
         serves_sockets,
         budgets: Budgets::default(),
+        last: hello.last,
         announced: hello.assertions,
         assertions: AssertionKeys::default(),
         answers: BTreeMap::new(),
@@ -193,6 +198,8 @@ struct Conversation<'a, Writer> {
     serves_sockets: bool,
     /// The gateway's parts of tenants' budgets.
     budgets: Budgets,
+    /// Epoch and version of the last message that the gateway put in force, here or elsewhere.
+    last: Option<(u64, u64)>,
     /// The keys for assertions: its own, as it announced it, and those of all.
     announced: Option<AssertionKey>,
     assertions: AssertionKeys,
@@ -229,7 +236,8 @@ impl<Writer: AsyncWrite + Unpin> Conversation<'_, Writer> {
         if let Some(key) = self.announced.take().filter(AssertionKey::is_true) {
             publisher.assertions.set_own(key);
         }
-        let _shares = self.stream.gateways.connect_distant(&self.connected.name, &publisher).await;
+        let (name, engine) = (&self.connected.name, &self.connected.engine);
+        let _connection = self.stream.gateways.connect_distant(name, engine, self.last, &publisher).await;
         self.budgets = publisher.budgets.clone();
         self.assertions = publisher.assertions.clone();
         drop(publisher);

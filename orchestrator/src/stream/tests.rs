@@ -48,7 +48,13 @@ impl World {
         let keys = InstallationKeys::open(GivenKeys::default(), folder.path(), &database.store).await;
         let keys = Arc::new(keys.expect("keys"));
         let (gateways, _uses) = Gateways::start(7, state, database.store.clone(), &tasks);
-        let stream = ControlStream::open(database.store.clone(), keys, gateways.clone()).await;
+        let stream = ControlStream::open(
+            database.store.clone(),
+            keys,
+            gateways.clone(),
+            Heard::new(database.store.clone()),
+        )
+        .await;
         let stream = Arc::new(stream.expect("opens"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");

@@ -130,6 +130,8 @@ impl Bench {
             installation: prepared.installation().clone(),
             run_root: folder.path().join("run"),
             slot_root: folder.path().join("slots"),
+            images: folder.path().join("images"),
+            unpacked: folder.path().join("unpacked"),
             shim,
             sandboxd,
             // There is no gateway here that could carry it.

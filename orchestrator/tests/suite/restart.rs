@@ -70,3 +70,35 @@ async fn what_nobody_knows_is_removed_at_the_start() {
     assert!(!bench.folder.path().join("slots").join(&sandbox).exists());
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restored_backup_the_first_sweep_only_reports() {
+    let bench = Bench::real().await;
+    let folder = bench.stop().await;
+    let data = folder.path().join("data");
+    let copy = |from: &str, to: &str| {
+        for end in ["", "-wal", "-shm"] {
+            drop(std::fs::remove_file(data.join(format!("{to}{end}"))));
+            drop(std::fs::copy(data.join(format!("{from}{end}")), data.join(format!("{to}{end}"))));
+        }
+    };
+    copy("postern.db", "backup.db");
+    let bench = Bench::open(folder, true, |_| {}).await;
+    let sandbox = bench.sandbox("c1").await;
+    bench.shell(&sandbox, "echo unsaved > /data/user/note").await;
+    let folder = bench.stop().await;
+    let (run, slot) = (folder.path().join("run").join(&sandbox), folder.path().join("slots").join(&sandbox));
+    copy("backup.db", "postern.db");
+
+    let bench = Bench::open(folder, true, |_| {}).await;
+    assert_eq!(bench.orchestrator.reconciled().spared, [id(&sandbox)], "it is told of");
+    assert_eq!(bench.orchestrator.reconciled().orphans, 0);
+    assert!(run.exists() && slot.exists(), "and left alone");
+    assert!(!postern_shim::processes::that_name(&run).is_empty(), "it runs on");
+    let folder = bench.stop().await;
+
+    let bench = Bench::open(folder, true, |_| {}).await;
+    assert!(bench.orchestrator.reconciled().spared.is_empty() && bench.orchestrator.reconciled().orphans > 0);
+    assert!(!run.exists() && !slot.exists(), "the next start removes what nobody knows");
+    bench.close().await;
+}

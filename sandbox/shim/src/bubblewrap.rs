@@ -3,6 +3,7 @@
 
 use crate::disk::Disk;
 use crate::folder::RunFolder;
+use crate::image;
 use crate::rootfs::{MASKED, inside};
 use crate::spec::{INSIDE_UID, Spec};
 use std::ffi::OsString;
@@ -34,10 +35,12 @@ pub fn arguments(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<OsString> 
         "--unshare-all --unshare-user --as-pid-1 --die-with-parent --new-session --cap-drop ALL --clearenv",
     );
     line.words(&format!("--uid {INSIDE_UID} --gid {INSIDE_UID} --hostname sandbox"));
-    line.bind("--ro-bind", &spec.skeleton, "/");
-    line.bind("--ro-bind", Path::new("/usr"), "/usr");
-    for path in MASKED.into_iter().filter(|path| Path::new(path).is_dir()) {
-        line.words(&format!("--size 4096 --tmpfs {path} --remount-ro {path}"));
+    line.bind("--ro-bind", &image::root(spec, folder), "/");
+    if !spec.is_image {
+        line.bind("--ro-bind", Path::new("/usr"), "/usr");
+        for path in MASKED.into_iter().filter(|path| Path::new(path).is_dir()) {
+            line.words(&format!("--size 4096 --tmpfs {path} --remount-ro {path}"));
+        }
     }
     line.words("--proc /proc --dev /dev");
     proc(&mut line);

@@ -57,6 +57,12 @@ impl RunFolder {
         self.0.join("disk")
     }
 
+    /// Where an image is shown, read-only, to a user who could not reach it otherwise.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.0.join("root")
+    }
+
     /// How the sandbox ended, written by the shim as its last act.
     #[must_use]
     pub fn exit(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 
 use crate::disk::Disk;
 use crate::folder::RunFolder;
+use crate::image;
 use crate::rootfs::{MASKED, PASSWD_OF_ZERO, inside};
 use crate::seccomp;
 use crate::spec::{INSIDE_UID, Spec};
@@ -64,7 +65,7 @@ fn config(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Value {
             "noNewPrivileges": true,
             "rlimits": [rlimit("RLIMIT_NPROC", spec.limits.pids), rlimit("RLIMIT_NOFILE", OPEN_FILES)],
         },
-        "root": { "path": &spec.skeleton, "readonly": true },
+        "root": { "path": image::root(spec, folder), "readonly": true },
         "mounts": mounts(spec, folder, disk),
         "linux": linux(spec),
     })
@@ -75,16 +76,19 @@ fn rlimit(name: &str, value: u32) -> Value {
 }
 
 fn mounts(spec: &Spec, folder: &RunFolder, disk: &Disk) -> Vec<Value> {
-    let mut mounts = vec![bind(Path::new("/usr"), "/usr", "ro")];
-    let masked = MASKED.into_iter().filter(|path| Path::new(path).is_dir());
-    mounts.extend(masked.map(|path| tmpfs(path, "ro", 4096)));
+    let mut mounts = Vec::new();
+    if !spec.is_image {
+        mounts.push(bind(Path::new("/usr"), "/usr", "ro"));
+        let masked = MASKED.into_iter().filter(|path| Path::new(path).is_dir());
+        mounts.extend(masked.map(|path| tmpfs(path, "ro", 4096)));
+    }
     mounts.push(json!({ "destination": "/proc", "type": "proc", "source": "proc" }));
     mounts.push(json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs" }));
     mounts.push(json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts" }));
     mounts.push(tmpfs("/dev/shm", "mode=1777", spec.shared_memory_bytes()));
     mounts.push(tmpfs("/tmp", "mode=1777", spec.tmp_bytes()));
     if spec.inside_uid() == 0 {
-        mounts.push(bind(&spec.skeleton.join(PASSWD_OF_ZERO), "/etc/passwd", "ro"));
+        mounts.push(bind(&image::root(spec, folder).join(PASSWD_OF_ZERO), "/etc/passwd", "ro"));
     }
     mounts.push(bind(&folder.gateway(), inside::GATEWAY, "ro"));
     mounts.push(bind(&spec.sandboxd, inside::SANDBOXD, "ro"));

@@ -20,6 +20,7 @@ pub mod execs;
 pub mod exit;
 pub mod folder;
 pub mod gvisor;
+pub mod image;
 pub mod inherited;
 pub mod launch;
 pub mod mounts;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The root file system of a sandbox: the host's `/usr`, read-only, on a small root of our own.
+//! The root file system of a sandbox: the host's `/usr`, read-only, on a small root of our own; or
+//! an image, with the few things put into it that every sandbox has.
 //!
 //! Nothing of the host's `/etc` is shown. Ours has the files that a C library wants and no more:
 //! no resolver (there is no DNS), no certificates (nothing inside speaks TLS to anybody), no
@@ -30,14 +31,24 @@ pub mod inside {
 /// Folders of `/usr` that hold what the machine's owner put there, and kernel sources.
 pub const MASKED: [&str; 2] = ["/usr/local", "/usr/src"];
 
-const FOLDERS: [&str; 11] =
+/// Folders that a root must have for what is mounted there.
+pub const MOUNT_POINTS: [&str; 11] =
     ["usr", "etc", "proc", "dev", "tmp", "run/postern", "data", "home/user", "opt/postern", "sys", "var/tmp"];
 /// On a merged-`/usr` system these are links.
 const LINKS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Takes the place of `etc/passwd` where the agent has id 0.
 pub const PASSWD_OF_ZERO: &str = "etc/passwd.zero";
 
-const FILES: [(&str, &str); 8] = [
+/// Files that a root has whatever else is in it: no name of this machine, no resolver, and the place
+/// of process 1.
+pub const FURNITURE: [(&str, &str); 4] = [
+    ("etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
+    ("etc/hostname", "sandbox\n"),
+    ("etc/resolv.conf", "# There is no DNS here: call a backend through GATEWAY_URL.\n"),
+    ("opt/postern/sandboxd", ""),
+];
+
+const FILES: [(&str, &str); 4] = [
     (
         "etc/passwd",
         "root:x:0:0:root:/:/usr/sbin/nologin\nuser:x:1000:1000:user:/home/user:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
@@ -47,12 +58,44 @@ const FILES: [(&str, &str); 8] = [
         "user:x:0:0:user:/home/user:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
     ),
     ("etc/group", "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n"),
-    ("etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
-    ("etc/hostname", "sandbox\n"),
     ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
-    ("etc/resolv.conf", "# There is no DNS here: call a backend through GATEWAY_URL.\n"),
-    ("opt/postern/sandboxd", ""),
 ];
+
+/// The id that the agent has inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentId {
+    /// 1000.
+    Usual,
+    /// 0, where only one id can be mapped.
+    Zero,
+}
+
+/// An image's users with the agent among them: nobody else has its name or its id.
+#[must_use]
+pub fn with_user(passwd: &str, id: AgentId, shell: &str) -> String {
+    let id = match id {
+        AgentId::Usual => "1000",
+        AgentId::Zero => "0",
+    };
+    let others = lines(passwd, |name, number| name != "user" && number != Some(id));
+    format!("user:x:{id}:{id}:user:{}:{shell}\n{others}", inside::HOME)
+}
+
+/// An image's groups with the agent's.
+#[must_use]
+pub fn with_group(group: &str) -> String {
+    let others = lines(group, |name, number| name != "user" && number != Some("1000"));
+    format!("user:x:1000:\n{others}")
+}
+
+/// The lines whose name and number are kept.
+fn lines(text: &str, keep: impl Fn(&str, Option<&str>) -> bool) -> String {
+    let is_kept = |line: &&str| {
+        let mut fields = line.split(':');
+        fields.next().is_some_and(|name| !name.is_empty() && keep(name, fields.nth(1)))
+    };
+    text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect()
+}
 
 /// The skeleton could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +118,7 @@ pub fn make_skeleton(at: &Path) -> Result<(), SkeletonError> {
         let path = path.to_owned();
         move |source| SkeletonError { path, source }
     };
-    for name in FOLDERS {
+    for name in MOUNT_POINTS {
         let path = draft.join(name);
         fs::create_dir_all(&path).map_err(failed(&path))?;
     }
@@ -85,7 +128,7 @@ pub fn make_skeleton(at: &Path) -> Result<(), SkeletonError> {
             link(&Path::new("usr").join(name), &path).map_err(failed(&path))?;
         }
     }
-    for (name, text) in FILES {
+    for (name, text) in FILES.into_iter().chain(FURNITURE) {
         let path = draft.join(name);
         fs::write(&path, text).map_err(failed(&path))?;
     }
@@ -116,4 +159,24 @@ fn alternatives(at: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_the_only_one_with_its_name_and_id() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nuser:x:7:7::/:/x\ndev:x:1000:1000::/:/x\n\nnobody:x:65534:65534::/:/x";
+        assert_eq!(
+            with_user(passwd, AgentId::Usual, "/bin/sh"),
+            "user:x:1000:1000:user:/home/user:/bin/sh\nroot:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/x\n"
+        );
+        assert_eq!(
+            with_user(passwd, AgentId::Zero, "/bin/sh"),
+            "user:x:0:0:user:/home/user:/bin/sh\ndev:x:1000:1000::/:/x\nnobody:x:65534:65534::/:/x\n"
+        );
+        assert_eq!(with_group("root:x:0:\nstaff:x:1000:\n"), "user:x:1000:\nroot:x:0:\n");
+        assert_eq!(with_user("", AgentId::Usual, "/bin/sh"), "user:x:1000:1000:user:/home/user:/bin/sh\n");
+    }
 }

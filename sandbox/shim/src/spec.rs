@@ -140,8 +140,11 @@ pub struct Spec {
     pub sandbox: SandboxId,
     /// How it is kept apart.
     pub isolation: IsolatedBy,
-    /// A root folder made by [`crate::rootfs::make_skeleton`]; sandboxes share it.
+    /// A root folder made by [`crate::rootfs::make_skeleton`], or an image; sandboxes share it.
     pub skeleton: PathBuf,
+    /// It is an image: this machine's `/usr` is not shown.
+    #[serde(default)]
+    pub is_image: bool,
     /// The program that becomes process 1.
     pub sandboxd: PathBuf,
     /// Where its files are kept: on a real disk, gone only with the sandbox.

@@ -11,7 +11,7 @@ use crate::exit::{Exit, Reason};
 use crate::folder::RunFolder;
 use crate::launch::Launch;
 use crate::spec::{Enforced, IsolatedBy, Spec};
-use crate::{bubblewrap, gvisor, mounts, processes, restrictions};
+use crate::{bubblewrap, gvisor, image, mounts, processes, restrictions};
 use postern_common::tasks::{Stop, Tasks};
 use std::fs;
 use std::io;
@@ -170,6 +170,7 @@ fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, StartError> {
         disk::open_to(folder.path(), guest).map_err(failed)?;
         disk::open_below(&gateway).map_err(failed)?;
     }
+    image::show(spec, folder).map_err(|error| StartError::Prepare("image", error))?;
     Ok(disk::prepare(spec, folder)?)
 }
 

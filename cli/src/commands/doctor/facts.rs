@@ -171,6 +171,8 @@ async fn probed(
         installation: Installation::parse(NAME).map_err(|error| error.to_string())?,
         run_root: trial.join("run"),
         slot_root: trial.join("slots"),
+        images: trial.join("images"),
+        unpacked: trial.join("unpacked"),
         shim: programs.shim,
         sandboxd: programs.sandboxd,
         sync: None,

@@ -45,6 +45,8 @@ impl Bench {
             installation: prepared.installation().clone(),
             run_root: folder.path().join("run"),
             slot_root: folder.path().join("slots"),
+            images: folder.path().join("images"),
+            unpacked: folder.path().join("unpacked"),
             shim: "/bin/false".into(),
             sandboxd: "/bin/false".into(),
             sync: None,

@@ -4,16 +4,20 @@
 use super::folder::FilterFolder;
 use crate::arguments::PushFilter;
 use crate::client::segment;
-use crate::commands::Server;
+use crate::commands::{Server, cell};
 use crate::failure::Failure;
-use crate::output::{Output, table};
+use crate::output::{Output, escaped, table};
 use anyhow::Context as _;
 use postern_common::problem::Code;
 use serde_json::{Value, json};
 use std::time::Instant;
 
 pub(super) async fn list(server: &Server) -> Result<(), Failure> {
-    server.list(&server.get("/filters").await?, "filters", &["name", "version", "size_bytes"])
+    server.list(
+        &server.get("/filters").await?,
+        "filters",
+        &["name", "filter_version", "gateways_in_force", "gateways", "size_bytes"],
+    )
 }
 
 /// Pushes, and puts in force and attaches unless that is not wanted.
@@ -139,8 +143,49 @@ fn told(server: &Server, name: &str, put: &Value) -> Result<(), Failure> {
 }
 
 pub(super) async fn status(server: &Server, name: &str) -> Result<(), Failure> {
-    let found = server.get(&format!("/filters/{}/versions", segment(name))).await?;
-    server.list(&found, "versions", &["version", "in_force", "pushed_at", "activated_at", "component"])
+    let path = format!("/filters/{}", segment(name));
+    let mut found = server.get(&format!("{path}/versions")).await?;
+    let versions =
+        rows(&found, "versions", &["version", "in_force", "pushed_at", "activated_at", "component"]);
+    // One that was pushed and never put in force is no part of the configuration yet.
+    let shown = match server.get(&path).await {
+        Err(Failure::Refused(problem)) if problem.code == Code::NotFound => json!({}),
+        shown => shown?,
+    };
+    let gateways = rows(&shown, "gateways", &["gateway", "state", "version", "configuration", "engine"]);
+    let reasons: Vec<String> = reasons(&shown).collect();
+    if let (Some(found), Some(gateways)) = (found.as_object_mut(), shown.get("gateways")) {
+        found.insert("gateways".to_owned(), gateways.clone());
+    }
+    server.output.answer(&found, || {
+        let mut told = table(&["VERSION", "IN_FORCE", "PUSHED_AT", "ACTIVATED_AT", "COMPONENT"], &versions);
+        if !gateways.is_empty() {
+            told.push_str("\n\n");
+            told.push_str(&table(&["GATEWAY", "STATE", "VERSION", "CONFIGURATION", "ENGINE"], &gateways));
+        }
+        reasons.iter().for_each(|reason| {
+            told.push('\n');
+            told.push_str(&escaped(reason));
+        });
+        told
+    });
+    Ok(())
+}
+
+/// The fields of each entry of a list, as they stand in a table.
+fn rows(found: &Value, list: &str, fields: &[&str]) -> Vec<Vec<String>> {
+    let entries = found.get(list).and_then(Value::as_array).into_iter().flatten();
+    entries.map(|entry| fields.iter().map(|field| cell(entry, field)).collect()).collect()
+}
+
+/// Why gateways keep to what they had, each with the gateway that says so.
+fn reasons(shown: &Value) -> impl Iterator<Item = String> {
+    let gateways = shown.get("gateways").and_then(Value::as_array).into_iter().flatten();
+    gateways.flat_map(|gateway| {
+        let name = cell(gateway, "gateway");
+        let reasons = gateway.get("reasons").and_then(Value::as_array).into_iter().flatten();
+        reasons.filter_map(Value::as_str).map(move |reason| format!("{name}: {reason}"))
+    })
 }
 
 /// Prints what the filter logged; with `follow`, until it is interrupted.
@@ -184,6 +229,18 @@ mod tests {
         let told =
             refused(&json!({ "refused_by_gateways": ["filters/x: it is old"] })).expect_err("is refused");
         assert!(told.to_string().contains("it is old"), "{told}");
+    }
+
+    #[test]
+    fn each_gateway_stands_in_a_line_and_says_why() {
+        let shown = json!({ "gateways": [
+            { "gateway": "edge", "state": "in-force", "version": 3, "configuration": 7, "engine": "e", "reasons": [] },
+            { "gateway": "old", "state": "unserved", "version": null, "engine": "f", "reasons": ["another engine"] },
+        ]});
+        let lines = rows(&shown, "gateways", &["gateway", "state", "version"]);
+        assert_eq!(lines, [["edge", "in-force", "3"], ["old", "unserved", "-"]]);
+        assert_eq!(reasons(&shown).collect::<Vec<_>>(), ["old: another engine"]);
+        assert!(rows(&json!({}), "gateways", &["gateway"]).is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::guests::{module, wasi_component};
 use postern_filter_engine::Digest;
 use postern_filter_engine::artefact::Compiled;
-use postern_filter_engine::child::{Bounds, CompileInChildError, compile_in_child};
+use postern_filter_engine::child::{Bounds, CompileInChildError, compile_in_child, engine_of_compiler};
 use postern_filter_engine::settings::fingerprint;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -148,4 +148,13 @@ fn while_it_compiles_it_is_confined_and_has_no_environment() {
     }
     assert!(says("NoNewPrivs:\t1"));
     assert!(child.wait().expect("ends").success());
+}
+
+#[tokio::test]
+async fn it_says_which_engine_it_compiles_for_and_another_program_does_not() {
+    let engine = engine_of_compiler(&program()).await.expect("it says so");
+    assert_eq!(engine, fingerprint());
+    for other in ["/bin/true", "/bin/cat", "/does/not/exist"] {
+        assert!(engine_of_compiler(Path::new(other)).await.is_err(), "{other}");
+    }
 }

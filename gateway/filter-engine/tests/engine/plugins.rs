@@ -3,7 +3,7 @@
 
 use postern_common::id::{FilterName, TenantId};
 use postern_filter_engine::artefact::{Compiled, SigningKey};
-use postern_filter_engine::{Digest, compile, settings};
+use postern_filter_engine::{Digest, Fingerprint, compile, settings};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,9 +62,19 @@ pub(crate) fn key() -> SigningKey {
 }
 
 /// An artefact of compiled code, as the orchestrator makes it.
-pub(crate) fn sign(compiled: &[u8], (tenant, name): (&str, &str), version: u64, manifest: &str) -> Vec<u8> {
+pub(crate) fn sign(compiled: &[u8], of: (&str, &str), version: u64, manifest: &str) -> Vec<u8> {
+    sign_for(settings::fingerprint(), compiled, of, version, manifest)
+}
+
+pub(crate) fn sign_for(
+    fingerprint: Fingerprint,
+    compiled: &[u8],
+    (tenant, name): (&str, &str),
+    version: u64,
+    manifest: &str,
+) -> Vec<u8> {
     let compiled = Compiled {
-        fingerprint: settings::fingerprint(),
+        fingerprint,
         component: Digest::of(b"component"),
         code: compiled.get(72..).expect("a header and code"),
     };

@@ -283,7 +283,8 @@ impl Judged {
     pub(super) fn asked(&self, caps: &SandboxCaps) -> Asked {
         let limits = self.offer.as_ref().map_or_else(|| asked::limits(&self.made_of, caps), |it| it.limits);
         let kubernetes = self.offer.as_ref().and_then(|_| self.made_of.kubernetes.clone());
-        Asked { isolation: self.isolation, limits, kubernetes }
+        let image = self.made_of.image.clone();
+        Asked { isolation: self.isolation, limits, kubernetes, image }
     }
 
     /// The isolation that the cluster's template gives, where there is a cluster.

@@ -130,3 +130,21 @@ async fn a_tenant_that_is_gone_is_told_as_gone() {
     assert_eq!(telling.outcome().await.in_force, 1);
     room.tasks.shut_down(PATIENCE).await.expect("ends");
 }
+
+#[test]
+fn pauses_grow_to_a_bound_and_are_never_all_the_same() {
+    let rounds: Vec<Vec<Duration>> = (0..20)
+        .map(|_| {
+            let mut pauses = Pauses::default();
+            (0..20).map(|_| pauses.next()).collect()
+        })
+        .collect();
+    for pauses in &rounds {
+        let mut longest = FIRST_PAUSE;
+        for pause in pauses {
+            assert!((longest / 2..=longest).contains(pause), "{pause:?} of {longest:?}");
+            longest = (longest * 2).min(LONGEST_PAUSE);
+        }
+    }
+    assert!(rounds.iter().any(|pauses| pauses != &rounds[0]), "all come at the same times");
+}

@@ -8,6 +8,7 @@ use postern_shim::folder::RunFolder;
 use postern_shim::spec::{Enforced, IsolatedBy, Limits, Spec, guest_uid};
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -19,12 +20,12 @@ const START_TIME: Duration = Duration::from_secs(25);
 const COMPLAINT_BYTES: u64 = 8 << 10;
 const READY: &[u8] = b"ready\n";
 
-/// Starts a sandbox of exactly this isolation, in which these limits hold. If that fails, nothing of it runs; its folders are
-/// left to `destroy`.
+/// Starts a sandbox of exactly this isolation, on this image if one is named, in which these limits
+/// hold. If that fails, nothing of it runs; its folders are left to `destroy`.
 pub(super) async fn start(
     runtime: &LocalRuntime,
     sandbox: &SandboxId,
-    isolation: IsolatedBy,
+    (isolation, image): (IsolatedBy, Option<PathBuf>),
     limits: Limits,
     must_hold: Enforced,
 ) -> Result<Running, RuntimeError> {
@@ -34,7 +35,8 @@ pub(super) async fn start(
         installation: runtime.settings.installation.clone(),
         sandbox: sandbox.clone(),
         isolation,
-        skeleton: runtime.skeleton.clone(),
+        is_image: image.is_some(),
+        skeleton: image.unwrap_or_else(|| runtime.skeleton.clone()),
         sandboxd: runtime.sandboxd.clone(),
         slot: runtime.slot(sandbox),
         guest: runtime.is_root.then(|| guest_uid(sandbox)),

@@ -7,6 +7,7 @@
 mod bench;
 mod escape;
 mod hostile;
+mod image;
 mod lifecycle;
 mod limits;
 mod ordinary;

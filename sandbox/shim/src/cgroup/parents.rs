@@ -42,12 +42,17 @@ impl Parents {
     pub fn find() -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let is_root = rustix::process::geteuid().is_root();
+        Self::among(&mounts, &own, rustix::process::geteuid().as_raw(), enable)
+    }
+
+    /// What `user` may use of these mounts (mountinfo), being in these groups, once controllers are
+    /// enabled where they may be.
+    fn among(mounts: &str, own: &str, user: u32, enable: fn(&Path)) -> Self {
         let mounts: Vec<Mount> = mounts.lines().filter_map(mount).collect();
         let two = mounts.iter().find(|mount| mount.version == Version::Two);
-        let delegated = two.and_then(|mount| version_two(mount, &own, is_root));
+        let delegated = two.and_then(|mount| version_two(mount, own, user, enable));
         let parent = |controller: &str| {
-            version_one(&mounts, &own, controller).or_else(|| {
+            version_one(&mounts, own, controller, user).or_else(|| {
                 delegated
                     .as_ref()
                     .filter(|folder| offers(folder, controller))
@@ -105,31 +110,31 @@ fn own_folder(mount: &Mount, own: &str, controller: &str) -> Option<PathBuf> {
     Some(mount.at.join(below))
 }
 
-fn version_one(mounts: &[Mount], own: &str, controller: &str) -> Option<(Version, PathBuf)> {
+fn version_one(mounts: &[Mount], own: &str, controller: &str, user: u32) -> Option<(Version, PathBuf)> {
     let mount = mounts.iter().find(|mount| {
         mount.version == Version::One && mount.options.split(',').any(|option| option == controller)
     })?;
     let folder = own_folder(mount, own, controller)?;
-    is_ours(&folder).then_some((Version::One, folder))
+    is_of(&folder, user).then_some((Version::One, folder))
 }
 
 /// As root the top of what we see; else our own group, if it was given to us.
-fn version_two(mount: &Mount, own: &str, is_root: bool) -> Option<PathBuf> {
-    if is_root {
+fn version_two(mount: &Mount, own: &str, user: u32, enable: fn(&Path)) -> Option<PathBuf> {
+    if user == ROOT {
         enable(&mount.at);
         return Some(mount.at.clone());
     }
     let mut folder = own_folder(mount, own, "")?;
     if folder.ends_with(LEAF) {
         folder.pop();
-    } else if is_ours(&folder) {
+    } else if is_of(&folder, user) {
         let leaf = folder.join(LEAF);
         // If the kernel refuses, the controllers are not offered below, which is then seen.
         drop(fs::create_dir(&leaf));
         drop(super::enter(&leaf));
     }
     enable(&folder);
-    is_ours(&folder).then_some(folder)
+    is_of(&folder, user).then_some(folder)
 }
 
 /// Where this process goes, so that its group has none of its own.
@@ -147,7 +152,122 @@ fn offers(folder: &Path, controller: &str) -> bool {
     controller == "freezer" || enabled.split_whitespace().any(|name| name == controller)
 }
 
-fn is_ours(folder: &Path) -> bool {
-    let user = rustix::process::geteuid();
-    user.is_root() || fs::metadata(folder).is_ok_and(|found| found.uid() == user.as_raw())
+const ROOT: u32 = 0;
+
+/// Whether a user may make groups below `folder`.
+fn is_of(folder: &Path, user: u32) -> bool {
+    user == ROOT || fs::metadata(folder).is_ok_and(|found| found.uid() == user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree like `/sys/fs/cgroup`, which belongs to whoever runs the test.
+    struct Machine {
+        folder: tempfile::TempDir,
+        mounts: String,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().expect("a folder"), mounts: String::new() }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.folder.path().join(path)
+        }
+
+        /// A hierarchy of version 1 with our own group in it.
+        fn one(mut self, name: &str, controllers: &str) -> Self {
+            fs::create_dir_all(self.at(name).join("own")).expect("makes");
+            let at = self.at(name).display().to_string();
+            self.mounts.push_str(&format!("30 25 0:26 / {at} rw,nosuid - cgroup cgroup rw,{controllers}\n"));
+            self
+        }
+
+        /// The hierarchy of version 2, in which these controllers can be had.
+        fn two(mut self, name: &str, controllers: &str) -> Self {
+            fs::create_dir_all(self.at(name).join("own")).expect("makes");
+            for folder in ["", "own"] {
+                let file = self.at(name).join(folder).join("cgroup.subtree_control");
+                fs::write(file, controllers).expect("writes");
+            }
+            let at = self.at(name).display().to_string();
+            self.mounts.push_str(&format!("35 25 0:27 / {at} rw,nosuid - cgroup2 cgroup2 rw\n"));
+            self
+        }
+
+        fn found(&self, own: &str, user: u32) -> Parents {
+            Parents::among(&self.mounts, own, user, |_| {})
+        }
+    }
+
+    const OWN_ONE: &str = "4:memory:/own\n3:cpu,cpuacct:/own\n2:pids:/own\n1:freezer:/own\n";
+    const OWN_TWO: &str = "0::/own\n";
+
+    fn me() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    /// Somebody who owns nothing of the machine.
+    const STRANGER: u32 = 54321;
+
+    fn one(machine: &Machine, name: &str) -> Option<(Version, PathBuf)> {
+        Some((Version::One, machine.at(name).join("own")))
+    }
+
+    #[test]
+    fn a_machine_of_version_1_bounds_in_our_own_group_of_each_hierarchy() {
+        let machine = Machine::new()
+            .one("memory", "memory")
+            .one("cpu,cpuacct", "cpu,cpuacct")
+            .one("pids", "pids")
+            .one("freezer", "freezer");
+        let found = machine.found(OWN_ONE, me());
+        assert_eq!((found.memory, found.cpu), (one(&machine, "memory"), one(&machine, "cpu,cpuacct")));
+        assert_eq!((found.pids, found.freezer), (one(&machine, "pids"), one(&machine, "freezer")));
+        assert_eq!(machine.found(OWN_ONE, STRANGER), Parents::default(), "who owns no group bounds nothing");
+    }
+
+    #[test]
+    fn on_a_machine_of_version_2_root_takes_the_top_and_another_what_was_delegated() {
+        let machine = Machine::new().two("unified", "memory pids cpu");
+        let top = Some((Version::Two, machine.at("unified")));
+        let found = machine.found(OWN_TWO, ROOT);
+        assert_eq!((&found.memory, &found.cpu, &found.pids, &found.freezer), (&top, &top, &top, &top));
+        if me() != ROOT {
+            let own = Some((Version::Two, machine.at("unified/own")));
+            assert_eq!(machine.found(OWN_TWO, me()).memory, own);
+        }
+        assert_eq!(machine.found(OWN_TWO, STRANGER), Parents::default());
+    }
+
+    #[test]
+    fn a_controller_that_version_2_does_not_offer_is_not_pretended() {
+        let machine = Machine::new().two("unified", "memory");
+        let found = machine.found(OWN_TWO, ROOT);
+        assert!(found.memory.is_some() && found.freezer.is_some());
+        assert_eq!((found.cpu, found.pids), (None, None));
+        assert!(offers(&machine.at("unified"), "memory") && !offers(&machine.at("unified"), "cpu"));
+        assert!(offers(&machine.at("unified"), "freezer"), "every group can be frozen");
+    }
+
+    #[test]
+    fn a_hybrid_machine_takes_each_controller_where_it_is() {
+        let machine = Machine::new().one("memory", "memory").two("unified", "pids").one("freezer", "freezer");
+        let own = "4:memory:/own\n1:freezer:/own\n0::/\n";
+        let found = machine.found(own, ROOT);
+        assert_eq!((found.memory, found.freezer), (one(&machine, "memory"), one(&machine, "freezer")));
+        assert_eq!(found.pids.map(|(version, _)| version), Some(Version::Two));
+    }
+
+    #[test]
+    fn lines_that_are_no_groups_are_passed_over() {
+        for line in
+            ["", "36 35 98:0 / / rw - ext4 /dev/root rw", "30 25", "30 25 0:26 / /x rw - cgroup cgroup"]
+        {
+            assert!(mount(line).is_none(), "{line}");
+        }
+    }
 }

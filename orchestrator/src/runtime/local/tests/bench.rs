@@ -69,6 +69,8 @@ impl Bench {
                 .expect("valid"),
             run_root: folder.path().join("run"),
             slot_root: folder.path().join("slots"),
+            images: folder.path().join("images"),
+            unpacked: folder.path().join("unpacked"),
             shim: programs.join(SHIM),
             sandboxd: programs.join(SANDBOXD),
             sync: None,
@@ -169,7 +171,22 @@ pub(super) struct Sandbox {
 impl Sandbox {
     async fn make(runtime: &LocalRuntime, id: SandboxId, level: Isolation, limits: Limits) -> Self {
         let create =
-            Create { sandbox: id.clone(), isolation: Wanted::Exactly(level), limits, kubernetes: None };
+            Create { sandbox: id, isolation: Wanted::Exactly(level), limits, kubernetes: None, image: None };
+        Self::made(runtime, create).await
+    }
+
+    /// One whose root is this image, or this machine's `/usr`.
+    pub(super) async fn of_image(bench: &Bench, image: Option<&str>) -> Self {
+        let image = image.map(ToOwned::to_owned);
+        let create =
+            Create { sandbox: random(), isolation: bench.wanted(), limits: LIMITS, kubernetes: None, image };
+        let sandbox = Self::made(&bench.runtime, create).await;
+        sandbox.agent.identify(&identity(&sandbox.id)).await.expect("takes its identity");
+        sandbox
+    }
+
+    async fn made(runtime: &LocalRuntime, create: Create) -> Self {
+        let id = create.sandbox.clone();
         let running = runtime.create(create).await.expect("starts");
         let agent = runtime.connect(&id).await.expect("connects");
         Self { id, agent, running }

@@ -144,6 +144,7 @@ async fn one_that_never_serves_is_given_up(bench: &Bench) {
         isolation: hostile.wanted(),
         limits: super::bench::LIMITS,
         kubernetes: None,
+        image: None,
     };
     let error = tokio::time::timeout(2 * PATIENCE, hostile.runtime.create(create)).await.expect("in time");
     let error = error.expect_err("it never served");

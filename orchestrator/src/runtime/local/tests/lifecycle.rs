@@ -163,8 +163,13 @@ async fn a_failed_start_says_why_and_leaves_nothing(bench: &Bench) {
     let shared = bench.settings.run_root.join("shared/sandboxd");
     fs::remove_file(&shared).expect("ours");
     fs::write(&shared, "no program").expect("ours");
-    let create =
-        Create { sandbox: sandbox.clone(), isolation: bench.wanted(), limits: LIMITS, kubernetes: None };
+    let create = Create {
+        sandbox: sandbox.clone(),
+        isolation: bench.wanted(),
+        limits: LIMITS,
+        kubernetes: None,
+        image: None,
+    };
     let error = bench.runtime.create(create).await.expect_err("cannot start");
     let RuntimeError::Start { why, .. } = &error else { panic!("{error}") };
     assert!(why.contains("sandboxd"), "{why}");

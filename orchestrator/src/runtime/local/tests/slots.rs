@@ -114,7 +114,13 @@ async fn a_limit_that_works_here_and_is_refused_is_a_failed_start(bench: &Bench)
             fs::create_dir_all(bench.settings.slot_root.join(sandbox.as_str()).join("disk.draft"))
                 .expect("ours");
         }
-        let create = Create { sandbox: sandbox.clone(), isolation: bench.wanted(), limits, kubernetes: None };
+        let create = Create {
+            sandbox: sandbox.clone(),
+            isolation: bench.wanted(),
+            limits,
+            kubernetes: None,
+            image: None,
+        };
         let error = bench.runtime.create(create).await.expect_err("does not hold");
         let RuntimeError::Start { why, .. } = &error else { panic!("{error}") };
         assert!(why.contains(named), "{why}");

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Several orchestrators on one Postgres: each tells its own gateways what the others have changed.
+//!
+//! ```text
+//!   another orchestrator ─commit─▶ Postgres ─NOTIFY─▶ this ─read what is there now─▶ gateways
+//! ```
+//! A notice says what changed, never to what: that is read, so that a notice that comes late or
+//! twice does no harm. What was missed while the connection was away is told anew. Before a gateway
+//! that comes from another orchestrator is told anything, all that was committed by then was heard.
+
+use crate::configuration::Configuration;
+use crate::control::Gateways;
+use crate::sessions;
+use crate::store::{Notice, Notices, Store, StoreError};
+use crate::stream::ControlStream;
+use postern_common::clock;
+use postern_common::control::{Change, State};
+use postern_common::id::SandboxId;
+use postern_common::secret::Secret;
+use postern_common::tasks::Stop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// After the database did not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long a gateway waits for what others have changed to be heard.
+const CATCH_UP_TIME: Duration = Duration::from_secs(3);
+/// How long a change waits for this orchestrator's gateways before the next is told.
+const TELL_TIME: Duration = Duration::from_millis(200);
+
+/// What was heard of other orchestrators. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    store: Store,
+    asked: Arc<AtomicU64>,
+    marks: watch::Sender<u64>,
+    /// There are no others, and cannot be.
+    is_alone: bool,
+}
+
+impl Heard {
+    /// Nothing yet.
+    pub(crate) fn new(store: Store) -> Self {
+        let is_alone = !store.has_others();
+        Self { store, asked: Arc::default(), marks: watch::channel(0).0, is_alone }
+    }
+
+    /// Waits until everything that was committed before this call was heard and told; `false` if
+    /// that takes too long.
+    pub(crate) async fn catch_up(&self) -> bool {
+        if self.is_alone {
+            return true;
+        }
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut marks = self.marks.subscribe();
+        let caught_up = async {
+            self.store.mark(number).await.is_ok() && marks.wait_for(|mark| *mark >= number).await.is_ok()
+        };
+        tokio::time::timeout(CATCH_UP_TIME, caught_up).await.unwrap_or(false)
+    }
+}
+
+/// Follows what other orchestrators change.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    pub(crate) store: Store,
+    pub(crate) url: Secret<String>,
+    pub(crate) configuration: Configuration,
+    pub(crate) gateways: Gateways,
+    pub(crate) stream: Arc<ControlStream>,
+    pub(crate) heard: Heard,
+}
+
+impl Replicas {
+    /// Until `stop`; at once where there can be no others.
+    pub(crate) async fn follow(self, stop: Stop) {
+        loop {
+            match stop.run_until_cancelled(self.follow_once()).await {
+                None | Some(Ok(())) => return,
+                Some(Err(error)) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "other orchestrators are heard again in a moment");
+                }
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn follow_once(&self) -> Result<(), StoreError> {
+        let Some(mut notices) = self.store.listen(&self.url).await? else { return Ok(()) };
+        // What changed before anybody listened.
+        self.tell_all().await?;
+        loop {
+            self.tell(next(&mut notices).await?).await?;
+        }
+    }
+
+    async fn tell(&self, notice: Notice) -> Result<(), StoreError> {
+        match notice {
+            Notice::Tenant(tenant) => self.configuration.tell_and_wait(&tenant).await,
+            Notice::Session(id) => self.tell_session(&id).await?,
+            Notice::Gateway(name) => self.stream.cut_unless_there(&name).await?,
+            Notice::Mark(number) => {
+                // Nobody may be waiting any more.
+                let _ = self.heard.marks.send_if_modified(|mark| {
+                    let is_newer = *mark < number;
+                    *mark = number.max(*mark);
+                    is_newer
+                });
+            }
+            Notice::Missed => self.tell_all().await?,
+            Notice::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Tells what a session is now.
+    async fn tell_session(&self, id: &SandboxId) -> Result<(), StoreError> {
+        let now = clock::now();
+        let State { sessions, ended, .. } = sessions::known(&self.store, now, Some(id)).await?;
+        let changes = sessions.into_iter().map(|session| Change::Session(Box::new(session)));
+        for change in changes.chain(ended.into_iter().map(Change::SessionEnded)) {
+            self.gateways.publish(change, TELL_TIME).await;
+        }
+        Ok(())
+    }
+
+    async fn tell_all(&self) -> Result<(), StoreError> {
+        let State { sessions, ended, .. } = sessions::known(&self.store, clock::now(), None).await?;
+        let changes = ended.into_iter().map(Change::SessionEnded);
+        for change in changes.chain(sessions.into_iter().map(|session| Change::Session(Box::new(session)))) {
+            self.gateways.publish(change, TELL_TIME).await;
+        }
+        for row in self.store.tenants().await? {
+            self.configuration.tell_and_wait(&row.name).await;
+        }
+        Ok(())
+    }
+}
+
+async fn next(notices: &mut Notices) -> Result<Notice, StoreError> {
+    notices.next().await
+}
