@@ -184,10 +184,10 @@ impl Prepared {
         let wants = host.has_own_pool().then_some(wants);
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let (drain, tasks) = (Drain::default(), tasks.clone());
-        let peers = PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone());
         let told = (configuration.clone(), gateways.clone());
         let stream = control_stream(config.database(), (&store, &keys), told, &tasks).await?;
         let api = Api {
+            peers: PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone()),
             snapshots: open_snapshots(&store, &keys, config.data_dir.join("snapshots")).await?,
             store,
             storage,
@@ -203,7 +203,6 @@ impl Prepared {
             isolation: config.isolation,
             rights: Rights::shipped().map_err(StartError::Rights)?,
             drain,
-            peers,
             stream,
             ports: Ports::default(),
             tickets: Tickets::default(),

@@ -17,6 +17,9 @@ pub(crate) enum Sandbox {
         /// Only those in this state.
         #[arg(long)]
         status: Option<String>,
+        /// Only those with this label.
+        #[arg(long, value_name = "NAME=VALUE")]
+        label: Option<String>,
     },
     /// One sandbox.
     Show {
