@@ -475,7 +475,8 @@ fn is_restored(file: &Path, before: u64, epoch: u64) -> Result<bool, StartError>
         Err(error) => return Err(failed(error)),
     };
     let draft = file.with_extension("draft");
-    std::fs::write(&draft, epoch.to_string()).map_err(failed)?;
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft);
+    opened.and_then(|mut draft| draft.write_all(epoch.to_string().as_bytes())).map_err(failed)?;
     std::fs::rename(&draft, file).map_err(failed)?;
     Ok(before < seen)
 }
