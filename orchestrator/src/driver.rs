@@ -5,6 +5,8 @@
 //! sandboxes never wait for each other. A start that is no longer wanted is cancelled and leaves
 //! its lane. Whatever is interrupted is begun again by [`Driver::reconcile`], at start and at
 //! intervals (`watch`).
+//!
+//! It is long because every way out of a state stands here beside the others.
 
 mod freeze;
 mod keep;

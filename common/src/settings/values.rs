@@ -3,6 +3,8 @@
 //!
 //! [`Settings::resolve`] has read every one of them once, so the readers here have an answer for
 //! whatever cannot fail any more.
+//!
+//! It is long because there is a reader for each setting, and all are found in one place.
 
 use super::{Given, Setting, SettingMistake, Settings, name};
 use crate::id::TenantId;

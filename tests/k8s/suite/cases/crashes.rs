@@ -45,7 +45,11 @@ pub(crate) async fn an_orchestrator_that_is_killed_at_any_moment_leaks_nothing(c
             listed(&postern).iter().filter(|it| it["status"] == "running").map(id).collect();
         for sandbox in &running {
             assert_eq!(postern.exec(sandbox, &["sh", "-c", "echo $SANDBOX_ID"]).trim(), sandbox.as_str());
-            assert_eq!(postern.agent(sandbox, &["GET", "/orders"])["status"], 200, "adopted, with its door");
+            // Until the gateway follows again it says that it does not know the session yet.
+            until("it is adopted, with its door", async || {
+                (postern.agent(sandbox, &["GET", "/orders"])["status"] == 200).then_some(())
+            })
+            .await;
         }
         until("there is a claim for each that runs", async || {
             (claims(&postern).await.len() == running.len()).then_some(())
