@@ -13,9 +13,11 @@ use crate::reaper::Exit;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -70,7 +72,9 @@ impl Source {
     /// What is there without waiting for more than a process that ended can have left.
     async fn read_rest(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Pipe(pipe) => pipe.try_read(chunk),
+            // Of the kernel itself: tokio answers from what it has heard, and may not have heard of the
+            // last bytes when it has heard of the end.
+            Self::Pipe(pipe) => Ok(retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut *chunk))?),
             Self::Terminal(terminal) => match timeout(TERMINAL_TIME, terminal.read(chunk)).await {
                 Ok(read) => read,
                 Err(_elapsed) => Ok(0),
