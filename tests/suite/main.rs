@@ -38,7 +38,6 @@ mod reload;
 #[cfg(test)]
 mod repeat;
 #[cfg(test)]
-mod replicas;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]

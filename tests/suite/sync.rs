@@ -205,6 +205,9 @@ fn an_orchestrator_that_is_killed_leaves_files_to_the_next() {
     let sandbox = stage.sandbox("alice", "c1");
     stage.run(&sandbox, "echo before > /data/user/f");
     stage.wait_for_kept("alice", "f", "before\n");
+    // When this one is there, the answer to the first has been heard.
+    stage.run(&sandbox, "echo next > /data/user/g");
+    stage.wait_for_kept("alice", "g", "next\n");
     let Stage { up, _backend } = stage;
     let folder = up.crash();
     let stage = Stage { up: Up::on(folder), _backend };
