@@ -5,8 +5,12 @@
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use postern_common::settings::{Setting, Settings, name};
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::{Mutex, PoisonError};
+
+/// Ports that are asked for before there is taken to be none.
+const TRIES: u32 = 1000;
 
 /// The address for one listener; `None` where it is switched off.
 ///
@@ -16,14 +20,27 @@ pub(crate) fn choose(settings: &Settings, setting: &Setting) -> Result<Option<So
     match TcpListener::bind(wanted) {
         Ok(_free) => Ok(Some(wanted)),
         Err(error) if error.kind() == ErrorKind::AddrInUse && !settings.is_given(setting) => {
-            let free = TcpListener::bind((wanted.ip(), 0)).and_then(|listener| listener.local_addr());
-            Ok(Some(free.context("no port is free")?))
+            Ok(Some(free(wanted.ip()).context("no port is free")?))
         }
         Err(error) => Err(Failure::Failed(anyhow!(
             "could not listen on {wanted}: {error}; choose another address with {}",
             setting.variable
         ))),
     }
+}
+
+/// A free port that was not chosen before: the kernel may give one again that nobody holds yet.
+fn free(ip: IpAddr) -> io::Result<SocketAddr> {
+    static CHOSEN: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
+    let mut chosen = CHOSEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..TRIES {
+        let address = TcpListener::bind((ip, 0))?.local_addr()?;
+        if !chosen.contains(&address) {
+            chosen.push(address);
+            return Ok(address);
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
 }
 
 /// What is to be said of a listener that is not at its usual address; `what` comes before the other.
@@ -106,6 +123,13 @@ mod tests {
                 assert!(with(&[(variable, address), ("POSTERN_API_INSECURE_LISTEN", "true")]).is_ok());
             }
         }
+    }
+
+    #[test]
+    fn no_free_port_is_chosen_twice() {
+        let ip = "127.0.0.1".parse().expect("an address");
+        let chosen: std::collections::HashSet<_> = (0..500).map(|_| free(ip).expect("one is free")).collect();
+        assert_eq!(chosen.len(), 500);
     }
 
     #[test]
