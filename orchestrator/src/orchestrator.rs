@@ -158,7 +158,7 @@ impl Prepared {
         let state = sessions::known(&store, clock::now(), None).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
-        let (storage, folder) = connect(&config, &store)?;
+        let (storage, folder) = connect(&config, &store, host.has_syncs())?;
         let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
         let (configuration, artefacts) =
             configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
@@ -167,9 +167,8 @@ impl Prepared {
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
         let syncs = SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
-        let syncs = Syncs::new(Arc::clone(&host), syncs, storage.clone(), tasks.clone());
         let driver = Driver::new(Parts {
-            syncs,
+            syncs: Syncs::new(Arc::clone(&host), syncs, storage.clone(), tasks.clone()),
             store: store.clone(),
             host: Arc::clone(&host),
             sessions,
@@ -183,9 +182,8 @@ impl Prepared {
         let wants = Wants { configuration: configuration.clone(), isolation: config.isolation };
         let wants = host.has_own_pool().then_some(wants);
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
-        let (drain, tasks) = (Drain::default(), tasks.clone());
         let told = (configuration.clone(), gateways.clone());
-        let stream = control_stream(config.database(), (&store, &keys), told, &tasks).await?;
+        let stream = control_stream(config.database(), (&store, &keys), told, tasks).await?;
         let api = Api {
             peers: PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone()),
             snapshots: open_snapshots(&store, &keys, config.data_dir.join("snapshots")).await?,
@@ -202,23 +200,26 @@ impl Prepared {
             host,
             isolation: config.isolation,
             rights: Rights::shipped().map_err(StartError::Rights)?,
-            drain,
+            drain: Drain::default(),
             stream,
             ports: Ports::default(),
             tickets: Tickets::default(),
             tasks: tasks.clone(),
         };
-        Ok(Orchestrator { api: Arc::new(api), files_api, gateways, reconciled, tasks })
+        Ok(Orchestrator { api: Arc::new(api), files_api, gateways, reconciled, tasks: tasks.clone() })
     }
 }
 
 /// The store of users' files, and the folder that sandboxes' own are carried by.
-fn connect(config: &Config, store: &Store) -> Result<(Storage, PathBuf), ConnectError> {
+fn connect(config: &Config, store: &Store, has_syncs: bool) -> Result<(Storage, PathBuf), ConnectError> {
     let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
     let storage = Storage::new(settings.connect()?, store.clone(), Quota::default());
     let folder = settings.local_folder();
-    if config.storage.kind != StorageKind::Local {
-        tracing::warn!(folder = %folder.display(), "what sandboxes keep still goes to the local folder");
+    if config.storage.kind != StorageKind::Local && !has_syncs {
+        tracing::warn!(
+            folder = %folder.display(),
+            "sandboxes have no sync here, so what they keep goes to the local folder; set POSTERN_FILES_API"
+        );
     }
     Ok((storage, folder))
 }

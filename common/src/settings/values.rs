@@ -235,12 +235,7 @@ impl Settings {
         see(name::GATEWAY_STALENESS, self.try_staleness().map(drop));
         see(name::GATEWAY_SPOOL, self.parsed::<ByteSize>(name::GATEWAY_SPOOL).map(drop));
         for setting in [name::GATEWAY_FAIL_CLOSED, name::GATEWAY_SOCKETS] {
-            see(
-                setting,
-                self.parsed::<bool>(setting)
-                    .map(drop)
-                    .map_err(|_other| "is neither `true` nor `false`".to_owned()),
-            );
+            see(setting, self.switch(setting));
         }
         see(name::GATEWAY_CREDENTIAL, self.try_credential().map(drop));
         see(name::LOG_FORMAT, self.parsed::<LogFormatName>(name::LOG_FORMAT).map(drop));
@@ -442,6 +437,11 @@ impl Settings {
 
     fn parsed<T: FromStr<Err: ToString>>(&self, setting: &Setting) -> Result<Option<T>, String> {
         self.raw(setting).map(|text| text.parse().map_err(|error: T::Err| error.to_string())).transpose()
+    }
+
+    fn switch(&self, setting: &Setting) -> Result<(), String> {
+        let parsed = self.parsed::<bool>(setting).map(drop);
+        parsed.map_err(|_other| "is neither `true` nor `false`".to_owned())
     }
 
     fn size(&self, setting: &Setting) -> Result<ByteSize, String> {
