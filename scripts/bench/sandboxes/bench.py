@@ -4,16 +4,17 @@
 
 import concurrent.futures
 import glob
-import json
 import os
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
 sys.dont_write_bytecode = True
 
-import inside  # noqa: E402  (the folder is ours to name first)
+import inside  # noqa: E402  (the folders are ours to name first)
 from bare import Bare  # noqa: E402
+from report import Report  # noqa: E402
 from up import Up, wait  # noqa: E402
 
 ROUNDS = 40
@@ -22,36 +23,6 @@ BURST = 100
 IDLE = 50
 IDLE_SECONDS = 60
 MANY = 200
-
-
-class Report:
-    """Rows, each with what was measured beside it and the bar that it must meet."""
-
-    def __init__(self, path):
-        self.path, self.rows = path, []
-
-    def least(self, name, value, unit, against, bar):
-        """A row whose bar is below it."""
-        self.add(name, value, unit, against, bar, value >= bar)
-
-    def add(self, name, value, unit, against=None, bar=None, is_met=None):
-        ratio = None if not against else round(value / against, 3)
-        row = {"name": name, "value": round(value, 4), "unit": unit, "against": None if against is None else round(against, 4), "ratio": ratio}
-        self.rows.append(row)
-        is_met = value <= bar if is_met is None and bar is not None else is_met
-        verdict = "" if bar is None else f"bar {bar:.4g} {'ok' if is_met else 'MISSED'}"
-        beside = "" if against is None else f"beside {against:.2f}"
-        print(f"{name:<34} {value:>9.2f} {unit:<4} {beside:<16} {verdict}", flush=True)
-
-    def write(self):
-        """Rows of other runs stay, so that each isolation may be measured alone."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        names = {row["name"] for row in self.rows}
-        kept = json.load(open(self.path)) if os.path.exists(self.path) else []
-        rows = sorted([row for row in kept if row["name"] not in names] + self.rows, key=lambda row: row["name"])
-        with open(self.path, "w") as file:
-            json.dump(rows, file, indent=1)
-            file.write("\n")
 
 
 def quantile(values, part):

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table that a benchmark prints and the JSON that it leaves."""
+
+import json
+import os
+
+
+class Report:
+    """Rows, each with what was measured beside it and the bar that it must meet."""
+
+    def __init__(self, path):
+        self.path, self.rows = path, []
+
+    def least(self, name, value, unit, against, bar):
+        """A row whose bar is below it."""
+        self.add(name, value, unit, against, bar, value >= bar)
+
+    def add(self, name, value, unit, against=None, bar=None, is_met=None):
+        ratio = None if not against else round(value / against, 3)
+        row = {"name": name, "value": round(value, 4), "unit": unit, "against": None if against is None else round(against, 4), "ratio": ratio}
+        self.rows.append(row)
+        is_met = value <= bar if is_met is None and bar is not None else is_met
+        verdict = "" if bar is None else f"bar {bar:.4g} {'ok' if is_met else 'MISSED'}"
+        beside = "" if against is None else f"beside {against:.3f}"
+        print(f"{name:<34} {value:>9.3f} {unit:<5} {beside:<16} {verdict}", flush=True)
+
+    def write(self):
+        """Rows of other runs stay, so that each isolation may be measured alone."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        names = {row["name"] for row in self.rows}
+        kept = json.load(open(self.path)) if os.path.exists(self.path) else []
+        rows = sorted([row for row in kept if row["name"] not in names] + self.rows, key=lambda row: row["name"])
+        with open(self.path, "w") as file:
+            json.dump(rows, file, indent=1)
+            file.write("\n")
