@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Measures sandboxes through the API of `postern up`, and beside each figure the bare runtime in the
 # same run: bubblewrap and runsc with the same mounts and the same process 1, and nothing around them.
-# Usage: scripts/bench/sandboxes.sh [gvisor] [namespaces] [inside]     Both levels if none is named;
-#        `inside` measures only streams, files and process 1 of one sandbox. Run it as root.
+# Usage: scripts/bench/sandboxes.sh [gvisor] [namespaces] [PART…]     Both levels if none is named, and
+#        all parts: warm (claims), cold (starts, exec, pause), inside (streams, files and process 1 of one
+#        sandbox), burst, idle (memory and processors of idle ones), many (claims beside 200). Run it as root.
 # Prints a table and writes target/bench/sandboxes.json. Needs `make build PROFILE=release`; give it
 # the machine alone: it takes some four minutes for each isolation.
 set -euo pipefail

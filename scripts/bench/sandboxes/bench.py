@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures sandboxes beside the bare runtime. Usage: bench.py PROGRAMS RUNSC JSON [gvisor] [namespaces] [inside]
-`inside` measures only what goes on in one sandbox: streams, files and process 1."""
+"""Measures sandboxes beside the bare runtime. Usage: bench.py PROGRAMS RUNSC JSON [LEVEL…] [PART…]
+Levels are gvisor and namespaces; parts are those of PARTS below. Those that are not named are all measured."""
 
 import concurrent.futures
 import glob
@@ -23,6 +23,8 @@ BURST = 100
 IDLE = 50
 IDLE_SECONDS = 60
 MANY = 200
+LEVELS = ("gvisor", "namespaces")
+PARTS = ("warm", "cold", "inside", "burst", "idle", "many")
 
 
 def quantile(values, part):
@@ -190,6 +192,7 @@ def idle(up, level, report):
 
 
 def many(up, level, report, sandboxes, alone):
+    """Claims beside sandboxes that nobody uses, of which there are `MANY` in the end."""
     with concurrent.futures.ThreadPoolExecutor(2) as callers:
         sandboxes += callers.map(lambda _: up.create("cold", "?wait=running"), range(MANY - len(sandboxes)))
     took = quantile(warm(up, ROUNDS // 2), 50)
@@ -200,32 +203,35 @@ def many(up, level, report, sandboxes, alone):
     destroy_all(up, sandboxes)
 
 
-def measure(programs, runsc, level, report):
+def measure(programs, runsc, level, parts, report):
     with Up(programs, runsc, level) as up:
         up.template("cold")
-        up.template("warm", warm_pool=POOL)
-        wait("the first pool", lambda: up.ready("warm") == POOL)
-        took = warm(up)
-        report.add(f"warm_create.{level}.p50", quantile(took, 50), "ms", None, 25)
-        report.add(f"warm_create.{level}.p99", quantile(took, 99), "ms", None, 100)
-        creates(up, level, report)
-        inside.measure(up, programs, level, report)
-        burst(up, level, report)
-        sandboxes = idle(up, level, report)
-        many(up, level, report, sandboxes, quantile(took, 50))
+        # `many` is told beside `warm`, in the same run.
+        if {"warm", "many"} & parts:
+            up.template("warm", warm_pool=POOL)
+            wait("the first pool", lambda: up.ready("warm") == POOL)
+            took = warm(up)
+            report.add(f"warm_create.{level}.p50", quantile(took, 50), "ms", None, 25)
+            report.add(f"warm_create.{level}.p99", quantile(took, 99), "ms", None, 100)
+        if "cold" in parts:
+            creates(up, level, report)
+        if "inside" in parts:
+            inside.measure(up, programs, level, report)
+        if "burst" in parts:
+            burst(up, level, report)
+        sandboxes = idle(up, level, report) if "idle" in parts else []
+        if "many" in parts:
+            many(up, level, report, sandboxes, quantile(took, 50))
 
 
 def main():
     programs, runsc, path, *wanted = sys.argv[1:]
+    if unknown := [word for word in wanted if word not in LEVELS + PARTS]:
+        raise SystemExit(f"bench: there is no {unknown[0]}; levels are {', '.join(LEVELS)}, parts {', '.join(PARTS)}")
     report = Report(path)
     try:
-        for level in [level for level in wanted if level != "inside"] or ["gvisor", "namespaces"]:
-            if "inside" in wanted:
-                with Up(programs, runsc, level) as up:
-                    up.template("cold")
-                    inside.measure(up, programs, level, report)
-            else:
-                measure(programs, runsc, level, report)
+        for level in [level for level in LEVELS if level in wanted] or LEVELS:
+            measure(programs, runsc, level, {part for part in PARTS if part in wanted} or set(PARTS), report)
     finally:
         report.write()
 
