@@ -65,6 +65,7 @@ render() {
   part rbac.yaml >"$to/rbac.yaml"
   part sandbox-template.yaml >"$to/sandbox-template.yaml"
   part warm-pool.yaml >"$to/warm-pool.yaml"
+  part retention.yaml >"$to/data-retention-cronjob.yaml"
   all >"$to/all.yaml"
   cp "$chart/dashboards/postern.json" "$to/grafana-dashboard.json"
 }

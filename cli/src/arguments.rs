@@ -9,7 +9,7 @@ mod sandbox;
 
 pub(crate) use files::Files;
 pub(crate) use gateways::{AddSession, Gateways, Sessions};
-pub(crate) use operate::{Audit, ExportAudit, ExportFormat, Migrate, VerifyAudit, WantedLog};
+pub(crate) use operate::{Audit, ExportAudit, ExportFormat, Migrate, Retention, VerifyAudit, WantedLog};
 pub(crate) use sandbox::{Create, Exec, Sandbox, Shell};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -87,6 +87,9 @@ pub(crate) enum Command {
     /// The audit logs: check and export them.
     #[command(subcommand)]
     Audit(Audit),
+    /// Users' files by age and last use, and users who are held.
+    #[command(subcommand)]
+    Retention(Retention),
     /// The database's tables: bring them up to date, or back.
     #[command(subcommand)]
     Migrate(Migrate),

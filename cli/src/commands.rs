@@ -12,6 +12,7 @@ mod gateways;
 mod key;
 mod migrate;
 mod policy;
+mod retention;
 mod sandbox;
 mod schema;
 mod secret;
@@ -51,6 +52,7 @@ pub(crate) async fn run(
         Command::Gateways(wanted) => gateways::run(&server()?, wanted).await,
         Command::Sessions(wanted) => sessions::run(&server()?, wanted).await,
         Command::Audit(wanted) => audit::run(server, wanted, output).await,
+        Command::Retention(wanted) => retention::run(&server()?, wanted).await,
         Command::Migrate(wanted) => migrate::run(wanted, &settings, output).await,
         Command::Token { id } => token::run(&server()?, &id).await,
         Command::Config(ConfigCommand::Explain) => config::explain(&settings, output),

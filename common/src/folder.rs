@@ -7,10 +7,13 @@
 //! document parse, do the policies type-check) is for the rooms that use it.
 
 mod read;
+mod retention;
 #[cfg(feature = "watch")]
 pub mod watch;
 #[cfg(feature = "watch")]
 pub mod watched;
+
+pub use retention::{FileRetention, OnRetired};
 
 pub use read::{FolderMistakes, Mistake, read, read_for_policies};
 
@@ -368,7 +371,7 @@ const fn one() -> u32 {
     1
 }
 
-/// `limits.toml`: rates and quotas of the tenant.
+/// `limits.toml`: rates and quotas of the tenant, and how long its users' files stay.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsFile {
@@ -380,6 +383,9 @@ pub struct LimitsFile {
     pub session: Option<Rate>,
     /// What the tenant may have at the same time.
     pub quotas: Quotas,
+    /// When users' files go by themselves.
+    #[serde(skip_serializing_if = "FileRetention::is_default")]
+    pub retention: FileRetention,
 }
 
 /// `denied.toml`: who is refused although the token is good. Only a gateway that stands alone has it;

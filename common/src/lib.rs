@@ -23,6 +23,8 @@ pub mod folder;
 #[cfg(feature = "server")]
 pub mod process;
 #[cfg(feature = "server")]
+pub mod retention;
+#[cfg(feature = "server")]
 pub mod session;
 #[cfg(feature = "server")]
 pub mod settings;

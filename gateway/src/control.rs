@@ -232,6 +232,11 @@ impl Following {
         {
             return Ok(None);
         }
+        // The folder is there before its session is told of: where there is none, the sandbox is on
+        // another machine, and so is the gateway that is its door.
+        if path.parent().is_some_and(|folder| !folder.exists()) {
+            return Ok(None);
+        }
         match open_door(path) {
             Ok(listener) => Ok(Some((Arc::from(path.as_path()), listener))),
             Err(error) => Err(match std::error::Error::source(&error) {

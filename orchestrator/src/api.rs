@@ -29,6 +29,7 @@ mod policy_set;
 mod ports;
 mod problems;
 mod processes;
+mod retention;
 mod routes;
 mod sandbox_files;
 mod sandboxes;

@@ -20,6 +20,9 @@ pub struct Config {
     /// What is done about tables that are not up to date; `None`: SQLite's are brought up to date,
     /// and with Postgres' nothing is started.
     pub migrate: Option<AtStart>,
+    /// Whether every orchestrator of the database drives the same sandboxes, for they run on a
+    /// cluster; else each has those of its own machine.
+    pub on_cluster: bool,
     /// Keys that the operator gave.
     pub keys: GivenKeys,
     /// The life of a session token, at most an hour.
@@ -48,6 +51,7 @@ impl Config {
             data_dir,
             database_url: None,
             migrate: None,
+            on_cluster: false,
             keys: GivenKeys::default(),
             token_ttl: postern_common::token::MAX_TTL,
             backend_url: None,

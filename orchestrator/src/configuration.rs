@@ -27,7 +27,9 @@ use crate::tenant::{Sealing, Tenant, files_of, parts_of};
 use postern_common::clock;
 use postern_common::control::{BackendConfig, Change, TenantConfig};
 use postern_common::decision::Versions;
-use postern_common::folder::{BackendFile, BackendFiles, IdentityFields, TenantFiles};
+use postern_common::folder::{
+    BackendFile, BackendFiles, FileRetention, IdentityFields, LimitsFile, TenantFiles,
+};
 use postern_common::id::{BackendName, FilterName, RequestId, SecretName, TenantId};
 use postern_common::problem::FieldError;
 use postern_common::secret::Secret;
@@ -572,7 +574,8 @@ impl Configuration {
             shadow_policies: tenant.files.shadow_policies.clone(),
             filters,
             secrets: self.needed_secrets(tenant).await?,
-            limits: tenant.files.limits.clone(),
+            // How long files stay is nothing that a gateway enforces.
+            limits: LimitsFile { retention: FileRetention::default(), ..tenant.files.limits.clone() },
         };
         Ok((config, others))
     }
@@ -717,7 +720,7 @@ fn merge(files: &mut TenantFiles, wanted: &TenantFiles) {
     files.policy_tests.extend(wanted.policy_tests.clone());
     files.filters.extend(wanted.filters.clone());
     files.templates.extend(wanted.templates.clone());
-    if wanted.limits != postern_common::folder::LimitsFile::default() {
+    if wanted.limits != LimitsFile::default() {
         files.limits = wanted.limits.clone();
     }
 }

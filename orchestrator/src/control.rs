@@ -139,7 +139,7 @@ impl Gateways {
             let _ = stop.run_until_cancelled(stream.run(received)).await;
         });
         let (filter_log, sharing) = (FilterLog::default(), Sharing::default());
-        sharing.keep_sharing(tasks);
+        sharing.keep_sharing(store.clone(), tasks);
         let (store, engines, tasks) = (store, announced, tasks.clone());
         let gateways =
             Self { commands, connected, uses, store, filter_log, sharing, standing, engines, tasks };

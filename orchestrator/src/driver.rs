@@ -8,6 +8,7 @@
 //!
 //! It is long because every way out of a state stands here beside the others.
 
+mod claims;
 mod freeze;
 mod keep;
 mod lanes;
@@ -97,6 +98,12 @@ pub(crate) enum DriveError {
     /// The snapshot that it was to be made from.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// This orchestrator ends: another does it, or this one when it is back.
+    #[error("the orchestrator is being stopped")]
+    Ending,
+    /// It runs on another machine.
+    #[error("sandbox `{0}` is driven by the orchestrator on its own machine")]
+    Elsewhere(SandboxId),
     /// Its processes did not answer in time.
     #[error("sandbox `{0}` does not answer")]
     Silent(SandboxId),
@@ -227,12 +234,17 @@ impl Driver {
         self.parts().tasks.spawn(async move |shutdown: Stop| {
             // INVARIANT: whoever destroys it meanwhile waits for this turn, so that what is made
             // here is there to be ended.
-            let _turn = driver.0.lanes.turn(&of).await;
-            match driver.write_down(wish, cause).await {
+            let turn = driver.turn(&of).await;
+            let written = match &turn {
+                Ok(_turn) => driver.write_down(wish, cause).await,
+                Err(_ending) => Err(DriveError::Ending),
+            };
+            match written {
                 Ok(written) => {
                     // Nobody may be waiting any more: it is made all the same, and can be found.
                     let _ = told.send(Ok((written.row.clone(), written.token.clone()))).is_ok();
-                    driver.start(written, level, &shutdown).await;
+                    // Large, and once for each sandbox.
+                    Box::pin(driver.start(written, level, &shutdown)).await;
                 }
                 Err(error) => {
                     let is_none = matches!(
@@ -243,6 +255,7 @@ impl Driver {
                             | DriveError::Quota(_)
                             | DriveError::TooMuch(_)
                             | DriveError::NoTenant(_)
+                            | DriveError::Ending
                     );
                     if is_none {
                         // There is no such sandbox.
@@ -259,8 +272,8 @@ impl Driver {
         let Wish { new, quotas, level, key, start, claim } = wish;
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
-        let row =
-            SandboxRow { new, state: State::Creating, reason: None, running: None, created_at: now, idle_at };
+        let (state, place) = (State::Creating, self.parts().store.place().to_owned());
+        let row = SandboxRow { new, state, reason: None, running: None, created_at: now, idle_at, place };
         let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
         if let Some(too_much) =
             too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?
@@ -317,7 +330,9 @@ impl Driver {
             let mut entry = entry(&row.new, Action::SandboxChanged, &cause);
             entry.change = Some((row.state.as_str(), to.as_str()));
             let reason = to.outcome().and(cause.reason.clone());
-            let transition = Transition { from: row.state, to, reason, running: running.clone() };
+            // Whoever makes it or tears it down does so in its turn; an end may come from anywhere.
+            let is_claimed = matches!(event, Event::Started | Event::TornDown);
+            let transition = Transition { from: row.state, to, reason, running: running.clone(), is_claimed };
             if !self.parts().store.move_sandbox(id, &transition, &entry).await? {
                 // Somebody was faster: look again.
                 continue;
@@ -342,6 +357,7 @@ impl Driver {
             return;
         }
         let driver = self.clone();
+        let is_here = row.place == self.parts().store.place();
         self.parts().tasks.spawn(async move |_finishes: Stop| {
             if effects.contains(&Effect::EndSession) {
                 // Before the turn too: revocation waits for nothing that goes on inside.
@@ -349,7 +365,11 @@ impl Driver {
                     log(&row.new.id, &error, "end its session at once");
                 }
             }
-            let _turn = driver.0.lanes.turn(&row.new.id).await;
+            if !is_here {
+                // The orchestrator on its machine hears of it and does the rest.
+                return;
+            }
+            let Ok(_turn) = driver.turn(&row.new.id).await else { return };
             for &effect in effects {
                 if let Err(error) = driver.effect(&row, effect).await {
                     let error = &error as &dyn std::error::Error;
@@ -406,6 +426,26 @@ impl Driver {
     /// [`DriveError::Unknown`].
     pub(crate) async fn sandbox(&self, id: &SandboxId) -> Result<SandboxRow, DriveError> {
         self.parts().store.sandbox(id).await?.ok_or_else(|| DriveError::Unknown(id.clone()))
+    }
+
+    /// A sandbox that can be reached from here.
+    ///
+    /// # Errors
+    /// [`DriveError::Unknown`], [`DriveError::Elsewhere`].
+    pub(super) async fn here(&self, id: &SandboxId) -> Result<SandboxRow, DriveError> {
+        let row = self.sandbox(id).await?;
+        self.is_here(&row).map(|()| row)
+    }
+
+    /// Whether a sandbox can be reached from here.
+    ///
+    /// # Errors
+    /// [`DriveError::Elsewhere`].
+    pub(crate) fn is_here(&self, row: &SandboxRow) -> Result<(), DriveError> {
+        if row.place == self.parts().store.place() {
+            return Ok(());
+        }
+        Err(DriveError::Elsewhere(row.new.id.clone()))
     }
 
     /// Waits until a sandbox is what `is_it` asks for, at most `patience`; returns what it is then.
@@ -485,8 +525,8 @@ impl Driver {
         change: &SandboxChange,
         cause: Cause,
     ) -> Result<SandboxRow, DriveError> {
-        let turn = self.0.lanes.turn(id).await;
-        let row = self.sandbox(id).await?;
+        let turn = self.turn(id).await?;
+        let row = self.here(id).await?;
         let entry = entry(&row.new, Action::SandboxPatched, &cause);
         if !self.parts().store.change_sandbox(id, change, &entry).await? {
             if row.state.is_over() {
@@ -509,7 +549,7 @@ impl Driver {
         id: &SandboxId,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        let _turn = self.0.lanes.turn(id).await;
+        let _turn = self.turn(id).await?;
         self.replace_in_turn(id, cause).await
     }
 
@@ -519,7 +559,7 @@ impl Driver {
         id: &SandboxId,
         cause: Cause,
     ) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        let row = self.sandbox(id).await?;
+        let row = self.here(id).await?;
         if row.state == State::Paused {
             return Err(DriveError::Paused(id.clone()));
         }
@@ -542,6 +582,9 @@ impl Driver {
 
     /// Gives a sandbox the token that its door is to use.
     async fn hand_over(&self, id: &SandboxId, token: &Secret<String>) -> Result<(), DriveError> {
+        // INVARIANT: a sandbox takes the last token that it is given. One that is not ours any more may
+        // have been given a newer one already.
+        self.still_ours(id).await?;
         let handed = async {
             let agent = self.parts().host.connect(id).await?;
             agent.rotate(token).await.map_err(|source| RuntimeError::Agent { sandbox: id.clone(), source })
@@ -557,7 +600,7 @@ impl Driver {
     /// [`StoreError`].
     pub(crate) async fn destroy_all(&self, reason: &str, patience: Duration) -> Result<usize, StoreError> {
         let deadline = tokio::time::Instant::now() + patience;
-        let live = self.parts().store.live_sandboxes().await?;
+        let live = self.parts().store.own_sandboxes().await?;
         let warm = self.parts().pool.close(patience);
         for row in &live {
             if let Err(error) = self.happen(&row.new.id, Event::Destroy, None, Cause::own(reason)).await {

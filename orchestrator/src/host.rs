@@ -85,6 +85,11 @@ pub trait Host: Runtime {
         None
     }
 
+    /// Whether orchestrators on other machines reach its sandboxes too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Whether sandboxes are kept ready by us; else somebody else does.
     fn has_own_pool(&self) -> bool {
         true
@@ -167,5 +172,9 @@ impl Host for KubernetesRuntime {
 
     fn has_own_pool(&self) -> bool {
         false
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 }

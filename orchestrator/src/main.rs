@@ -206,6 +206,7 @@ fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> anyhow::Re
     Ok(Config {
         database_url: settings.secret(name::DATABASE_URL),
         migrate: settings.migrate().map(at_start),
+        on_cluster: matches!(settings.runtime(), RuntimeKind::Kubernetes),
         keys: GivenKeys {
             token: token.signing_key,
             old_tokens: token.old_keys,

@@ -16,7 +16,7 @@ use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
 use crate::pool::{Pool, Wants};
 use crate::replicas::{Heard, Replicas};
-use crate::retention::Retention;
+use crate::retention::{self, FileRetention, Retention, StepError};
 use crate::rights::Rights;
 use crate::seal::SealError;
 use crate::sessions::peers::PeerSessions;
@@ -34,6 +34,7 @@ use postern_common::clock;
 use postern_common::control::Publisher;
 use postern_common::folder::TenantFiles;
 use postern_common::id::{SandboxId, TenantId};
+use postern_common::retention::Report;
 use postern_common::secret::Secret;
 use postern_common::settings::StorageKind;
 use postern_common::tasks::{Stop, Tasks};
@@ -52,6 +53,10 @@ const INSTALLATION_CHARACTERS: usize = 10;
 
 /// Where the data folder notes how new the database was when it was last used here.
 const EPOCH_FILE: &str = "epoch";
+/// Where it notes which place it is, where a database has several.
+const PLACE_FILE: &str = "place";
+/// Where it notes by which name its orchestrator is known to others.
+const REPLICA_FILE: &str = "replica";
 
 /// Which tenants a watched folder may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +110,10 @@ pub struct Prepared {
     config: Config,
     store: Store,
     keys: Arc<InstallationKeys>,
-    installation: Installation,
+    /// Whose database it is, as the audit logs are signed.
+    signs_as: Installation,
+    /// Where its sandboxes run.
+    place: Installation,
 }
 
 impl Prepared {
@@ -124,13 +132,16 @@ impl Prepared {
         let id = store.fact("installation", fresh.into_bytes()).await?;
         let id = String::from_utf8(id).map_err(|_malformed| StartError::Installation)?;
         let installation = Installation::parse(&id).map_err(|_malformed| StartError::Installation)?;
-        Ok(Self { config, store, keys: Arc::new(keys), installation })
+        let place = place(&config, &store, &installation)?;
+        let store = store.at(place.as_str());
+        Ok(Self { config, store, keys: Arc::new(keys), signs_as: installation, place })
     }
 
-    /// The installation that a runtime is to work for.
+    /// The installation that a runtime is to work for: what bears another's name is left alone. On
+    /// machines that share a database each is its own.
     #[must_use]
     pub const fn installation(&self) -> &Installation {
-        &self.installation
+        &self.place
     }
 
     /// This installation's keys.
@@ -144,12 +155,37 @@ impl Prepared {
         (&self.store, &self.keys)
     }
 
+    /// Archives or deletes users' files whose time has come; `each` is told how many went so far.
+    ///
+    /// # Errors
+    /// [`StartError`]; what was done by then stays done, and another run does the rest.
+    pub async fn retire_files(&self, dry_run: bool, mut each: impl FnMut(u64)) -> Result<Report, StartError> {
+        let (storage, _folder) = connect(&self.config, &self.store, true)?;
+        let retention = FileRetention::new(self.store.clone(), storage);
+        let mut report = Report::new(dry_run);
+        let actor = Actor::Orchestrator;
+        let mut wanted = retention::Wanted { tenant: None, dry_run, after: None, actor };
+        loop {
+            let step = retention.step(&wanted, clock::now()).await.map_err(|error| match error {
+                StepError::Store(error) => StartError::Store(error),
+                // It is our own.
+                StepError::Place(_) => StartError::Store(StoreError::Corrupt { what: "place" }),
+            })?;
+            wanted.after = report.add(step);
+            if wanted.after.is_none() {
+                return Ok(report);
+            }
+            each(report.count());
+        }
+    }
+
     /// Makes reality match the database, then begins to work. Sandboxes that run are adopted.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
-        let Self { config, store, keys, installation } = self;
+        let Self { config, store, keys, signs_as, .. } = self;
+        succeed(&store, &config.data_dir.join(REPLICA_FILE)).await?;
         // Never below the clock's seconds: a database that was restored counts on from before, and
         // gateways refuse what is older than they know.
         let before = store.number("epoch").await?;
@@ -162,7 +198,7 @@ impl Prepared {
         let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
         let (configuration, artefacts) =
             configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
-        let audit = Audit::new(store.clone(), installation.as_str(), &keys);
+        let audit = Audit::new(store.clone(), signs_as.as_str(), &keys);
         let retention = Retention::new(store.clone(), storage.clone(), artefacts, audit.clone(), config.kept);
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
@@ -178,11 +214,12 @@ impl Prepared {
             spares_unknown,
             tasks: tasks.clone(),
         });
+        driver.begin_keeping_claims();
         let reconciled = driver.reconcile().await?;
         let wants = Wants { configuration: configuration.clone(), isolation: config.isolation };
         let wants = host.has_own_pool().then_some(wants);
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
-        let told = (configuration.clone(), gateways.clone());
+        let told = (configuration.clone(), gateways.clone(), driver.clone());
         let stream = control_stream(config.database(), (&store, &keys), told, tasks).await?;
         let api = Api {
             peers: PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone()),
@@ -254,13 +291,14 @@ async fn configurations(
 async fn control_stream(
     url: Secret<String>,
     (store, keys): (&Store, &Arc<InstallationKeys>),
-    (configuration, gateways): (Configuration, Gateways),
+    (configuration, gateways, driver): (Configuration, Gateways, Driver),
     tasks: &Tasks,
 ) -> Result<Arc<ControlStream>, StartError> {
     let (store, heard) = (store.clone(), Heard::new(store.clone()));
     let stream = ControlStream::open(store.clone(), Arc::clone(keys), gateways.clone(), heard.clone());
     let stream = Arc::new(stream.await?);
-    let replicas = Replicas { store, url, configuration, gateways, stream: Arc::clone(&stream), heard };
+    let replicas =
+        Replicas { store, url, configuration, gateways, stream: Arc::clone(&stream), driver, heard };
     tasks.spawn(async move |stop: Stop| replicas.follow(stop).await);
     Ok(stream)
 }
@@ -462,6 +500,12 @@ impl Orchestrator {
         if let Err(error) = self.api.store.give_leases_back().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "leases end by themselves");
         }
+        if let Err(error) = self.api.store.say_no_more().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "what gateways ask for is forgotten later"
+            );
+        }
         self.api.store.close().await;
     }
 }
@@ -480,6 +524,39 @@ fn is_restored(file: &Path, before: u64, epoch: u64) -> Result<bool, StartError>
     opened.and_then(|mut draft| draft.write_all(epoch.to_string().as_bytes())).map_err(failed)?;
     std::fs::rename(&draft, file).map_err(failed)?;
     Ok(before < seen)
+}
+
+/// Where the sandboxes of this orchestrator run. A cluster is one place for all who share its database,
+/// and a database that only one can use has one; else it is this machine, by its data folder. A folder
+/// that was used before there were places is the installation's.
+fn place(config: &Config, store: &Store, installation: &Installation) -> Result<Installation, StartError> {
+    if config.on_cluster || !store.has_others() {
+        return Ok(installation.clone());
+    }
+    let file = config.data_dir.join(PLACE_FILE);
+    let failed = |source| StartError::Folder { path: file.clone(), source };
+    if let Some(kept) = read_key(&file).map_err(failed)? {
+        return Installation::parse(kept.reveal()).map_err(|_malformed| StartError::Installation);
+    }
+    let fresh = match config.data_dir.join(EPOCH_FILE).exists() {
+        true => installation.as_str().to_owned(),
+        false => new_installation().map_err(KeysError::from)?,
+    };
+    write_key(&file, &Secret::new(fresh.clone())).map_err(failed)?;
+    Installation::parse(&fresh).map_err(|_malformed| StartError::Installation)
+}
+
+/// Takes the place of the orchestrator that used this data folder before, which is no more: what it had
+/// claimed is free at once.
+async fn succeed(store: &Store, file: &Path) -> Result<(), StartError> {
+    if !store.has_others() {
+        return Ok(());
+    }
+    let failed = |source| StartError::Folder { path: file.to_owned(), source };
+    if let Some(before) = read_key(file).map_err(failed)? {
+        store.end_leases_of(before.reveal()).await?;
+    }
+    write_key(file, &Secret::new(store.replica().to_owned())).map_err(failed)
 }
 
 fn new_installation() -> Result<String, SealError> {

@@ -10,6 +10,7 @@
 
 use crate::configuration::Configuration;
 use crate::control::Gateways;
+use crate::driver::Driver;
 use crate::sessions;
 use crate::store::{Notice, Notices, Store, StoreError};
 use crate::stream::ControlStream;
@@ -70,6 +71,7 @@ pub(crate) struct Replicas {
     pub(crate) configuration: Configuration,
     pub(crate) gateways: Gateways,
     pub(crate) stream: Arc<ControlStream>,
+    pub(crate) driver: Driver,
     pub(crate) heard: Heard,
 }
 
@@ -102,7 +104,10 @@ impl Replicas {
     async fn tell(&self, notice: Notice) -> Result<(), StoreError> {
         match notice {
             Notice::Tenant(tenant) => self.configuration.tell_and_wait(&tenant).await,
-            Notice::Session(id) => self.tell_session(&id).await?,
+            Notice::Session(id) => {
+                self.tell_session(&id).await?;
+                self.driver.changed_elsewhere(&id).await?;
+            }
             Notice::Gateway(name) => self.stream.cut_unless_there(&name).await?,
             Notice::Mark(number) => {
                 // Nobody may be waiting any more.

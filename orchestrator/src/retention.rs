@@ -3,8 +3,14 @@
 //! by their number, uploads when they expire, compiled filters when nothing uses them, files of
 //! removed tenants as soon as possible.
 //!
+//! Users' own files go as their tenants say (`files`), when somebody asks: `postern retention run`.
+//!
 //! What is to be erased is written down before (`removed_tenants`), so that an end at any moment
 //! leaves nothing behind: the next start goes on.
+
+mod files;
+
+pub(crate) use files::{FileRetention, StepError, Wanted};
 
 use crate::artefacts::{Artefacts, Used};
 use crate::audit::Audit;
@@ -47,6 +53,11 @@ impl Retention {
         kept: KeptTimes,
     ) -> Self {
         Self { store, storage, artefacts, audit, kept, begin: Arc::new(Notify::new()) }
+    }
+
+    /// What retires users' files, as their tenants want it.
+    pub(crate) fn files(&self) -> FileRetention {
+        FileRetention::new(self.store.clone(), self.storage.clone())
     }
 
     /// Looks now rather than at the next interval.

@@ -24,6 +24,7 @@ mod locks;
 mod manifest;
 mod objects;
 mod path;
+mod retire;
 mod types;
 mod uploads;
 mod user;
@@ -31,6 +32,7 @@ mod user;
 pub use connect::ConnectError;
 pub(crate) use connect::StorageSettings;
 pub(crate) use path::FilePath;
+pub(crate) use retire::Retirement;
 pub(crate) use types::{
     Condition, Content, Digest, Edit, FileEntry, Listing, NewFile, Quota, Reading, SmallFile, StorageError,
     Usage, Version, Writer,

@@ -8,10 +8,13 @@
 mod api_keys;
 mod audit;
 mod audit_chain;
+mod claims;
+mod deadlines;
 mod decisions;
 mod file_audit;
 mod files;
 mod filter_versions;
+mod following;
 mod gateways;
 mod idempotency;
 mod installation;
@@ -20,6 +23,7 @@ mod notices;
 mod peer_sessions;
 mod policies;
 mod resources;
+mod retained;
 mod sandboxes;
 mod select;
 mod sessions;
@@ -32,7 +36,11 @@ mod warm;
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
 pub(crate) use audit::{Action, Actor, AuditEntry, AuditFilter, Event};
 pub(crate) use audit_chain::{LineFilter, MarkFilter};
+pub(crate) use claims::CLAIM_SECONDS;
+pub(crate) use deadlines::Due;
 pub(crate) use decisions::DecisionFilter;
+#[cfg(test)]
+pub(crate) use files::FileEvent;
 pub(crate) use files::{FileChange, FileOwner, FileRow, FilesHeld};
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
@@ -43,9 +51,10 @@ pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
+pub(crate) use retained::{ArchivedFile, Cutoffs, DueFile, FilePlace, HoldRow};
 pub(crate) use sandboxes::{
-    AddedSandbox, Asked, Due, NewSandbox, OnIdle, OverQuota, Quotas, SandboxChange, SandboxFilter,
-    SandboxRow, Terms, Transition,
+    AddedSandbox, Asked, NewSandbox, OnIdle, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow,
+    Terms, Transition,
 };
 use select::Select;
 pub(crate) use sessions::SessionRow;
@@ -57,7 +66,7 @@ pub(crate) use uploads::UploadRow;
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;
-use postern_common::id::EventId;
+use postern_common::id::{EventId, SandboxId};
 use postern_common::secret::Secret;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, Row, Transaction};
@@ -123,6 +132,12 @@ pub enum StoreError {
         /// The column.
         what: &'static str,
     },
+    /// Our claim has ended, and somebody else has it.
+    #[error("another orchestrator has taken over sandbox `{sandbox}`; nothing was written")]
+    TakenOver {
+        /// Which.
+        sandbox: SandboxId,
+    },
 }
 
 /// The database. Clones share its connections.
@@ -132,6 +147,8 @@ pub(crate) struct Store {
     dialect: Dialect,
     /// How this orchestrator is told from others on the same database.
     replica: Arc<str>,
+    /// Where the sandboxes run that this orchestrator drives: a machine, or a cluster.
+    place: Arc<str>,
 }
 
 /// A transaction; dropped without [`Change::commit`] it never was.
@@ -198,7 +215,7 @@ impl Store {
             .connect(url)
             .await
             .map_err(OpenError::Connect)?;
-        Ok(Self { pool, dialect, replica })
+        Ok(Self { pool, dialect, replica, place: Arc::from("") })
     }
 
     /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have
@@ -209,6 +226,24 @@ impl Store {
             Dialect::Postgres => "BEGIN",
         };
         self.pool.begin_with(begin).await.map(Change)
+    }
+
+    /// The same database, for an orchestrator that drives the sandboxes of this place.
+    #[must_use]
+    pub(crate) fn at(self, place: &str) -> Self {
+        Self { place: Arc::from(place), ..self }
+    }
+
+    /// Where this orchestrator's sandboxes run.
+    #[must_use]
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// How this orchestrator is told from others.
+    #[must_use]
+    pub(crate) fn replica(&self) -> &str {
+        &self.replica
     }
 
     /// Whether other orchestrators may use this database at the same time.

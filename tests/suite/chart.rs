@@ -73,6 +73,23 @@ fn whatever_runs_in_the_sandboxes_namespace_reaches_the_gateway_and_nothing_else
 }
 
 #[test]
+fn retention_runs_by_itself_with_two_keys_and_without_the_clusters_api() {
+    let objects = objects();
+    let job = of_kind(&objects, "CronJob").next().expect("is made");
+    let pod = pod(job).expect("has pods");
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(job["spec"]["concurrencyPolicy"], "Forbid");
+    let container = &pod["containers"][0];
+    assert_eq!(container["args"], json!(["retention", "--json"]));
+    let secrets = pod.pointer("/volumes/1/projected/sources").and_then(Value::as_array).expect("secrets");
+    let paths: Vec<_> = secrets.iter().filter_map(|source| source.pointer("/secret/items/0/path")).collect();
+    assert_eq!(paths, ["POSTERN_MASTER_KEY", "DATABASE_URL"], "it mints no token and signs no order");
+    let alone =
+        fs::read_to_string(project().join("manifests/data-retention-cronjob.yaml")).expect("is written");
+    assert!(alone.contains("kind: CronJob"));
+}
+
+#[test]
 fn only_the_orchestrator_speaks_to_sandboxes() {
     let objects = objects();
     let from = of_kind(&objects, "NetworkPolicy")
@@ -376,7 +393,8 @@ fn values_that_cannot_work_are_refused_with_what_to_do() {
             "networkPolicyManagement",
         ),
         (&["--set", "gateway.replicas=0"], "replicas"),
-        (&["--set", "orchestrator.replicas=2"], "replicas"),
+        (&["--set", "orchestrator.replicas=6"], "replicas"),
+        (&["--set", "retention.schedule=never"], "schedule"),
         (&["--set", "networkPolicy.enabled=false"], "enabled"),
     ];
     for (values, told) in cases {

@@ -38,6 +38,9 @@ mod reload;
 #[cfg(test)]
 mod repeat;
 #[cfg(test)]
+mod replicas;
+#[cfg(test)]
+mod retention;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]

@@ -58,6 +58,32 @@ pub(crate) enum ExportFormat {
     Ocsf,
 }
 
+/// `postern retention`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Retention {
+    /// Archive or delete files whose time has come, as `limits.toml` of their tenants says.
+    Run {
+        /// Only tell what would go.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Hold a user: what they have stays, whatever else says that it goes.
+    Hold {
+        /// The user.
+        user: String,
+        /// Why, for whoever asks later.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a held user's files go again.
+    Release {
+        /// The user.
+        user: String,
+    },
+    /// List who is held.
+    Holds,
+}
+
 /// `postern migrate`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Migrate {

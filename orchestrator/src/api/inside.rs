@@ -36,6 +36,7 @@ pub(super) async fn enter(
 
 /// A sandbox that runs, or its problem.
 pub(super) async fn running(api: &Api, row: SandboxRow, patience: Duration) -> Result<SandboxRow, Problem> {
+    api.driver.is_here(&row).map_err(Refused::from)?;
     let row = match row.state {
         State::Creating => {
             let made = |state| state != State::Creating;

@@ -152,6 +152,10 @@ fn request(id: &str) -> Value {
                 "timeout": text, "collect": { "type": "boolean" } }),
         ),
         "signalProcess" => object(&[], value!({ "signal": text })),
+        "holdUser" => object(&["reason"], value!({ "reason": text })),
+        "retireFiles" => {
+            object(&[], value!({ "dry_run": { "type": "boolean" }, "after": { "type": ["string", "null"] } }))
+        }
         "openPort" => object(&[], value!({ "ttl": text })),
         "moveSandboxFile" => object(&["from", "to"], value!({ "from": text, "to": text })),
         "createTenant" => object(&["name"], value!({ "name": text })),

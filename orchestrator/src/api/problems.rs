@@ -160,6 +160,10 @@ impl From<DriveError> for Refused {
                     .hint("try again; the orchestrator's log says more")
             }
             DriveError::StartCommand(..) => Problem::new(Code::RuntimeUnavailable, error.to_string()),
+            DriveError::Ending => Problem::new(Code::RuntimeUnavailable, error.to_string())
+                .hint("try again: another orchestrator takes it, or this one when it is back"),
+            DriveError::Elsewhere(_) => Problem::new(Code::OwnedElsewhere, error.to_string())
+                .hint("ask the orchestrator of that machine; `GET` and `DELETE` are answered by any"),
             DriveError::Silent(_) => Problem::new(Code::RuntimeUnavailable, error.to_string())
                 .hint("try again; if it stays so, destroy the sandbox"),
             DriveError::Snapshot(error) => snapshot(&error),

@@ -9,8 +9,8 @@ use super::configuration::{Backends, Filters, Policies, Templates};
 use super::{Access, Answer, Api, Call, Route};
 use super::{
     audit, configuration, exec, files, filters, gateways, keys, observe, openapi, policy_set, ports,
-    problems, processes, sandbox_files, sandboxes, secrets, sessions, snapshots, tenants, terminal, tickets,
-    trees, uploads, users,
+    problems, processes, retention, sandbox_files, sandboxes, secrets, sessions, snapshots, tenants,
+    terminal, tickets, trees, uploads, users,
 };
 use crate::store::Role::{Admin, Auditor, Developer};
 use futures_util::future::BoxFuture;
@@ -209,7 +209,12 @@ routes! {
     DELETE "/users/{user_id}/uploads/{id}" "abandonUpload" USE, Kind::None, OF_TENANT, GONE, uploads::abandon, "Abandons an upload";
     POST "/users/{user_id}/uploads/{id}/complete" "completeUpload" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, uploads::complete, "Checks an upload and makes it a file; may be repeated";
     POST "/users/{user_id}/downloads" "signDownload" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, uploads::sign_download, "Signs a URL by which a user's file can be read without a key";
-    DELETE "/users/{user_id}" "eraseUser" CHANGE, Kind::None, OF_TENANT, OK, users::erase, "Erases a user's files, uploads and decisions; may be repeated";
+    DELETE "/users/{user_id}" "eraseUser" CHANGE, Kind::None, OF_TENANT, OK, users::erase, "Erases a user's files, archive, uploads, snapshots and decisions, unless they are held; may be repeated";
+    PUT "/users/{user_id}/hold" "holdUser" CHANGE, Kind::Json(JSON_BYTES), OF_TENANT, OK, retention::hold, "Holds a user: retention and erasure leave what they have";
+    GET "/users/{user_id}/hold" "getHold" CHANGE, Kind::None, OF_TENANT, OK, retention::show, "Tells why a user is held";
+    DELETE "/users/{user_id}/hold" "releaseUser" CHANGE, Kind::None, OF_TENANT, GONE, retention::release, "Lets a held user's files go again";
+    GET "/holds" "listHolds" CHANGE, Kind::None, &[TENANT, LIMIT, ("after", "`next` of the page before")], OK, retention::list, "Lists who is held";
+    POST "/retention" "retireFiles" CHANGE, Kind::Json(JSON_BYTES), OF_TENANT, OK, retention::step, "Retires the next files whose time has come, as `limits.toml` of their tenants says, and tells where to go on";
     PUT "/uploads/{id}/{part}" "putPart" Access::Open, Kind::Stream, SIGNED, &[(204, "it has come")], uploads::put_part, "Takes a part of an upload, by a signed URL";
     GET "/downloads/{tenant}/{user_id}/{*path}" "download" Access::Open, Kind::None, SIGNED,
         &[(200, "the file"), (206, "the range of it that was asked for"), (304, "the reader has it")],

@@ -345,6 +345,7 @@ pub(super) async fn show(api: Arc<Api>, call: Call) -> Answer {
 /// `GET /sandbox/{id}/usage`.
 pub(super) async fn usage(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
+    api.driver.is_here(&row).map_err(Refused::from)?;
     let usage = api.host.usage(&row.new.id).await.map_err(Refused::from)?;
     let unknown = || {
         Problem::new(Code::NotFound, "what sandboxes use is not counted here")

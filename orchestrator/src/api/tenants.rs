@@ -76,6 +76,11 @@ pub(super) async fn remove(api: Arc<Api>, call: Call) -> Answer {
             Err(Problem::new(Code::StateConflict, format!("tenant `{name}` has {live} live sandboxes"))
                 .hint("destroy them first: `GET /sandbox?tenant=…`"))
         }
+        RemovedTenant::Held(held) => Err(Problem::new(
+            Code::StateConflict,
+            format!("{held} users of tenant `{name}` are held, whose files would go"),
+        )
+        .hint("release them first: `GET /holds?tenant=…`, `DELETE /users/{user_id}/hold`")),
         RemovedTenant::Owned(owner) => {
             let detail = format!("the configuration of tenant `{name}` is owned by {owner}");
             Err(Problem::new(Code::OwnedElsewhere, detail).hint("start without the watched folder first"))

@@ -4,15 +4,16 @@
 use super::files::owner;
 use super::problems::Refused;
 use super::{Answer, Api, Call, json};
-use crate::store::{Action, AuditEntry, FileOwner};
+use crate::store::{Action, AuditEntry, FileOwner, HoldRow, SnapshotFilter};
 use http::StatusCode;
 use postern_common::clock;
-use postern_common::id::percent_encoded;
+use postern_common::id::{SnapshotId, percent_encoded};
 use postern_common::problem::{Code, Problem};
-use serde_json::json as value;
+use serde_json::{Value, json as value};
 use std::sync::Arc;
 
-/// `DELETE /users/{user_id}`: erases files, uploads and decisions. May be repeated.
+/// `DELETE /users/{user_id}`: erases files, archive, uploads, snapshots and decisions,
+/// unless the user is held. May be repeated.
 pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
     let (tenant, user) = owner(&call)?;
     let sandboxes = api.store.live_sandboxes().await.map_err(Refused::from)?;
@@ -28,18 +29,68 @@ pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
         );
     }
     let owner = FileOwner { tenant: tenant.clone(), user: user.clone() };
+    if let Some(hold) = api.store.hold_on(&owner).await.map_err(Refused::from)? {
+        return held(&api, &owner, &hold).await;
+    }
     let objects = api.storage.erase_user(&owner).await.map_err(Refused::from)?;
+    let snapshots = erase_snapshots(&api, &owner).await?;
     let audit = AuditEntry::new(clock::now(), Some(tenant), Action::UserErased, call.actor()?)
         .subject(format!("user/{}", percent_encoded(user.as_str())))
         .request(Some(call.request_id.clone()));
     let rows = api.store.erase_user(&owner, &audit).await.map_err(Refused::from)?;
-    let kept = value!([{ "what": "audit log",
-        "why": "what happened is kept as long as `POSTERN_RETENTION_EVENTS` says, with user_id and paths" }]);
     json(
         StatusCode::OK,
         &value!({
-            "erased": { "objects": objects, "files": rows.files, "decisions": rows.decisions },
-            "kept": kept,
+            "erased": { "objects": objects, "files": rows.files, "archived": rows.archived,
+                "snapshots": snapshots + rows.snapshots, "decisions": rows.decisions },
+            "kept": [log()],
         }),
     )
+}
+
+/// Nothing goes of a user who is held: what there is is told.
+async fn held(api: &Api, owner: &FileOwner, hold: &HoldRow) -> Answer {
+    let files = api.storage.of(&owner.tenant, &owner.user).usage().await.map_err(Refused::from)?;
+    let archived = api.store.count_archived(owner).await.map_err(Refused::from)?;
+    let snapshots = snapshots_of(api, owner).await?.len();
+    let why = format!("held: {}", hold.reason);
+    let kept = |what: &str, count: u64| value!({ "what": what, "count": count, "why": why });
+    json(
+        StatusCode::OK,
+        &value!({
+            "erased": { "objects": 0, "files": 0, "archived": 0, "snapshots": 0, "decisions": 0 },
+            "kept": [kept("files", files.files), kept("archived files", archived),
+                kept("snapshots", u64::try_from(snapshots).unwrap_or(u64::MAX)),
+                value!({ "what": "decisions", "why": why }), log()],
+            "hold": super::retention::shown(hold),
+        }),
+    )
+}
+
+fn log() -> Value {
+    value!({ "what": "audit log",
+        "why": "what happened is kept as long as `POSTERN_RETENTION_EVENTS` says, with user_id and paths" })
+}
+
+async fn snapshots_of(api: &Api, owner: &FileOwner) -> Result<Vec<SnapshotId>, Problem> {
+    let FileOwner { tenant, user } = owner.clone();
+    let filter =
+        SnapshotFilter { tenant: Some(tenant), user: Some(user), before: None, limit: Some(u32::MAX) };
+    let found = api.store.snapshots(&filter).await.map_err(Refused::from)?;
+    Ok(found.into_iter().map(|snapshot| snapshot.id).collect())
+}
+
+/// Removes a user's snapshots, a page at a time; how many there were.
+async fn erase_snapshots(api: &Api, owner: &FileOwner) -> Result<u64, Problem> {
+    let mut erased = 0;
+    loop {
+        let found = snapshots_of(api, owner).await?;
+        if found.is_empty() {
+            return Ok(erased);
+        }
+        for id in found {
+            api.snapshots.remove(&id).await.map_err(Refused::from)?;
+            erased += 1;
+        }
+    }
 }

@@ -29,9 +29,10 @@ impl Driver {
         let (told, answer) = oneshot::channel();
         let (driver, of) = (self.clone(), id.clone());
         self.parts().tasks.spawn(async move |_finishes: Stop| {
-            let turn = driver.0.lanes.turn(&of).await;
-            let frozen = driver.freeze_in_turn(&of, event, &cause).await;
-            drop(turn);
+            let frozen = match driver.turn(&of).await {
+                Ok(_turn) => driver.freeze_in_turn(&of, event, &cause).await,
+                Err(error) => Err(error),
+            };
             // Nobody may be waiting any more.
             let _ = told.send(frozen).is_ok();
         });
@@ -66,7 +67,7 @@ impl Driver {
         cause: &Cause,
     ) -> Result<(State, State), DriveError> {
         loop {
-            let row = self.sandbox(id).await?;
+            let row = self.here(id).await?;
             if row.state.is_over() {
                 self.0.lanes.remove(id);
             }
@@ -76,7 +77,8 @@ impl Driver {
             }
             let mut entry = entry(&row.new, Action::SandboxChanged, cause);
             entry.change = Some((row.state.as_str(), to.as_str()));
-            let transition = Transition { from: row.state, to, reason: None, running: None };
+            let transition =
+                Transition { from: row.state, to, reason: None, running: None, is_claimed: true };
             if self.parts().store.move_sandbox(id, &transition, &entry).await? {
                 tracing::info!(sandbox = %id, from = %row.state, %to, "sandbox changed");
                 let _ = self.0.changes.send(id.clone()).is_ok();
@@ -128,7 +130,7 @@ impl Driver {
     pub(super) fn match_frozen(&self, id: &SandboxId) {
         let (driver, id) = (self.clone(), id.clone());
         self.parts().tasks.spawn(async move |_finishes: Stop| {
-            let _turn = driver.0.lanes.turn(&id).await;
+            let Ok(_turn) = driver.turn(&id).await else { return };
             if let Err(error) = driver.match_in_turn(&id).await {
                 log(&id, &error, "have it stand still or go on as is written");
             }
@@ -136,7 +138,7 @@ impl Driver {
     }
 
     /// A token whose time came while nobody could take it.
-    async fn replace_what_is_due(&self, id: &SandboxId) -> Result<(), DriveError> {
+    pub(super) async fn replace_what_is_due(&self, id: &SandboxId) -> Result<(), DriveError> {
         let Some(session) = self.parts().store.session(id).await? else { return Ok(()) };
         let is_moved = session.expires_at != self.sandbox(id).await?.new.expires_at;
         if (session.rotate_at <= clock::now() || is_moved)

@@ -55,6 +55,13 @@ impl Lanes {
         self.with(id, |lane| lane.start.cancel());
     }
 
+    /// [`Lanes::cancel`], if there is such a lane.
+    pub(super) fn cancel_known(&self, id: &SandboxId) {
+        if let Some(lane) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            lane.start.cancel();
+        }
+    }
+
     /// Forgets the lane of a sandbox that is over: nothing is done to it any more.
     pub(super) fn remove(&self, id: &SandboxId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);

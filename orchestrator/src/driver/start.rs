@@ -75,6 +75,7 @@ impl Driver {
         // It may have been destroyed since it was written down, by another orchestrator too.
         let state = self.sandbox(&new.id).await?.state;
         lifecycle::next(state, Event::Started)?;
+        self.still_ours(&new.id).await?;
         let (running, reached) = match warm {
             Some((running, agent)) => (running, Some(agent)),
             None => {
@@ -109,6 +110,7 @@ impl Driver {
         reached: Option<Agent>,
     ) -> Result<Agent, DriveError> {
         let (host, new) = (&self.parts().host, &row.new);
+        self.still_ours(&new.id).await?;
         let identity = Identity {
             sandbox_id: new.id.clone(),
             conversation_id: new.conversation_id.clone(),

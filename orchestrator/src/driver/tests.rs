@@ -37,9 +37,21 @@ struct Stand {
     making: Semaphore,
     connecting: Semaphore,
     files: Mutex<Option<PathBuf>>,
+    is_shared: bool,
 }
 
 impl Stand {
+    fn new(is_shared: bool) -> Arc<Self> {
+        Arc::new(Self {
+            made: Mutex::default(),
+            aside: Mutex::default(),
+            making: Semaphore::new(0),
+            connecting: Semaphore::new(0),
+            files: Mutex::default(),
+            is_shared,
+        })
+    }
+
     fn made(&self) -> BTreeSet<SandboxId> {
         self.made.lock().expect("no panic").clone()
     }
@@ -111,32 +123,39 @@ impl Host for Stand {
     fn name(&self) -> &'static str {
         "local"
     }
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
 }
+
+mod replicas;
 
 struct Bench {
     driver: Driver,
     host: Arc<Stand>,
     store: Store,
     folder: TempDir,
-    _database: Database,
+    tasks: Tasks,
+    _database: Option<Database>,
 }
 
 impl Bench {
     async fn new() -> Self {
-        let (database, folder) = (Database::sqlite().await, tempfile::tempdir().expect("a folder"));
-        let (store, tasks) = (database.store.clone(), Tasks::new());
-        make(&store, sandbox(1, "c1").tenant.as_str()).await;
-        let keys = InstallationKeys::open(GivenKeys::default(), &folder.path().join("keys"), &store).await;
+        let database = Database::sqlite().await;
+        let host = Stand::new(false);
+        make(&database.store, sandbox(1, "c1").tenant.as_str()).await;
+        let bench = Self::on(database.store.clone(), host).await;
+        Self { _database: Some(database), ..bench }
+    }
+
+    async fn on(store: Store, host: Arc<Stand>) -> Self {
+        let (folder, tasks) = (tempfile::tempdir().expect("a folder"), Tasks::new());
+        // As several orchestrators on one database have it.
+        let given = GivenKeys { master: Some(Secret::new(vec![7; 32])), ..GivenKeys::default() };
+        let keys = InstallationKeys::open(given, &folder.path().join("keys"), &store).await;
         let keys = Arc::new(keys.expect("opens"));
         let state = postern_common::control::State::default();
         let (gateways, _uses) = Gateways::start(1, state, store.clone(), &tasks);
-        let host = Arc::new(Stand {
-            made: Mutex::default(),
-            aside: Mutex::default(),
-            making: Semaphore::new(0),
-            connecting: Semaphore::new(0),
-            files: Mutex::default(),
-        });
         let sync_sessions =
             SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), Duration::from_secs(3600));
         let settings = StorageSettings { chosen: Chosen::default(), data_dir: folder.path().join("objects") };
@@ -151,9 +170,9 @@ impl Bench {
             pool: Pool::new(store.clone(), Arc::clone(&host) as Arc<dyn Host>, tasks.clone()),
             files: UserFiles::new(folder.path().join("files"), Bounds::default()),
             keys,
-            tasks,
+            tasks: tasks.clone(),
         });
-        Self { driver, host, store, folder, _database: database }
+        Self { driver, host, store, folder, tasks, _database: None }
     }
 
     fn open_all_doors(&self) {
@@ -175,7 +194,7 @@ impl Bench {
         let opened = self.driver.parts().sessions.open(&row, peer, Isolation::Namespaces, clock::now()).await;
         opened.expect("opens");
         let (from, to) = (State::Creating, State::Running);
-        let transition = Transition { from, to, reason: None, running: None };
+        let transition = Transition { from, to, reason: None, running: None, is_claimed: false };
         assert!(self.store.move_sandbox(&new.id, &transition, &audit).await.expect("answers"));
         self.row(&new.id).await
     }
@@ -305,7 +324,7 @@ async fn a_sandbox_that_is_destroyed_before_it_is_made_is_not_made() {
     bench.over(&row.new.id).await;
     let token = Secret::new("t".to_owned());
     let written = Written { row, token, warm: None, start: First::default() };
-    bench.driver.start(written, Isolation::Namespaces, &Stop::new()).await;
+    Box::pin(bench.driver.start(written, Isolation::Namespaces, &Stop::new())).await;
     assert_eq!(bench.host.made(), BTreeSet::new());
 }
 
@@ -331,7 +350,7 @@ async fn a_session_that_outlived_its_sandbox_is_ended_by_the_sweep() {
         (State::Running, State::Destroying(Outcome::Destroyed)),
         (State::Destroying(Outcome::Destroyed), State::Destroyed),
     ] {
-        let transition = Transition { from, to, reason: None, running: None };
+        let transition = Transition { from, to, reason: None, running: None, is_claimed: false };
         let audit = entry(&row.new, Action::SandboxChanged, &Cause::own(""));
         assert!(bench.store.move_sandbox(id, &transition, &audit).await.expect("answers"));
     }

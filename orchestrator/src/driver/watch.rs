@@ -48,11 +48,16 @@ impl Driver {
     /// # Errors
     /// [`StoreError`]; what could not be done to a single sandbox is tried again by the sweep.
     pub(crate) async fn reconcile(&self) -> Result<Reconciled, StoreError> {
+        if !self.watches().await? {
+            tracing::info!("another orchestrator watches the sandboxes of this place");
+            return Ok(Reconciled::default());
+        }
         let host = &self.parts().host;
         let found: BTreeMap<SandboxId, Found> =
             host.list().await.into_iter().map(|found| (found.sandbox().clone(), found)).collect();
         let warm = self.parts().store.warm_sandboxes().await?;
-        let live = self.parts().store.live_sandboxes().await?;
+        let live = self.parts().store.own_sandboxes().await?;
+        let elsewhere = self.parts().store.claimed_elsewhere().await?;
         let known = live.iter().map(|row| &row.new.id).chain(warm.iter().map(|row| &row.id));
         let known: Vec<SandboxId> = known.cloned().collect();
         let mut reconciled = Reconciled::default();
@@ -69,7 +74,8 @@ impl Driver {
             reconciled.orphans = orphans.len();
         }
         self.parts().pool.reconcile(warm, &found);
-        for row in live {
+        // Whoever has claimed one is at work on it.
+        for row in live.into_iter().filter(|row| !elsewhere.contains(&row.new.id)) {
             let id = row.new.id.clone();
             match self.settle(row, found.get(&id)).await {
                 Ok(true) => reconciled.adopted.push(id),
@@ -182,12 +188,16 @@ impl Driver {
 
     async fn look_at_all(&self, is_sweep: bool) -> Result<(), StoreError> {
         let now = clock::now();
+        if !self.watches().await? {
+            return Ok(());
+        }
         self.end_due(now).await?;
         for id in self.parts().store.sessions_to_rotate(now).await? {
             self.rotate(id);
         }
         if is_sweep {
             self.parts().store.forget_sessions(now).await?;
+            self.parts().store.forget_claims().await?;
             self.sweep().await?;
         }
         Ok(())
@@ -234,8 +244,7 @@ impl Driver {
         }
         let driver = self.clone();
         self.parts().tasks.spawn(async move |stop: Stop| {
-            let cause = Cause { reason: None, ..Cause::own("") };
-            if let Some(Err(error)) = stop.run_until_cancelled(driver.refresh(&id, cause)).await {
+            if let Some(Err(error)) = stop.run_until_cancelled(driver.replace_if_due(&id)).await {
                 log(&id, &error, "its token was not replaced");
             }
         });
@@ -249,7 +258,10 @@ impl Driver {
         // INVARIANT: warm ones are read before those that live. One that is claimed in between is
         // found in both, never in neither.
         let warm = self.parts().store.warm_sandboxes().await?;
-        let live = self.parts().store.live_sandboxes().await?;
+        let live = self.parts().store.own_sandboxes().await?;
+        // INVARIANT: claims are read after rows. Whoever makes a sandbox has claimed it before it is
+        // written down, until it runs.
+        let elsewhere = self.parts().store.claimed_elsewhere().await?;
         let known = live.iter().map(|row| &row.new.id).chain(warm.iter().map(|row| &row.id));
         let known: BTreeSet<&SandboxId> = known.collect();
         let is_spared = self.parts().spares_unknown;
@@ -262,7 +274,7 @@ impl Driver {
             tracing::warn!(sandbox = %id, "ending the session of a sandbox that is over");
             self.parts().sessions.end(&id, clock::now()).await?;
         }
-        for row in &live {
+        for row in live.iter().filter(|row| !elsewhere.contains(&row.new.id)) {
             let here = found.iter().find(|found| found.sandbox() == &row.new.id);
             if let Err(error) = self.compare(row, here).await {
                 log(&row.new.id, &error, "compare it with the machine");
@@ -303,8 +315,8 @@ impl Driver {
                 Ok(())
             }
             // Whoever was making it is gone: a maker is in its lane from before it is written down
-            // to the end. (Another orchestrator's lane cannot be seen: hence the age.)
-            (State::Creating, _) if is_old(row) && !self.0.lanes.is_busy(&row.new.id) => {
+            // to the end, and has claimed it where there are others.
+            (State::Creating, _) if self.is_left(row) && !self.0.lanes.is_busy(&row.new.id) => {
                 let cause = Cause::own("making it was interrupted");
                 match self.happen(&row.new.id, Event::StartFailed, None, cause).await {
                     // It was made since the database was read.
@@ -320,6 +332,14 @@ impl Driver {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl Driver {
+    /// Whether nobody can be making a sandbox that is in no lane here. A claim that is gone says so at
+    /// once; without claims its age does.
+    fn is_left(&self, row: &SandboxRow) -> bool {
+        self.parts().store.has_others() || is_old(row)
     }
 }
 

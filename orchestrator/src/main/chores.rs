@@ -4,16 +4,27 @@
 use anyhow::Context as _;
 use clap::Subcommand;
 use postern_common::id::GatewayName;
+use postern_common::retention::Report;
 use postern_common::settings::{Settings, name};
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::setup::{self, Cluster, Key, Outcome};
 use postern_orchestrator::{Config, Prepared};
+use std::io::Write as _;
 
 /// What to do instead of serving.
 #[derive(Debug, Subcommand)]
 pub(super) enum Chore {
     /// Bring the database up to date, and end.
     Migrate,
+    /// Archive or delete users' files whose time has come, and end.
+    Retention {
+        /// Only tell what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Tell it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Make what an installation in a cluster needs once, and end. What is there stays as it is.
     #[command(subcommand)]
     Setup(Setup),
@@ -66,6 +77,16 @@ pub(super) async fn run(chore: &Chore, settings: &Settings) -> anyhow::Result<()
             setup::migrate(&url.context("no database: set DATABASE_URL or DATABASE_URL_FILE")?).await?;
             tracing::info!("the database is up to date");
         }
+        Chore::Retention { dry_run, json } => {
+            let report = retire(settings, *dry_run).await?;
+            let text = if *json { serde_json::to_string(&report)? } else { report.to_string() };
+            writeln!(std::io::stdout(), "{}", text.trim_end())?;
+            anyhow::ensure!(
+                report.failures == 0,
+                "{} files failed; the next run tries them again",
+                report.failures
+            );
+        }
         Chore::Setup(Setup::Keys { secret, make, database }) => {
             let cluster = Cluster::around().await?;
             told(secret, setup::keys(&cluster, secret, make, database.as_deref()).await?);
@@ -85,6 +106,13 @@ pub(super) async fn run(chore: &Chore, settings: &Settings) -> anyhow::Result<()
     Ok(())
 }
 
+/// A whole run; what it did.
+async fn retire(settings: &Settings, dry_run: bool) -> anyhow::Result<Report> {
+    let prepared = Prepared::open(config(settings)?).await?;
+    let each = |files| tracing::info!(files, dry_run, "files so far");
+    Ok(prepared.retire_files(dry_run, each).await?)
+}
+
 fn told(secret: &str, outcome: Outcome) {
     match outcome {
         Outcome::Made => tracing::info!(secret, "made"),
@@ -100,6 +128,7 @@ fn config(settings: &Settings) -> anyhow::Result<Config> {
     let data = settings.path(name::DATA_DIR).context("a setting with a default")?;
     Ok(Config {
         database_url: Some(database),
+        storage: settings.storage(),
         keys: GivenKeys { token: token.signing_key, old_tokens: token.old_keys, master: Some(master) },
         ..Config::new(data)
     })

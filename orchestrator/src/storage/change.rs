@@ -8,12 +8,13 @@
 use super::locks::Held;
 use super::manifest::{MANIFEST_BYTES, Manifest};
 use super::objects::{Notes, Objects, Outcome};
-use super::path::FilePath;
+use super::path::{FilePath, Key};
 use super::types::{Condition, Edit, FILE_MODE, StorageError, Usage, Version, Writer};
 use super::user::UserFiles;
 use crate::store::{FileChange, FileRow, FilesHeld};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use postern_common::clock;
 use std::collections::{BTreeSet, HashSet};
 
@@ -47,11 +48,26 @@ impl UserFiles {
         paths: impl IntoIterator<Item = &FilePath>,
     ) -> Result<Changing<'a>, StorageError> {
         let keys: Vec<_> = paths.into_iter().map(|path| self.prefix.file(path)).collect();
-        let locks = self.storage.locks.hold(&keys).await;
+        self.changing_keys(by, &keys).await
+    }
+
+    async fn changing_keys<'a>(&'a self, by: &'a Writer, keys: &[Key]) -> Result<Changing<'a>, StorageError> {
+        let locks = self.storage.locks.hold(keys).await;
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
         let held = self.storage.store.hold_files(&names).await?;
         let usage = self.usage().await?;
         Ok(Changing { files: self, by, usage, changes: Vec::new(), edits: Vec::new(), held, _locks: locks })
+    }
+
+    /// Begins a change of these files that no other of its kind goes beside, nor a hold on the user.
+    pub(super) async fn changing_user<'a>(
+        &'a self,
+        by: &'a Writer,
+        paths: impl IntoIterator<Item = &FilePath>,
+    ) -> Result<Changing<'a>, StorageError> {
+        let keys = paths.into_iter().map(|path| self.prefix.file(path));
+        let keys: Vec<_> = keys.chain([self.prefix.of_user()]).collect();
+        self.changing_keys(by, &keys).await
     }
 
     /// The manifest, and which one it is.
@@ -168,6 +184,22 @@ impl<'a> Changing<'a> {
         Ok(())
     }
 
+    /// Notes that files were taken away by retention.
+    pub(super) async fn retired(&mut self, changes: Vec<FileChange>) -> Result<(), StorageError> {
+        let paths: Vec<FilePath> = changes.iter().map(|change| change.path().clone()).collect();
+        let begun = self.changes.len();
+        self.removed(paths).await?;
+        // The same of the manifest, another word in the log.
+        self.changes.truncate(begun);
+        self.changes.extend(changes);
+        Ok(())
+    }
+
+    /// Notes what concerns no manifest.
+    pub(super) fn noted(&mut self, changes: Vec<FileChange>) {
+        self.changes.extend(changes);
+    }
+
     /// Notes what is to be different in the manifest.
     pub(super) fn shaped(&mut self, edits: Vec<Edit>) {
         for edit in edits {
@@ -189,12 +221,17 @@ impl<'a> Changing<'a> {
 
     /// Writes it all down.
     pub(super) async fn end(self) -> Result<(), StorageError> {
+        self.end_at(clock::now()).await
+    }
+
+    /// Writes it all down, as of this time.
+    pub(super) async fn end_at(self, now: Timestamp) -> Result<(), StorageError> {
         if !self.edits.is_empty() {
             edit(self.files, &self.edits).await?;
         }
         let Self { files, by, changes, held, .. } = self;
         let store = &files.storage.store;
-        Ok(store.end_files(held, &files.owner, by, clock::now(), &changes).await?)
+        Ok(store.end_files(held, &files.owner, by, now, &changes).await?)
     }
 }
 

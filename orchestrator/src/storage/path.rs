@@ -5,6 +5,7 @@
 //! tenants/{tenant}/users/{user}/files/{path}      a file, under its own name
 //! tenants/{tenant}/users/{user}/odd/{digest}      a file whose path no store takes as it is
 //! tenants/{tenant}/users/{user}/manifest.json     what objects cannot hold
+//! tenants/{tenant}/users/{user}/archive/{path}    what retention took out of sight (archive-odd/ likewise)
 //! staging/{upload}/{part}                         an upload that nobody reads before it is complete
 //! ```
 //!
@@ -170,6 +171,20 @@ impl UserPrefix {
     /// Whether a file's object does not bear its path.
     pub(super) fn is_odd(&self, path: &FilePath) -> bool {
         self.file(path) == self.odd(path)
+    }
+
+    /// The object of a file in the archive.
+    pub(super) fn archived(&self, path: &FilePath) -> Key {
+        let name = format!("{}/archive/{}", self.0, path.as_str());
+        if path.is_plain() && name.len() <= KEY_BYTES {
+            return Key(name.into());
+        }
+        Key(format!("{}/archive-odd/{}", self.0, Digest::of(path.as_str().as_bytes())).into())
+    }
+
+    /// No object: what stands for all of the user where they are locked.
+    pub(super) fn of_user(&self) -> Key {
+        Key(Arc::clone(&self.0))
     }
 
     /// The object of what objects cannot hold.

@@ -5,6 +5,7 @@
 //! what is sent to it is looked at in `wire.rs`.
 
 mod faults;
+mod retire;
 mod servers;
 mod uploads;
 mod wire;
@@ -19,6 +20,12 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use postern_common::clock;
 use postern_common::id::UploadId;
+use retire::{
+    a_held_users_files_stay_until_they_are_released,
+    a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off, what_a_sandbox_brought_in_is_used,
+    what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
+    what_is_unused_goes_to_the_archive_and_from_there_in_time,
+};
 use servers::Server;
 use std::time::Duration;
 use uploads::{an_upload_becomes_a_file_when_it_is_complete, an_upload_that_nobody_completes_goes, upload};
@@ -128,6 +135,11 @@ on_each_store!(
     an_upload_that_nobody_completes_goes,
     a_user_and_a_tenant_are_erased_and_nobody_else,
     no_prefix_is_crossed,
+    what_is_unused_goes_to_the_archive_and_from_there_in_time,
+    what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
+    what_a_sandbox_brought_in_is_used,
+    a_held_users_files_stay_until_they_are_released,
+    a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off,
 );
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

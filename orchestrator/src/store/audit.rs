@@ -70,6 +70,10 @@ actions! {
     DownloadSigned "download.signed";
     /// A user's files and decisions were erased.
     UserErased "user.erased";
+    /// A user's files are to stay, whatever else says that they go.
+    HoldSet "hold.set";
+    /// They may go again.
+    HoldReleased "hold.released";
     /// A tenant was made.
     TenantCreated "tenant.created";
     /// A tenant and all that it owned is gone.

@@ -13,7 +13,7 @@ use postern_common::id::{TenantId, UserId};
 use sqlx::AssertSqlSafe;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Files of one statement: 12 values each, well below what either database takes.
+/// Files of one statement: 13 values each, well below what either database takes.
 const AT_ONCE: usize = 100;
 
 /// A file as it was written last.
@@ -42,6 +42,12 @@ pub(crate) enum FileChange {
     Written(FileRow),
     /// It was removed by us.
     Removed(FilePath),
+    /// Retention moved it to the archive; this is what it was.
+    Archived(FileRow),
+    /// Retention removed it.
+    Expired(FilePath),
+    /// Retention removed it from the archive.
+    ArchiveExpired(FilePath),
     /// Somebody else wrote it right into the store.
     Found(FileRow),
     /// Somebody else removed it from the store; this version was there.
@@ -57,6 +63,9 @@ impl FileChange {
         match self {
             Self::Written(_) => "file.written",
             Self::Removed(_) => "file.removed",
+            Self::Archived(_) => "file.archived",
+            Self::Expired(_) => "file.expired",
+            Self::ArchiveExpired(_) => "file.archive-expired",
             Self::Found(_) => "file.found",
             Self::Missing(..) => "file.missing",
             Self::Mode(..) => "file.mode",
@@ -64,10 +73,16 @@ impl FileChange {
         }
     }
 
-    const fn path(&self) -> &FilePath {
+    /// Of which file.
+    pub(crate) const fn path(&self) -> &FilePath {
         match self {
-            Self::Written(row) | Self::Found(row) => &row.path,
-            Self::Removed(path) | Self::Missing(path, _) | Self::Mode(path, _) | Self::Shaped(path) => path,
+            Self::Written(row) | Self::Found(row) | Self::Archived(row) => &row.path,
+            Self::Removed(path)
+            | Self::Expired(path)
+            | Self::ArchiveExpired(path)
+            | Self::Missing(path, _)
+            | Self::Mode(path, _)
+            | Self::Shaped(path) => path,
         }
     }
 }
@@ -83,6 +98,16 @@ pub(crate) struct FileOwner {
 
 /// No other orchestrator changes these files while this lives.
 pub(crate) struct FilesHeld(Option<Change>);
+
+impl FilesHeld {
+    /// The change that holds them, or a new one where locks of this process do.
+    pub(super) async fn into_change(self, store: &Store) -> Result<Change, StoreError> {
+        match self.0 {
+            Some(change) => Ok(change),
+            None => Ok(store.change().await?),
+        }
+    }
+}
 
 /// A line of the log of files.
 #[cfg(test)]
@@ -133,10 +158,7 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut change = match held.0 {
-            Some(change) => change,
-            None => self.change().await?,
-        };
+        let mut change = held.into_change(self).await?;
         change.files(owner, by, at, changes).await?;
         change.commit().await
     }
@@ -339,7 +361,11 @@ impl Change {
             }
             self.put_files(owner, by, at, &std::mem::take(&mut written)).await?;
             match change {
-                FileChange::Removed(path) => self.drop_file(owner, path, None).await?,
+                FileChange::Removed(path) | FileChange::Expired(path) => {
+                    self.drop_file(owner, path, None).await?;
+                }
+                FileChange::Archived(row) => self.archive_file(owner, row, at).await?,
+                FileChange::ArchiveExpired(path) => self.drop_archived(owner, path).await?,
                 FileChange::Missing(path, version) => self.drop_file(owner, path, Some(version)).await?,
                 FileChange::Mode(path, mode) => self.set_mode(owner, path, *mode).await?,
                 FileChange::Written(_) | FileChange::Found(_) | FileChange::Shaped(_) => {}
@@ -370,17 +396,18 @@ impl Change {
         rows: &BTreeMap<&FilePath, &FileRow>,
     ) -> Result<(), StoreError> {
         /// Values of a row.
-        const VALUES: usize = 12;
+        const VALUES: usize = 13;
         let rows: Vec<&FileRow> = rows.values().copied().collect();
         for rows in rows.chunks(AT_ONCE) {
             let values = (0..rows.len()).map(|row| format!("({})", places(row * VALUES + 1, VALUES)));
             let put = format!(
                 "INSERT INTO file_metadata (tenant, user_id, path, size_bytes, digest, mode, object_version, \
-                 written_by, created_at_micros, modified_at_micros, used_at_micros, content_type) VALUES {} \
+                 written_by, created_at_micros, modified_at_micros, used_at_micros, content_type, written_at_micros) VALUES {} \
                  ON CONFLICT (tenant, user_id, path) DO UPDATE SET size_bytes = excluded.size_bytes, \
                  digest = excluded.digest, mode = excluded.mode, object_version = excluded.object_version, \
                  written_by = excluded.written_by, modified_at_micros = excluded.modified_at_micros, \
-                 used_at_micros = excluded.used_at_micros, content_type = excluded.content_type",
+                 used_at_micros = excluded.used_at_micros, content_type = excluded.content_type, \
+                 written_at_micros = excluded.written_at_micros",
                 values.collect::<Vec<_>>().join(", ")
             );
             let mut query = sqlx::query(AssertSqlSafe(put));
@@ -397,10 +424,42 @@ impl Change {
                     .bind(micros(at))
                     .bind(micros(row.modified))
                     .bind(micros(at))
-                    .bind(row.content_type.clone());
+                    .bind(row.content_type.clone())
+                    .bind(micros(at));
             }
             query.execute(&mut *self.0).await?;
         }
+        Ok(())
+    }
+
+    async fn archive_file(
+        &mut self,
+        owner: &FileOwner,
+        row: &FileRow,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.drop_file(owner, &row.path, None).await?;
+        let upsert = "INSERT INTO archived_files (tenant, user_id, path, size_bytes, digest, archived_at_micros) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, user_id, path) DO UPDATE SET \
+             size_bytes = excluded.size_bytes, digest = excluded.digest, \
+             archived_at_micros = excluded.archived_at_micros";
+        sqlx::query(upsert)
+            .bind(owner.tenant.as_str())
+            .bind(owner.user.as_str())
+            .bind(row.path.as_str())
+            .bind(i64::try_from(row.size).unwrap_or(i64::MAX))
+            .bind(row.digest.map(|digest| digest.to_string()).unwrap_or_default())
+            .bind(micros(at))
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+
+    async fn drop_archived(&mut self, owner: &FileOwner, path: &FilePath) -> Result<(), StoreError> {
+        let delete =
+            sqlx::query("DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2 AND path = $3");
+        let delete = delete.bind(owner.tenant.as_str()).bind(owner.user.as_str()).bind(path.as_str());
+        delete.execute(&mut *self.0).await?;
         Ok(())
     }
 
@@ -426,7 +485,7 @@ impl Change {
 /// What the log of files says of a change.
 fn line(owner: &FileOwner, by: &Writer, at: Timestamp, change: &FileChange) -> FileEntry {
     let row = match change {
-        FileChange::Written(row) | FileChange::Found(row) => Some(row),
+        FileChange::Written(row) | FileChange::Found(row) | FileChange::Archived(row) => Some(row),
         _ => None,
     };
     FileEntry {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Facts about this installation, by name.
 
-use super::{Columns, Store, StoreError};
+use super::{Columns, Dialect, Store, StoreError};
 use sqlx::any::AnyRow;
 
 const FACT: &str = "SELECT value FROM installation WHERE name = $1";
@@ -26,6 +26,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn next_number(&self, name: &'static str, at_least: u64) -> Result<u64, StoreError> {
+        if self.dialect == Dialect::Postgres {
+            // In one statement: of two orchestrators that count at once, each gets a number of its own.
+            let count = "INSERT INTO installation (name, value) VALUES ($1, convert_to(CAST($2 AS TEXT), 'UTF8')) \
+                 ON CONFLICT (name) DO UPDATE SET value = convert_to(CAST(GREATEST( \
+                 CAST(convert_from(installation.value, 'UTF8') AS BIGINT) + 1, $3) AS TEXT), 'UTF8') RETURNING value";
+            let first = at_least.max(1);
+            let query = sqlx::query(count).bind(name).bind(first.to_string());
+            let row = query.bind(i64::try_from(at_least).unwrap_or(i64::MAX)).fetch_one(&self.pool).await?;
+            return number(Some(&row), name);
+        }
         let mut change = self.change().await?;
         let row = sqlx::query(FACT).bind(name).fetch_optional(&mut *change.0).await?;
         let before = number(row.as_ref(), name)?;

@@ -61,6 +61,9 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     24 "000024_create_snapshots",
     28 "000028_chain_audit_logs",
     29 "000029_tell_other_orchestrators",
+    36 "000036_share_sandboxes",
+    37 "000037_retain_files",
+    38 "000038_share_gateways",
 ];
 
 /// What is done about tables that are not up to date.

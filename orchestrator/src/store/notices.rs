@@ -86,39 +86,6 @@ impl Store {
         notify.bind(format!("{} mark {number}", self.replica)).execute(&self.pool).await?;
         Ok(())
     }
-
-    /// Takes, or keeps, the lease `name` for `seconds`; `false` while another orchestrator has it.
-    /// Time is the database's, so that clocks of machines do not count.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn lease(&self, name: &'static str, seconds: u32) -> Result<bool, StoreError> {
-        let take = match self.dialect {
-            // Whoever has the file is alone.
-            Dialect::Sqlite => return Ok(true),
-            Dialect::Postgres => {
-                "INSERT INTO leases (name, holder, fence, until) \
-                 VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3)) \
-                 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until, \
-                 fence = leases.fence + CASE WHEN leases.holder = excluded.holder THEN 0 ELSE 1 END \
-                 WHERE leases.holder = excluded.holder OR leases.until < clock_timestamp()"
-            }
-        };
-        let query = sqlx::query(take).bind(name).bind(self.replica.to_string()).bind(f64::from(seconds));
-        Ok(query.execute(&self.pool).await?.rows_affected() == 1)
-    }
-
-    /// Gives our leases back, so that another orchestrator need not wait for their end.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn give_leases_back(&self) -> Result<(), StoreError> {
-        if self.dialect == Dialect::Postgres {
-            let give = sqlx::query("UPDATE leases SET until = clock_timestamp() WHERE holder = $1");
-            give.bind(self.replica.to_string()).execute(&self.pool).await?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

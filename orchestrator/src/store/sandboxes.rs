@@ -212,6 +212,8 @@ pub(crate) struct SandboxRow {
     pub(crate) created_at: Timestamp,
     /// When it will have been unused for too long.
     pub(crate) idle_at: Timestamp,
+    /// Where it runs.
+    pub(crate) place: String,
 }
 
 /// Which sandboxes to list.
@@ -242,17 +244,6 @@ pub(crate) struct Listing {
     pub(crate) has_more: bool,
 }
 
-/// Which deadline of a sandbox has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Due {
-    /// Its life's.
-    Over,
-    /// It was unused for too long, and this is to become of it.
-    Unused(OnIdle),
-    /// Nobody has resumed it.
-    PausedTooLong,
-}
-
 /// A change of state that is to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct Transition {
@@ -264,6 +255,8 @@ pub(crate) struct Transition {
     pub(crate) reason: Option<String>,
     /// What the runtime made of it, once it did.
     pub(crate) running: Option<Running>,
+    /// Whether this is the doing of who has claimed the sandbox: then only while it is theirs.
+    pub(crate) is_claimed: bool,
 }
 
 const fn on_idle_text(on_idle: OnIdle) -> &'static str {
@@ -273,7 +266,7 @@ const fn on_idle_text(on_idle: OnIdle) -> &'static str {
     }
 }
 
-fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
+pub(super) fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
     let all = [OnIdle::Destroy, OnIdle::Pause];
     let found = all.into_iter().find(|it| on_idle_text(*it) == text);
     found.ok_or(StoreError::Corrupt { what: "on_idle" })
@@ -310,6 +303,7 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
         running: running.map(|record| record.of(id)),
         created_at: row.time("created_at_micros")?,
         idle_at: row.time("idle_at_micros")?,
+        place: row.text("place")?,
     })
 }
 
@@ -338,11 +332,15 @@ impl RunningRecord {
 
 impl Change {
     /// `false` if the conversation has a live one, or the id is taken.
-    async fn insert_sandbox(&mut self, new: &NewSandbox, at: Timestamp) -> Result<bool, StoreError> {
+    async fn insert_sandbox(
+        &mut self,
+        new: &NewSandbox,
+        (at, place): (Timestamp, &str),
+    ) -> Result<bool, StoreError> {
         let insert = "INSERT INTO sandboxes (id, tenant, user_id, conversation_id, status, template, operations, claims, \
              labels, env_sealed, env_digest, wanted, created_by, created_at_micros, expires_at_micros, idle_micros, \
-             idle_at_micros, on_idle, paused_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+             idle_at_micros, on_idle, paused_micros, place) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) \
              ON CONFLICT DO NOTHING";
         let idle = duration_micros(new.idle);
         let inserted = sqlx::query(insert)
@@ -365,6 +363,7 @@ impl Change {
             .bind(micros(at).saturating_add(idle))
             .bind(on_idle_text(new.on_idle))
             .bind(new.paused.map(duration_micros))
+            .bind(place.to_owned())
             .execute(&mut *self.0)
             .await?;
         Ok(inserted.rows_affected() > 0)
@@ -405,7 +404,7 @@ impl Store {
         if *is_warm && !change.claim_warm(&new.id).await? {
             return Ok(AddedSandbox::NotReady);
         }
-        if !change.insert_sandbox(new, audit.at).await? {
+        if !change.insert_sandbox(new, (audit.at, &self.place)).await? {
             return Ok(AddedSandbox::Taken);
         }
         if let Some(key) = key
@@ -429,6 +428,9 @@ impl Store {
         audit: &AuditEntry,
     ) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
+        if transition.is_claimed {
+            change.still_ours(self, id).await?;
+        }
         let (status, outcome) = (transition.to.as_str(), transition.to.outcome().map(Outcome::as_str));
         let is_over = transition.to.is_over();
         let update = "UPDATE sandboxes SET status = $3, outcome = $4, reason = COALESCE(reason, $5), \
@@ -518,13 +520,23 @@ impl Store {
         found.as_ref().map(row).transpose()
     }
 
-    /// Every sandbox that is not over.
+    /// Every sandbox that is not over, wherever it runs.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn live_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
         let rows = sqlx::query(LIVE).fetch_all(&self.pool).await?;
         rows.iter().map(row).collect()
+    }
+
+    /// Every sandbox of this place that is not over.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn own_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+        let mut live = self.live_sandboxes().await?;
+        live.retain(|row| row.place == *self.place);
+        Ok(live)
     }
 
     /// A page of sandboxes, newest first.
@@ -559,39 +571,5 @@ impl Store {
         let deleted =
             sqlx::query(delete).bind(micros(before)).bind(i64::from(most)).execute(&self.pool).await?;
         Ok(deleted.rows_affected())
-    }
-
-    /// Notes that a running sandbox is in use.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn touch_sandbox(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
-        let update = "UPDATE sandboxes SET idle_at_micros = $2 + idle_micros WHERE id = $1 AND status = 'running' \
-             AND idle_at_micros < $2 + idle_micros";
-        sqlx::query(update).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
-        Ok(())
-    }
-
-    /// Live sandboxes whose deadline has come, and what is to become of each.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, Due)>, StoreError> {
-        let select = "SELECT id, status, on_idle, expires_at_micros FROM sandboxes \
-             WHERE status IN ('running', 'paused', 'stopped') AND (expires_at_micros <= $1 \
-             OR (status = 'running' AND idle_at_micros <= $1) \
-             OR (status = 'paused' AND paused_micros IS NOT NULL AND idle_at_micros <= $1)) LIMIT 1000";
-        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
-        let due = |row: &sqlx::any::AnyRow| {
-            let due = if row.number("expires_at_micros")? <= micros(now) {
-                Due::Over
-            } else if row.text("status")? == State::Paused.as_str() {
-                Due::PausedTooLong
-            } else {
-                Due::Unused(on_idle(&row.text("on_idle")?)?)
-            };
-            Ok((row.parsed("id")?, due))
-        };
-        rows.iter().map(due).collect()
     }
 }

@@ -33,7 +33,7 @@ fn row(row: &impl Columns) -> Result<SessionRow, StoreError> {
 }
 
 impl Store {
-    /// Writes a session; `false` if it has ended already, which stays so, or if its sandbox is on
+    /// Writes a session, for whoever has claimed its sandbox; `false` if it has ended already, which stays so, or if its sandbox is on
     /// its way out: what would end it may have passed by.
     ///
     /// # Errors
@@ -46,6 +46,8 @@ impl Store {
              peer = excluded.peer, tokens = excluded.tokens, expires_at_micros = excluded.expires_at_micros, \
              rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = excluded.last_token_until_micros \
              WHERE sessions.ended_at_micros IS NULL";
+        let mut change = self.change().await?;
+        change.still_ours(self, &session.sandbox_id).await?;
         let last = session.tokens.iter().map(|token| token.until).max().unwrap_or(session.expires_at);
         let written = sqlx::query(upsert)
             .bind(session.sandbox_id.as_str().to_owned())
@@ -54,8 +56,9 @@ impl Store {
             .bind(micros(session.expires_at))
             .bind(micros(session.rotate_at))
             .bind(micros(last))
-            .execute(&self.pool)
+            .execute(&mut *change.0)
             .await?;
+        change.commit().await?;
         Ok(written.rows_affected() == 1)
     }
 
@@ -69,16 +72,18 @@ impl Store {
         found.as_ref().map(row).transpose()
     }
 
-    /// Sessions whose token is to be replaced. That of a paused sandbox, which cannot take one, is
+    /// Sessions of this place whose token is to be replaced. That of a paused sandbox, which cannot take one, is
     /// replaced when it is resumed.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
         let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
-             AND expires_at_micros > $1 AND sandbox_id NOT IN (SELECT id FROM sandboxes WHERE status = 'paused') \
+             AND expires_at_micros > $1 \
+             AND sandbox_id IN (SELECT id FROM sandboxes WHERE status <> 'paused' AND place = $2) \
              ORDER BY rotate_at_micros LIMIT 1000";
-        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+        let rows =
+            sqlx::query(select).bind(micros(now)).bind(self.place.to_string()).fetch_all(&self.pool).await?;
         rows.iter().map(|row| row.parsed("sandbox_id")).collect()
     }
 
@@ -93,7 +98,8 @@ impl Store {
         rows.iter().map(|row| row.parsed("sandbox_id")).collect()
     }
 
-    /// Has a live session's token replaced at `at`, sooner or later than was planned.
+    /// Has a live session's token replaced at `at`, sooner or later than was planned; for whoever has
+    /// claimed its sandbox.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -102,14 +108,16 @@ impl Store {
         sandbox: &SandboxId,
         at: Timestamp,
     ) -> Result<(), StoreError> {
+        let mut change = self.change().await?;
+        change.still_ours(self, sandbox).await?;
         sqlx::query(
             "UPDATE sessions SET rotate_at_micros = $2 WHERE sandbox_id = $1 AND ended_at_micros IS NULL",
         )
         .bind(sandbox.as_str().to_owned())
         .bind(micros(at))
-        .execute(&self.pool)
+        .execute(&mut *change.0)
         .await?;
-        Ok(())
+        change.commit().await
     }
 
     /// Ends a session for good and tells until when its tokens would have been good; `None` if

@@ -96,6 +96,8 @@ pub(crate) enum RemovedTenant {
     Lives(i64),
     /// A watched folder owns it.
     Owned(Owner),
+    /// So many of its users are held.
+    Held(i64),
 }
 
 fn row(row: &impl Columns) -> Result<TenantRow, StoreError> {
@@ -227,6 +229,11 @@ impl Store {
         if live > 0 {
             return Ok(RemovedTenant::Lives(live));
         }
+        let count = "SELECT COUNT(*) AS held FROM user_holds WHERE tenant = $1";
+        let held = sqlx::query(count).bind(named()).fetch_one(&mut *change.0).await?.number("held")?;
+        if held > 0 {
+            return Ok(RemovedTenant::Held(held));
+        }
         sqlx::query("DELETE FROM tenants WHERE name = $1").bind(named()).execute(&mut *change.0).await?;
         sqlx::query("INSERT INTO removed_tenants (name, removed_at_micros) VALUES ($1, $2)")
             .bind(named())
@@ -253,12 +260,18 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn tenant_erased(&self, name: &TenantId, now: Timestamp) -> Result<(), StoreError> {
+        let mut change = self.change().await?;
+        for delete in
+            ["DELETE FROM archived_files WHERE tenant = $1", "DELETE FROM user_uses WHERE tenant = $1"]
+        {
+            sqlx::query(delete).bind(name.as_str().to_owned()).execute(&mut *change.0).await?;
+        }
         sqlx::query("UPDATE removed_tenants SET erased_at_micros = $2 WHERE name = $1")
             .bind(name.as_str().to_owned())
             .bind(micros(now))
-            .execute(&self.pool)
+            .execute(&mut *change.0)
             .await?;
-        Ok(())
+        change.commit().await
     }
 }
 

@@ -38,7 +38,7 @@ impl Database {
     }
 
     /// `None` where Postgres is not installed.
-    async fn postgres() -> Option<Self> {
+    pub(crate) async fn postgres() -> Option<Self> {
         let bin = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"]
             .map(Path::new)
             .into_iter()
@@ -147,6 +147,8 @@ on_each_database!(
 );
 
 mod audit;
+mod claims;
+mod connections;
 mod files;
 mod migrating;
 
@@ -162,6 +164,7 @@ use gateways::{
     a_session_of_an_address_ends_for_good_and_goes_with_its_tenant,
 };
 mod policies;
+mod rate;
 mod sessions;
 use idempotency::{
     an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
@@ -231,7 +234,8 @@ async fn remove(store: &Store) -> RemovedTenant {
 }
 
 async fn go(store: &Store, id: &SandboxId, from: State, to: State) -> bool {
-    let transition = Transition { from, to, reason: Some("a reason".to_owned()), running: None };
+    let transition =
+        Transition { from, to, reason: Some("a reason".to_owned()), running: None, is_claimed: true };
     store.move_sandbox(id, &transition, &audit(Action::SandboxChanged)).await.expect("answers")
 }
 

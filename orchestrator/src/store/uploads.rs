@@ -45,6 +45,10 @@ pub(crate) struct ErasedRows {
     pub(crate) files: u64,
     /// Decisions.
     pub(crate) decisions: u64,
+    /// Files in the archive.
+    pub(crate) archived: u64,
+    /// Snapshots.
+    pub(crate) snapshots: u64,
 }
 
 impl Store {
@@ -148,19 +152,22 @@ impl Store {
                 "DELETE FROM decisions WHERE tenant = $1 AND (record::json ->> 'user_id') = $2"
             }
         };
-        let mut erased = [0, 0, 0];
+        let mut erased = [0; 6];
         for (count, delete) in erased.iter_mut().zip([
             "DELETE FROM file_metadata WHERE tenant = $1 AND user_id = $2",
             decisions,
+            "DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2",
+            "DELETE FROM snapshots WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM file_uploads WHERE tenant = $1 AND user_id = $2",
+            "DELETE FROM user_uses WHERE tenant = $1 AND user_id = $2",
         ]) {
             let delete = sqlx::query(delete).bind(owner.tenant.as_str()).bind(owner.user.as_str());
             *count = delete.execute(&mut *change.0).await?.rows_affected();
         }
         change.record(audit).await?;
         change.commit().await?;
-        let [files, decisions, _uploads] = erased;
-        Ok(ErasedRows { files, decisions })
+        let [files, decisions, archived, snapshots, _uploads, _uses] = erased;
+        Ok(ErasedRows { files, decisions, archived, snapshots })
     }
 }
 

@@ -68,8 +68,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn add_warm(&self, warm: &WarmRow, now: Timestamp) -> Result<(), StoreError> {
-        let insert = "INSERT INTO warm_sandboxes (id, tenant, template, status, wanted, created_at_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6)";
+        let insert = "INSERT INTO warm_sandboxes (id, tenant, template, status, wanted, created_at_micros, place) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7)";
         sqlx::query(insert)
             .bind(warm.id.as_str().to_owned())
             .bind(warm.tenant.as_str().to_owned())
@@ -77,6 +77,7 @@ impl Store {
             .bind(WarmState::Making.as_str())
             .bind(json_text(&warm.asked, "wanted")?)
             .bind(micros(now))
+            .bind(self.place.to_string())
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -126,13 +127,13 @@ impl Store {
         Ok(())
     }
 
-    /// All of them, the oldest first.
+    /// All of this place, the oldest first.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn warm_sandboxes(&self) -> Result<Vec<WarmRow>, StoreError> {
-        let select = "SELECT * FROM warm_sandboxes ORDER BY created_at_micros, id";
-        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+        let select = "SELECT * FROM warm_sandboxes WHERE place = $1 ORDER BY created_at_micros, id";
+        let rows = sqlx::query(select).bind(self.place.to_string()).fetch_all(&self.pool).await?;
         rows.iter().map(row).collect()
     }
 }

@@ -3,12 +3,14 @@
 
 use super::{Caller, FilesApi, unavailable};
 use crate::storage::{self, FileEntry, StorageError, UserFiles};
+use crate::store::FileOwner;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt as _};
 use http::{Response, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use postern_common::clock;
 use postern_common::files::pack::{put_data, put_end, put_head};
 use postern_common::files::{
     Changed, Changes, Digest, Entry, FilePath, Found, Get, LONGEST_WAIT_MILLIS, Listing, MODE_BITS,
@@ -46,8 +48,13 @@ impl FilesApi {
 
     /// Everything that the user has.
     pub(super) async fn list(&self, caller: &Caller) -> Result<Response<Body>, Problem> {
+        let session = &caller.session;
         // Before the listing: what is written meanwhile is a change after it.
         let (revision, _) = self.revision(caller, 0).await?;
+        let owner = FileOwner { tenant: session.tenant.clone(), user: session.user_id.clone() };
+        // Whoever brings them in uses them all.
+        let noted = self.store.used_files(&owner, clock::now()).await;
+        noted.map_err(|error| unavailable(&error))?;
         let listed = self.files(caller).list().await.map_err(|error| unavailable(&error))?;
         json(&Listing { revision, entries: entries(listed) })
     }

@@ -369,3 +369,73 @@ async fn a_body_that_breaks_off_leaves_what_was_there() {
     assert_eq!(get(&bench, "/users/alice/files/f", &[]).await.text, "before");
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_user_keeps_everything_until_they_are_released() {
+    let bench = Bench::without_sandboxes().await;
+    put(&bench, "/users/alice/files/a", &[], "1").await;
+    let reasons = [json!({}), json!({ "reason": " " }), json!({ "reason": "x".repeat(1025) })];
+    for wrong in reasons {
+        assert_eq!(bench.put("/users/alice/hold", wrong).await.code(), "invalid-input");
+    }
+    assert_eq!(bench.get("/users/alice/hold").await.status, StatusCode::NOT_FOUND);
+    let held = bench.put("/users/alice/hold", json!({ "reason": "case 7" })).await;
+    assert_eq!((held.status, held.field("reason").as_str()), (StatusCode::OK, "case 7"), "{}", held.text);
+    bench.put("/users/bob/hold", json!({ "reason": "case 8" })).await;
+    assert_eq!(bench.get("/users/alice/hold").await.field("user_id"), "alice");
+    let page = bench.get("/holds?limit=1").await.json();
+    assert_eq!((&page["holds"][0]["user_id"], &page["next"]), (&json!("alice"), &json!("default/alice")));
+    let rest = bench.get("/holds?after=default/alice").await.json();
+    assert_eq!((&rest["holds"][0]["user_id"], &rest["next"]), (&json!("bob"), &Value::Null));
+
+    let kept = bench.delete("/users/alice").await;
+    assert_eq!(kept.status, StatusCode::OK, "{}", kept.text);
+    let kept = kept.json();
+    assert_eq!((&kept["erased"]["files"], &kept["hold"]["reason"]), (&json!(0), &json!("case 7")));
+    assert_eq!((&kept["kept"][0]["what"], &kept["kept"][0]["count"]), (&json!("files"), &json!(1)));
+    assert_eq!(get(&bench, "/users/alice/files/a", &[]).await.text, "1");
+    let developer = bench.key("developer", "default").await;
+    let released = bench.call_as(&developer, Method::DELETE, "/users/alice/hold", Value::Null).await;
+    assert_eq!(released.code(), "forbidden");
+
+    assert_eq!(bench.delete("/users/alice/hold").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(bench.delete("/users/alice/hold").await.code(), "not-found");
+    assert_eq!(bench.delete("/users/alice").await.json()["erased"]["files"], 1);
+    let events = bench.get("/events").await.json();
+    let of_holds = events["events"].as_array().expect("a list").iter();
+    let of_holds: Vec<_> = of_holds
+        .filter(|event| event["action"].as_str().is_some_and(|action| action.starts_with("hold.")))
+        .map(|event| (event["action"].clone(), event["subject"].clone(), event["reason"].clone()))
+        .collect();
+    let line =
+        |action: &str, user: &str, reason: Value| (json!(action), json!(format!("user/{user}")), reason);
+    assert_eq!(
+        of_holds,
+        [
+            line("hold.set", "alice", json!("case 7")),
+            line("hold.set", "bob", json!("case 8")),
+            line("hold.released", "alice", Value::Null)
+        ]
+    );
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_of_retention_is_asked_for_by_who_may_change_and_does_what_limits_say() {
+    let bench = Bench::without_sandboxes().await;
+    put(&bench, "/users/alice/files/a", &[], "1").await;
+    let nothing = json!({ "files": [], "held": [], "in_use": 0, "failed": [], "next": null });
+    assert_eq!(bench.post("/retention", json!({})).await.json(), nothing, "nobody says that files go");
+    let short = json!({ "limits": { "retention": { "age": "59m" } } });
+    assert_eq!(bench.post("/apply", short).await.code(), "invalid-input", "a slip of the unit");
+    let applied =
+        bench.post("/apply", json!({ "limits": { "retention": { "age": "30d", "then": "delete" } } })).await;
+    assert_eq!(applied.status, StatusCode::OK, "{}", applied.text);
+    assert_eq!(bench.post("/retention", json!({ "dry_run": true })).await.json(), nothing, "not yet");
+    assert_eq!(bench.post("/retention", json!({ "after": "!" })).await.code(), "invalid-input");
+    let developer = bench.key("developer", "default").await;
+    let refused = bench.call_as(&developer, Method::POST, "/retention", json!({})).await;
+    assert_eq!(refused.code(), "forbidden");
+    assert_eq!(get(&bench, "/users/alice/files/a", &[]).await.text, "1");
+    bench.close().await;
+}

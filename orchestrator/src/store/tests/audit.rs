@@ -27,7 +27,7 @@ pub(super) fn line_filter(log: Log) -> LineFilter {
     LineFilter { log, tenant: None, user: None, sandbox: None, after: 0, limit: Some(1000) }
 }
 
-fn file(number: u32) -> FileEntry {
+pub(super) fn file(number: u32) -> FileEntry {
     FileEntry {
         at: now(),
         tenant: tenant(),

@@ -57,7 +57,7 @@ pub(super) async fn every_set_that_was_in_force_is_a_version(store: &Store) {
     assert_eq!((versions.len(), versions[0].number), (100, 110), "the oldest go");
 }
 
-fn decision(age: SignedDuration, evidence: Option<&str>) -> DecisionRecord {
+pub(super) fn decision(age: SignedDuration, evidence: Option<&str>) -> DecisionRecord {
     DecisionRecord {
         tenant: Some(tenant()),
         verdict: Verdict::Allow,

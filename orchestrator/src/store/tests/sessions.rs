@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
 
-fn session_of(new: &NewSandbox) -> SessionRow {
+pub(super) fn session_of(new: &NewSandbox) -> SessionRow {
     let until = now().saturating_add(jiff::SignedDuration::from_mins(5)).expect("in range");
     let until = Timestamp::from_microsecond(until.as_microsecond()).expect("in range");
     SessionRow {
