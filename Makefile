@@ -62,6 +62,10 @@ bench-storage: ## users' files, carried, beside rclone (as root; RCLONE=)
 	@PROFILE=release scripts/build.sh
 	@scripts/bench/storage.sh
 
+bench-audit: ## how fast events are drained, and what a request pays to hand one over (EVENTS=)
+	@scripts/setup.sh build
+	@scripts/bench/audit.sh
+
 bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
 	@scripts/setup.sh build
 	@PROFILE=release scripts/build.sh

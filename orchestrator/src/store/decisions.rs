@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Decisions of the gateways: kept up to a bound, the oldest go first.
 
-use super::{Columns, Select, Store, StoreError, json_text, micros};
+use super::{Change, Columns, Select, Store, StoreError, json_text, micros};
 use jiff::{SignedDuration, Timestamp};
 use postern_common::decision::{DecisionRecord, Verdict};
 use postern_common::id::{DecisionId, SandboxId, TenantId};
+use sqlx::AssertSqlSafe;
 
 /// Decisions that are kept.
 const KEPT: i64 = 100_000;
@@ -14,6 +15,11 @@ const KEPT_BYTES: i64 = 256 << 20;
 const KEPT_TIME: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Decisions that are decided again at once, at most.
 const REPLAYED: u32 = 10_000;
+
+/// Decisions of one statement: 10 values each, well below what either database takes.
+const AT_ONCE: usize = 128;
+/// Values of a decision.
+const VALUES: usize = 10;
 
 /// Which decisions to show.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +44,43 @@ pub(crate) const fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
+impl Change {
+    /// Writes decisions with their numbers, in one statement.
+    async fn insert_decisions(&mut self, lines: &[(&DecisionRecord, i64)]) -> Result<(), StoreError> {
+        let values = (0..lines.len()).map(|line| {
+            let first = line * VALUES + 1;
+            let places: Vec<String> = (first..first + VALUES).map(|place| format!("${place}")).collect();
+            format!("({})", places.join(", "))
+        });
+        let insert = format!(
+            "INSERT INTO decisions (id, at_micros, tenant, sandbox_id, verdict, code, record, evidence, bytes, number) \
+             VALUES {} ON CONFLICT (id) DO NOTHING",
+            values.collect::<Vec<_>>().join(", ")
+        );
+        let mut query = sqlx::query(AssertSqlSafe(insert));
+        for (record, number) in lines {
+            let evidence = record.evidence.as_deref().map(str::to_owned);
+            // The record is shown as it is; what policies saw is shown by its explanation alone.
+            let shown = DecisionRecord { evidence: None, ..(*record).clone() };
+            let text = json_text(&shown, "record")?;
+            let bytes = text.len() + evidence.as_ref().map_or(0, String::len);
+            query = query
+                .bind(record.id.as_str().to_owned())
+                .bind(micros(record.at))
+                .bind(record.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()))
+                .bind(record.sandbox_id.as_ref().map(|sandbox| sandbox.as_str().to_owned()))
+                .bind(verdict_name(record.verdict))
+                .bind(record.code.map(|code| code.as_str()))
+                .bind(text)
+                .bind(evidence)
+                .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+                .bind(*number);
+        }
+        query.execute(&mut *self.0).await?;
+        Ok(())
+    }
+}
+
 impl Store {
     /// Keeps a batch of decisions. One that is there already is left as it is.
     ///
@@ -48,28 +91,9 @@ impl Store {
         let take = "UPDATE decision_numbers SET value = value + $1 WHERE only_row = 1 RETURNING value";
         let count = i64::try_from(batch.len()).unwrap_or(i64::MAX);
         let last = sqlx::query(take).bind(count).fetch_one(&mut *change.0).await?.number("value")?;
-        let insert = "INSERT INTO decisions \
-             (id, at_micros, tenant, sandbox_id, verdict, code, record, evidence, bytes, number) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING";
-        for (record, number) in batch.iter().zip(last - count + 1..) {
-            let evidence = record.evidence.as_deref().map(str::to_owned);
-            // The record is shown as it is; what policies saw is shown by its explanation alone.
-            let shown = DecisionRecord { evidence: None, ..record.clone() };
-            let text = json_text(&shown, "record")?;
-            let bytes = text.len() + evidence.as_ref().map_or(0, String::len);
-            sqlx::query(insert)
-                .bind(record.id.as_str().to_owned())
-                .bind(micros(record.at))
-                .bind(record.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()))
-                .bind(record.sandbox_id.as_ref().map(|sandbox| sandbox.as_str().to_owned()))
-                .bind(verdict_name(record.verdict))
-                .bind(record.code.map(|code| code.as_str()))
-                .bind(text)
-                .bind(evidence)
-                .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
-                .bind(number)
-                .execute(&mut *change.0)
-                .await?;
+        let numbered: Vec<_> = batch.iter().zip(last - count + 1..).collect();
+        for lines in numbered.chunks(AT_ONCE) {
+            change.insert_decisions(lines).await?;
         }
         change.commit().await
     }

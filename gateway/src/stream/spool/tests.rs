@@ -129,3 +129,44 @@ async fn what_waits_in_the_channel_is_written_when_the_process_ends() {
     assert_eq!(ids(&waiting(&spool)), ids(&sent));
     drop(sender);
 }
+
+/// What a request pays for its record, while the spool writes all of them down. `make test` runs it
+/// small; what it says is true only of a release build: `make bench-audit`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::cast_precision_loss, reason = "a mean")]
+async fn handing_a_record_over_waits_for_nothing() {
+    let count = std::env::var_os("POSTERN_BENCH_EVENTS").and_then(|text| text.to_str()?.parse().ok());
+    let count: usize = count.unwrap_or(2_000);
+    let folder = tempfile::tempdir().expect("a folder");
+    let spool = Spool::open(folder.path(), u64::MAX / 200, Audit::default()).expect("opens");
+    let (sender, receiver) = mpsc::channel(8192);
+    let tasks = postern_common::tasks::Tasks::new();
+    let collecting = Arc::clone(&spool);
+    tasks.spawn(move |stop| collect(collecting, receiver, stop));
+    let (mut took, mut left) = (Duration::ZERO, count);
+    let mut costs = Vec::with_capacity(count);
+    while left > 0 {
+        // As many as requests hand over in some 50 ms; then the spool's turn, as when they come slower.
+        let burst = records(Verdict::Allow, left.min(1_000));
+        left -= burst.len();
+        for record in burst {
+            let begun = std::time::Instant::now();
+            let handed = sender.try_send(record);
+            costs.push(begun.elapsed());
+            took += begun.elapsed();
+            assert!(handed.is_ok(), "there is room");
+        }
+        while sender.capacity() < 8192 {
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(sender);
+    tasks.shut_down(Duration::from_secs(60)).await.expect("ends");
+    assert_eq!(waiting(&spool).len(), count, "all of them are on disk");
+    costs.sort_unstable();
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    let mean = micros(took) / count as f64;
+    println!("measured {{\"name\": \"audit_handover.mean\", \"value\": {mean:.3}, \"unit\": \"us\"}}");
+    let p99 = micros(costs[count * 99 / 100]);
+    println!("measured {{\"name\": \"audit_handover.p99\", \"value\": {p99:.3}, \"unit\": \"us\"}}");
+}
