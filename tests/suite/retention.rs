@@ -41,18 +41,14 @@ fn retention_is_run_by_command_and_by_the_job_and_holds_are_listed() {
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
         .env("DATABASE_URL", format!("sqlite://{}/postern.db", data.display()))
-        .env("POSTERN_MASTER_KEY", base64(&std::fs::read(data.join("keys/master-key")).expect("reads")))
-        .args(["retention", "--json", "--dry-run", "--data-dir"])
+        .env("POSTERN_MASTER_KEY_FILE", data.join("keys/master-key"))
+        .arg("--data-dir")
         .arg(folder.join("job"))
+        .args(["retention", "--json", "--dry-run"])
         .output()
         .expect("runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let last: Value = serde_json::from_str(said.lines().last().unwrap_or_default()).expect("is JSON");
     assert_eq!((&last["dry_run"], &last["failures"]), (&json!(true), &json!(0)));
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
