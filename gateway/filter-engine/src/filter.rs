@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use wasmtime::Store;
 
 /// A filter that was verified and linked. Cheap to clone; all clones are one filter.
@@ -38,9 +38,13 @@ pub(crate) struct Shared {
     pub(crate) buckets: Buckets,
     counters: BTreeMap<String, AtomicU64>,
     dropped_logs: AtomicU64,
-    /// Whether its last call failed.
-    is_suspect: AtomicBool,
+    /// Calls that must end well before one may begin without its turn.
+    suspicion: AtomicU32,
 }
+
+/// After a failure. Whoever loops, traps or floods a host function once does it again, each time for
+/// up to a tick of a worker; a call in between that ends well costs its author nothing.
+const SUSPICION: u32 = 16;
 
 /// A filter with the settings of one attachment.
 #[derive(Debug, Clone)]
@@ -102,16 +106,19 @@ impl Shared {
             .is_some()
     }
 
-    /// Whether a call takes turns from its beginning: the last one failed. Whoever loops, traps or
-    /// floods a host function once does it again, and each time holds a worker for up to a tick.
+    /// Whether a call takes turns from its beginning: one failed lately.
     fn is_suspect(&self) -> bool {
-        self.is_suspect.load(Ordering::Relaxed)
+        self.suspicion.load(Ordering::Relaxed) > 0
     }
 
-    /// Written only where it changes, since all calls read it.
+    /// Learns from a call. Written only where it changes, since all calls read it.
     fn suspect(&self, has_failed: bool) {
-        if self.is_suspect() != has_failed {
-            self.is_suspect.store(has_failed, Ordering::Relaxed);
+        if has_failed {
+            self.suspicion.store(SUSPICION, Ordering::Relaxed);
+        } else if self.is_suspect() {
+            let one_less = |left: u32| left.checked_sub(1);
+            // It has been trusted again in between, or it is by one call nearer.
+            let _before = self.suspicion.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
         }
     }
 
@@ -144,7 +151,7 @@ impl LoadedFilter {
             buckets: Buckets::new(manifest.buckets.clone()),
             manifest,
             dropped_logs: AtomicU64::new(0),
-            is_suspect: AtomicBool::new(false),
+            suspicion: AtomicU32::new(0),
         }))
     }
 
