@@ -6,9 +6,9 @@
 
 mod cache;
 mod faults;
-mod retire;
 mod gcs;
 mod own;
+mod retire;
 mod servers;
 mod uploads;
 mod wire;
