@@ -2,7 +2,7 @@
 //! `postern sandbox shell`, `exec` and `cp` as a person has them: at a terminal, which a test drives.
 
 use crate::running::{Backend, Up, postern, project, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Output, Stdio};
