@@ -331,7 +331,8 @@ pub(super) fn programs() -> &'static Path {
                 "-p",
                 "postern-sandboxd",
             ])
-            .args(["--target", &target])
+            // As scripts/build.sh does: what only pods need has parts in C, which want a compiler for musl.
+            .args(["--no-default-features", "--target", &target])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .expect("cargo runs");
