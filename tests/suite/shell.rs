@@ -28,8 +28,17 @@ fn at_terminal(up: &Up, arguments: &[&str], steps: &[Value]) -> (String, i64, bo
     drop(input);
     let output = child.wait_with_output().expect("ends");
     let told: Value = serde_json::from_slice(&output.stdout).expect("is JSON");
+    assert!(told["late"].is_null(), "waited in vain for {}; it showed {}", told["late"], told["shown"]);
     let shown = told["shown"].as_str().expect("text").to_owned();
     (shown, told["code"].as_i64().expect("a code"), told["is_as_before"] == true)
+}
+
+fn typed(text: &str) -> Value {
+    json!({ "type": text })
+}
+
+fn until(text: &str) -> Value {
+    json!({ "until": text })
 }
 
 fn run(up: &Up, arguments: &[&str]) -> Output {
@@ -38,6 +47,44 @@ fn run(up: &Up, arguments: &[&str]) -> Output {
 
 fn id(made: &Value) -> String {
     made["sandbox_id"].as_str().expect("an id").to_owned()
+}
+
+#[test]
+fn a_shell_is_a_terminal_with_colours_sizes_interrupts_and_an_exit_code() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let sandbox = id(&up.sandbox("alice", "shell"));
+    let steps = [
+        typed("PS1='ready''> '\r"),
+        until("ready> "),
+        typed("stty size; echo $TERM; printf '\\033[31mr''ed\\033[0m\\n'\r"),
+        until("\u{1b}[31mred\u{1b}[0m"),
+        json!({ "size": [120, 50] }),
+        // The size is on its way: asked for until it is there.
+        typed("until stty size | grep '50 1''20'; do sleep 0.1; done\r"),
+        until("50 120"),
+        // Said by what is at the terminal then: bash loses a Ctrl-C between its fork and that.
+        typed("sh -c \"echo be''gun; exec sleep 1000\"\r"),
+        until("begun"),
+        typed("\u{3}"),
+        typed("echo interrupted $?\r"),
+        until("interrupted 130"),
+        typed("exit 42\r"),
+    ];
+    let (shown, code, is_as_before) = at_terminal(&up, &["sandbox", "shell", &sandbox], &steps);
+    assert_eq!(code, 42, "{shown}");
+    assert!(shown.contains("33 91") && shown.contains("xterm-256color"), "{shown}");
+    assert!(is_as_before, "the terminal is as it was");
+    let (shown, code, _) = at_terminal(
+        &up,
+        &["sandbox", "shell", &sandbox, "--cwd", "/data", "--", "sh", "-c", "pwd; exit 3"],
+        &[],
+    );
+    assert_eq!((code, shown.contains("/data")), (3, true), "{shown}");
+    let (shown, code, _) = at_terminal(&up, &["sandbox", "shell", "sandbox-aaaaaaaaaaaa"], &[]);
+    assert_eq!(code, 125, "{shown}");
+    let piped = run(&up, &["sandbox", "shell", &sandbox]);
+    assert_eq!(piped.status.code(), Some(125), "{piped:?}");
 }
 
 #[test]
