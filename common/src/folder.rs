@@ -521,6 +521,8 @@ pub enum OnIdle {
     Destroy,
     /// It is frozen with its memory, until somebody resumes it.
     Pause,
+    /// It is kept on disk, with its memory where that can be, until somebody uses it.
+    Stop,
 }
 
 impl OnIdle {

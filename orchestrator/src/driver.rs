@@ -11,9 +11,11 @@
 mod freeze;
 mod keep;
 mod lanes;
+mod rest;
 mod start;
 mod watch;
 
+pub(crate) use rest::Keep;
 pub(crate) use start::First;
 pub use watch::Reconciled;
 
@@ -21,6 +23,7 @@ use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
+use crate::memory::Memory;
 use crate::pool::{Claim, Pool};
 use crate::runtime::{Agent, Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
@@ -67,6 +70,9 @@ pub(crate) enum DriveError {
     /// It stands still.
     #[error("sandbox `{0}` is paused")]
     Paused(SandboxId),
+    /// It is kept on disk only.
+    #[error("sandbox `{0}` is stopped")]
+    Stopped(SandboxId),
     /// Its tenant may have no more.
     #[error(transparent)]
     Quota(#[from] OverQuota),
@@ -97,6 +103,9 @@ pub(crate) enum DriveError {
     /// The snapshot that it was to be made from.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// It cannot be kept, or not with its memory.
+    #[error("the {1} of sandbox `{0}` cannot be kept here")]
+    NotKept(SandboxId, &'static str),
     /// Its processes did not answer in time.
     #[error("sandbox `{0}` does not answer")]
     Silent(SandboxId),
@@ -161,6 +170,8 @@ pub(crate) struct Parts {
     pub(crate) syncs: Syncs,
     /// Sandboxes that are kept ready.
     pub(crate) pool: Pool,
+    /// Where the memory of stopped ones is kept.
+    pub(crate) memory: Memory,
     /// Opens what is sealed.
     pub(crate) keys: Arc<InstallationKeys>,
     /// What the database does not know is only told of, for the database may have forgotten it.
@@ -259,8 +270,15 @@ impl Driver {
         let Wish { new, quotas, level, key, start, claim } = wish;
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
-        let row =
-            SandboxRow { new, state: State::Creating, reason: None, running: None, created_at: now, idle_at };
+        let row = SandboxRow {
+            new,
+            state: State::Creating,
+            reason: None,
+            running: None,
+            created_at: now,
+            idle_at,
+            memory: None,
+        };
         let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
         if let Some(too_much) =
             too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?
@@ -366,6 +384,10 @@ impl Driver {
         match effect {
             Effect::Freeze => host.pause(id).await?,
             Effect::Thaw => host.resume(id).await?,
+            Effect::Rest => {
+                self.rest(id, Keep::Best).await?;
+                self.keep_files_of_rest(id).await;
+            }
             Effect::EndSession => sessions.end(id, clock::now()).await?,
             Effect::EndProcesses => {
                 // It would be begun again otherwise; what it has not carried yet is, before the slot goes.
@@ -377,6 +399,7 @@ impl Driver {
                 self.parts().syncs.end_session(id).await?;
                 host.destroy(id).await?;
                 self.parts().files.forget(id).await;
+                self.parts().memory.forget(id).await;
                 self.torn_down(id).await?;
             }
         }
@@ -522,6 +545,9 @@ impl Driver {
         let row = self.sandbox(id).await?;
         if row.state == State::Paused {
             return Err(DriveError::Paused(id.clone()));
+        }
+        if matches!(row.state, State::Stopped | State::Waking) {
+            return Err(DriveError::Stopped(id.clone()));
         }
         if row.state != State::Running {
             if row.state.is_over() {

@@ -150,6 +150,7 @@ impl Bench {
             sessions: Sessions::new(store.clone(), Arc::clone(&keys), gateways, Duration::from_secs(3600)),
             pool: Pool::new(store.clone(), Arc::clone(&host) as Arc<dyn Host>, tasks.clone()),
             files: UserFiles::new(folder.path().join("files"), Bounds::default()),
+            memory: Memory::new(Arc::clone(&keys.data), folder.path().join("memory")),
             keys,
             tasks,
         });

@@ -61,6 +61,7 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     24 "000024_create_snapshots",
     28 "000028_chain_audit_logs",
     29 "000029_tell_other_orchestrators",
+    32 "000032_keep_memory",
 ];
 
 /// What is done about tables that are not up to date.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sandboxes: what was asked for, what became of it, and its deadlines.
+//! Sandboxes: what was asked for, what became of it, and its deadlines. It is long because each query about
+//! a sandbox stands here.
 
+use super::memory::{KeptMemory, kept_memory};
 use super::{
     AuditEntry, Change, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros,
     json_text, micros,
@@ -212,6 +214,8 @@ pub(crate) struct SandboxRow {
     pub(crate) created_at: Timestamp,
     /// When it will have been unused for too long.
     pub(crate) idle_at: Timestamp,
+    /// What is kept of its memory, while it is stopped.
+    pub(crate) memory: Option<KeptMemory>,
 }
 
 /// Which sandboxes to list.
@@ -268,13 +272,14 @@ pub(crate) struct Transition {
 
 const fn on_idle_text(on_idle: OnIdle) -> &'static str {
     match on_idle {
+        OnIdle::Stop => "stop",
         OnIdle::Destroy => "destroy",
         OnIdle::Pause => "pause",
     }
 }
 
 fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
-    let all = [OnIdle::Destroy, OnIdle::Pause];
+    let all = [OnIdle::Destroy, OnIdle::Pause, OnIdle::Stop];
     let found = all.into_iter().find(|it| on_idle_text(*it) == text);
     found.ok_or(StoreError::Corrupt { what: "on_idle" })
 }
@@ -310,6 +315,7 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
         running: running.map(|record| record.of(id)),
         created_at: row.time("created_at_micros")?,
         idle_at: row.time("idle_at_micros")?,
+        memory: row.maybe_text("memory")?.map(|text| kept_memory(&text)).transpose()?,
     })
 }
 
@@ -435,8 +441,10 @@ impl Store {
              running = COALESCE($6, running), \
              env_sealed = CASE WHEN $7 = 1 THEN NULL ELSE env_sealed END, \
              ended_at_micros = CASE WHEN $7 = 1 THEN $8 ELSE ended_at_micros END, \
+             memory = CASE WHEN $7 = 1 OR $3 = 'running' THEN NULL ELSE memory END, \
              idle_at_micros = CASE WHEN $3 = 'paused' THEN COALESCE($8 + paused_micros, expires_at_micros) \
-             WHEN $2 = 'paused' AND $3 = 'running' THEN $8 + idle_micros ELSE idle_at_micros END \
+             WHEN $3 = 'stopped' THEN expires_at_micros \
+             WHEN $2 IN ('paused', 'waking') AND $3 = 'running' THEN $8 + idle_micros ELSE idle_at_micros END \
              WHERE id = $1 AND status = $2";
         let updated = sqlx::query(update)
             .bind(id.as_str().to_owned())
@@ -472,7 +480,7 @@ impl Store {
              idle_micros = COALESCE($3, idle_micros), \
              idle_at_micros = CASE WHEN $3 IS NULL OR status = 'paused' THEN idle_at_micros ELSE $4 + $3 END, \
              labels = COALESCE($5, labels) \
-             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped')";
+             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped', 'waking')";
         let updated = sqlx::query(update)
             .bind(id.as_str().to_owned())
             .bind(new.expires_at.map(micros))
