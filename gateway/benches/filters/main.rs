@@ -18,6 +18,7 @@
 )]
 mod plugins;
 
+mod awake;
 mod engine;
 mod proofs;
 mod report;

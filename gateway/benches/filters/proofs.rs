@@ -2,6 +2,7 @@
 //! Proofs that take minutes: filters that are replaced under load, and hostile ones beside a
 //! tenant that is served.
 
+use crate::awake::Awake;
 use crate::plugins::{compiled, manifest, sign};
 use crate::report::{median, resident_bytes};
 use crate::serving::{World, answered, tenant};
@@ -143,6 +144,7 @@ pub(crate) fn hostile(rounds: u32) -> Result<()> {
         watch(&world).await?;
         let before = resident_bytes()?;
         let mut score = Score::default();
+        let _awake = std::env::var_os("DROWSY").is_none().then(Awake::keep);
         for _ in 0..rounds {
             for way in WAYS {
                 score.add(&beside(&world, &evil, way).await?);
@@ -195,10 +197,13 @@ impl Score {
 async fn beside(world: &World, evil: &str, way: &'static str) -> Result<Line> {
     let (mut alone, mut beside, mut slowest) = (Vec::new(), Vec::new(), Duration::ZERO);
     for _ in 0..TURNS {
-        alone.push(watch(world).await?);
+        let quiet = watch(world).await?;
         let attack = attacked(world, evil, way, WATCH);
-        beside.push(watch(world).await?);
+        let loud = watch(world).await?;
         slowest = slowest.max(attack.await??);
+        say(&format!("#   alone {quiet}; beside {way} {loud}"));
+        alone.push(quiet.p99);
+        beside.push(loud.p99);
     }
     let (alone, beside) = (median(alone), median(beside));
     let ratio = beside / alone;
@@ -266,8 +271,23 @@ async fn attack(door: SocketAddr, token: &str, way: &str, time: Duration) -> Res
     all.into_iter().max().context("an attacker")
 }
 
-/// Serves `acme` for a while, at a steady pace; the p99 of its answers, in milliseconds.
-async fn watch(world: &World) -> Result<f64> {
+/// How long a neighbour's answers took, in milliseconds.
+struct Times {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    longest: f64,
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { p50, p90, p99, longest } = self;
+        write!(formatter, "{p50:.2} {p90:.2} {p99:.2} {longest:.2} ms (p50, p90, p99, longest)")
+    }
+}
+
+/// Serves `acme` for a while, at a steady pace.
+async fn watch(world: &World) -> Result<Times> {
     let token = world.tokens.first().context("a token")?;
     let mut stream = TcpStream::connect(world.door).await?;
     stream.set_nodelay(true)?;
@@ -285,6 +305,7 @@ async fn watch(world: &World) -> Result<f64> {
         times.push(asked.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    let place = times.len().saturating_sub(1) * 99 / 100;
-    times.get(place).copied().context("an answer")
+    let last = times.len().saturating_sub(1);
+    let part = |hundredths: usize| times.get(last * hundredths / 100).copied().context("an answer");
+    Ok(Times { p50: part(50)?, p90: part(90)?, p99: part(99)?, longest: part(100)? })
 }

@@ -8,6 +8,7 @@ use crate::digest::Fingerprint;
 use crate::filter::LoadedFilter;
 use crate::gauge::Gauges;
 use crate::host;
+use crate::lane::Lane;
 use crate::manifest::{HostFunction, Manifest, ManifestMistakes};
 use crate::settings;
 use crate::ticker::Ticker;
@@ -46,8 +47,15 @@ pub enum EngineError {
     #[error("the filter engine could not reserve its memory; lift the limit on address space (`ulimit -v`)")]
     Settings(#[source] wasmtime::Error),
     /// The ticker's thread did not start.
-    #[error("the filter engine could not start its thread")]
+    #[error(
+        "the filter engine could not start its thread; raise the limit on threads (`ulimit -u`, `pids.max`)"
+    )]
     Ticker(#[source] std::io::Error),
+    /// The threads of slow calls did not start, or may not make way for those that serve.
+    #[error(
+        "the filter engine could not start threads of the policy SCHED_IDLE; let its seccomp profile allow `sched_setscheduler`, and raise the limit on threads (`ulimit -u`, `pids.max`)"
+    )]
+    Lane(#[source] std::io::Error),
 }
 
 /// An artefact was not loaded; what was loaded before stays as it is.
@@ -109,6 +117,7 @@ struct Inner {
     key: VerifyingKey,
     fingerprint: Fingerprint,
     gauges: Gauges,
+    lane: Lane,
     _ticker: Ticker,
 }
 
@@ -126,6 +135,7 @@ impl Engine {
             key: settings.key,
             fingerprint: settings::fingerprint(),
             gauges: Gauges::new(settings.instances_per_tenant),
+            lane: Lane::start().map_err(EngineError::Lane)?,
             _ticker: ticker,
         })))
     }
@@ -163,6 +173,11 @@ impl Engine {
         let ready = linker.instantiate_pre(&component).and_then(FilterPre::new).map_err(code)?;
         let gauge = self.0.gauges.of(expected.tenant);
         Ok(LoadedFilter::new(self.clone(), ready, manifest, verified.statement().clone(), gauge))
+    }
+
+    /// Where calls run that are slow or suspect.
+    pub(crate) fn lane(&self) -> &Lane {
+        &self.0.lane
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {

@@ -2,8 +2,9 @@
 //! A loaded filter, and calling it.
 //!
 //! Calls are `async` although a header filter takes microseconds: one that loops must not hold a
-//! worker of the runtime until its deadline. It yields at each tick and then takes turns with the
-//! other slow calls of its tenant. A call that ends within a tick never yields.
+//! worker of the runtime until its deadline. At its first tick it moves to the lane, whose threads
+//! make way for all others, and takes turns there with the other slow calls of its tenant. A call
+//! that ends within a tick never yields.
 
 use crate::artefact::Statement;
 use crate::bindings::FilterPre;
@@ -20,8 +21,12 @@ use postern_common::session::Session;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 use wasmtime::Store;
 
 /// A filter that was verified and linked. Cheap to clone; all clones are one filter.
@@ -38,9 +43,13 @@ pub(crate) struct Shared {
     pub(crate) buckets: Buckets,
     counters: BTreeMap<String, AtomicU64>,
     dropped_logs: AtomicU64,
-    /// Whether its last call failed.
-    is_suspect: AtomicBool,
+    /// Calls that must succeed before it is trusted with a worker again.
+    suspicion: AtomicU32,
 }
+
+/// After one failure. Whoever loops, traps or floods a host function once does it again, and a call
+/// that succeeds in between is cheap to make.
+const SUSPICION: u32 = 16;
 
 /// A filter with the settings of one attachment.
 #[derive(Debug, Clone)]
@@ -102,23 +111,24 @@ impl Shared {
             .is_some()
     }
 
-    /// Whether a call takes turns from its beginning: the last one failed. Whoever loops, traps or
-    /// floods a host function once does it again, and each time holds a worker for up to a tick.
     fn is_suspect(&self) -> bool {
-        self.is_suspect.load(Ordering::Relaxed)
+        self.suspicion.load(Ordering::Relaxed) > 0
     }
 
-    /// Written only where it changes, since all calls read it.
+    /// Learns from a call. Written only where it changes, since all calls read it.
     fn suspect(&self, has_failed: bool) {
-        if self.is_suspect() != has_failed {
-            self.is_suspect.store(has_failed, Ordering::Relaxed);
+        if has_failed {
+            self.suspicion.store(SUSPICION, Ordering::Relaxed);
+        } else if self.is_suspect() {
+            // A call that was lost to a race leaves it suspect for one call longer.
+            let left = self.suspicion.load(Ordering::Relaxed).saturating_sub(1);
+            self.suspicion.store(left, Ordering::Relaxed);
         }
     }
 
-    /// Waits for the turn of a call that has not begun, at most for as long as it may take.
-    async fn turn_came(&self, place: &Place, turn: &Turn) -> bool {
-        let patience = by_the_clock(&self.manifest.limits);
-        tokio::time::timeout(patience, place.next_turn(turn)).await.is_ok()
+    /// How long its caller waits for a call: a turn may take as long to come as the call to run.
+    fn patience(&self) -> Duration {
+        by_the_clock(&self.manifest.limits).saturating_mul(2)
     }
 
     pub(crate) fn count_dropped_log(&self) {
@@ -144,7 +154,7 @@ impl LoadedFilter {
             buckets: Buckets::new(manifest.buckets.clone()),
             manifest,
             dropped_logs: AtomicU64::new(0),
-            is_suspect: AtomicBool::new(false),
+            suspicion: AtomicU32::new(0),
         }))
     }
 
@@ -226,33 +236,60 @@ impl ConfiguredFilter {
         let Some(place) = shared.gauge.enter() else {
             return Called::failed(FilterFailure::Concurrency);
         };
-        let turn = Turn::default();
-        if shared.is_suspect() && !shared.turn_came(&place, &turn).await {
-            return Called::failed(FilterFailure::Deadline);
-        }
         let subject = Subject { session: context.session, request: context.request, response };
-        let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, (place, turn));
-        let phase = call.phase;
-        let mut store = Store::new(shared.engine.wasmtime(), call);
-        store.limiter(|call| call);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().tick()?));
-        let verdict = verdict(&shared.ready, &mut store, phase).await;
-        let mut call = store.into_data();
-        let changes = std::mem::take(&mut call.changes);
-        let outcome = match verdict {
-            Ok(Verdict::Continue) if changes.is_empty() => Ok(Outcome::Continue),
-            Ok(Verdict::Continue) => Ok(Outcome::Changed(changes)),
-            Ok(Verdict::Reject(it)) => Rejection::new(it.status, it.code, it.message).map(Outcome::Reject),
-            Err(error) => Err(FilterFailure::of(&error)),
-        };
-        match &outcome {
-            Ok(_) => shared.suspect(false),
-            Err(failure) if call.is_to_blame(failure) => shared.suspect(true),
-            Err(_starved) => {}
+        let is_suspect = shared.is_suspect();
+        let mut running = Box::pin(run(self.clone(), subject, place, is_suspect));
+        if !is_suspect && let Poll::Ready(called) = poll_once(running.as_mut()).await {
+            return called;
         }
-        Called { outcome, logs: call.logs, memory_bytes: call.memory_bytes }
+        let Some(running) = shared.engine.lane().run(running) else {
+            return Called::failed(FilterFailure::Exhausted);
+        };
+        match tokio::time::timeout(shared.patience(), running).await {
+            Ok(Ok(called)) => called,
+            Ok(Err(ended)) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_cancelled) => Called::failed(FilterFailure::Exhausted),
+            },
+            // The cores were busy with what comes first.
+            Err(_elapsed) => Called::failed(FilterFailure::Deadline),
+        }
     }
+}
+
+async fn poll_once<Running: Future + Unpin>(mut running: Running) -> Poll<Running::Output> {
+    poll_fn(|context| Poll::Ready(Pin::new(&mut running).poll(context))).await
+}
+
+/// Runs one call in a fresh instance, after its first turn if it has to take turns from its
+/// beginning. It owns what it needs, so that it can move to another thread.
+async fn run(filter: ConfiguredFilter, subject: Subject, place: Place, is_suspect: bool) -> Called {
+    let shared = &filter.filter.0;
+    let turn = Turn::default();
+    if is_suspect {
+        place.first_turn(&turn).await;
+    }
+    let call = Call::new(Arc::clone(shared), Arc::clone(&filter.config), subject, (place, turn));
+    let phase = call.phase;
+    let mut store = Store::new(shared.engine.wasmtime(), call);
+    store.limiter(|call| call);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|mut store| Ok(store.data_mut().tick()?));
+    let verdict = verdict(&shared.ready, &mut store, phase).await;
+    let mut call = store.into_data();
+    let changes = std::mem::take(&mut call.changes);
+    let outcome = match verdict {
+        Ok(Verdict::Continue) if changes.is_empty() => Ok(Outcome::Continue),
+        Ok(Verdict::Continue) => Ok(Outcome::Changed(changes)),
+        Ok(Verdict::Reject(it)) => Rejection::new(it.status, it.code, it.message).map(Outcome::Reject),
+        Err(error) => Err(FilterFailure::of(&error)),
+    };
+    match &outcome {
+        Ok(_) => shared.suspect(false),
+        Err(failure) if call.is_to_blame(failure) => shared.suspect(true),
+        Err(_starved) => {}
+    }
+    Called { outcome, logs: call.logs, memory_bytes: call.memory_bytes }
 }
 
 async fn verdict(

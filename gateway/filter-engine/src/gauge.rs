@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What keeps one tenant's filters from slowing another's: calls in flight are counted, and calls
 //! that run for longer than a tick take turns, one at a time for each tenant. So do, from their
-//! beginning, calls of a filter whose last call failed.
+//! beginning, calls of a filter that has failed lately. What has to take turns runs in the lane.
 
 use crate::settings::TICK;
 use postern_common::id::TenantId;
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The pause before each turn, in which nobody of the tenant has it: a tenant whose filters all loop
-/// gets at most a third of one core.
+/// The pause before each turn but the first, in which nobody of the tenant has it: a tenant whose
+/// filters all loop gets at most a third of one core, also of a quota that the gateway has to share.
 const PAUSE: std::time::Duration = TICK.saturating_mul(2);
 
 /// The calls of one tenant.
@@ -28,7 +28,7 @@ pub(crate) struct Gauge {
 pub(crate) struct Place(Arc<Gauge>);
 
 /// A slow call's turn, if it has it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Gauge {
@@ -54,16 +54,26 @@ impl Gauge {
 }
 
 impl Place {
+    /// Resolves when a call that has not begun has its turn.
+    pub(crate) async fn first_turn(&self, turn: &Turn) {
+        turn.set(Arc::clone(&self.0.lane).acquire_owned().await.ok());
+    }
+
     /// Ends a slow call's turn; what comes back resolves when it has its next.
     pub(crate) fn next_turn(&self, turn: &Turn) -> impl Future<Output = ()> + Send + 'static {
-        let (turn, lane) = (Arc::clone(&turn.0), Arc::clone(&self.0.lane));
-        let set = move |permit| *turn.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        set(None);
+        let (turn, lane) = (turn.clone(), Arc::clone(&self.0.lane));
+        turn.set(None);
         async move {
             let permit = lane.acquire_owned().await.ok();
             tokio::time::sleep(PAUSE).await;
-            set(permit);
+            turn.set(permit);
         }
+    }
+}
+
+impl Turn {
+    fn set(&self, permit: Option<OwnedSemaphorePermit>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permit;
     }
 }
 
@@ -129,12 +139,16 @@ mod tests {
         let gauge = Gauges::new(2).of(&tenant("a"));
         let (one, two) = (gauge.enter().expect("a place"), gauge.enter().expect("a place"));
         let (first, second) = (Turn::default(), Turn::default());
-        one.next_turn(&first).await;
-        let waits = two.next_turn(&second);
+        one.first_turn(&first).await;
+        let waits = two.first_turn(&second);
         tokio::pin!(waits);
         let a_while = std::time::Duration::from_secs(1);
         assert!(tokio::time::timeout(a_while, &mut waits).await.is_err());
-        drop(one.next_turn(&first));
+        let comes_again = one.next_turn(&first);
         assert!(tokio::time::timeout(a_while, &mut waits).await.is_ok());
+        tokio::pin!(comes_again);
+        assert!(tokio::time::timeout(a_while, &mut comes_again).await.is_err(), "the second has it");
+        drop(two.next_turn(&second));
+        assert!(tokio::time::timeout(a_while, &mut comes_again).await.is_ok());
     }
 }

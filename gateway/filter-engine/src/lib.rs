@@ -24,6 +24,7 @@ mod failure;
 mod filter;
 mod gauge;
 mod host;
+mod lane;
 pub mod manifest;
 mod names;
 mod outcome;
