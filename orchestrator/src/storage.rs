@@ -23,6 +23,7 @@ mod list;
 mod locks;
 mod manifest;
 mod objects;
+mod own;
 mod path;
 mod retire;
 mod types;

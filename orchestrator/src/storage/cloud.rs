@@ -424,6 +424,7 @@ fn version(e_tag: Option<String>) -> Version {
 const DIGEST: &str = "posterndigest";
 const MODIFIED: &str = "posternmodified";
 const MARK: &str = "posternwrite";
+const WRITER: &str = "posternwriter";
 
 fn attributes(notes: &Notes, mark: &str) -> Attributes {
     let mut attributes = Attributes::new();
@@ -436,6 +437,9 @@ fn attributes(notes: &Notes, mark: &str) -> Attributes {
     }
     if let Some(modified) = notes.modified {
         note(MODIFIED, modified.as_microsecond().to_string());
+    }
+    if let Some(writer) = &notes.writer {
+        note(WRITER, writer.clone());
     }
     let kind = notes.content_type.clone().unwrap_or_else(|| "application/octet-stream".to_owned());
     attributes.insert(Attribute::ContentType, kind.into());
@@ -451,6 +455,7 @@ fn notes(attributes: &Attributes) -> Notes {
             .and_then(|text: &str| text.parse().ok())
             .and_then(|micros| Timestamp::from_microsecond(micros).ok()),
         content_type: kind.filter(|kind| *kind != "application/octet-stream").map(str::to_owned),
+        writer: note(WRITER).map(str::to_owned),
     }
 }
 
@@ -532,6 +537,7 @@ mod tests {
             digest: Some(super::super::Digest::of(b"x")),
             modified: Some("2026-01-02T03:04:05.678901Z".parse().expect("a time")),
             content_type: Some("text/plain".to_owned()),
+            writer: Some("sandbox-aaaaaaaaaaaa 0123456789abcdef".to_owned()),
         };
         for kept in [full, Notes::default()] {
             let attributes = attributes(&kept, "mark");

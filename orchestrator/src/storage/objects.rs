@@ -44,6 +44,9 @@ pub(super) struct Notes {
     /// Its media type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) content_type: Option<String>,
+    /// Which sandbox wrote it (`own.rs`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) writer: Option<String>,
 }
 
 /// Something in a list.

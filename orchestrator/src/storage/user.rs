@@ -9,7 +9,7 @@ use super::types::{
     Condition, Content, Digest, Edit, FILE_MODE, FileEntry, Listing, MODE_BITS, NewFile, Reading, SmallFile,
     StorageError, Usage, Version, Writer,
 };
-use super::{Storage, list};
+use super::{Storage, list, own};
 use crate::store::{FileOwner, FileRow};
 use futures_util::{StreamExt, stream};
 use postern_common::clock;
@@ -82,6 +82,12 @@ impl UserFiles {
         let (found, row) =
             tokio::join!(self.storage.objects.find(&key), self.storage.store.file(&self.owner, path));
         let Some((info, notes)) = found? else { return Ok(None) };
+        // Its object has no name of its own: one that died before the manifest had it is in no list.
+        if self.prefix.is_odd(path)
+            && !self.manifest().await?.0.odd.contains_key(&Digest::of(path.as_str().as_bytes()))
+        {
+            return Ok(None);
+        }
         self.entry(path, info, notes, row?).await.map(Some)
     }
 
@@ -195,6 +201,7 @@ impl UserFiles {
             digest: about.digest,
             modified: about.modified,
             content_type: about.content_type.clone(),
+            writer: own::note(by, &key),
         };
         let mut object = self.storage.objects.begin(&key, &notes).await.map_err(|fault| fault.of(path))?;
         let poured = match pour(&mut object, path, held, None).await {
@@ -246,7 +253,7 @@ impl UserFiles {
             Err(error) => return failed(error, count),
         };
         let prepared: Vec<_> =
-            files.into_iter().zip(judged).map(|(file, judged)| self.prepared(file, judged?)).collect();
+            files.into_iter().zip(judged).map(|(file, judged)| self.prepared(by, file, judged?)).collect();
         let puts = prepared.iter().filter_map(|one| one.as_ref().ok()).map(|one| one.put.clone()).collect();
         let mut outcomes = self.storage.objects.put_all(puts).await.into_iter();
         let mut answers = Vec::with_capacity(count);
@@ -269,15 +276,20 @@ impl UserFiles {
     }
 
     /// A small file that may be written, if it is as announced.
-    fn prepared(&self, file: SmallFile, old: Option<FileRow>) -> Result<Prepared, StorageError> {
+    fn prepared(&self, by: &Writer, file: SmallFile, old: Option<FileRow>) -> Result<Prepared, StorageError> {
         let SmallFile { path, condition, about, content } = file;
         let mut counted = Counted::new(&path, &about, self.storage.quota.file_bytes)?;
         counted.take(&content)?;
         let (_, digest) = counted.end()?;
         let mode = mode_of(&about, old.as_ref());
-        let notes =
-            Notes { digest: Some(digest), modified: about.modified, content_type: about.content_type };
-        let put = Put { key: self.prefix.file(&path), condition, notes, content };
+        let key = self.prefix.file(&path);
+        let notes = Notes {
+            digest: Some(digest),
+            modified: about.modified,
+            content_type: about.content_type,
+            writer: own::note(by, &key),
+        };
+        let put = Put { key, condition, notes, content };
         Ok(Prepared { path, mode, old, put })
     }
 

@@ -281,7 +281,8 @@ impl Putting {
         let owner = (&self.session.tenant, &self.session.user_id);
         let written = self.store.file_writer(owner, path.as_str()).await?;
         let by = self.writer.actor.to_string();
-        Ok(written.filter(|(_, who)| *who == by).map(|(version, _)| storage::Version::from(version)))
+        let known = written.filter(|(_, who)| *who == by).map(|(version, _)| storage::Version::from(version));
+        self.user.own_version(path, &self.session.sandbox, known).await
     }
 
     /// What became of a deletion.
@@ -378,8 +379,11 @@ impl Putting {
         }
         let found = if by.is_some() { None } else { self.find(path).await?.map(|it| it.version) };
         match (&by, found) {
-            // Deleted there and changed here: the change counts.
-            (None, None) => return Ok(Some((path.clone(), Condition::Nothing))),
+            // Deleted there and changed here: the change counts. What is in no list may be there.
+            (None, None) => {
+                let own = self.own_version(path).await?.map_or(Condition::Nothing, Condition::Version);
+                return Ok(Some((path.clone(), own)));
+            }
             (None, Some(found)) => {
                 let is_base = Some(&found) == base.as_ref();
                 if is_base || self.own_version(path).await?.as_ref() == Some(&found) {
