@@ -73,7 +73,10 @@ settings! {
     DATABASE_URL = "database.url", "DATABASE_URL", None, secret, "postgres://… or sqlite://…";
     MIGRATE = "database.migrate", "POSTERN_MIGRATE", None, open, "tables that are not up to date: `auto` mends them at start, `check` refuses to start [auto for SQLite, check for Postgres]";
     BACKEND_URL = "backend.url", "BACKEND_URL", None, open, "the backend `default` of tenant `default`";
-    NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "cache of users' files on Kubernetes";
+    NFS_SERVER = "nfs.server", "NFS_SERVER", None, open, "folder that an NFS export is mounted on, for the cache of users' files";
+    FILES_CACHE = "files.cache", "POSTERN_FILES_CACHE", None, open, "folder of the cache of users' files [`postern-cache` on `NFS_SERVER`, else cache in the data folder]";
+    FILES_CACHE_SIZE = "files.cache_size", "POSTERN_FILES_CACHE_SIZE", Some("10GiB"), open, "how much it may hold; with 0 sandboxes get all their files through the gateway";
+    FILES_CACHE_AGE = "files.cache_age", "POSTERN_FILES_CACHE_AGE", Some("30d"), open, "how long a file that nobody uses stays in it";
     SANDBOX_NAMESPACE = "sandbox.namespace", "SANDBOX_NAMESPACE", Some("sandbox-system"), open, "Kubernetes namespace of sandboxes";
     RUNTIME = "sandbox.runtime", "POSTERN_RUNTIME", Some("local"), open, "where sandboxes are made: local or kubernetes";
     SANDBOX_TEMPLATE = "sandbox.template", "POSTERN_SANDBOX_TEMPLATE", Some("default"), open, "SandboxTemplate of the templates that name none";

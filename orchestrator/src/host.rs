@@ -26,6 +26,8 @@ pub struct UserFolder {
 pub struct PreparedSync {
     /// Where its requests come from.
     pub peer: Peer,
+    /// What it remembers lies here, where no sandbox sees it.
+    pub state: PathBuf,
     /// The process, confined: it reaches the sandbox's slot and that socket, and nothing else.
     pub command: Command,
 }
@@ -124,7 +126,11 @@ impl Host for LocalRuntime {
     ) -> BoxFuture<'a, Result<Option<PreparedSync>, RuntimeError>> {
         Box::pin(async {
             let prepared = self.prepare_sync(sandbox).await?;
-            Ok(prepared.map(|(socket, command)| PreparedSync { peer: Peer::Socket(socket), command }))
+            Ok(prepared.map(|(socket, state, command)| PreparedSync {
+                peer: Peer::Socket(socket),
+                state,
+                command,
+            }))
         })
     }
 

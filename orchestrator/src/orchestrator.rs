@@ -250,7 +250,8 @@ impl Prepared {
 /// The store of users' files, and the folder that sandboxes' own are carried by.
 fn connect(config: &Config, store: &Store, has_syncs: bool) -> Result<(Storage, PathBuf), ConnectError> {
     let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
-    let storage = Storage::new(settings.connect()?, store.clone(), Quota::default());
+    let storage =
+        Storage::new(settings.connect()?, store.clone(), Quota::default()).with_cache(settings.cache()?);
     let folder = settings.local_folder();
     if config.storage.kind != StorageKind::Local && !has_syncs {
         tracing::warn!(

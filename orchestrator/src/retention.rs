@@ -100,6 +100,10 @@ impl Retention {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "uploads that nobody completed are still there; tried again later");
         }
+        if let Err(error) = self.storage.tidy_cache(now).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the cache of users' files holds more than it may; tidied again later");
+        }
         let before =
             |kept: Duration| now.saturating_sub(crate::driver::signed(kept)).unwrap_or(Timestamp::MIN);
         let (sandboxes, events) = (before(self.kept.sandboxes), before(self.kept.events));

@@ -14,10 +14,12 @@
 //! Whoever changes a file holds its lock, here and in the database, from the look at its condition
 //! until the change is written down: two conversations, or two orchestrators, never both win.
 
+mod cache;
 mod change;
 mod cloud;
 mod connect;
 mod content;
+mod fill;
 mod folder;
 mod list;
 mod locks;
@@ -32,6 +34,7 @@ mod user;
 
 pub use connect::ConnectError;
 pub(crate) use connect::StorageSettings;
+pub(crate) use fill::Slot;
 pub(crate) use path::FilePath;
 pub(crate) use retire::Retirement;
 pub(crate) use types::{
@@ -42,6 +45,8 @@ pub(crate) use uploads::PART_BYTES;
 pub(crate) use user::{Open, UserFiles};
 
 use crate::store::{FileOwner, Store};
+use cache::Cache;
+use jiff::Timestamp;
 use locks::Locks;
 use objects::Objects;
 use path::UserPrefix;
@@ -58,6 +63,8 @@ pub(crate) struct Storage {
     /// Contents that come in at the same time: each is held until it is whole, up to a part's size.
     incoming: Arc<Semaphore>,
     quota: Quota,
+    /// What this machine has of files that lie elsewhere; `None`: everything comes from the store.
+    cache: Option<Cache>,
 }
 
 /// Half a GiB of them, at most.
@@ -72,7 +79,14 @@ impl Storage {
             locks: Locks::new(),
             incoming: Arc::new(Semaphore::new(INCOMING)),
             quota,
+            cache: None,
         }
+    }
+
+    /// The same, with a cache on this machine.
+    #[must_use]
+    pub(crate) fn with_cache(self, cache: Option<Cache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// One user's files.
@@ -91,7 +105,10 @@ impl Storage {
         for upload in self.store.uploads_of(owner).await? {
             self.drop_parts(&upload).await?;
         }
-        Ok(self.objects.erase_user(&UserPrefix::of(&owner.tenant, &owner.user)).await?)
+        let prefix = UserPrefix::of(&owner.tenant, &owner.user);
+        let user = prefix.clone();
+        self.erase_cached(move |cache| cache.erase_user(&user)).await?;
+        Ok(self.objects.erase_user(&prefix).await?)
     }
 
     /// Erases the files of every user of a tenant. May be repeated.
@@ -99,7 +116,28 @@ impl Storage {
     /// # Errors
     /// [`StorageError`]; some of them may be gone then.
     pub(crate) async fn erase_tenant(&self, tenant: &TenantId) -> Result<u64, StorageError> {
+        let name = tenant.clone();
+        self.erase_cached(move |cache| cache.erase_tenant(&name)).await?;
         Ok(self.objects.erase_tenant(tenant).await?)
+    }
+
+    async fn erase_cached(
+        &self,
+        erase: impl FnOnce(Cache) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), StorageError> {
+        let Some(cache) = self.cache.clone() else { return Ok(()) };
+        let erased = tokio::task::spawn_blocking(move || erase(cache)).await;
+        let erased = erased.map_err(std::io::Error::other).and_then(|erased| erased);
+        erased
+            .map_err(|source| StorageError::Store { what: "erase files of the cache", source: source.into() })
+    }
+
+    /// Removes from the cache what nobody used for long.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub(crate) async fn tidy_cache(&self, now: Timestamp) -> Result<(), StorageError> {
+        self.erase_cached(move |cache| cache.tidy(now, true).map(drop)).await
     }
 }
 

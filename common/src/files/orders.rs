@@ -12,6 +12,12 @@ use super::{Bounds, Report};
 use crate::secret::Secret;
 use serde::{Deserialize, Serialize};
 
+/// The list of files that were put into a sandbox's tree before its sync began: an [`Entry`] a line,
+/// in the sync's own folder.
+///
+/// [`Entry`]: super::Entry
+pub const FILLED: &str = "filled";
+
 /// The longest line in either direction.
 pub const LINE_BYTES: usize = 1 << 20;
 

@@ -91,6 +91,20 @@ fn the_names_of_the_original_kit_work() {
 }
 
 #[test]
+fn the_cache_of_files_lies_where_somebody_said_or_on_a_mount() {
+    let folder =
+        |variables: &[(&str, &str)]| resolve(variables, "").storage().cache.map(|cache| cache.folder);
+    assert_eq!(folder(&[]), Some(None));
+    assert_eq!(folder(&[("NFS_SERVER", "10.0.0.2")]), Some(None), "no folder of this machine");
+    assert_eq!(folder(&[("NFS_SERVER", "/mnt/nfs")]), Some(Some("/mnt/nfs/postern-cache".into())));
+    let both = [("NFS_SERVER", "/mnt/nfs"), ("POSTERN_FILES_CACHE", "/var/cache/files")];
+    assert_eq!(folder(&both), Some(Some("/var/cache/files".into())));
+    assert_eq!(folder(&[("POSTERN_FILES_CACHE_SIZE", "0")]), None);
+    assert!(mistakes(&[("POSTERN_FILES_CACHE_SIZE", "much")], "").contains("POSTERN_FILES_CACHE_SIZE"));
+    assert!(mistakes(&[("POSTERN_FILES_CACHE_AGE", "1s")], "").contains("from 1h"));
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_its_place() {
     let told = mistakes(
         &[

@@ -53,6 +53,19 @@ pub struct Storage {
     pub azure_cloud: AzureCloud,
     /// Variables of the clouds' own tools, under their names.
     pub credentials: BTreeMap<String, Secret<String>>,
+    /// What a machine keeps of them; `None`: nothing.
+    pub cache: Option<FilesCache>,
+}
+
+/// What a machine keeps of users' files besides the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesCache {
+    /// The folder; `None`: one in the data folder.
+    pub folder: Option<PathBuf>,
+    /// How much it may hold.
+    pub bytes: u64,
+    /// How long a file that nobody uses stays.
+    pub age: Duration,
 }
 
 impl Default for Storage {
@@ -231,6 +244,8 @@ impl Settings {
         for setting in [name::KEEP_SANDBOXES, name::KEEP_EVENTS] {
             see(setting, self.kept(setting).map(drop));
         }
+        see(name::FILES_CACHE_SIZE, self.parsed::<ByteSize>(name::FILES_CACHE_SIZE).map(drop));
+        see(name::FILES_CACHE_AGE, self.cache_age().map(drop));
         see(name::INSECURE_LISTEN, self.parsed::<bool>(name::INSECURE_LISTEN).map(drop));
         see(name::GATEWAY_STALENESS, self.try_staleness().map(drop));
         see(name::GATEWAY_SPOOL, self.parsed::<ByteSize>(name::GATEWAY_SPOOL).map(drop));
@@ -267,7 +282,17 @@ impl Settings {
             bucket: self.text(name::STORAGE_BUCKET).map(ToOwned::to_owned),
             azure_cloud: self.parsed(name::AZURE_CLOUD).ok().flatten().unwrap_or(AzureCloud::Public),
             credentials: self.clouds.clone(),
+            cache: self.files_cache(),
         }
+    }
+
+    fn files_cache(&self) -> Option<FilesCache> {
+        let bytes = self.bytes(name::FILES_CACHE_SIZE).filter(|bytes| *bytes > 0)?;
+        // A server's name is nothing that files could be put under.
+        let mounted = self.text(name::NFS_SERVER).map(PathBuf::from).filter(|path| path.is_absolute());
+        let folder = self.text(name::FILES_CACHE).map(PathBuf::from);
+        let folder = folder.or_else(|| mounted.map(|mounted| mounted.join("postern-cache")));
+        Some(FilesCache { folder, bytes, age: self.cache_age().unwrap_or(LONGEST_KEPT) })
     }
 
     /// The backend of `BACKEND_URL`.
@@ -462,6 +487,11 @@ impl Settings {
         let text = self.raw(setting).unwrap_or_default();
         let number = text.parse::<u32>().ok().filter(|number| *number > 0);
         number.ok_or_else(|| format!("`{text}` is no number above 0"))
+    }
+
+    fn cache_age(&self) -> Result<Duration, String> {
+        const SHORTEST: Duration = Duration::from_secs(60 * 60);
+        self.time(name::FILES_CACHE_AGE, SHORTEST..=LONGEST_KEPT, "from 1h to 36525d")
     }
 
     fn kept(&self, setting: &Setting) -> Result<Duration, String> {

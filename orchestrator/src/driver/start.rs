@@ -132,7 +132,7 @@ impl Driver {
 
     pub(super) async fn bring_files(&self, row: &SandboxRow) -> Result<(), DriveError> {
         let (parts, new) = (self.parts(), &row.new);
-        if let Some(report) = parts.syncs.begin(row).await? {
+        if let Some(report) = Box::pin(parts.syncs.begin(row)).await? {
             parts.files.note_given(&new.id).map_err(machine(row, "note what was brought in"))?;
             if report.left_count > 0 {
                 tracing::warn!(sandbox = %new.id, left = ?report.left, "not every file was brought in");

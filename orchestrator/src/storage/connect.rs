@@ -6,6 +6,7 @@
 //! service of instance metadata). `main` hands the variables in; nothing here reads the environment.
 
 use super::StorageObjects;
+use super::cache::{Cache, CacheBounds};
 use super::cloud::{Cloud, Connected, Service};
 use super::folder::{self, Folder};
 use super::objects::Objects;
@@ -54,6 +55,15 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
+    /// The folder of the cache.
+    #[error("could not use `{}` for the cache of users' files; choose another with POSTERN_FILES_CACHE, or \
+             none with POSTERN_FILES_CACHE_SIZE=0", path.display())]
+    Cache {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Settings that do not fit together.
     #[error("the store of users' files cannot be set up: {0}")]
     Settings(String),
@@ -75,6 +85,18 @@ impl StorageSettings {
     pub(crate) fn local_folder(&self) -> PathBuf {
         let chosen = self.chosen.bucket.as_ref().filter(|_| self.chosen.kind == StorageKind::Local);
         chosen.map_or_else(|| folder::usual(&self.data_dir), PathBuf::from)
+    }
+
+    /// Opens the cache of this machine; `None` if there is to be none.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says what to mend.
+    pub(crate) fn cache(&self) -> Result<Option<Cache>, ConnectError> {
+        let Some(wanted) = &self.chosen.cache else { return Ok(None) };
+        let path = wanted.folder.clone().unwrap_or_else(|| self.data_dir.join("cache"));
+        let bounds = CacheBounds { bytes: wanted.bytes, age: wanted.age };
+        let opened = Cache::open(&path, bounds);
+        opened.map(Some).map_err(|source| ConnectError::Cache { path, source })
     }
 
     /// Opens the store. Nothing is asked of a service yet.

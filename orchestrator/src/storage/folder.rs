@@ -91,6 +91,11 @@ impl Folder {
         Ok(Some((info(&about), notes(&file))))
     }
 
+    /// An object itself, for whoever copies it.
+    pub(super) fn open_file(&self, key: &Key) -> io::Result<Option<File>> {
+        Ok(self.file(key)?.map(|(file, _)| file))
+    }
+
     /// An object's bytes, or some of them.
     pub(super) fn read(&self, key: &Key, range: Option<Range<u64>>) -> io::Result<Option<Opened>> {
         let Some((file, about)) = self.file(key)? else { return Ok(None) };

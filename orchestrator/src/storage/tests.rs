@@ -2,9 +2,12 @@
 //! One suite over every store: a folder, S3 (versitygw), Azure Blob (Azurite), each a real server that
 //! the test starts and ends. `scripts/stores.sh` brings them; without them these tests fail, unless
 //! `POSTERN_ALLOW_SKIP=1` leaves them out. Google Cloud Storage has no server that could be run here:
-//! what is sent to it is looked at in `wire.rs`.
+//! its suite runs at the wire (`wire.rs`).
 
+mod cache;
 mod faults;
+mod gcs;
+mod own;
 mod retire;
 mod servers;
 mod uploads;
@@ -18,6 +21,11 @@ use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use own::{
+    a_file_with_an_odd_name_is_there_when_the_manifest_knows_it,
+    a_note_is_believed_only_of_what_it_was_written_with,
+    a_write_that_the_database_never_heard_of_is_its_sandboxs,
+};
 use postern_common::clock;
 use postern_common::id::UploadId;
 use retire::{
@@ -140,6 +148,9 @@ on_each_store!(
     what_a_sandbox_brought_in_is_used,
     a_held_users_files_stay_until_they_are_released,
     a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off,
+    a_write_that_the_database_never_heard_of_is_its_sandboxs,
+    a_note_is_believed_only_of_what_it_was_written_with,
+    a_file_with_an_odd_name_is_there_when_the_manifest_knows_it,
 );
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,11 +9,12 @@
 //! A sync may be killed at any moment: what it agreed on with the store lies beside the files, and the
 //! next one goes on from there. It ends by itself when this process does, whose pipe it reads.
 
-use crate::host::Host;
+use super::calls::entry_of_file;
+use crate::host::{Host, UserFolder};
 use crate::runtime::RuntimeError;
 use crate::sessions::SessionError;
 use crate::sessions::sync::SyncSessions;
-use crate::storage::Storage;
+use crate::storage::{FileEntry, Listing, Slot, Storage, UserFiles};
 use crate::store::{SandboxRow, StoreError};
 use jiff::Timestamp;
 use postern_common::clock;
@@ -26,6 +27,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -138,12 +140,15 @@ impl Syncs {
     pub(crate) async fn begin(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
         let begun = Instant::now();
         self.stop(&sandbox.new.id).await;
-        if self.0.host.has_syncs() && self.is_empty(sandbox).await {
+        // What cannot be told now is for the sync to find out.
+        let listed = if self.0.host.has_syncs() { self.files(sandbox).list().await.ok() } else { None };
+        if listed.as_ref().is_some_and(|it| *it == Listing::default()) {
             // There is nothing to wait for: a sandbox that was kept ready is its caller's at once.
             self.keep(sandbox.clone(), None);
             return Ok(Some(Report::default()));
         }
-        let Some(mut process) = self.spawn(sandbox, false).await? else { return Ok(None) };
+        let at_hand = listed.map(|it| it.files).unwrap_or_default();
+        let Some(mut process) = self.spawn(sandbox, false, &at_hand).await? else { return Ok(None) };
         let report = match process.until(&sandbox.new.id, Wanted::Hydrated).await {
             Ok(report) => report,
             Err(error) => {
@@ -157,10 +162,41 @@ impl Syncs {
         Ok(Some(report))
     }
 
-    /// Whether a user has nothing at all; what cannot be told now is for the sync to find out.
-    async fn is_empty(&self, sandbox: &SandboxRow) -> bool {
-        let listed = self.0.storage.of(&sandbox.new.tenant, &sandbox.new.user_id).list().await;
-        listed.is_ok_and(|it| it.files.is_empty() && it.folders.is_empty() && it.links.is_empty())
+    fn files(&self, sandbox: &SandboxRow) -> UserFiles {
+        self.0.storage.of(&sandbox.new.tenant, &sandbox.new.user_id)
+    }
+
+    /// Fills a new slot with what this machine has of its user's files. The sync brings the rest, so
+    /// what goes wrong here costs time and nothing else.
+    async fn fill(&self, sandbox: &SandboxRow, files: &[FileEntry], state: &Path) -> Result<(), SyncError> {
+        let id = &sandbox.new.id;
+        let Some(UserFolder { path, owner }) = self.0.host.user_folder(id).await? else { return Ok(()) };
+        let slot = Slot { files: &path, owner, state };
+        match self.files(sandbox).fill(files, slot, entry_of_file).await {
+            Ok(filled) => tracing::debug!(sandbox = %id, ?filled, "files were at hand"),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(sandbox = %id, error, "files at hand were not used; all come from the store");
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what a slot has for the user's next sandbox here.
+    async fn remember(&self, sandbox: &SandboxRow) {
+        let id = &sandbox.new.id;
+        let kept = async {
+            let Some(folder) = self.0.host.user_folder(id).await.map_err(io::Error::other)? else {
+                return Ok(0);
+            };
+            let files = self.files(sandbox);
+            let listed = files.list().await.map_err(io::Error::other)?;
+            files.keep(listed.files, &folder.path).await
+        };
+        if let Err(error) = kept.await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(sandbox = %id, error, "its files are not in the cache: the next one gets them from the store");
+        }
     }
 
     /// Keeps a sandbox's files in step that runs already: its sync ended with an orchestrator before.
@@ -190,13 +226,14 @@ impl Syncs {
         let id = &sandbox.new.id;
         self.stop(id).await;
         let begun = Instant::now();
-        let Some(mut process) = self.spawn(sandbox, true).await? else { return Ok(None) };
+        let Some(mut process) = self.spawn(sandbox, true, &[]).await? else { return Ok(None) };
         let flushed = tokio::time::timeout(FLUSH_TIME, process.until(id, Wanted::Flushed)).await;
         let flushed = flushed.unwrap_or_else(|_late| Err(SyncError::Silent(id.clone())));
         process.end().await;
         let report = flushed?;
         self.end_session(id).await?;
         self.0.durations.get_or_create(&[("phase", "flush")]).observe(begun.elapsed().as_secs_f64());
+        Box::pin(self.remember(sandbox)).await;
         Ok(Some(report))
     }
 
@@ -208,9 +245,17 @@ impl Syncs {
         self.0.sessions.end(sandbox, clock::now()).await
     }
 
-    async fn spawn(&self, sandbox: &SandboxRow, only_flush: bool) -> Result<Option<Process>, SyncError> {
+    async fn spawn(
+        &self,
+        sandbox: &SandboxRow,
+        only_flush: bool,
+        at_hand: &[FileEntry],
+    ) -> Result<Option<Process>, SyncError> {
         let id = &sandbox.new.id;
         let Some(prepared) = self.0.host.sync(id).await? else { return Ok(None) };
+        if !at_hand.is_empty() {
+            Box::pin(self.fill(sandbox, at_hand, &prepared.state)).await?;
+        }
         let (session, token) = self.0.sessions.open(sandbox, prepared.peer, clock::now()).await?;
         let failed = |error| SyncError::Spawn(id.clone(), error);
         let mut child = tokio::process::Command::from(prepared.command)
@@ -254,7 +299,7 @@ impl Syncs {
             let begun = Instant::now();
             let ran = match process.take() {
                 Some(running) => self.attend(id, running, stop).await,
-                None => match stop.run_until_cancelled(self.spawn(sandbox, false)).await {
+                None => match stop.run_until_cancelled(self.spawn(sandbox, false, &[])).await {
                     None | Some(Ok(None)) => return,
                     Some(Ok(Some(running))) => self.attend(id, running, stop).await,
                     // Its own session has ended with its sandbox.
@@ -277,6 +322,7 @@ impl Syncs {
 
     /// Hears what a sync tells and replaces its token in time, until it ends or is to end.
     async fn attend(&self, id: &SandboxId, mut process: Process, stop: &Stop) -> Result<(), SyncError> {
+        let begun = Instant::now();
         loop {
             let until = process.rotate_at.duration_since(clock::now());
             let until = Duration::try_from(until).unwrap_or_default();
@@ -305,6 +351,11 @@ impl Syncs {
                         if report.left_count > 0 || report.conflict_count > 0 {
                             tracing::info!(sandbox = %id, ?report, "files were left, or kept beside others");
                         }
+                    }
+                    Some(Told::Hydrated(_)) => {
+                        // One that was begun again: of a sandbox's first whoever began it has heard.
+                        let took = begun.elapsed().as_secs_f64();
+                        self.0.durations.get_or_create(&[("phase", "hydrate")]).observe(took);
                     }
                     Some(Told::Failed { why }) => return Err(SyncError::Failed(id.clone(), why)),
                     Some(_) => {}

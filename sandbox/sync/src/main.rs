@@ -86,13 +86,10 @@ async fn run(tree: &str, state: &Path, socket: &Path) -> Result<(), Box<dyn Erro
     let _ = std::fs::create_dir_all(&drafts).is_ok();
     let kept = drafts.to_str().filter(|_| drafts.is_dir()).unwrap_or(tree).to_owned();
     let tree = Tree::open(tree, &kept)?;
-    let engine = Engine::new(
-        Client::new(socket.to_owned(), tokens, tasks.clone()),
-        tree,
-        State::open(state)?,
-        &begin,
-        told,
-    );
+    let mut known = State::open(state)?;
+    known.take_filled(&tree);
+    let engine =
+        Engine::new(Client::new(socket.to_owned(), tokens, tasks.clone()), tree, known, &begin, told);
     let listening = listen(input, token, ordered);
     let served = tokio::select! {
         served = serve(engine, begin, orders) => served,

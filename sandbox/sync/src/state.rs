@@ -6,7 +6,8 @@
 //! the last one counts. It is written after the store has answered. A line that is missing makes a
 //! file be looked at again, never be lost; a torn last line is dropped.
 
-use crate::tree::Stamp;
+use crate::tree::{Kind, Stamp, Tree};
+use postern_common::files::orders::FILLED;
 use postern_common::files::{Entry, FilePath, Version, What};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "state";
+/// The longest list of what was filled in: as many files as a user may have.
+const FILLED_BYTES: u64 = 256 << 20;
 /// A log with so many more lines than paths is written anew.
 const SLACK: usize = 10_000;
 /// The longest line: a path and a target, escaped.
@@ -91,6 +94,25 @@ impl State {
                 None => drop(self.agreed.remove(&path)),
             }
         }
+    }
+
+    /// Agrees on files that were put into the tree before anything ran in the sandbox, as a list beside
+    /// this log names them: a line of JSON for each. One that is missing from either costs a comparison.
+    pub(crate) fn take_filled(&mut self, tree: &Tree) {
+        let path = self.folder.join(FILLED);
+        let Ok(file) = File::open(&path) else { return };
+        for line in BufReader::new(io::Read::take(file, FILLED_BYTES)).split(b'\n').map_while(Result::ok) {
+            let Ok(entry) = serde_json::from_slice::<Entry>(&line) else { continue };
+            let What::File { size, mode, .. } = &entry.what else { continue };
+            let seen = tree.look(&entry.path).ok().flatten();
+            let seen = seen.filter(|it| it.kind == Kind::File && it.stamp.size == *size && it.mode == *mode);
+            if let Some(seen) = seen.filter(|_| self.get(entry.path.as_str()).is_none()) {
+                self.agree(entry, seen.stamp);
+            }
+        }
+        self.save();
+        // Read again it would say nothing new.
+        let _ = fs::remove_file(&path).is_ok();
     }
 
     /// Whether nothing was ever agreed on.
@@ -213,6 +235,32 @@ mod tests {
         assert_eq!(state.all().len(), 1);
         let agreed = state.get("a\n\"b").expect("is there");
         assert_eq!((agreed.version.as_str(), agreed.stamp), ("v3", stamp(4)));
+    }
+
+    #[test]
+    fn what_was_filled_in_is_agreed_on_once_and_only_if_it_looks_so() {
+        let (folder, top) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let place = top.path().to_str().expect("text");
+        let tree = Tree::open(place, place).expect("opens");
+        for (name, text) in [("same", "12"), ("longer", "123"), ("known", "12")] {
+            fs::write(top.path().join(name), text).expect("writes");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            fs::set_permissions(top.path().join(name), mode).expect("sets");
+        }
+        let mut state = State::open(folder.path()).expect("opens");
+        state.agree(entry("known", 7), stamp(1));
+        let lines: Vec<String> = ["same", "longer", "known", "missing"]
+            .map(|name| serde_json::to_string(&entry(name, 2)).expect("JSON"))
+            .into();
+        fs::write(folder.path().join(FILLED), format!("{}\n{{torn", lines.join("\n"))).expect("writes");
+        state.take_filled(&tree);
+        assert_eq!(state.all().keys().map(FilePath::as_str).collect::<Vec<_>>(), ["known", "same"]);
+        let seen = tree.look(&path("same")).expect("looks").expect("is there");
+        let agreed = state.get("same").expect("is agreed on");
+        assert_eq!((agreed.version.as_str(), agreed.stamp), ("v2", seen.stamp));
+        assert_eq!(state.get("known").map(|it| it.version.as_str()), Some("v7"), "what it knew counts");
+        assert!(!folder.path().join(FILLED).exists());
+        assert_eq!(State::open(folder.path()).expect("opens").all().len(), 2, "also after a restart");
     }
 
     #[test]

@@ -35,7 +35,8 @@ impl LocalRuntime {
         self.sync.is_some()
     }
 
-    /// The socket where the gateway is to listen for a sandbox's sync, and the process itself; `None`
+    /// The socket where the gateway is to listen for a sandbox's sync, the folder of what it remembers,
+    /// and the process itself; `None`
     /// if this runtime has no such program, or nothing is left of the slot. Each time it is another
     /// socket: the gateway takes that of a session that ended away when it gets to it.
     ///
@@ -44,7 +45,7 @@ impl LocalRuntime {
     pub async fn prepare_sync(
         &self,
         sandbox: &SandboxId,
-    ) -> Result<Option<(PathBuf, Command)>, RuntimeError> {
+    ) -> Result<Option<(PathBuf, PathBuf, Command)>, RuntimeError> {
         let Some(program) = &self.sync else { return Ok(None) };
         let Some((files, _)) = self.find_user_files(sandbox).await? else { return Ok(None) };
         // Its `data/user`, wherever that is shown now.
@@ -68,7 +69,7 @@ impl LocalRuntime {
             // The standard library also drops all supplementary groups here.
             command.uid(guest).gid(guest);
         }
-        Ok(Some((folder.sync_gateway().join(socket), command)))
+        Ok(Some((folder.sync_gateway().join(socket), disk.join(STATE), command)))
     }
 
     /// The folders that it is shown. A slot that can only be read any more has what it needs.

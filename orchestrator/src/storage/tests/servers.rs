@@ -77,6 +77,11 @@ impl Server {
         Self { chosen, folder: tempfile::tempdir().expect("a folder"), process: None }
     }
 
+    /// One that somebody else runs.
+    pub(super) fn served(chosen: Chosen) -> Self {
+        Self { chosen, folder: tempfile::tempdir().expect("a folder"), process: None }
+    }
+
     pub(super) async fn s3() -> Option<Self> {
         let program = program("versitygw/versitygw")?;
         let (port, folder) = (free_port(), tempfile::tempdir().expect("a folder"));
@@ -142,7 +147,13 @@ fn chosen(kind: StorageKind, bucket: Option<&str>, variables: &[(&str, &str)]) -
         .iter()
         .map(|(name, value)| ((*name).to_owned(), Secret::new((*value).to_owned())))
         .collect();
-    Chosen { kind, bucket: bucket.map(str::to_owned), azure_cloud: AzureCloud::Public, credentials }
+    Chosen {
+        kind,
+        bucket: bucket.map(str::to_owned),
+        azure_cloud: AzureCloud::Public,
+        credentials,
+        cache: None,
+    }
 }
 
 /// The crate makes no containers: this is the one request of a test's own, signed as Azure's

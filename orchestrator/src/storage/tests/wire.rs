@@ -1,126 +1,99 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is sent to Google Cloud Storage, of which no server can be run here: an end of the wire that
-//! notes each request and answers as the service's documentation says. That the real service takes
-//! it was not run.
+//! answers as the service's documentation says (`gcs.rs`).
 
+use super::gcs::{TOKEN, chosen, served};
+use super::servers::{put as send, send as request};
 use super::*;
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use postern_common::secret::Secret;
-use postern_common::settings::{AzureCloud, Storage as Chosen, StorageKind};
-use postern_common::tasks::{Stop, Tasks};
-use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::sync::Mutex;
-use tokio::net::TcpListener;
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::signature::KeyPair as _;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use postern_common::tasks::Tasks;
+use url::Url;
 
-/// One request: method, path, the generation that it must find, what it bears as authorization.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Sent {
-    method: String,
-    path: String,
-    generation: Option<String>,
-    authorization: Option<String>,
-}
-
-/// A bucket of one object at most, whose generation is counted.
-#[derive(Debug, Default)]
-struct Bucket {
-    sent: Vec<Sent>,
-    generation: u64,
-}
-
-impl Bucket {
-    fn answer(&mut self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let header = |name: &str| request.headers().get(name)?.to_str().ok().map(str::to_owned);
-        let sent = Sent {
-            method: request.method().to_string(),
-            path: request.uri().path().to_owned(),
-            generation: header("x-goog-if-generation-match"),
-            authorization: header("authorization"),
-        };
-        let status = match (sent.method.as_str(), &sent.generation) {
-            ("PUT", Some(wanted)) if *wanted != self.generation.to_string() => {
-                StatusCode::PRECONDITION_FAILED
-            }
-            ("PUT", _) => {
-                self.generation += 1;
-                StatusCode::OK
-            }
-            ("GET" | "HEAD", _) if self.generation == 0 => StatusCode::NOT_FOUND,
-            _ => StatusCode::OK,
-        };
-        self.sent.push(sent);
-        Response::builder()
-            .status(status)
-            .header("etag", format!("\"tag-{}\"", self.generation))
-            .header("x-goog-generation", self.generation.to_string())
-            .header("last-modified", "Fri, 02 Jan 2026 03:04:05 GMT")
-            .header("content-length", "0")
-            .body(Full::new(Bytes::new()))
-            .expect("an answer")
-    }
-}
-
-async fn served(tasks: &Tasks) -> (Arc<Mutex<Bucket>>, String) {
-    let bucket = Arc::new(Mutex::new(Bucket::default()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-    let (shared, group) = (Arc::clone(&bucket), tasks.clone());
-    tasks.spawn(async move |stop: Stop| {
-        while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
-            let bucket = Arc::clone(&shared);
-            let service = service_fn(move |request: Request<Incoming>| {
-                let answer = bucket.lock().expect("not poisoned").answer(&request);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            group.spawn(async move |stop: Stop| {
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service);
-                drop(stop.run_until_cancelled(connection).await);
-            });
-        }
-    });
-    (bucket, endpoint)
-}
-
-fn gcs(folder: &std::path::Path, endpoint: &str) -> StorageSettings {
-    let credentials = [("GOOGLE_BASE_URL", endpoint), ("GOOGLE_BEARER_TOKEN", "a-token-of-the-operator")];
-    let credentials: BTreeMap<_, _> =
-        credentials.map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned()))).into();
-    let chosen = Chosen {
-        kind: StorageKind::Gcs,
-        bucket: Some("bucket".to_owned()),
-        azure_cloud: AzureCloud::Public,
-        credentials,
-    };
-    StorageSettings { chosen, data_dir: folder.to_owned() }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gcs_at_the_wire_does_all_of_it() {
+    let tasks = Tasks::new();
+    let (bucket, endpoint) = served(&tasks).await;
+    let (file, public) = account();
+    bucket.lock().expect("not poisoned").signer = Some(public);
+    every_case(Server::served(chosen(&endpoint, ("GOOGLE_SERVICE_ACCOUNT_KEY", &file)))).await;
+    let sent = bucket.lock().expect("not poisoned").sent.len();
+    assert!(sent > 500, "the control: it was asked {sent} times");
+    tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gcs_is_told_conditions_as_generations() {
-    let (tasks, folder) = (Tasks::new(), tempfile::tempdir().expect("a folder"));
+    let tasks = Tasks::new();
     let (bucket, endpoint) = served(&tasks).await;
-    let database = Database::sqlite().await;
-    let objects = gcs(folder.path(), &endpoint).connect().expect("connects");
-    let storage = Storage::new(objects, database.store.clone(), Quota::default());
-    let files = storage.of(&tenant("acme"), &user("u"));
+    let bench = Bench::new(Server::served(chosen(&endpoint, ("GOOGLE_BEARER_TOKEN", TOKEN)))).await;
+    let files = bench.user("u");
     let first = put(&files, "f", &Condition::Nothing, "1").await.expect("is free").version;
-    assert_eq!(first.as_str(), "tag-1");
     put(&files, "f", &Condition::Nothing, "x").await.expect_err("is taken");
     let second = put(&files, "f", &Condition::Version(first.clone()), "2").await.expect("is as seen").version;
     put(&files, "f", &Condition::Version(first), "x").await.expect_err("is another");
-    assert_eq!(second.as_str(), "tag-2");
+    put(&files, "f", &Condition::Version(second), "3").await.expect("is as seen");
     let sent = bucket.lock().expect("not poisoned").sent.clone();
     let puts: Vec<_> = sent.iter().filter(|sent| sent.method == "PUT").collect();
     let generations: Vec<_> = puts.iter().map(|put| put.generation.as_deref()).collect();
-    assert_eq!(generations, [Some("0"), Some("0"), Some("1")], "the last was not even sent");
+    assert_eq!(generations, [Some("0"), Some("0"), Some("1"), Some("2")], "the fourth was not even sent");
     for one in &sent {
         assert_eq!(one.path, "/bucket/tenants%2Facme%2Fusers%2Fu%2Ffiles%2Ff");
         assert_eq!(one.authorization.as_deref(), Some("Bearer a-token-of-the-operator"));
     }
+    tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
+}
+
+/// A service account's key, as its file has it, and its public half.
+fn account() -> (String, Vec<u8>) {
+    let pair = KeyPair::generate(KeySize::Rsa2048).expect("a key");
+    let private = AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).expect("encodes");
+    let lines: Vec<String> = BASE64
+        .encode(private.as_ref())
+        .as_bytes()
+        .chunks(64)
+        .map(|line| String::from_utf8_lossy(line).into_owned())
+        .collect();
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
+    let file = serde_json::json!({
+        "type": "service_account", "private_key": pem, "private_key_id": "k",
+        "client_email": "postern@project.iam.gserviceaccount.com", "client_id": "1",
+        "disable_oauth": false,
+    });
+    (file.to_string(), pair.public_key().as_ref().to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_url_of_gcs_is_signed_for_what_it_was_made_for_and_nothing_else() {
+    let tasks = Tasks::new();
+    let (bucket, endpoint) = served(&tasks).await;
+    let (file, public) = account();
+    let bench = Bench::new(Server::served(chosen(&endpoint, ("GOOGLE_SERVICE_ACCOUNT_KEY", &file)))).await;
+    let upload = UploadId::generate();
+    let made = bench.storage.part_url(&upload, 0, Duration::from_secs(60)).await.expect("signs");
+    let url = made.expect("a URL");
+    assert!(
+        send(&url, &[], Bytes::new()).await.is_err(),
+        "the control: of a key that the bucket does not know"
+    );
+    bucket.lock().expect("not poisoned").signer = Some(public);
+    let bent = |from: &str, to: &str| -> Url { url.as_str().replacen(from, to, 1).parse().expect("a URL") };
+    assert!(url.query_pairs().any(|pair| pair == ("X-Goog-Expires".into(), "60".into())), "{url}");
+    for (what, other) in [
+        ("another part", bent(upload.as_str(), UploadId::generate().as_str())),
+        ("a longer life", bent("X-Goog-Expires=60", "X-Goog-Expires=600")),
+        ("another time", bent("X-Goog-Date=2", "X-Goog-Date=3")),
+        ("one more parameter", bent("X-Goog-Algorithm", "uploadId=u&X-Goog-Algorithm")),
+    ] {
+        assert_ne!(other, url, "{what}");
+        assert_eq!(send(&other, &[], Bytes::from_static(b"mine")).await, Err(403), "{what}: {other}");
+    }
+    for method in ["GET", "DELETE"] {
+        assert_eq!(request(method, &url, &[], Bytes::new()).await, 403, "{method}");
+    }
+    send(&url, &[], Bytes::from_static(b"mine")).await.expect("the control: what it was made for");
     tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
 }
