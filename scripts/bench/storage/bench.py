@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how files are carried beside rclone. Usage: bench.py PROGRAMS RCLONE JSON [--files N]
+"""Measures how files are carried beside rclone. Usage: bench.py PROGRAMS RCLONE STORE JSON [--files N]
 
-Ours is the whole road: sandbox's slot, sync, gateway, orchestrator, store in a folder. rclone copies
-the same tree between two folders, directly, with three sets of options; the best of them counts.
+Ours is the whole road: sandbox's slot, sync, gateway, orchestrator, and a store in a folder or versitygw
+(STORE). rclone copies the same tree between two folders, or to and from the same versitygw, directly,
+with three sets of options; the best of them counts. `cached` is what a sandbox gets that is filled from
+what its machine has, the store's folder or the cache; the other figures are taken without that.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +36,8 @@ RCLONE = (
     ("few", "--transfers 8 --checkers 16"),
     ("no-check", "--transfers 16 --checkers 32 --ignore-checksum --no-check-dest"),
 )
+# To and from a service; with --no-check-dest rclone 1.76 never ends there.
+RCLONE_S3 = RCLONE[:2] + (("no-head", "--transfers 16 --checkers 32 --ignore-checksum --s3-no-head --s3-no-check-bucket"),)
 
 
 def quantile(values, part):
@@ -53,9 +58,11 @@ def wait(what, found, seconds=120):
 class Up:
     """`postern up` with data of its own."""
 
-    def __init__(self, programs, folder):
+    def __init__(self, programs, folder, settings=(), files=None):
+        os.makedirs(folder, exist_ok=True)
         self.folder, self.data = folder, os.path.join(folder, "data")
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": folder}
+        self.files = files or os.path.join(self.data, "files")
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": folder, **dict(settings)}
         for name in ("API", "API_ADMIN", "GATEWAY", "GATEWAY_ADMIN", "CONTROL"):
             environment[f"POSTERN_{name}_LISTEN"] = "127.0.0.1:0"
         self.log = open(os.path.join(folder, "log"), "wb")
@@ -118,7 +125,7 @@ class Up:
         return self.spent(phase)[0] - before, done
 
     def kept(self, user, path=""):
-        return os.path.join(self.data, "files/tenants/default/users", user, "files", path)
+        return os.path.join(self.files, "tenants/default/users", user, "files", path)
 
     def slot(self, sandbox, path=""):
         return os.path.join(self.run, sandbox, "disk/data/user", path)
@@ -143,6 +150,46 @@ class Up:
     def stop(self):
         self.process.send_signal(signal.SIGINT)
         self.process.wait(180)
+
+
+class S3:
+    """versitygw over a folder."""
+
+    USER, SECRET = "bench", "a-secret-of-this-benchmark"
+
+    def __init__(self, program, folder):
+        self.folder = folder
+        os.makedirs(os.path.join(folder, "bucket"))
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        command = [program, "--port", f"127.0.0.1:{self.port}", "--access", self.USER, "--secret", self.SECRET, "--quiet", "posix", folder]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait("versitygw", self.listens, 30)
+        self.settings = {
+            "STORAGE_BACKEND": "s3",
+            "STORAGE_BUCKET": "bucket",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": self.USER,
+            "AWS_SECRET_ACCESS_KEY": self.SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+        self.files = os.path.join(folder, "bucket")
+
+    def listens(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return None
+        return True
+
+    def remote(self, path):
+        """How rclone names a folder of it."""
+        return f":s3,provider=Other,force_path_style=true,region=us-east-1,access_key_id={self.USER},secret_access_key={self.SECRET},endpoint='http://127.0.0.1:{self.port}':bucket/{path}"
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
 
 
 def make_tree(folder, files, low, high, seed=1):
@@ -172,17 +219,19 @@ def same(one, other):
 
 
 def rclone(program, options, source, target):
-    shutil.rmtree(target, ignore_errors=True)
+    if not target.startswith(":"):
+        shutil.rmtree(target, ignore_errors=True)
     begun = time.monotonic()
     command = [program, "copy", "--config", "/dev/null", *options.split(), source, target]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"HOME": "/nonexistent"})
+    subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"HOME": "/nonexistent"})
     return time.monotonic() - begun
 
 
 def best_of_rclone(program, source, target, report, name):
+    """Each time to a folder that is not there."""
     best = None
-    for label, options in RCLONE:
-        took = min(rclone(program, options, source, target) for _ in range(ROUNDS))
+    for label, options in RCLONE_S3 if ":" in source[:1] + target[:1] else RCLONE:
+        took = min(rclone(program, options, source, f"{target}-{label}-{number}" if target.startswith(":") else target) for number in range(ROUNDS))
         report.add(f"{name}.rclone.{label}", took, "s")
         best = took if best is None else min(best, took)
     return best
@@ -199,17 +248,17 @@ def own(up, sandbox, tree):
     subprocess.run(["chown", "-R", f"{owner.st_uid}:{owner.st_gid}", slot], check=True)
 
 
-def small_files(up, program, tree, folder, report):
-    flushes, hydrates, agains = [], [], []
+def small_files(up, tree, times):
+    """Seconds of each phase, three times over."""
     for number in range(ROUNDS):
         user = f"small-{number}"
         sandbox = up.sandbox(user, f"flush-{number}")
         own(up, sandbox, tree)
-        flushes.append(up.phase("flush", lambda: up.destroy(sandbox))[0])
+        times["flush"].append(up.phase("flush", lambda: up.destroy(sandbox))[0])
         if number == 0 and not same(tree, up.kept(user)):
             raise SystemExit("bench: what was flushed is not what was there")
         took, sandbox = up.phase("hydrate", lambda: up.sandbox(user, f"hydrate-{number}"))
-        hydrates.append(took)
+        times["hydrate"].append(took)
         if number == 0 and not same(tree, up.slot(sandbox)):
             raise SystemExit("bench: what was brought in is not what was there")
         # Nothing changed: a sync that is begun again on the same slot.
@@ -220,12 +269,32 @@ def small_files(up, program, tree, folder, report):
             except ProcessLookupError:
                 pass
         wait("the sync again", lambda: True if up.spent("hydrate")[1] > before[1] else None)
-        agains.append(up.spent("hydrate")[0] - before[0])
+        times["again"].append(up.spent("hydrate")[0] - before[0])
         up.destroy(sandbox)
-    best = best_of_rclone(program, tree, os.path.join(folder, "copy"), report, "small_10k")
-    report.add("flush_10k.local", min(flushes), "s", best, best)
-    report.add("hydrate_10k.local", min(hydrates), "s", best, best)
-    report.add("hydrate_again.local", min(agains) * 1000, "ms", None, 300)
+
+
+def small(given, tree, folder, report, store):
+    """Small files into and out of a store, with and without what the machine has at hand."""
+    kind = "s3" if store else "local"
+    settings, files = (store.settings, store.files) if store else ({}, None)
+    plain, cached = ({"flush": [], "hydrate": [], "again": []} for _ in range(2))
+    for times, cache in ((plain, "0"), (cached, "10GiB")):
+        up = Up(given.programs, os.path.join(folder, f"up-{kind}-{cache}"), {**settings, "POSTERN_FILES_CACHE_SIZE": cache}, files)
+        try:
+            small_files(up, tree, times)
+        finally:
+            up.stop()
+        if files:
+            shutil.rmtree(os.path.join(files, "tenants"))
+    if store:
+        flush = best_of_rclone(given.rclone, tree, store.remote("rclone"), report, "flush_10k.s3")
+        hydrate = best_of_rclone(given.rclone, store.remote("rclone-few-0"), os.path.join(folder, "copy"), report, "hydrate_10k.s3")
+    else:
+        flush = hydrate = best_of_rclone(given.rclone, tree, os.path.join(folder, "copy"), report, "small_10k.local")
+    report.add(f"flush_10k.{kind}", min(plain["flush"]), "s", flush, flush)
+    report.add(f"hydrate_10k.{kind}", min(plain["hydrate"]), "s", hydrate, hydrate)
+    report.add(f"hydrate_10k.{kind}.cached", min(cached["hydrate"]), "s", hydrate, hydrate)
+    report.add(f"hydrate_again.{kind}", min(plain["again"]) * 1000, "ms", None, 300)
 
 
 def large_files(up, program, folder, report):
@@ -298,9 +367,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("programs")
     parser.add_argument("rclone")
+    parser.add_argument("store")
     parser.add_argument("json")
     parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--only", default="small,large,changes,idle")
+    parser.add_argument("--only", default="small,s3,large,changes,idle")
     given = parser.parse_args()
     only, report = given.only.split(","), Report(given.json)
     with tempfile.TemporaryDirectory(prefix="postern-bench-") as folder:
@@ -308,18 +378,25 @@ def main():
         tree = os.path.join(folder, "tree")
         total = make_tree(tree, given.files, 1 << 10, 64 << 10)
         print(f"{given.files} files of 1 to 64 KiB, {total / 2**20:.0f} MiB", flush=True)
-        up = Up(given.programs, folder)
-        try:
-            if "small" in only:
-                small_files(up, given.rclone, tree, folder, report)
-            if "large" in only:
-                large_files(up, given.rclone, folder, report)
-            if "changes" in only:
-                changes(up, report)
-            if "idle" in only:
-                idle(up, tree, report)
-        finally:
-            up.stop()
+        if "small" in only:
+            small(given, tree, folder, report, None)
+        if "s3" in only:
+            store = S3(given.store, os.path.join(folder, "s3"))
+            try:
+                small(given, tree, folder, report, store)
+            finally:
+                store.stop()
+        if {"large", "changes", "idle"} & set(only):
+            up = Up(given.programs, os.path.join(folder, "up"), {"POSTERN_FILES_CACHE_SIZE": "0"})
+            try:
+                if "large" in only:
+                    large_files(up, given.rclone, folder, report)
+                if "changes" in only:
+                    changes(up, report)
+                if "idle" in only:
+                    idle(up, tree, report)
+            finally:
+                up.stop()
     report.write()
 
 
