@@ -44,6 +44,14 @@ fn what_cannot_be_carried_is_named_and_left_and_does_not_count_as_deleted() {
     let fifo = std::ffi::CString::new(bench.at("fifo").to_str().expect("UTF-8")).expect("no NUL");
     rustix::fs::mknodat(rustix::fs::CWD, &*fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
         .expect("makes");
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        // The device of `/dev/null`: nobody else may make one.
+        let device = rustix::fs::makedev(1, 3);
+        let kind = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, bench.at("device"), kind, rustix::fs::Mode::RWXU, device)
+            .expect("makes");
+    }
     let _socket = std::os::unix::net::UnixListener::bind(bench.at("socket")).expect("binds");
     bench.write("long", vec![0; 100]);
     let bounds = Bounds { file_bytes: 99, ..Bounds::default() };
@@ -58,6 +66,8 @@ fn what_cannot_be_carried_is_named_and_left_and_does_not_count_as_deleted() {
     ] {
         assert!(told.contains(&(name, why)), "{name}: {told:?}");
     }
+    let device = ("device", "it is a FIFO, a socket or a device");
+    assert_eq!(told.contains(&device), is_root, "{told:?}");
     assert!(scanned.seen.is_empty());
     assert!(!scanned.lacks(&path("fifo")) && !scanned.lacks(&path("long")), "left is not deleted");
     assert!(scanned.lacks(&path("gone")) && scanned.lacks(&path("gone/below")));
@@ -75,6 +85,39 @@ fn a_tree_without_end_is_cut_and_nothing_of_it_counts_as_deleted() {
     assert_eq!(scanned.report.left_count, 1, "a million would not be told one by one");
     assert!(scanned.report.left[0].why.contains("more than 20"), "{:?}", scanned.report);
     assert!(!scanned.lacks(&path("was-there-before")));
+}
+
+/// What an agent may do by accident or on purpose, in one folder and in many.
+#[test]
+fn a_million_empty_files_are_cut_at_the_bound_in_bounded_time_and_told_in_one_line() {
+    const FILES: u32 = 1_000_000;
+    const FOLDERS: u32 = 25;
+    // In memory where there is room: a disk takes a minute for as many.
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
+    let bench = Bench::within(folder);
+    for number in 0..FOLDERS {
+        fs::create_dir(bench.at(&format!("d{number}"))).expect("makes");
+    }
+    for number in 0..FILES {
+        // Names of some hundred files; each is an entry of its own, as all are empty.
+        let (at, first) = (number % FOLDERS, number % 400);
+        let name = bench.at(&format!("d{at}/{number}"));
+        if number < 400 {
+            fs::write(name, "").expect("writes");
+        } else {
+            fs::hard_link(bench.at(&format!("d{}/{first}", first % FOLDERS)), name).expect("links");
+        }
+    }
+    let begun = std::time::Instant::now();
+    let scanned = scan(&bench.tree, None, &rules(Bounds::default()), Depth::Whole, &|_| false);
+    let took = begun.elapsed();
+    assert!(scanned.is_cut);
+    assert!(scanned.seen.len() <= 200_000, "{}", scanned.seen.len());
+    assert!(scanned.seen.len() > 199_000, "the control: as many as may be are seen, {}", scanned.seen.len());
+    assert_eq!(scanned.report.left_count, 1, "{:?}", scanned.report);
+    assert!(scanned.report.left[0].why.contains("more than 200000"), "{:?}", scanned.report);
+    assert!(!scanned.lacks(&path("was-there-before")), "nothing counts as deleted");
+    assert!(took.as_secs() < 60, "{took:?}");
 }
 
 #[test]

@@ -14,7 +14,10 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        Self::within(tempfile::tempdir().expect("a folder"))
+    }
+
+    pub(crate) fn within(folder: TempDir) -> Self {
         fs::create_dir(folder.path().join("tree")).expect("makes");
         fs::create_dir(folder.path().join("drafts")).expect("makes");
         let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
