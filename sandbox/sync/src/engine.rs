@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     /// When a file may be put again.
     cooling: BTreeMap<FilePath, Instant>,
     revision: i64,
+    /// The store is to be listed, for it has what is not here.
+    is_doubtful: bool,
 }
 
 /// What may come from outside while it watches.
@@ -99,6 +101,7 @@ impl Engine {
             fresh: BTreeSet::new(),
             cooling: BTreeMap::new(),
             revision: 0,
+            is_doubtful: false,
         }
     }
 
@@ -200,7 +203,8 @@ impl Engine {
         };
         let (pushed, done) =
             push(&self.client, &self.tree, &mut self.state, changes, &mut |_, _, _, _| {}).await;
-        let Pushed { report, lost, again, refused, synced } = pushed;
+        let Pushed { report, lost, again, refused, synced, is_doubtful } = pushed;
+        self.is_doubtful |= is_doubtful;
         for path in again.keys().chain(synced.iter().map(|(path, _)| path)) {
             self.again.remove(path);
         }

@@ -49,6 +49,8 @@ pub(crate) struct Pushed {
     pub(crate) refused: Vec<(FilePath, Option<Stamp>)>,
     /// What the store has acknowledged.
     pub(crate) synced: Vec<(FilePath, Option<Digest>)>,
+    /// The store has what is not here: another's that won, or what nobody was told of.
+    pub(crate) is_doubtful: bool,
 }
 
 /// One change as it went out.
@@ -95,6 +97,7 @@ pub(crate) async fn push(
             progress(pushed.report.files, of_files, pushed.report.bytes, of_bytes);
         }
         if let Some(error) = failed {
+            pushed.is_doubtful = true;
             return (pushed, Err(error));
         }
     }
@@ -314,9 +317,13 @@ impl Pushed {
             (Outcome::Lost { kept_as: Some(entry) }, _) => {
                 self.report.conflict(path.as_str(), entry.path.as_str());
                 self.lost.push((path, entry));
+                self.is_doubtful = true;
             }
             // Somebody else changed what was deleted here: it comes back.
-            (Outcome::Lost { kept_as: None }, _) => state.forget(&path),
+            (Outcome::Lost { kept_as: None }, _) => {
+                state.forget(&path);
+                self.is_doubtful = true;
+            }
             (Outcome::Refused { why }, stamp) => {
                 self.report.leave(path.as_str(), why);
                 self.refused.push((path, stamp));
@@ -343,6 +350,7 @@ impl Pushed {
         self.again = more.again;
         self.refused.extend(more.refused);
         self.synced.extend(more.synced);
+        self.is_doubtful |= more.is_doubtful;
     }
 }
 

@@ -143,6 +143,11 @@ impl Engine {
         match self.carry_changes(watch, dirty, agenda.first).await {
             Ok(()) => {
                 agenda.wait = FIRST_WAIT;
+                // Nobody else's change tells of it. What the agent removed meanwhile, and nobody here knew
+                // to be in the store, comes back.
+                if std::mem::take(&mut self.is_doubtful) {
+                    agenda.pull_at = Some(Instant::now());
+                }
                 agenda.push_at = self.next_try();
                 if agenda.push_at.is_some() {
                     agenda.dirty = everything();
@@ -172,6 +177,7 @@ impl Engine {
             Err(error) => Err(error),
         };
         agenda.pulled = Instant::now();
+        self.is_doubtful &= pulled.is_err();
         if pulled.is_err() {
             agenda.pull_at = Some(agenda.failed());
         }
