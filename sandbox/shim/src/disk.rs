@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 /// The image's name in its slot.
 const IMAGE: &str = "disk.img";
-/// How long the kernel may hold an image that was unmounted.
-const LOOP_TIME: Duration = Duration::from_secs(5);
+/// How long the kernel, or a process that is ending, may hold an image that was unmounted.
+const LOOP_TIME: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The disk could not be made.
@@ -138,15 +138,28 @@ pub fn show_again(slot: &Path, at: &Path) -> io::Result<bool> {
         return Ok(true);
     }
     fs::create_dir_all(at)?;
-    let deadline = Instant::now() + LOOP_TIME;
-    while let Err(error) = attach::mount(&image, at, true) {
-        // The kernel may still hold what was unmounted a moment ago.
-        if Instant::now() > deadline {
-            return Err(error);
-        }
-        std::thread::sleep(POLL);
-    }
+    mount_again(&image, at, true, LOOP_TIME)?;
     Ok(true)
+}
+
+/// Mounts an image that was mounted before, once the kernel has let go of it.
+///
+/// INVARIANT: never through a second loop device beside the first. The unmount that we made may
+/// not have been the last: an ending process's namespace, or a file that is open on a detached
+/// mount, keeps the file system alive, with writes that the image does not have yet.
+fn mount_again(image: &Path, at: &Path, is_read_only: bool, within: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + within;
+    loop {
+        let mounted = if attach::is_held(image)? {
+            Err(io::Error::other("what was mounted of it before is still in use"))
+        } else {
+            attach::mount(image, at, is_read_only)
+        };
+        match mounted {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(POLL),
+            done => return done,
+        }
+    }
 }
 
 fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
@@ -154,11 +167,12 @@ fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
         return Ok(());
     }
     let image = spec.slot.join(IMAGE);
-    if !image.exists() {
-        let draft = spec.slot.join("disk.draft");
-        blank::copy(&spec.slot, spec.limits.disk_bytes, &draft)?;
-        fs::rename(&draft, &image)?;
+    if image.exists() {
+        return mount_again(&image, at, false, LOOP_TIME);
     }
+    let draft = spec.slot.join("disk.draft");
+    blank::copy(&spec.slot, spec.limits.disk_bytes, &draft)?;
+    fs::rename(&draft, &image)?;
     attach::mount(&image, at, false)
 }
 
@@ -213,4 +227,32 @@ pub fn open_to(folder: &Path, guest: u32) -> io::Result<()> {
 /// If the folder is gone, or not ours.
 pub fn open_below(folder: &Path) -> io::Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o711))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::{UnmountFlags, unmount};
+    use std::fs::File;
+
+    #[test]
+    fn an_image_is_not_mounted_a_second_time_while_its_first_mount_lives() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (image, at) = (folder.path().join(IMAGE), folder.path().join("at"));
+        blank::copy(folder.path(), 16 << 20, &image).expect("a blank");
+        fs::create_dir(&at).expect("a folder");
+        attach::mount(&image, &at, false).expect("mounts");
+        fs::write(at.join("kept"), "text").expect("writes");
+        let holder = File::open(at.join("kept")).expect("opens");
+        unmount(&at, UnmountFlags::DETACH).expect("detaches");
+        let refused = mount_again(&image, &at, true, Duration::ZERO).expect_err("is held");
+        assert!(refused.to_string().contains("still in use"), "{refused}");
+        drop(holder);
+        assert!(show_again(folder.path(), &at).expect("mounts again"));
+        assert_eq!(fs::read_to_string(at.join("kept")).expect("is there"), "text");
+        unmount(&at, UnmountFlags::empty()).expect("unmounts");
+    }
 }

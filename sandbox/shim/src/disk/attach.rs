@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, ioctl};
 use rustix::mount::MountFlags;
 use std::ffi::{CStr, c_void};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -86,6 +86,18 @@ pub(super) fn mount(image: &Path, at: &Path, is_read_only: bool) -> io::Result<(
     Ok(())
 }
 
+/// Whether a loop device holds `image`, that is, something of it may still be mounted somewhere.
+///
+/// # Errors
+/// If the image is gone.
+pub(super) fn is_held(image: &Path) -> io::Result<bool> {
+    let image = image.canonicalize()?;
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let mut files =
+        devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    Ok(files.any(|file| Path::new(file.trim_end_matches('\n')) == image))
+}
+
 fn attach(image: &File, is_read_only: bool) -> io::Result<(String, File)> {
     let control = File::open(CONTROL)?;
     for _ in 0..TRIES {
@@ -128,7 +140,6 @@ fn configure(device: &File, image: &File, is_read_only: bool) -> rustix::io::Res
 mod tests {
     use super::*;
     use crate::mounts::unmount_below;
-    use std::fs;
     use std::mem::size_of;
     use std::process::Command;
     use std::time::{Duration, Instant};
@@ -141,13 +152,13 @@ mod tests {
         image
     }
 
-    /// Loop devices that hold the image.
-    fn holders(image: &Path) -> usize {
-        let devices = fs::read_dir("/sys/block").expect("devices").flatten();
-        devices
-            .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok())
-            .filter(|file| Path::new(file.trim_end()) == image)
-            .count()
+    /// The kernel lets go some time after the unmount has returned.
+    fn until_let_go_of(image: &Path) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_held(image).expect("is there") {
+            assert!(Instant::now() < deadline, "a loop device still holds the image");
+            std::thread::yield_now();
+        }
     }
 
     #[test]
@@ -165,19 +176,15 @@ mod tests {
         fs::create_dir(&at).expect("a folder");
         mount(&image, &at, false).expect("mounts");
         fs::write(at.join("kept"), "text").expect("writes");
-        assert_eq!(holders(&image), 1);
+        assert!(is_held(&image).expect("is there"));
         unmount_below(&at, None).expect("unmounts");
+        until_let_go_of(&image);
         mount(&image, &at, true).expect("mounts again");
         assert_eq!(fs::read_to_string(at.join("kept")).expect("reads"), "text");
         let refused = fs::write(at.join("more"), "").expect_err("read only");
         assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         unmount_below(&at, None).expect("unmounts");
-        // The kernel lets go some time after the unmount has returned.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while holders(&image) > 0 {
-            assert!(Instant::now() < deadline, "a loop device still holds the image");
-            std::thread::yield_now();
-        }
+        until_let_go_of(&image);
     }
 
     #[test]
@@ -190,10 +197,6 @@ mod tests {
         fs::create_dir(&at).expect("a folder");
         fs::write(&image, vec![0; 1 << 20]).expect("an image");
         mount(&image, &at, false).expect_err("it is no file system");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while holders(&image) > 0 {
-            assert!(Instant::now() < deadline, "a loop device still holds the image");
-            std::thread::yield_now();
-        }
+        until_let_go_of(&image);
     }
 }
