@@ -30,6 +30,8 @@ mod gateways;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod loss;
+#[cfg(test)]
 mod quickstart;
 #[cfg(test)]
 mod readme;
@@ -45,6 +47,8 @@ mod retention;
 mod rollout;
 #[cfg(test)]
 mod running;
+#[cfg(test)]
+mod s3;
 #[cfg(test)]
 mod sdk;
 #[cfg(test)]
