@@ -273,10 +273,6 @@ impl LocalRuntime {
         answered.await.unwrap_or_else(|_late| Err(RuntimeError::NotRunning { sandbox: sandbox.clone() }))
     }
 
-    async fn running(&self, sandbox: &SandboxId) -> Result<Running, RuntimeError> {
-        self.shim_status(sandbox).await.map(running)
-    }
-
     async fn shim_status(&self, sandbox: &SandboxId) -> Result<Status, RuntimeError> {
         let json = self.ask(sandbox, Method::GET, "http://shim/shim/status").await?;
         serde_json::from_slice(&json).map_err(|_malformed| AgentError::Malformed).map_err(failed(sandbox))

@@ -55,18 +55,22 @@ pub enum DiskError {
     },
 }
 
-/// A sandbox's disk, ready.
+/// A sandbox's disk.
 #[derive(Debug, Clone)]
 pub struct Disk {
     /// Bound at `/data`: `user` and `scratch`.
     pub data: PathBuf,
     /// Bound at the home folder.
     pub home: PathBuf,
-    /// Whether its size is bounded.
-    pub is_sized: bool,
 }
 
 impl Disk {
+    /// Where it is, or will be once it is prepared.
+    #[must_use]
+    pub fn of(folder: &RunFolder) -> Self {
+        Self { data: folder.disk().join("data"), home: folder.disk().join("home") }
+    }
+
     /// The user's files, `/data/user`.
     #[must_use]
     pub fn user(&self) -> PathBuf {
@@ -80,11 +84,11 @@ impl Disk {
     }
 }
 
-/// Makes the disk, or finds the one that was made before.
+/// Makes the disk, or finds the one that was made before; tells whether its size is bounded.
 ///
 /// # Errors
 /// [`DiskError`]; a size that cannot be enforced is one only where it must be.
-pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, DiskError> {
+pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<bool, DiskError> {
     create(&spec.slot)?;
     create(&folder.disk())?;
     let image = spec.slot.join(IMAGE);
@@ -104,19 +108,19 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, DiskError> {
         create(&plain)?;
         show(spec, &plain, &folder.disk())?;
     }
-    let disk = Disk { data: folder.disk().join("data"), home: folder.disk().join("home"), is_sized };
+    let disk = Disk::of(folder);
     // INVARIANT: `/data` itself is the host's. Its guest can put nothing in the place of `user`,
     // which is opened by this path when its files are kept.
     create(&disk.data)?;
     fs::set_permissions(&disk.data, fs::Permissions::from_mode(0o755)).map_err(failed(&disk.data))?;
-    for path in [disk.user(), disk.scratch(), disk.home.clone()] {
+    for path in [disk.user(), disk.scratch(), disk.home] {
         create(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed(&path))?;
         if let Some(guest) = spec.guest {
             lchown(&path, Some(guest), Some(guest)).map_err(failed(&path))?;
         }
     }
-    Ok(disk)
+    Ok(is_sized)
 }
 
 /// Where a slot without an image keeps its files.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The step between the shim and the runtime: a fresh process that puts itself into the cgroup,
-//! ties its life to the shim's, gives up root, and becomes the runtime.
+//! ties its life to the shim's, waits for the shim's word, gives up root, and becomes the runtime.
+//!
+//! It waits so that all of this goes on while the shim makes the disk.
 //!
 //! It is a program of its own (`postern-shim launch`) because between fork and exec only
 //! async-signal-safe code may run, which safe Rust cannot promise.
@@ -8,6 +10,7 @@
 use crate::cgroup;
 use crate::seccomp::{SeccompError, programs};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::io::retry_on_intr;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -51,6 +54,9 @@ pub enum LaunchError {
     /// The filters.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    /// The shim ended, or gave up, before it gave its word.
+    #[error("the shim gave up this start")]
+    Word,
     /// The filters could not be handed over.
     #[error("could not hand the system call filters to the runtime")]
     Hand(#[source] rustix::io::Errno),
@@ -116,7 +122,8 @@ impl Launch {
 
     fn try_execute(self) -> Result<LaunchError, LaunchError> {
         for path in &self.cgroups {
-            cgroup::enter(path).map_err(|source| LaunchError::Cgroup { path: path.clone(), source })?;
+            cgroup::enter_before_exec(path)
+                .map_err(|source| LaunchError::Cgroup { path: path.clone(), source })?;
         }
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(LaunchError::Tie)?;
         let mut command = Command::new(&self.program);
@@ -135,12 +142,23 @@ impl Launch {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .current_dir("/");
+        wait_for_word()?;
         if let Some(user) = self.user {
             // The standard library also drops all supplementary groups here.
             command.uid(user).gid(user);
         }
         Ok(LaunchError::Execute { source: command.exec(), program: self.program })
     }
+}
+
+/// What the shim writes to the standard input, ahead of all that is meant for the runtime.
+pub const WORD: &[u8] = b"\n";
+
+/// Reads no byte more than the word: what comes after it is the runtime's.
+fn wait_for_word() -> Result<(), LaunchError> {
+    let mut word = [0; WORD.len()];
+    let read = retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut word));
+    if read == Ok(WORD.len()) && word == WORD { Ok(()) } else { Err(LaunchError::Word) }
 }
 
 /// A file in memory that is not closed on exec.

@@ -2,10 +2,11 @@
 //! `postern-shim`: owns one local sandbox, from start to end (see the library).
 //!
 //! ```text
-//! postern-shim run FOLDER         for the orchestrator: prints `ready` when the sandbox serves
+//! postern-shim run FOLDER         for the orchestrator: prints its status when the sandbox serves
 //! postern-shim launch … -- …      for itself: becomes the runtime
 //! ```
 
+use postern_shim::control::Status;
 use postern_shim::folder::RunFolder;
 use postern_shim::inherited;
 use postern_shim::launch::Launch;
@@ -42,10 +43,12 @@ fn run(folder: &RunFolder) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Says `ready` to whoever started us and lets go of their streams, so that we outlive them.
-fn tell_ready() {
+/// Tells whoever started us what it is now and lets go of their streams, so that we outlive them.
+fn tell_ready(status: &Status) {
     // If they are gone already, the sandbox lives on and waits to be adopted.
-    let _ = writeln!(std::io::stdout(), "ready").is_ok();
+    if let Ok(line) = serde_json::to_string(status) {
+        let _ = writeln!(std::io::stdout(), "{line}").is_ok();
+    }
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);

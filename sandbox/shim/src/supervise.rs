@@ -9,7 +9,7 @@ use crate::disk::{self, Disk, DiskError};
 use crate::execs::Execs;
 use crate::exit::{Exit, Reason};
 use crate::folder::RunFolder;
-use crate::launch::Launch;
+use crate::launch::{self, Launch};
 use crate::spec::{Enforced, IsolatedBy, Spec};
 use crate::{bubblewrap, gvisor, image, mounts, processes, restrictions};
 use postern_common::tasks::{Stop, Tasks};
@@ -19,9 +19,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::PoisonError;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// A start that takes longer has failed: the slowest seen on a machine at load 10 took 0.5 s.
@@ -66,12 +66,12 @@ pub enum StartError {
     Channel(#[from] ChannelError),
 }
 
-/// Makes the sandbox that the folder's spec describes, calls `ready` once it serves, and returns
+/// Makes the sandbox that the folder's spec describes, tells `ready` of it once it serves, and returns
 /// how it ended. By then nothing of it runs, and only its files are left.
 ///
 /// # Errors
 /// [`StartError`], after which nothing runs either.
-pub async fn run(folder: &RunFolder, ready: impl FnOnce()) -> Result<Exit, StartError> {
+pub async fn run(folder: &RunFolder, ready: impl FnOnce(&Status)) -> Result<Exit, StartError> {
     let spec = read_spec(folder)?;
     let tasks = Tasks::new();
     let name = spec.installation.name_of(&spec.sandbox);
@@ -115,15 +115,16 @@ async fn live(
     spec: &Spec,
     folder: &RunFolder,
     (cgroups, enforced): (&Cgroups, Enforced),
-    ready: impl FnOnce(),
+    ready: impl FnOnce(&Status),
     tasks: &Tasks,
 ) -> Result<(Exit, Asked), StartError> {
-    let disk = prepare(spec, folder)?;
-    let enforced = Enforced { disk: disk.is_sized, pids: pids_enforced(spec, enforced), ..enforced };
+    // It waits for our word, and uses the time that the disk takes.
+    let (mut child, last_words) = launch(spec, folder, cgroups)?;
+    let is_sized = prepare(spec, folder)?;
+    let enforced = Enforced { disk: is_sized, pids: pids_enforced(spec, enforced), ..enforced };
     if let Some(lost) = spec.must_hold.first_lost(enforced) {
         return Err(StartError::Limit(lost));
     }
-    let (mut child, last_words) = launch(spec, folder, &disk, cgroups)?;
     let opened = tokio::select! {
         opened = tokio::time::timeout(START_TIME, open(&mut child, tasks)) => opened.map_err(|_late| StartError::Late)?,
         () = last_words.read_all() => return Err(StartError::Ended { last_words: last_words.text() }),
@@ -150,11 +151,14 @@ async fn live(
         is_frozen: false,
     };
     let execs = Execs::new(tasks.clone());
-    let served = Served { status, cgroups: cgroups.clone(), channel, execs, ending: ending.clone() };
+    let served =
+        Served { status: status.clone(), cgroups: cgroups.clone(), channel, execs, ending: ending.clone() };
     control::serve(&folder.control_socket(), served, tasks)
         .map_err(|error| StartError::Prepare("control socket", error))?;
-    ready();
-    Ok(wait(&mut child, closed, &ending, &last_words).await)
+    // Whoever knows of it may end it from then on.
+    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    ready(&status);
+    Ok(wait(&mut child, closed, (&ending, signals), &last_words).await)
 }
 
 /// gVisor counts the agent's processes itself, cgroup or not.
@@ -162,7 +166,8 @@ fn pids_enforced(spec: &Spec, enforced: Enforced) -> bool {
     enforced.pids || matches!(spec.isolation, IsolatedBy::Gvisor { .. })
 }
 
-fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, StartError> {
+/// Makes all that the runtime shows to the sandbox; tells whether its disk's size is bounded.
+fn prepare(spec: &Spec, folder: &RunFolder) -> Result<bool, StartError> {
     let gateway = folder.gateway();
     let failed = |error| StartError::Prepare("run folder", error);
     fs::create_dir_all(&gateway).map_err(failed)?;
@@ -171,25 +176,24 @@ fn prepare(spec: &Spec, folder: &RunFolder) -> Result<Disk, StartError> {
         disk::open_below(&gateway).map_err(failed)?;
     }
     image::show(spec, folder).map_err(|error| StartError::Prepare("image", error))?;
+    if matches!(spec.isolation, IsolatedBy::Gvisor { .. }) {
+        let written = gvisor::write_bundle(spec, folder, &Disk::of(folder));
+        written.map_err(|error| StartError::Prepare("bundle", error))?;
+    }
     Ok(disk::prepare(spec, folder)?)
 }
 
-fn launch(
-    spec: &Spec,
-    folder: &RunFolder,
-    disk: &Disk,
-    cgroups: &Cgroups,
-) -> Result<(Child, LastWords), StartError> {
+/// Starts the process that becomes the runtime once it hears [`launch::WORD`].
+fn launch(spec: &Spec, folder: &RunFolder, cgroups: &Cgroups) -> Result<(Child, LastWords), StartError> {
     let failed = |error| StartError::Prepare("runtime process", error);
     let cgroups = cgroups.folders().into_iter().collect();
     let launch = match &spec.isolation {
         IsolatedBy::Gvisor { runsc } => {
-            gvisor::write_bundle(spec, folder, disk).map_err(failed)?;
             let arguments = gvisor::arguments(spec, folder);
             Launch { cgroups, user: None, has_seccomp: false, program: runsc.clone(), arguments }
         }
         IsolatedBy::Namespaces { bwrap } => {
-            let arguments = bubblewrap::arguments(spec, folder, disk);
+            let arguments = bubblewrap::arguments(spec, folder, &Disk::of(folder));
             Launch { cgroups, user: spec.guest, has_seccomp: true, program: bwrap.clone(), arguments }
         }
     };
@@ -208,7 +212,11 @@ fn launch(
 
 async fn open(child: &mut Child, tasks: &Tasks) -> Result<(Channel, oneshot::Receiver<()>), ChannelError> {
     let streams = match (child.stdout.take(), child.stdin.take()) {
-        (Some(output), Some(input)) => tokio::io::join(output, input),
+        (Some(output), Some(mut input)) => {
+            // If it has ended, so has the channel.
+            drop(input.write_all(launch::WORD).await);
+            tokio::io::join(output, input)
+        }
         // Both were asked for above and are taken only here.
         _ => return std::future::pending().await,
     };
@@ -221,12 +229,12 @@ async fn open(child: &mut Child, tasks: &Tasks) -> Result<(Channel, oneshot::Rec
 async fn wait(
     child: &mut Child,
     closed: oneshot::Receiver<()>,
-    ending: &Stop,
+    (ending, signals): (&Stop, [io::Result<Signal>; 2]),
     last_words: &LastWords,
 ) -> (Exit, Asked) {
     let asked = tokio::select! {
         () = ending.cancelled() => Asked::ByCall,
-        () = told_to_end() => Asked::BySignal,
+        () = told_to_end(signals) => Asked::BySignal,
         _ = child.wait() => Asked::No,
         _ = closed => Asked::No,
         // It is read all the time, so that a sandbox which writes there is not stopped by it.
@@ -252,9 +260,9 @@ enum Asked {
     BySignal,
 }
 
-async fn told_to_end() {
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
+async fn told_to_end(signals: [io::Result<Signal>; 2]) {
+    match signals {
+        [Ok(mut terminate), Ok(mut interrupt)] => {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         }
         // Without handlers the signal itself ends us, and all with us.

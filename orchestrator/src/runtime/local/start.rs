@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Starting a shim and waiting until its sandbox serves.
 
-use super::LocalRuntime;
+use super::{LocalRuntime, running};
 use crate::runtime::{Running, RuntimeError};
 use postern_common::id::SandboxId;
+use postern_shim::control::Status;
 use postern_shim::folder::RunFolder;
 use postern_shim::spec::{Enforced, IsolatedBy, Limits, Spec, guest_uid};
 use std::fs;
@@ -18,7 +19,8 @@ use tokio::process::{Child, Command};
 const START_TIME: Duration = Duration::from_secs(25);
 /// What is kept of a shim's complaint.
 const COMPLAINT_BYTES: u64 = 8 << 10;
-const READY: &[u8] = b"ready\n";
+/// What is read of what it tells of itself.
+const STATUS_BYTES: u64 = 64 << 10;
 
 /// Starts a sandbox of exactly this isolation, on this image if one is named, in which these limits
 /// hold. If that fails, nothing of it runs; its folders are left to `destroy`.
@@ -49,14 +51,17 @@ pub(super) async fn start(
         .map_err(|error| failed(error.to_string()))?;
     let ready = tokio::time::timeout(START_TIME, until_ready(&mut shim)).await;
     let ready = ready.unwrap_or_else(|_late| Err("its shim did not answer in time".to_owned()));
-    if let Err(why) = ready {
-        // Its sandbox dies with it.
-        let _ = shim.kill().await.is_ok();
-        return Err(failed(why));
-    }
+    let status = match ready {
+        Ok(status) => status,
+        Err(why) => {
+            // Its sandbox dies with it.
+            let _ = shim.kill().await.is_ok();
+            return Err(failed(why));
+        }
+    };
     // Somebody must reap it; when we end first, its next parent does.
     runtime.tasks.spawn(async move |stop| drop(stop.run_until_cancelled(shim.wait()).await));
-    runtime.running(sandbox).await
+    Ok(running(status))
 }
 
 fn write(spec: &Spec, folder: &RunFolder) -> io::Result<()> {
@@ -77,11 +82,11 @@ fn spawn(runtime: &LocalRuntime, folder: &RunFolder) -> io::Result<Child> {
         .spawn()
 }
 
-/// Reads the one word that a good shim says; else what it complains about.
-async fn until_ready(shim: &mut Child) -> Result<(), String> {
-    let word = read(shim.stdout.take(), u64::try_from(READY.len()).unwrap_or(u64::MAX)).await;
-    if word == READY {
-        return Ok(());
+/// Reads what a good shim tells of its sandbox; else what it complains about.
+async fn until_ready(shim: &mut Child) -> Result<Status, String> {
+    let told = read(shim.stdout.take(), STATUS_BYTES).await;
+    if let Ok(status) = serde_json::from_slice(&told) {
+        return Ok(status);
     }
     let complaint = read(shim.stderr.take(), COMPLAINT_BYTES).await;
     Err(String::from_utf8_lossy(&complaint).trim().to_owned())

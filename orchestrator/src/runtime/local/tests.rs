@@ -8,6 +8,7 @@ mod bench;
 mod escape;
 mod hostile;
 mod image;
+mod launch;
 mod lifecycle;
 mod limits;
 mod ordinary;
