@@ -177,17 +177,60 @@ impl Point {
     }
 }
 
-/// The warm sandboxes that the database knows, by status; nobody else writes it now.
-fn warm(data: &Path) -> BTreeMap<String, BTreeSet<String>> {
+/// What the database answers, a line for each row.
+fn query(data: &Path, select: &str) -> String {
     let script = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=30)\n\
-        for row in c.execute('select status, id from warm_sandboxes'): print(*row)";
-    let read = Command::new("/usr/bin/python3").args(["-c", script]).arg(data.join("postern.db")).output();
-    let read = String::from_utf8(read.expect("python runs").stdout).expect("is text");
+        for row in c.execute(sys.argv[2]): print(*row)";
+    let mut python = Command::new("/usr/bin/python3");
+    let read = python.args(["-c", script]).arg(data.join("postern.db")).arg(select).output();
+    let read = read.expect("python runs");
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    String::from_utf8(read.stdout).expect("is text")
+}
+
+/// The warm sandboxes that the database knows, by status.
+fn warm(data: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let read = query(data, "select status, id from warm_sandboxes");
     let mut warm: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (status, id) in read.lines().filter_map(|line| line.split_once(' ')) {
         warm.entry(status.to_owned()).or_default().insert(id.to_owned());
     }
     warm
+}
+
+/// Sessions that live on although their sandbox is over: its own, and that of its sync.
+fn sessions_of_the_over(data: &Path) -> String {
+    query(
+        data,
+        "select 'session', sandbox_id from sessions join sandboxes on sandboxes.id = sandbox_id \
+         where sessions.ended_at_micros is null and status in ('destroyed', 'failed') \
+         union all select 'session of a sync', sandbox_id from sync_sessions join sandboxes \
+         on sandboxes.id = sandbox_id where sync_sessions.ended_at_micros is null \
+         and status in ('destroyed', 'failed')",
+    )
+}
+
+/// The sandboxes that anything on this machine says it belongs to: folders and the sockets in them,
+/// processes, mounts, loop devices, cgroups.
+fn there(run: &Path, data: &Path) -> BTreeSet<String> {
+    let installation = run.file_name().expect("is named after it").to_string_lossy().into_owned();
+    let folders = [run.to_owned(), data.join("slots")];
+    let folders = folders.iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let folders = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let places = [run, data].map(|folder| bearing(&folder.to_string_lossy())).concat();
+    let groups = bearing(&format!("postern-{installation}-"));
+    folders.chain(places).chain(groups).flat_map(|text| ids_in(&text)).collect()
+}
+
+/// Every id of a sandbox in a text.
+fn ids_in(text: &str) -> Vec<String> {
+    const LENGTH: usize = 12;
+    let id = |rest: &str| {
+        let random = rest.get(..LENGTH)?;
+        let is_one = random.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        is_one.then(|| format!("sandbox-{random}"))
+    };
+    text.split("sandbox-").skip(1).filter_map(id).collect()
 }
 
 /// What lies on this machine of a sandbox that is over.
@@ -198,18 +241,28 @@ fn left_of(id: &str, run: &Path, data: &Path) -> Vec<String> {
     bearing(id).into_iter().chain(folders).collect()
 }
 
+/// All sandboxes that there are and were, page by page.
+fn list(up: &Up) -> BTreeSet<String> {
+    let (mut listed, mut after) = (BTreeSet::new(), String::new());
+    loop {
+        let page = up.call("GET", &format!("/sandbox?limit=1000{after}"), None).json();
+        listed.extend(page["sandboxes"].as_array().expect("a list").iter().map(id_of));
+        let Some(next) = page["next"].as_str() else { return listed };
+        after = format!("&after={next}");
+    }
+}
+
 /// Checks each sandbox after the start that followed a crash, and that there is nothing else; how long
-/// it took until all that nobody wants was gone.
-fn check(up: &Up, known: &Known) -> Duration {
+/// it took until all that nobody wants was gone. Those that are `over` were checked before.
+fn check(up: &Up, known: &Known, over: &mut BTreeSet<String>) -> Duration {
     let begun = Instant::now();
     let (run, data) = (PathBuf::from(up.written("run")), up.data());
-    let listed = up.call("GET", "/sandbox?limit=1000", None).json();
-    let listed: Vec<String> = listed["sandboxes"].as_array().expect("a list").iter().map(id_of).collect();
+    let listed = list(up);
     let known = known.lock().expect("no panic").clone();
     for id in known.keys() {
         assert!(listed.contains(id), "the caller was told of {id}, and nobody knows it");
     }
-    for id in &listed {
+    for id in listed.difference(&over.clone()) {
         let mut settled = wait_for("the state of each sandbox", || {
             let found = up.call("GET", &format!("/sandbox/{id}"), None).json();
             (!matches!(found["status"].as_str(), Some("creating" | "destroying"))).then_some(found)
@@ -234,21 +287,17 @@ fn check(up: &Up, known: &Known) -> Duration {
             let kept = data.join("files/tenants/default/users").join(&told.user).join("files").join(id);
             assert_eq!(fs::read_to_string(&kept).ok(), Some(format!("{id}\n")), "{}", kept.display());
         }
+        over.insert(id.clone());
     }
     // What there is now is a sandbox that runs, or one that is kept ready.
     let mut cleaned = Duration::ZERO;
     wait_for("the end of what nobody knows", || {
-        let there: BTreeSet<String> = fs::read_dir(&run)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| name.starts_with("sandbox-"))
-            .collect();
+        // Before the database is asked, so that one that is just being made is known.
+        let there = there(&run, &data);
         let kept: BTreeSet<String> = warm(&data).into_values().flatten().collect();
-        let is_known = |id: &String| listed.contains(id) || kept.contains(id);
+        let is_known = |id: &String| kept.contains(id) || listed.contains(id) && !over.contains(id);
         cleaned = begun.elapsed();
-        there.iter().all(is_known).then_some(())
+        (there.iter().all(is_known) && sessions_of_the_over(&data).is_empty()).then_some(())
     });
     cleaned
 }
@@ -307,13 +356,13 @@ fn a_crash_in_the_middle_of_everything_loses_nothing() {
     let (rounds, from) = (number(WANTED).unwrap_or(ROUNDS), number(FROM).unwrap_or(0));
     let backend = Backend::start();
     let mut up = Up::start(&backend);
-    let known = Known::default();
+    let (known, mut over) = (Known::default(), BTreeSet::new());
     let mut cuts: BTreeMap<&str, usize> = TRANSITIONS.iter().map(|transition| (*transition, 0)).collect();
     let mut longest = Duration::ZERO;
     for number in from..from + rounds {
         let (next, cut) = round(up, number, &known);
         up = next;
-        longest = longest.max(check(&up, &known));
+        longest = longest.max(check(&up, &known, &mut over));
         for transition in &cut {
             *cuts.entry(transition).or_default() += 1;
         }
