@@ -50,7 +50,6 @@ mod users;
 pub(crate) use drain::Drain;
 pub(crate) use ports::Ports;
 pub(crate) use server::serve;
-pub(crate) use tickets::Tickets;
 
 use crate::audit::Audit;
 use crate::configuration::{Configuration, Edition};
@@ -125,8 +124,6 @@ pub(crate) struct Api {
     pub(crate) snapshots: Arc<Snapshots>,
     /// Sandboxes' ports on this machine.
     pub(crate) ports: Ports,
-    /// Tickets that were used.
-    pub(crate) tickets: Tickets,
     /// Owns streams that outlive a request's handler.
     pub(crate) tasks: Tasks,
 }

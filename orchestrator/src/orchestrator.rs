@@ -2,7 +2,7 @@
 //! Puts the parts together, in the one order that is safe.
 
 use crate::admin::{self, Admin};
-use crate::api::{self, Api, Drain, Ports, Tickets};
+use crate::api::{self, Api, Drain, Ports};
 use crate::artefacts::{Artefacts, UnusableCompiler};
 use crate::audit::Audit;
 use crate::check::MadeOn;
@@ -240,7 +240,6 @@ impl Prepared {
             drain: Drain::default(),
             stream,
             ports: Ports::default(),
-            tickets: Tickets::default(),
             tasks: tasks.clone(),
         };
         Ok(Orchestrator { api: Arc::new(api), files_api, gateways, reconciled, tasks: tasks.clone() })

@@ -30,6 +30,7 @@ mod sessions;
 mod snapshots;
 mod sync_sessions;
 mod tenants;
+mod tickets;
 mod uploads;
 mod warm;
 

@@ -4,7 +4,7 @@
 //! may, for as long as that key exists.
 //!
 //! A ticket says who and what itself and is signed, so that every orchestrator of an installation
-//! takes it; each remembers those that were used with it.
+//! takes it; the database remembers those that were used.
 
 use super::problems::Refused;
 use super::sandboxes::named;
@@ -12,42 +12,25 @@ use super::{Answer, Api, Call, input, json};
 use crate::keys::api::Caller;
 use crate::keys::{hex, random};
 use http::StatusCode;
+use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::{ApiKeyId, SandboxId};
 use postern_common::problem::{Code, Problem};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// How long a ticket is good: a page asks for it right before it opens its socket.
-const GOOD_SECONDS: u64 = 30;
-/// Used tickets that are remembered, until they are too old to be used again.
-const REMEMBERED: usize = 10_000;
+const GOOD_SECONDS: i64 = 30;
 /// 128 bits, so that no two are alike.
 const NONCE_BYTES: usize = 16;
 /// The longest text that is looked at; ours have some 160 characters.
 const TICKET_BYTES: usize = 256;
-
-/// Tickets that were used here, each until it is too old anyway.
-#[derive(Debug, Default)]
-pub(crate) struct Tickets(Mutex<HashMap<String, u64>>);
-
-impl Tickets {
-    /// Notes a use; `false` if it is the second, or there is no room to note it.
-    fn spend(&self, nonce: &str, good_until: u64, now: u64) -> bool {
-        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.len() >= REMEMBERED {
-            used.retain(|_, until| *until >= now);
-        }
-        used.len() < REMEMBERED && used.insert(nonce.to_owned(), good_until).is_none()
-    }
-}
 
 /// `POST /sandbox/{id}/tickets`.
 pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
     input::Fields::read(&call.body)?.finish()?;
     let row = named(&api, &call, "id").await?;
     let nonce = random(NONCE_BYTES).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-    let until = clock::unix_seconds(clock::now()) + GOOD_SECONDS;
+    let until = clock::now().as_second() + GOOD_SECONDS;
     let said = format!("{}.{}.{until}.{}", call.caller()?.key, row.new.id, hex(nonce.reveal()));
     let ticket = format!("{said}.{}", sign(&api, &said));
     json(StatusCode::CREATED, &serde_json::json!({ "ticket": ticket, "good_for_seconds": GOOD_SECONDS }))
@@ -77,11 +60,12 @@ pub(super) async fn redeem(api: &Api, ticket: &str, path: &str) -> Result<Caller
     let (key, of, until, nonce) = (next()?, next()?, next()?, next()?);
     let key = ApiKeyId::parse(key).map_err(|_never| refused())?;
     let of = SandboxId::parse(of).map_err(|_never| refused())?;
-    let until: u64 = until.parse().map_err(|_never| refused())?;
-    let now = clock::unix_seconds(clock::now());
+    let until =
+        until.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).ok_or_else(refused)?;
+    let now = clock::now();
     let is_its =
         path.strip_prefix("/sandbox/").is_some_and(|rest| rest.split('/').next() == Some(of.as_str()));
-    if !is_its || until < now || !api.tickets.spend(nonce, until, now) {
+    if !is_its || until < now || !api.store.spend_ticket(nonce, until, now).await.map_err(Refused::from)? {
         return Err(refused());
     }
     let row = api.store.key(&key).await.map_err(Refused::from)?.ok_or_else(refused)?;
@@ -92,21 +76,4 @@ pub(super) async fn redeem(api: &Api, ticket: &str, path: &str) -> Result<Caller
         operations: row.operations,
         scope: row.scope,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ticket_is_used_once_and_forgotten_when_it_is_too_old() {
-        let tickets = Tickets::default();
-        assert!(tickets.spend("a", 130, 100));
-        assert!(!tickets.spend("a", 130, 101));
-        for number in 0..REMEMBERED - 1 {
-            assert!(tickets.spend(&number.to_string(), 130, 100), "{number}");
-        }
-        assert!(!tickets.spend("one more", 130, 130), "there is no room to note it, so it is refused");
-        assert!(tickets.spend("later", 200, 131), "those of before are too old");
-    }
 }

@@ -144,6 +144,7 @@ on_each_database!(
     what_happened_to_a_file_is_written_with_its_row,
     who_holds_a_file_holds_it_alone,
     an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
+    a_ticket_is_used_once_and_forgotten_when_it_is_too_old,
 );
 
 mod audit;
@@ -166,12 +167,14 @@ use gateways::{
 mod policies;
 mod rate;
 mod sessions;
+mod tickets;
 use idempotency::{
     an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
     idempotency_keys_are_forgotten_by_age_and_number,
 };
 use policies::{decisions_are_kept_within_their_bounds, every_set_that_was_in_force_is_a_version};
 use sessions::{a_session_is_written_only_while_its_sandbox_lives, an_ended_session_never_lives_again};
+use tickets::a_ticket_is_used_once_and_forgotten_when_it_is_too_old;
 
 fn tenant() -> TenantId {
     TenantId::parse("acme").expect("a name")
