@@ -14,6 +14,7 @@
 //! Whoever changes a file holds its lock, here and in the database, from the look at its condition
 //! until the change is written down: two conversations, or two orchestrators, never both win.
 
+mod beneath;
 mod cache;
 mod change;
 mod cloud;

@@ -9,13 +9,14 @@
 //! tenants/{tenant}/users/{user}/{first two digits}/{digest}
 //! ```
 
+use super::beneath::{BENEATH, FOLDER, make_folder};
 use super::path::{DRAFT, UserPrefix, tenant_prefix};
 use super::types::Digest;
 use aws_lc_rs::digest::{Context, SHA256};
 use jiff::{SignedDuration, Timestamp};
 use postern_common::id::TenantId;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -25,10 +26,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-pub(super) const FOLDER: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-pub(super) const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// What is read at once.
 const BUFFER_BYTES: usize = 256 << 10;
 /// Folders within folders: tenants, tenant, users, user, digits.
@@ -103,7 +100,7 @@ impl Cache {
         }
         let whole = place(user, digest);
         let (folder, name) = whole.rsplit_once('/').unwrap_or(("", &whole));
-        let folder = self.make_folder(folder)?;
+        let folder = make_folder(&self.top, folder, 0o700, |_new| Ok(()))?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let draft = format!("{DRAFT}{}-{number}", std::process::id());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -179,18 +176,6 @@ impl Cache {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn make_folder(&self, name: &str) -> io::Result<OwnedFd> {
-        let mut folder = self.top.try_clone()?;
-        for name in name.split('/') {
-            match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o700)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-            folder = rustix::fs::openat2(&folder, name, FOLDER, Mode::empty(), BENEATH)?;
-        }
-        Ok(folder)
     }
 }
 

@@ -6,7 +6,8 @@
 //! from the store. So nothing here has to work: what is not filled in is brought, and what cannot be kept
 //! is not there the next time.
 
-use super::cache::{BENEATH, FOLDER, copy};
+use super::beneath::{BENEATH, FOLDER, make_folder};
+use super::cache::copy;
 use super::objects::Objects;
 use super::path::{DRAFT, UserPrefix};
 use super::types::{Digest, FileEntry};
@@ -17,7 +18,6 @@ use postern_common::files::Entry;
 use postern_common::files::orders::FILLED;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
-use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -190,23 +190,11 @@ impl Filling {
 
     /// A folder of the slot, made with those above it.
     fn folder(&self, path: &str) -> io::Result<OwnedFd> {
-        let mut folder = self.top.try_clone()?;
-        for name in path.split('/').filter(|name| !name.is_empty()) {
-            match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) => {
-                    let made = rustix::fs::openat2(&folder, name, FOLDER, Mode::empty(), BENEATH)?;
-                    // Whatever our own mask is.
-                    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
-                    self.own(made.as_fd())?;
-                    folder = made;
-                    continue;
-                }
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-            folder = rustix::fs::openat2(&folder, name, FOLDER, Mode::empty(), BENEATH)?;
-        }
-        Ok(folder)
+        make_folder(&self.top, path, 0o755, |made| {
+            // Whatever our own mask is.
+            rustix::fs::fchmod(made, Mode::from_raw_mode(0o755))?;
+            self.own(made.as_fd())
+        })
     }
 
     fn own(&self, file: rustix::fd::BorrowedFd<'_>) -> io::Result<()> {

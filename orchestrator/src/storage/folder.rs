@@ -6,6 +6,7 @@
 //! processes) in which its condition is looked at. What an object store keeps as attributes is an
 //! extended attribute here; where the file system has none, the database alone knows them.
 
+use super::beneath::{BENEATH, FOLDER, make_folder};
 use super::objects::{Fault, Found, Notes, ObjectInfo, Opened, Outcome, Put};
 use super::path::{DRAFT, Key, UserPrefix};
 use super::types::{Condition, Content, Version};
@@ -16,9 +17,7 @@ use futures_util::stream;
 use jiff::Timestamp;
 use postern_common::clock;
 use rustix::fd::OwnedFd;
-use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps,
-};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -40,9 +39,6 @@ const AT_ONCE: usize = 128;
 const TRIES: u32 = 8;
 /// Folders within folders that are listed.
 const DEPTH: usize = 140;
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// A folder of objects. Clones are the same.
 #[derive(Debug, Clone)]
@@ -69,7 +65,8 @@ impl Folder {
     /// The folder at `path`, which is made if it is not there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        let top = rustix::fs::open(path, FOLDER, Mode::empty())?;
+        // The operator may have made it a link.
+        let top = rustix::fs::open(path, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty())?;
         Ok(Self { top: Arc::new(top) })
     }
 
@@ -249,16 +246,8 @@ impl Folder {
         if let Some(there) = self.folder(name)? {
             return Ok(there);
         }
-        let mut folder = self.top.try_clone()?;
-        for name in name.split('/') {
-            match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o700)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                // It was empty and went: whoever asked tries again.
-                Err(error) => return Err(error.into()),
-            }
-            folder = rustix::fs::openat2(&folder, name, FOLDER, Mode::empty(), BENEATH)?;
-        }
-        Ok(folder)
+        // One that was empty may go meanwhile: whoever asked tries again.
+        make_folder(&self.top, name, 0o700, |_new| Ok(()))
     }
 
     /// Opens an object; `None` if there is none, or something else.
