@@ -35,6 +35,7 @@ mod user;
 
 pub use connect::ConnectError;
 pub(crate) use connect::StorageSettings;
+pub(crate) use content::LARGEST_FILE;
 pub(crate) use fill::Slot;
 pub(crate) use path::FilePath;
 pub(crate) use retire::Retirement;
@@ -42,7 +43,7 @@ pub(crate) use types::{
     Condition, Content, Digest, Edit, FileEntry, Listing, NewFile, Quota, Reading, SmallFile, StorageError,
     Usage, Version, Writer,
 };
-pub(crate) use uploads::PART_BYTES;
+pub(crate) use uploads::{PART_BYTES, UNDER_WAY};
 pub(crate) use user::{Open, UserFiles};
 
 use crate::store::{FileOwner, Store};

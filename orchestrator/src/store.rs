@@ -63,7 +63,7 @@ pub(crate) use snapshots::{SnapshotFilter, SnapshotRow};
 pub(crate) use sync_sessions::SyncSessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};
-pub(crate) use uploads::UploadRow;
+pub(crate) use uploads::{OPEN_UPLOADS, UploadRow};
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;

@@ -8,8 +8,8 @@ use crate::keys::api::Unauthenticated;
 use crate::runtime::RuntimeError;
 use crate::sessions::SessionError;
 use crate::snapshots::SnapshotError;
-use crate::storage::StorageError;
-use crate::store::{Role, StoreError};
+use crate::storage::{LARGEST_FILE, StorageError, UNDER_WAY};
+use crate::store::{OPEN_UPLOADS, Role, StoreError};
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
@@ -193,9 +193,9 @@ impl From<StorageError> for Refused {
             StorageError::Differs { .. } => {
                 Problem::new(Code::InvalidInput, text).hint("send the content again, whole")
             }
-            StorageError::TooMuch { quota: "largest size of a file", .. } => {
-                Problem::new(Code::BodyTooLarge, text)
-            }
+            StorageError::TooMuch { quota: LARGEST_FILE, .. } => Problem::new(Code::BodyTooLarge, text),
+            StorageError::TooMuch { quota: UNDER_WAY, .. } => Problem::new(Code::QuotaExceeded, text)
+                .hint(format!("complete or `DELETE` uploads of this user first: at most {OPEN_UPLOADS}")),
             StorageError::TooMuch { .. } => {
                 Problem::new(Code::QuotaExceeded, text).hint("remove files of this user first")
             }

@@ -39,7 +39,7 @@ pub(super) async fn begin(api: Arc<Api>, call: Call) -> Answer {
     let audit = AuditEntry::new(upload.created_at, Some(tenant), Action::UploadBegun, call.actor()?)
         .subject(format!("upload/{}", upload.id))
         .request(Some(call.request_id.clone()));
-    api.store.add_upload(&upload, &audit).await.map_err(Refused::from)?;
+    api.storage.begin_upload(&upload, &audit).await.map_err(Refused::from)?;
     let parts = told_parts(&api, &upload, &vec![None; usize::try_from(upload.parts()).unwrap_or(0)]).await?;
     json(StatusCode::CREATED, &told(&upload, &parts))
 }

@@ -11,6 +11,8 @@ use futures_util::StreamExt;
 
 /// What is held whole and put in one request; what is longer goes in parts.
 pub(super) const SMALL_BYTES: usize = cloud::PART_BYTES;
+/// The bound of one file, as [`StorageError::TooMuch`] names it.
+pub(crate) const LARGEST_FILE: &str = "largest size of a file";
 
 /// What came so far.
 pub(super) struct Counted {
@@ -33,7 +35,7 @@ impl Counted {
     }
 
     fn too_much(&self) -> StorageError {
-        StorageError::TooMuch { path: self.path.clone(), quota: "largest size of a file", bound: self.bound }
+        StorageError::TooMuch { path: self.path.clone(), quota: LARGEST_FILE, bound: self.bound }
     }
 
     /// Counts what comes next.

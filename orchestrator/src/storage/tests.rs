@@ -525,7 +525,7 @@ async fn a_user_and_a_tenant_are_erased_and_nobody_else(bench: &Bench) {
         put(files, "d/f", &Condition::Nothing, "plain").await.expect("writes");
     }
     let row = upload(&one, "f", &bytes(5, 1), 10);
-    bench.database.store.add_upload(&row, &erased()).await.expect("begins");
+    bench.storage.begin_upload(&row, &erased()).await.expect("begins");
     bench.storage.put_part(&row, 0, whole(bytes(5, 1))).await.expect("comes");
     assert_eq!(bench.storage.erase_user(&one.owner).await.expect("erases"), 3, "two files, one manifest");
     assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [None]);

@@ -4,12 +4,12 @@
 //! A part that was presigned can be written again as long as its URL lives. So completing reads each
 //! part once: the bytes that were counted and digested are the bytes that become the file.
 
-use super::content::whole_or_parts;
+use super::content::{LARGEST_FILE, whole_or_parts};
 use super::objects::Objects;
 use super::path::Key;
 use super::types::{Content, FileEntry, NewFile, StorageError, Writer};
 use super::{FilePath, Storage};
-use crate::store::{FileOwner, UploadRow};
+use crate::store::{AuditEntry, FileOwner, UploadRow};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use object_store::signer::Method;
@@ -36,7 +36,27 @@ impl UploadRow {
     }
 }
 
+/// What the announced uploads of a user are together, as [`StorageError::TooMuch`] names it.
+pub(crate) const UNDER_WAY: &str = "most that uploads under way may have together";
+
 impl Storage {
+    /// Begins an upload, if the file that it is to be, and all that is under way, fits.
+    ///
+    /// # Errors
+    /// [`StorageError::TooMuch`], or the database's.
+    pub(crate) async fn begin_upload(
+        &self,
+        upload: &UploadRow,
+        audit: &AuditEntry,
+    ) -> Result<(), StorageError> {
+        let too_much = |quota, bound| StorageError::TooMuch { path: upload.path.clone(), quota, bound };
+        if upload.size > self.quota.file_bytes {
+            return Err(too_much(LARGEST_FILE, self.quota.file_bytes));
+        }
+        let is_begun = self.store.add_upload(upload, self.quota.bytes, audit).await?;
+        if is_begun { Ok(()) } else { Err(too_much(UNDER_WAY, self.quota.bytes)) }
+    }
+
     /// A URL of the store itself that lets whoever has it write one part; `None` where it has none.
     ///
     /// # Errors

@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use postern_common::id::{TenantId, UploadId, UserId};
 use sqlx::any::AnyRow;
 
+/// Uploads of one user that may be under way: each may have a thousand parts.
+pub(crate) const OPEN_UPLOADS: i64 = 100;
+
 /// An upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UploadRow {
@@ -52,12 +55,28 @@ pub(crate) struct ErasedRows {
 }
 
 impl Store {
-    /// Begins an upload.
+    /// Begins an upload, unless its user has too many under way, or all of them together would have
+    /// more than `most_bytes`; tells whether it did.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn add_upload(&self, upload: &UploadRow, audit: &AuditEntry) -> Result<(), StoreError> {
-        let mut change = self.change().await?;
+    pub(crate) async fn add_upload(
+        &self,
+        upload: &UploadRow,
+        most_bytes: u64,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let (tenant, user) = (upload.owner.tenant.as_str(), upload.owner.user.as_str());
+        // One after the other, so that each sees those before it.
+        let held = self.hold_files(&[&format!("uploads {tenant} {user}")]).await?;
+        let mut change = held.into_change(self).await?;
+        let select = "SELECT COUNT(*) AS uploads, CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes \
+             FROM file_uploads WHERE tenant = $1 AND user_id = $2 AND completed_version IS NULL";
+        let open = sqlx::query(select).bind(tenant).bind(user).fetch_one(&mut *change.0).await?;
+        let bytes = u64::try_from(open.number("bytes")?).unwrap_or(u64::MAX).saturating_add(upload.size);
+        if open.number("uploads")? >= OPEN_UPLOADS || bytes > most_bytes {
+            return Ok(false);
+        }
         let insert = "INSERT INTO file_uploads (id, tenant, user_id, path, size_bytes, part_bytes, digest, \
              content_type, mode, condition, created_by, created_at_micros, expires_at_micros) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
@@ -78,7 +97,8 @@ impl Store {
             .execute(&mut *change.0)
             .await?;
         change.record(audit).await?;
-        change.commit().await
+        change.commit().await?;
+        Ok(true)
     }
 
     /// An upload.

@@ -164,6 +164,39 @@ async fn modes_folders_and_links_are_changed_all_at_once() {
     bench.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_is_refused_when_it_is_announced_as_more_than_a_user_may_have() {
+    let bench = Bench::without_sandboxes().await;
+    let announce = |size: u64| json!({ "path": "f", "size": size, "part_size": 5 << 20 });
+    for size in [u64::MAX, 5 << 40, (5 << 30) + 1] {
+        assert_eq!(
+            bench.post("/users/alice/uploads", announce(size)).await.code(),
+            "body-too-large",
+            "{size}"
+        );
+    }
+    let largest = begin(&bench, announce(5 << 30)).await;
+    assert_eq!(largest["parts"].as_array().map(Vec::len), Some(1024));
+    for _ in 0..2 {
+        begin(&bench, announce(5 << 30)).await;
+    }
+    let refused = bench.post("/users/alice/uploads", announce(5 << 30)).await;
+    assert_eq!(refused.code(), "quota-exceeded", "all together would be more than 16 GiB");
+    let gone = largest["upload_id"].as_str().expect("an id");
+    bench.delete(&format!("/users/alice/uploads/{gone}")).await;
+    begin(&bench, announce(5 << 30)).await;
+    begin(&bench, json!({ "path": "f", "size": 1 })).await;
+    for _ in 4..100 {
+        begin(&bench, json!({ "path": "f", "size": 0 })).await;
+    }
+    let refused = bench.post("/users/alice/uploads", json!({ "path": "f", "size": 0 })).await;
+    assert_eq!(refused.code(), "quota-exceeded", "{}", refused.text);
+    assert!(refused.text.contains("DELETE"), "{}", refused.text);
+    let other = bench.post("/users/bob/uploads", json!({ "path": "f", "size": 0 })).await;
+    assert_eq!(other.status, StatusCode::CREATED, "bob has his own: {}", other.text);
+    bench.close().await;
+}
+
 async fn begin(bench: &Bench, body: Value) -> Value {
     let begun = bench.post("/users/alice/uploads", body).await;
     assert_eq!(begun.status, StatusCode::CREATED, "{}", begun.text);

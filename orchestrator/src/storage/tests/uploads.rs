@@ -26,7 +26,7 @@ pub(super) async fn an_upload_becomes_a_file_when_it_is_complete(bench: &Bench) 
     let files = bench.user("uploads");
     let content = bytes(25, 3);
     let row = upload(&files, "picture.png", &content, 10);
-    bench.database.store.add_upload(&row, &erased()).await.expect("begins");
+    bench.storage.begin_upload(&row, &erased()).await.expect("begins");
     assert_eq!(row.parts(), 3);
     bench.storage.put_part(&row, 0, whole(content.slice(0..10))).await.expect("comes");
     bench.storage.put_part(&row, 2, whole(content.slice(20..25))).await.expect("comes");
@@ -65,7 +65,7 @@ pub(super) async fn an_upload_that_nobody_completes_goes(bench: &Bench) {
     let files = bench.user("unclaimed");
     let content = bytes(5, 1);
     let row = upload(&files, "f", &content, 10);
-    bench.database.store.add_upload(&row, &erased()).await.expect("begins");
+    bench.storage.begin_upload(&row, &erased()).await.expect("begins");
     bench.storage.put_part(&row, 0, whole(content)).await.expect("comes");
     bench.storage.expire_uploads(clock::now()).await.expect("looks");
     assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [Some(5)], "it may still be completed");

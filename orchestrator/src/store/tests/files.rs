@@ -149,7 +149,7 @@ fn upload(user: &str, seconds: i64) -> UploadRow {
 pub(super) async fn an_upload_is_remembered_until_it_expires_or_its_user_is_erased(store: &Store) {
     let (one, two) = (upload("u", 60), upload("u2", 120));
     for upload in [&one, &two] {
-        store.add_upload(upload, &audit(Action::UploadBegun)).await.expect("writes");
+        assert!(store.add_upload(upload, u64::MAX, &audit(Action::UploadBegun)).await.expect("writes"));
     }
     assert_eq!(store.upload(&one.id).await.expect("reads"), Some(one.clone()));
     let version = Version::from("w".to_owned());
