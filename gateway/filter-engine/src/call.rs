@@ -132,8 +132,9 @@ impl Call {
     }
 
     /// Whether a failure is the filter's own doing, rather than that of a machine without time for it.
+    /// All of its own time used up is, however short that was.
     pub(crate) const fn is_to_blame(&self, failure: &FilterFailure) -> bool {
-        !matches!(failure, FilterFailure::Deadline) || self.ticked >= SLOW_TICKS
+        !matches!(failure, FilterFailure::Deadline) || self.ticked >= SLOW_TICKS || self.ticks == 0
     }
 
     /// What happens at a tick while the filter runs: it goes on after its next turn, or ends.

@@ -12,16 +12,18 @@ use crate::buckets::Buckets;
 use crate::call::{Call, Subject, by_the_clock};
 use crate::engine::Engine;
 use crate::failure::FilterFailure;
-use crate::gauge::{Gauge, Place, Turn};
+use crate::gauge::{Gauge, Turn};
 use crate::manifest::{Manifest, Phase};
 use crate::outcome::{LogLine, Outcome, Rejection};
+use crate::suspicion::Suspicion;
 use crate::view::{RequestView, ResponseView};
+use postern_common::id::SandboxId;
 use postern_common::session::Session;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::Store;
 
 /// A filter that was verified and linked. Cheap to clone; all clones are one filter.
@@ -38,13 +40,8 @@ pub(crate) struct Shared {
     pub(crate) buckets: Buckets,
     counters: BTreeMap<String, AtomicU64>,
     dropped_logs: AtomicU64,
-    /// Calls that must end well before one may begin without its turn.
-    suspicion: AtomicU32,
+    suspicion: Suspicion,
 }
-
-/// After a failure. Whoever loops, traps or floods a host function once does it again, each time for
-/// up to a tick of a worker; a call in between that ends well costs its author nothing.
-const SUSPICION: u32 = 16;
 
 /// A filter with the settings of one attachment.
 #[derive(Debug, Clone)]
@@ -106,26 +103,14 @@ impl Shared {
             .is_some()
     }
 
-    /// Whether a call takes turns from its beginning: one failed lately.
-    fn is_suspect(&self) -> bool {
-        self.suspicion.load(Ordering::Relaxed) > 0
-    }
-
-    /// Learns from a call. Written only where it changes, since all calls read it.
-    fn suspect(&self, has_failed: bool) {
-        if has_failed {
-            self.suspicion.store(SUSPICION, Ordering::Relaxed);
-        } else if self.is_suspect() {
-            let one_less = |left: u32| left.checked_sub(1);
-            // It has been trusted again in between, or it is by one call nearer.
-            let _before = self.suspicion.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
-        }
-    }
-
-    /// Waits for the turn of a call that has not begun, at most for as long as it may take.
-    async fn turn_came(&self, place: &Place, turn: &Turn) -> bool {
+    /// Waits for the turn of a call that has not begun, at most for as long as it may take. It takes
+    /// no place among the calls in flight meanwhile, so that those of others do not run out.
+    async fn first_turn(&self, turn: &Turn) -> Result<(), FilterFailure> {
+        let waiting = self.gauge.wait().ok_or(FilterFailure::Concurrency)?;
         let patience = by_the_clock(&self.manifest.limits);
-        tokio::time::timeout(patience, place.next_turn(turn)).await.is_ok()
+        let came = tokio::time::timeout(patience, self.gauge.next_turn(turn)).await;
+        drop(waiting);
+        came.map_err(|_late| FilterFailure::Deadline)
     }
 
     pub(crate) fn count_dropped_log(&self) {
@@ -151,7 +136,7 @@ impl LoadedFilter {
             buckets: Buckets::new(manifest.buckets.clone()),
             manifest,
             dropped_logs: AtomicU64::new(0),
-            suspicion: AtomicU32::new(0),
+            suspicion: Suspicion::default(),
         }))
     }
 
@@ -230,13 +215,16 @@ impl ConfiguredFilter {
 
     async fn call(&self, context: Context, response: Option<Arc<ResponseView>>) -> Called {
         let shared = &self.filter.0;
+        let (turn, session) = (Turn::default(), Arc::clone(&context.session));
+        let session = &session.sandbox_id;
+        if shared.suspicion.falls_on(session)
+            && let Err(failure) = shared.first_turn(&turn).await
+        {
+            return Called::failed(failure);
+        }
         let Some(place) = shared.gauge.enter() else {
             return Called::failed(FilterFailure::Concurrency);
         };
-        let turn = Turn::default();
-        if shared.is_suspect() && !shared.turn_came(&place, &turn).await {
-            return Called::failed(FilterFailure::Deadline);
-        }
         let subject = Subject { session: context.session, request: context.request, response };
         let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, (place, turn));
         let phase = call.phase;
@@ -244,7 +232,9 @@ impl ConfiguredFilter {
         store.limiter(|call| call);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().tick()?));
+        let mut unfinished = Unfinished(Some((&shared.suspicion, session)));
         let verdict = verdict(&shared.ready, &mut store, phase).await;
+        unfinished.0 = None;
         let mut call = store.into_data();
         let changes = std::mem::take(&mut call.changes);
         let outcome = match verdict {
@@ -254,11 +244,23 @@ impl ConfiguredFilter {
             Err(error) => Err(FilterFailure::of(&error)),
         };
         match &outcome {
-            Ok(_) => shared.suspect(false),
-            Err(failure) if call.is_to_blame(failure) => shared.suspect(true),
+            Ok(_) => shared.suspicion.ended_well(session),
+            Err(failure) if call.is_to_blame(failure) => shared.suspicion.failed(session),
             Err(_starved) => {}
         }
         Called { outcome, logs: call.logs, memory_bytes: call.memory_bytes }
+    }
+}
+
+/// A call that has begun. Dropped, whoever asked has left while it took turns, so it ran for longer than
+/// a tick; what it would have come to nobody knows. Who leaves each time gets no ticks for nothing.
+struct Unfinished<'a>(Option<(&'a Suspicion, &'a SandboxId)>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some((suspicion, session)) = self.0 {
+            suspicion.failed(session);
+        }
     }
 }
 

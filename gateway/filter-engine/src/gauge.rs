@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What keeps one tenant's filters from slowing another's: calls in flight are counted, and calls
 //! that run for longer than a tick take turns, one at a time for each tenant. So do, from their
-//! beginning, calls of a filter that failed lately.
+//! beginning, calls of a filter that failed lately (`suspicion`).
 
 use crate::settings::TICK;
 use postern_common::id::TenantId;
@@ -19,6 +19,9 @@ const PAUSE: std::time::Duration = TICK.saturating_mul(2);
 #[derive(Debug)]
 pub(crate) struct Gauge {
     in_flight: AtomicU32,
+    /// Calls that wait for their first turn.
+    waiting: AtomicU32,
+    /// Of either.
     most: u32,
     lane: Arc<Semaphore>,
 }
@@ -27,24 +30,45 @@ pub(crate) struct Gauge {
 #[derive(Debug)]
 pub(crate) struct Place(Arc<Gauge>);
 
+/// A place among the calls that wait; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<Gauge>);
+
 /// A slow call's turn, if it has it.
 #[derive(Debug, Default)]
 pub(crate) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Gauge {
     fn new(most: u32) -> Self {
-        Self { in_flight: AtomicU32::new(0), most, lane: Arc::new(Semaphore::new(1)) }
+        let lane = Arc::new(Semaphore::new(1));
+        Self { in_flight: AtomicU32::new(0), waiting: AtomicU32::new(0), most, lane }
     }
 
     /// A place, or nothing if all are taken.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Place> {
-        let most = self.most;
-        self.in_flight
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-                (count < most).then(|| count.saturating_add(1))
-            })
-            .ok()
-            .map(|_before| Place(Arc::clone(self)))
+        self.has_counted(&self.in_flight).then(|| Place(Arc::clone(self)))
+    }
+
+    /// A place for a call that waits for its first turn, or nothing if as many wait as may run.
+    pub(crate) fn wait(self: &Arc<Self>) -> Option<Waiting> {
+        self.has_counted(&self.waiting).then(|| Waiting(Arc::clone(self)))
+    }
+
+    fn has_counted(&self, counter: &AtomicU32) -> bool {
+        let one_more = |count: u32| (count < self.most).then(|| count.saturating_add(1));
+        counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
+    }
+
+    /// Ends a slow call's turn; what comes back resolves when it has its next.
+    pub(crate) fn next_turn(&self, turn: &Turn) -> impl Future<Output = ()> + Send + 'static {
+        let (turn, lane) = (Arc::clone(&turn.0), Arc::clone(&self.lane));
+        let set = move |permit| *turn.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+        set(None);
+        async move {
+            let permit = lane.acquire_owned().await.ok();
+            tokio::time::sleep(PAUSE).await;
+            set(permit);
+        }
     }
 
     /// Calls in flight now.
@@ -54,16 +78,15 @@ impl Gauge {
 }
 
 impl Place {
-    /// Ends a slow call's turn; what comes back resolves when it has its next.
+    /// Ends the call's turn; what comes back resolves when it has its next.
     pub(crate) fn next_turn(&self, turn: &Turn) -> impl Future<Output = ()> + Send + 'static {
-        let (turn, lane) = (Arc::clone(&turn.0), Arc::clone(&self.0.lane));
-        let set = move |permit| *turn.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        set(None);
-        async move {
-            let permit = lane.acquire_owned().await.ok();
-            tokio::time::sleep(PAUSE).await;
-            set(permit);
-        }
+        self.0.next_turn(turn)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -29,6 +29,7 @@ mod names;
 mod outcome;
 mod schema;
 pub mod settings;
+mod suspicion;
 mod ticker;
 mod view;
 

@@ -145,16 +145,49 @@ async fn calls_of_one_tenant_are_bounded_and_another_tenant_is_served_meanwhile(
 #[tokio::test]
 async fn a_filter_that_failed_waits_for_its_turn_until_it_has_behaved_for_a_while() {
     let filter = hostile("");
-    // Polled once: a call that does not wait for anything ends then, unless a tick comes in between.
-    let ends_at_once = || (0..100).any(|_| call(&filter, &[], "{}").now_or_never().is_some());
-    assert!(ends_at_once(), "the control");
+    assert!(ends_at_once(&filter).await, "the control");
     let trapped = call(&filter, &[("x-hostile", "trap")], "{}").await.outcome;
     assert_eq!(trapped.expect_err("fails").cause(), "trap");
     for _ in 0..16 {
-        assert!(!ends_at_once(), "it waits before it begins");
+        assert!(waits(&filter), "before it begins");
         assert_eq!(call(&filter, &[], "{}").await.outcome, Ok(Outcome::Continue));
     }
-    assert!(ends_at_once(), "it has behaved");
+    assert!(ends_at_once(&filter).await, "it has behaved");
+}
+
+/// Whether a call does not wait for anything: some do, in which a tick comes.
+async fn ends_at_once(filter: &ConfiguredFilter) -> bool {
+    for _ in 0..100 {
+        let mut called = std::pin::pin!(call(filter, &[], "{}"));
+        if called.as_mut().now_or_never().is_some() {
+            return true;
+        }
+        called.await;
+    }
+    false
+}
+
+/// Whether calls wait for their turn before they begin. None of these does anything.
+fn waits(filter: &ConfiguredFilter) -> bool {
+    (0..100).all(|_| call(filter, &[("x-hostile", "nothing")], "{}").now_or_never().is_none())
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_a_call_leaves_its_filter_suspect() {
+    let filter = hostile("loop");
+    let left = tokio::time::timeout(Duration::from_millis(5), call(&filter, &[], "{}")).await;
+    assert!(left.is_err());
+    assert!(waits(&filter));
+}
+
+#[tokio::test]
+async fn a_filter_that_has_hardly_any_time_is_suspect_once_it_is_used_up() {
+    let hasty = manifest("hostile").replace("time = \"20ms\"", "time = \"2ms\"");
+    let loaded = load_with(&engine(), "hostile", "acme", &hasty).expect("loads");
+    let filter = configured(&loaded, json!({"way": "loop"}));
+    let ended = call(&filter, &[], "{}").await.outcome;
+    assert_eq!(ended.expect_err("fails").cause(), "deadline");
+    assert!(waits(&filter));
 }
 
 #[tokio::test]
