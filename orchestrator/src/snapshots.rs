@@ -206,6 +206,12 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Whether its files are on this machine: those of another orchestrator's are not.
+    pub(crate) async fn has(&self, id: &SnapshotId) -> bool {
+        let [(first, _), _] = FOLDERS;
+        fs::try_exists(self.path(id, first)).await.unwrap_or(false)
+    }
+
     /// Removes a snapshot; whether there was one.
     ///
     /// # Errors

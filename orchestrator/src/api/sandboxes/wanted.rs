@@ -118,6 +118,10 @@ impl Wanted {
         if found.tenant != tenant.row.name || found.user_id != self.user_id {
             return Err(snapshots::unknown(id));
         }
+        if !api.snapshots.has(id).await {
+            let detail = format!("snapshot `{id}` is on the disk of another orchestrator");
+            return Err(Problem::new(Code::OwnedElsewhere, detail).hint("ask the one that took it"));
+        }
         Ok(Some((Arc::clone(&api.snapshots), found)))
     }
 
