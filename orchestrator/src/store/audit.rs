@@ -311,6 +311,8 @@ impl Store {
             .and("sandbox_id = ?", filter.sandbox.as_ref().map(SandboxId::as_str))
             .page("sequence", super::page_size(filter.limit), &self.pool)
             .await?;
+        let is_of_all = filter.tenant.is_none() && filter.sandbox.is_none();
+        let rows = if is_of_all { self.settled(rows, filter.after)? } else { rows };
         rows.iter().map(event).collect()
     }
 }

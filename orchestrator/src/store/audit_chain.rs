@@ -6,12 +6,15 @@
 //! a key: whoever vouches for a place signs it.
 
 use super::{Change, Columns, Dialect, Select, Store, StoreError, audit, file_audit, micros, page_size};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use postern_common::audit::{GENESIS, Log, Mark, MarkKind};
 use postern_common::id::{SandboxId, TenantId, UserId};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::any::AnyRow;
+
+/// How long a change may be open: the database ends one that is idle for half a minute.
+const LONGEST_CHANGE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Where a chain ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +168,32 @@ fn mark(row: &AnyRow) -> Result<(i64, Mark), StoreError> {
 }
 
 impl Store {
+    /// Lines of all tenants in a row, up to the first place whose line may still come: with Postgres
+    /// tenants write at the same time, and a line that got its place earlier may be committed later.
+    /// Whoever goes on after the last line would never see it. A place that stays empty was given
+    /// back when its change failed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) fn settled(&self, mut rows: Vec<AnyRow>, after: i64) -> Result<Vec<AnyRow>, StoreError> {
+        if self.dialect == Dialect::Sqlite {
+            return Ok(rows);
+        }
+        let open = postern_common::clock::now().saturating_sub(LONGEST_CHANGE).unwrap_or(Timestamp::MIN);
+        let mut last = after;
+        for index in 0..rows.len() {
+            let Some(row) = rows.get(index) else { break };
+            let sequence = row.number("sequence")?;
+            // Where reading begins, lines may have gone by age.
+            if last > 0 && sequence > last + 1 && row.time("at_micros")? > open {
+                rows.truncate(index);
+                break;
+            }
+            last = sequence;
+        }
+        Ok(rows)
+    }
+
     /// A page of a log, oldest first, each line as it is exported.
     ///
     /// # Errors
@@ -184,6 +213,8 @@ impl Store {
             .and("sandbox_id = ?", filter.sandbox.as_ref().map(SandboxId::as_str))
             .page("sequence", page_size(filter.limit), &self.pool)
             .await?;
+        let is_of_all = filter.tenant.is_none() && filter.user.is_none() && filter.sandbox.is_none();
+        let rows = if is_of_all { self.settled(rows, filter.after)? } else { rows };
         let line = |row: &AnyRow| {
             let mut line = match filter.log {
                 Log::Sandboxes => shown(filter.log, &audit::event(row)?)?,

@@ -180,3 +180,37 @@ async fn who_owns_the_database_leaves_traces(store: &Store) {
     assert!(verdicts[0].mistakes.iter().any(|told| told.contains("is gone")), "{verdicts:?}");
     owner(on).await;
 }
+
+#[tokio::test]
+async fn a_line_that_is_committed_later_is_not_passed_over_by_who_reads_all_tenants() {
+    let Some(database) = Database::postgres().await else {
+        println!("left out: Postgres is not installed");
+        return;
+    };
+    let store = &database.store;
+    make(store, "acme").await;
+    make(store, "other").await;
+    let of = |name: &str| AuditEntry { tenant: Some(named(name)), ..audit(Action::ResourcePut) };
+    let begun = store.events(&AuditFilter::default()).await.expect("answers").last().expect("some").sequence;
+    let after = |tenant: Option<&str>| AuditFilter {
+        after: begun,
+        tenant: tenant.map(named),
+        ..AuditFilter::default()
+    };
+    let mut first = store.change().await.expect("begins");
+    first.record(&of("acme")).await.expect("is written");
+    store.record(&of("other")).await.expect("is written");
+    assert_eq!(store.events(&after(None)).await.expect("answers"), [], "one before it may still come");
+    assert_eq!(store.events(&after(Some("other"))).await.expect("answers").len(), 1, "none of its tenant");
+    let lines = LineFilter { after: begun, ..line_filter(Log::Sandboxes) };
+    assert_eq!(store.audit_lines(&lines).await.expect("answers").len(), 0);
+    first.commit().await.expect("is committed");
+    let tenants: Vec<_> =
+        store.events(&after(None)).await.expect("answers").into_iter().map(|event| event.tenant).collect();
+    assert_eq!(tenants, ["acme", "other"]);
+    assert_eq!(store.audit_lines(&lines).await.expect("answers").len(), 2);
+}
+
+fn named(tenant: &str) -> TenantId {
+    TenantId::parse(tenant).expect("a name")
+}
