@@ -11,6 +11,7 @@ mod filters;
 mod publish;
 
 pub(crate) use filters::Wanted;
+pub(crate) use publish::Telling;
 
 use crate::artefacts::{Artefacts, NotSigned};
 use crate::check::{self, Cases, MadeOn};

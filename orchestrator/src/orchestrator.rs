@@ -297,8 +297,16 @@ async fn control_stream(
     let (store, heard) = (store.clone(), Heard::new(store.clone()));
     let stream = ControlStream::open(store.clone(), Arc::clone(keys), gateways.clone(), heard.clone());
     let stream = Arc::new(stream.await?);
-    let replicas =
-        Replicas { store, url, configuration, gateways, stream: Arc::clone(&stream), driver, heard };
+    let replicas = Replicas {
+        store,
+        url,
+        configuration,
+        gateways,
+        stream: Arc::clone(&stream),
+        driver,
+        heard,
+        tasks: tasks.clone(),
+    };
     tasks.spawn(async move |stop: Stop| replicas.follow(stop).await);
     Ok(stream)
 }

@@ -7,18 +7,22 @@
 //! A notice says what changed, never to what: that is read, so that a notice that comes late or
 //! twice does no harm. What was missed while the connection was away is told anew. Before a gateway
 //! that comes from another orchestrator is told anything, all that was committed by then was heard.
+//!
+//! Nothing is waited for while notices are read: a tenant whose filters are being compiled, or a gateway
+//! that is slow to answer, holds up no revocation behind it.
 
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Telling};
 use crate::control::Gateways;
 use crate::driver::Driver;
 use crate::sessions;
-use crate::store::{Notice, Notices, Store, StoreError};
+use crate::store::{Notice, Store, StoreError};
 use crate::stream::ControlStream;
+use futures_util::future::join_all;
 use postern_common::clock;
 use postern_common::control::{Change, State};
 use postern_common::id::SandboxId;
 use postern_common::secret::Secret;
-use postern_common::tasks::Stop;
+use postern_common::tasks::{Stop, Tasks};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,8 +32,6 @@ use tokio::sync::watch;
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a gateway waits for what others have changed to be heard.
 const CATCH_UP_TIME: Duration = Duration::from_secs(3);
-/// How long a change waits for this orchestrator's gateways before the next is told.
-const TELL_TIME: Duration = Duration::from_millis(200);
 
 /// What was heard of other orchestrators. Clones are the same.
 #[derive(Debug, Clone)]
@@ -73,6 +75,7 @@ pub(crate) struct Replicas {
     pub(crate) stream: Arc<ControlStream>,
     pub(crate) driver: Driver,
     pub(crate) heard: Heard,
+    pub(crate) tasks: Tasks,
 }
 
 impl Replicas {
@@ -94,33 +97,51 @@ impl Replicas {
 
     async fn follow_once(&self) -> Result<(), StoreError> {
         let Some(mut notices) = self.store.listen(&self.url).await? else { return Ok(()) };
+        let mut untold = Vec::new();
         // What changed before anybody listened.
-        self.tell_all().await?;
+        self.tell_all(&mut untold).await?;
         loop {
-            self.tell(next(&mut notices).await?).await?;
+            self.tell(notices.next().await?, &mut untold).await?;
         }
     }
 
-    async fn tell(&self, notice: Notice) -> Result<(), StoreError> {
+    /// Tells of one notice; `untold` are the tenants that are being told of.
+    async fn tell(&self, notice: Notice, untold: &mut Vec<Telling>) -> Result<(), StoreError> {
+        untold.retain(|telling| !telling.is_over());
         match notice {
-            Notice::Tenant(tenant) => self.configuration.tell_and_wait(&tenant).await,
+            Notice::Tenant(tenant) => untold.push(self.configuration.tell(&tenant)),
             Notice::Session(id) => {
                 self.tell_session(&id).await?;
                 self.driver.changed_elsewhere(&id).await?;
             }
             Notice::Gateway(name) => self.stream.cut_unless_there(&name).await?,
-            Notice::Mark(number) => {
-                // Nobody may be waiting any more.
-                let _ = self.heard.marks.send_if_modified(|mark| {
-                    let is_newer = *mark < number;
-                    *mark = number.max(*mark);
-                    is_newer
-                });
-            }
-            Notice::Missed => self.tell_all().await?,
+            Notice::Mark(number) => self.mark_when_told(number, untold.clone()),
+            Notice::Missed => self.tell_all(untold).await?,
             Notice::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Says that a mark was heard, once all that came before it was told too.
+    fn mark_when_told(&self, number: u64, before: Vec<Telling>) {
+        let marks = self.heard.marks.clone();
+        self.tasks.spawn(async move |stop: Stop| {
+            let told = join_all(before.into_iter().map(Telling::outcome));
+            if stop.run_until_cancelled(told).await.is_none() {
+                return;
+            }
+            // Nobody may be waiting any more.
+            let _ = marks.send_if_modified(|mark| {
+                let is_newer = *mark < number;
+                *mark = number.max(*mark);
+                is_newer
+            });
+        });
+    }
+
+    /// Has the gateways told of a session change: in its turn, and nobody waits for their answers.
+    async fn publish(&self, change: Change) {
+        self.gateways.publish(change, Duration::ZERO).await;
     }
 
     /// Tells what a session is now.
@@ -129,24 +150,25 @@ impl Replicas {
         let State { sessions, ended, .. } = sessions::known(&self.store, now, Some(id)).await?;
         let changes = sessions.into_iter().map(|session| Change::Session(Box::new(session)));
         for change in changes.chain(ended.into_iter().map(Change::SessionEnded)) {
-            self.gateways.publish(change, TELL_TIME).await;
+            self.publish(change).await;
         }
         Ok(())
     }
 
-    async fn tell_all(&self) -> Result<(), StoreError> {
+    /// All that there is now, what is to be refused first.
+    async fn tell_all(&self, untold: &mut Vec<Telling>) -> Result<(), StoreError> {
+        for gateway in self.stream.connected() {
+            self.stream.cut_unless_there(&gateway.name).await?;
+        }
         let State { sessions, ended, .. } = sessions::known(&self.store, clock::now(), None).await?;
         let changes = ended.into_iter().map(Change::SessionEnded);
         for change in changes.chain(sessions.into_iter().map(|session| Change::Session(Box::new(session)))) {
-            self.gateways.publish(change, TELL_TIME).await;
+            self.publish(change).await;
         }
-        for row in self.store.tenants().await? {
-            self.configuration.tell_and_wait(&row.name).await;
-        }
+        // Those that are no more too.
+        let mut names = self.configuration.loaded_names();
+        names.extend(self.store.tenants().await?.into_iter().map(|row| row.name));
+        untold.extend(names.iter().map(|name| self.configuration.tell(name)));
         Ok(())
     }
-}
-
-async fn next(notices: &mut Notices) -> Result<Notice, StoreError> {
-    notices.next().await
 }

@@ -227,12 +227,10 @@ pub(crate) async fn known(
     only: Option<&SandboxId>,
 ) -> Result<State, StoreError> {
     let is_meant = |id: &SandboxId| only.is_none_or(|only| only == id);
-    let mut state = State { ended: store.ended_sessions(now).await?, ..State::default() };
-    state.ended.extend(store.ended_peer_sessions(now).await?);
-    state.ended.extend(store.ended_sync_sessions(now).await?);
-    state.ended.retain(|ended| is_meant(&ended.sandbox_id));
-    let peers = store.peer_sessions(now).await?.into_iter();
-    state.sessions.extend(peers.filter(|row| is_meant(&row.id)).map(peers::session));
+    let mut state = State { ended: store.ended_sessions(now, only).await?, ..State::default() };
+    state.ended.extend(store.ended_peer_sessions(now, only).await?);
+    state.ended.extend(store.ended_sync_sessions(now, only).await?);
+    state.sessions.extend(store.peer_sessions(now, only).await?.into_iter().map(peers::session));
     let syncs = store.sync_sessions(None).await?.into_iter().filter(|row| row.last_token_until() > now);
     state.sessions.extend(syncs.map(sync::session).filter(|session| is_meant(&session.sandbox_id)));
     let live = match only {

@@ -47,7 +47,7 @@ pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
 pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migrations};
-pub(crate) use notices::{Notice, Notices};
+pub(crate) use notices::Notice;
 pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;

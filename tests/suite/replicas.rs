@@ -419,3 +419,34 @@ fn a_machines_sandboxes_outlive_both_and_are_driven_by_its_own_orchestrator() {
     first.stop();
     second.stop();
 }
+
+/// Changes the database so that no notice is given, and ends the connections on which they are heard.
+fn changed_unheard(url: &str, change: &str) {
+    let bin = ["/usr/lib/postgresql/15/bin/psql", "/usr/local/bin/psql", "/usr/bin/psql"].map(Path::new);
+    let psql = bin.into_iter().find(|psql| psql.is_file()).expect("comes with the server");
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
+    let script = format!("SET session_replication_role = replica; {change}; {cut}");
+    let ran = Command::new(psql).args(["-qtA", "-v", "ON_ERROR_STOP=1", "-c", &script]).arg(url).output();
+    let ran = ran.expect("runs");
+    assert!(ran.status.success(), "{ran:?}");
+    let cut = String::from_utf8_lossy(&ran.stdout).trim().to_owned();
+    assert_ne!(cut, "0", "somebody listened");
+}
+
+#[test]
+fn what_changed_while_nobody_listened_is_told_when_somebody_does() {
+    let Some(stage) = Stage::set() else { return };
+    let Stage { folder, url, backend, ports: (one, _), .. } = &stage;
+    let first = Orchestrator::start(folder.path(), "first", url, backend, one);
+    let here = Gateway::start(folder.path(), "here", &first, one, backend);
+    first.put_backend(backend);
+    let ((ended, id), (good, _)) = (first.session("c1"), first.session("c2"));
+    here.until(&ended, 200);
+    let end = format!("UPDATE peer_sessions SET ended_at_micros = expires_at_micros - 1 WHERE id = '{id}'");
+    changed_unheard(url, &end);
+    here.until(&ended, 401);
+    assert_eq!(here.ask(&good).status, 200, "the control");
+    changed_unheard(url, "DELETE FROM gateways WHERE name = 'here'");
+    wait_for("its end", || here.0.log().contains("has revoked the credential").then_some(()));
+    first.stop();
+}

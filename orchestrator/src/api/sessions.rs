@@ -33,7 +33,7 @@ fn shown(row: &PeerSessionRow) -> Value {
 
 /// `GET /sessions`.
 pub(super) async fn list(api: Arc<Api>, _call: Call) -> Answer {
-    let rows = api.store.peer_sessions(clock::now()).await.map_err(Refused::from)?;
+    let rows = api.store.peer_sessions(clock::now(), None).await.map_err(Refused::from)?;
     json(StatusCode::OK, &value!({ "sessions": rows.iter().map(shown).collect::<Vec<_>>() }))
 }
 

@@ -16,7 +16,7 @@ use crate::store::StoreError;
 use postern_common::control::Change;
 use postern_common::id::TenantId;
 use postern_common::tasks::Stop;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -40,16 +40,22 @@ struct Line {
     outcome: Acknowledged,
 }
 
-/// Something that is being told.
-pub(super) struct Telling {
+/// Something that is being told. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Telling {
     line: watch::Receiver<Line>,
     number: u64,
     connected: usize,
 }
 
 impl Telling {
+    /// Whether it was told, or will not be any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.line.has_changed().is_err() || self.line.borrow().told >= self.number
+    }
+
     /// Waits until it was told, for a bounded time; the telling itself goes on.
-    pub(super) async fn outcome(mut self) -> Acknowledged {
+    pub(crate) async fn outcome(mut self) -> Acknowledged {
         let pending = Acknowledged { pending: self.connected, ..Acknowledged::default() };
         let told = self.line.wait_for(|line| line.told >= self.number);
         match tokio::time::timeout(PUBLISH_TIME, told).await {
@@ -105,7 +111,7 @@ impl Configuration {
     }
 
     /// Has the gateways told what a tenant's configuration is by now.
-    pub(super) fn tell(&self, tenant: &TenantId) -> Telling {
+    pub(crate) fn tell(&self, tenant: &TenantId) -> Telling {
         let connected = self.0.gateways.connected();
         let mut lines = self.0.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(line) = lines.get(tenant) {
@@ -125,9 +131,9 @@ impl Configuration {
         Telling { line: receiver, number: 1, connected }
     }
 
-    /// Has the gateways told what a tenant's configuration is by now, and waits for a bounded time.
-    pub(crate) async fn tell_and_wait(&self, tenant: &TenantId) {
-        drop(self.tell(tenant).outcome().await);
+    /// The tenants that gateways were told of, those that are no more among them.
+    pub(crate) fn loaded_names(&self) -> BTreeSet<TenantId> {
+        self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     async fn tell_until_told(&self, tenant: &TenantId) {

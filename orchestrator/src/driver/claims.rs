@@ -13,10 +13,12 @@ use crate::store::{CLAIM_SECONDS, Store, StoreError};
 use postern_common::id::SandboxId;
 use postern_common::tasks::{Stop, Tasks};
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How soon a claim that another has is asked for again.
 const CLAIM_AGAIN: Duration = Duration::from_millis(100);
+/// How soon a claim that could not be released is released again.
+const RELEASE_AGAIN: Duration = Duration::from_millis(500);
 /// How often claims are kept: one that fails is followed by others in time.
 const KEEP_EVERY: Duration = Duration::from_secs(CLAIM_SECONDS as u64 / 5);
 
@@ -35,9 +37,14 @@ impl Drop for Claimed {
         if tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        tasks.spawn(async move |_short: Stop| {
-            if let Err(error) = store.release(&sandbox).await {
-                tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "its claim ends by itself");
+        tasks.spawn(async move |stop: Stop| {
+            // INVARIANT: until it is done. What is not released is kept for as long as this process
+            // lives, and nobody else could end the sandbox.
+            while let Err(error) = store.release(&sandbox).await {
+                log(&sandbox, &error.into(), "release its claim; tried again");
+                if stop.run_until_cancelled(sleep(RELEASE_AGAIN)).await.is_none() {
+                    break;
+                }
             }
             // INVARIANT: last, so that the next turn here does not have its claim taken away.
             drop(turn);
@@ -150,6 +157,6 @@ async fn claim(store: Store, sandbox: SandboxId) {
             Ok(false) => {}
             Err(error) => log(&sandbox, &error.into(), "claim it; tried again"),
         }
-        tokio::time::sleep(CLAIM_AGAIN).await;
+        sleep(CLAIM_AGAIN).await;
     }
 }

@@ -54,7 +54,7 @@ impl Store {
     /// Lets a sandbox go, for whoever wants it next.
     ///
     /// # Errors
-    /// [`StoreError`]; then its claim ends by itself.
+    /// [`StoreError`]; then it is ours for as long as [`Store::keep_claims`] is called.
     pub(crate) async fn release(&self, sandbox: &SandboxId) -> Result<(), StoreError> {
         if self.dialect == Dialect::Postgres {
             let release = "UPDATE leases SET until = 'epoch' WHERE name = $1 AND holder = $2";

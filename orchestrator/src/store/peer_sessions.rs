@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions that an operator registered for an address. They have one token and end with it.
 
-use super::{AuditEntry, Columns, Store, StoreError, json_text, micros};
+use super::{AuditEntry, Columns, Select, Store, StoreError, json_text, micros};
 use jiff::Timestamp;
 use postern_common::control::EndedSession;
 use postern_common::id::{ConversationId, SandboxId, TenantId, UserId};
@@ -84,10 +84,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn peer_sessions(&self, now: Timestamp) -> Result<Vec<PeerSessionRow>, StoreError> {
-        let select = "SELECT * FROM peer_sessions WHERE ended_at_micros IS NULL AND expires_at_micros > $1 \
-             ORDER BY created_at_micros, id";
-        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+    pub(crate) async fn peer_sessions(
+        &self,
+        now: Timestamp,
+        only: Option<&SandboxId>,
+    ) -> Result<Vec<PeerSessionRow>, StoreError> {
+        let rows = Select::of("SELECT * FROM peer_sessions")
+            .and("ended_at_micros IS NULL AND expires_at_micros > ?", Some(micros(now)))
+            .and("id = ?", only.map(SandboxId::as_str))
+            .page("created_at_micros, id", u32::MAX, &self.pool)
+            .await?;
         rows.iter().map(row).collect()
     }
 
@@ -95,10 +101,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn ended_peer_sessions(&self, now: Timestamp) -> Result<Vec<EndedSession>, StoreError> {
-        let select =
-            "SELECT * FROM peer_sessions WHERE ended_at_micros IS NOT NULL AND expires_at_micros > $1";
-        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+    pub(crate) async fn ended_peer_sessions(
+        &self,
+        now: Timestamp,
+        only: Option<&SandboxId>,
+    ) -> Result<Vec<EndedSession>, StoreError> {
+        let rows = Select::of("SELECT * FROM peer_sessions")
+            .and("ended_at_micros IS NOT NULL AND expires_at_micros > ?", Some(micros(now)))
+            .and("id = ?", only.map(SandboxId::as_str))
+            .page("id", u32::MAX, &self.pool)
+            .await?;
         let ended = |found| row(found).map(|it| EndedSession { sandbox_id: it.id, until: it.expires_at });
         rows.iter().map(ended).collect()
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions: which tokens gateways accept, until when. Tokens themselves are never stored.
 
-use super::{Columns, Store, StoreError, json_text, micros};
+use super::{Columns, Select, Store, StoreError, json_text, micros};
 use jiff::Timestamp;
 use postern_common::control::EndedSession;
 use postern_common::id::SandboxId;
@@ -150,10 +150,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn ended_sessions(&self, now: Timestamp) -> Result<Vec<EndedSession>, StoreError> {
-        let select = "SELECT sandbox_id, last_token_until_micros FROM sessions \
-             WHERE ended_at_micros IS NOT NULL AND last_token_until_micros > $1";
-        let rows = sqlx::query(select).bind(micros(now)).fetch_all(&self.pool).await?;
+    pub(crate) async fn ended_sessions(
+        &self,
+        now: Timestamp,
+        only: Option<&SandboxId>,
+    ) -> Result<Vec<EndedSession>, StoreError> {
+        let rows = Select::of("SELECT sandbox_id, last_token_until_micros FROM sessions")
+            .and("ended_at_micros IS NOT NULL AND last_token_until_micros > ?", Some(micros(now)))
+            .and("sandbox_id = ?", only.map(SandboxId::as_str))
+            .page("sandbox_id", u32::MAX, &self.pool)
+            .await?;
         let ended = |row: &sqlx::any::AnyRow| {
             Ok(EndedSession {
                 sandbox_id: row.parsed("sandbox_id")?,
@@ -168,12 +174,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn forget_sessions(&self, now: Timestamp) -> Result<(), StoreError> {
-        sqlx::query(
+        for forget in [
             "DELETE FROM sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1",
-        )
-        .bind(micros(now))
-        .execute(&self.pool)
-        .await?;
+            "DELETE FROM sync_sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1",
+        ] {
+            sqlx::query(forget).bind(micros(now)).execute(&self.pool).await?;
+        }
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions of sandboxes' syncs.
 
-use super::{Columns, Store, StoreError, json_text, micros};
+use super::{Columns, Select, Store, StoreError, json_text, micros};
 use jiff::Timestamp;
 use postern_common::control::EndedSession;
 use postern_common::id::{ConversationId, SandboxId, TemplateName, TenantId, UserId};
@@ -128,17 +128,20 @@ impl Store {
         Ok(())
     }
 
-    /// Those that ended and whose tokens have not all expired; the others are forgotten.
+    /// Those that ended and whose tokens have not all expired, or only one of them.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn ended_sync_sessions(&self, now: Timestamp) -> Result<Vec<EndedSession>, StoreError> {
-        let forget =
-            "DELETE FROM sync_sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1";
-        sqlx::query(forget).bind(micros(now)).execute(&self.pool).await?;
-        let select =
-            "SELECT id, last_token_until_micros FROM sync_sessions WHERE ended_at_micros IS NOT NULL";
-        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+    pub(crate) async fn ended_sync_sessions(
+        &self,
+        now: Timestamp,
+        only: Option<&SandboxId>,
+    ) -> Result<Vec<EndedSession>, StoreError> {
+        let rows = Select::of("SELECT id, last_token_until_micros FROM sync_sessions")
+            .and("ended_at_micros IS NOT NULL AND last_token_until_micros > ?", Some(micros(now)))
+            .and("id = ?", only.map(SandboxId::as_str))
+            .page("id", u32::MAX, &self.pool)
+            .await?;
         let ended = |row: &sqlx::any::AnyRow| {
             Ok(EndedSession { sandbox_id: row.parsed("id")?, until: row.time("last_token_until_micros")? })
         };

@@ -40,14 +40,14 @@ pub(super) async fn a_session_of_an_address_ends_for_good_and_goes_with_its_tena
     for session in [&first, &second] {
         store.add_peer_session(session, &added).await.expect("answers");
     }
-    assert_eq!(store.peer_sessions(begun).await.expect("answers"), [first.clone(), second.clone()]);
+    assert_eq!(store.peer_sessions(begun, None).await.expect("answers"), [first.clone(), second.clone()]);
     let ended =
         store.end_peer_session(&first.id, begun, &over).await.expect("answers").expect("there is one");
     assert_eq!((ended.sandbox_id.clone(), ended.until), (first.id.clone(), first.expires_at));
     assert_eq!(store.end_peer_session(&first.id, begun, &over).await.expect("answers"), None);
-    assert_eq!(store.ended_peer_sessions(begun).await.expect("answers"), [ended]);
-    assert_eq!(store.peer_sessions(begun).await.expect("answers"), std::slice::from_ref(&second));
+    assert_eq!(store.ended_peer_sessions(begun, None).await.expect("answers"), [ended]);
+    assert_eq!(store.peer_sessions(begun, None).await.expect("answers"), std::slice::from_ref(&second));
     let later = second.expires_at;
-    assert_eq!(store.peer_sessions(later).await.expect("answers"), [], "they end by themselves");
-    assert_eq!(store.ended_peer_sessions(later).await.expect("answers"), []);
+    assert_eq!(store.peer_sessions(later, None).await.expect("answers"), [], "they end by themselves");
+    assert_eq!(store.ended_peer_sessions(later, None).await.expect("answers"), []);
 }
