@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections to Postgres: how long a query may take, and who may listen to it.
 
+use super::database::{PostgresUser, Server, postgres_user};
 use super::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Stdio;
 
 #[tokio::test]
 async fn no_query_takes_for_ever_on_any_connection() {

@@ -6,6 +6,7 @@
 use super::*;
 use crate::store::migrations::{MIGRATIONS, Migrations, advisory_lock};
 use std::ffi::OsString;
+use std::process::{Command, Stdio};
 
 on_each_database!(
     each_step_goes_down_and_up_again_with_data_in_the_tables,
