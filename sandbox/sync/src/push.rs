@@ -16,7 +16,7 @@ use postern_common::files::pack::put_head;
 use postern_common::files::{
     Became, Digest, Entry, FilePath, MOST_IN_PACK, Outcome, Put, Report, Version, What,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -340,9 +340,12 @@ impl Pushed {
         self.report.files += files;
         self.report.bytes += bytes;
         self.report.deleted += deleted;
-        // Each round tells anew what it left.
-        self.report.left = left;
-        self.report.left_count = left_count;
+        // What was refused in a round is not tried in the next, which then says nothing of it.
+        let told: BTreeSet<String> = self.report.left.iter().map(|left| left.path.clone()).collect();
+        let (again, new): (Vec<_>, Vec<_>) = left.into_iter().partition(|left| told.contains(&left.path));
+        self.report.left_count += left_count.saturating_sub(again.len() as u64);
+        self.report.left.extend(new);
+        self.report.left.truncate(100);
         self.report.conflicts.extend(conflicts);
         self.report.conflicts.truncate(100);
         self.report.conflict_count += conflict_count;

@@ -112,3 +112,18 @@ fn what_is_gone_or_back_when_it_is_read_is_looked_at_again() {
     let (found, bytes) = read(&bench, change("link", None, Some(seen(Kind::File, 1))));
     assert!(matches!(found, Read::Again(..)) && bytes == 0, "a link in its place is not followed");
 }
+
+#[test]
+fn what_a_round_refused_is_told_whatever_the_next_one_says() {
+    let round = |left: &[&str], files| {
+        let mut report = Report { files, ..Report::default() };
+        left.iter().for_each(|path| report.leave(path, "names that begin so are ours"));
+        Pushed { report, ..Pushed::default() }
+    };
+    let mut all = Pushed::default();
+    for more in [round(&["a", "b"], 1), round(&[], 2), round(&["b", "c"], 0)] {
+        all.add(more);
+    }
+    let named: Vec<&str> = all.report.left.iter().map(|left| left.path.as_str()).collect();
+    assert_eq!((named, all.report.left_count, all.report.files), (vec!["a", "b", "c"], 3, 3));
+}
