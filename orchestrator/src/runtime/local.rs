@@ -198,6 +198,15 @@ impl LocalRuntime {
         Ok(found.map(|path| (path, self.is_root.then(|| guest_uid(sandbox)))))
     }
 
+    /// Whether the files of a sandbox, once they were found, may lack what was written: the machine
+    /// stopped while they were, or its disk failed. Then nothing that is missing was deleted by the agent.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`] if the machine cannot say.
+    pub async fn is_torn(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
+        self.blocking(sandbox, "look whether the disk is whole", remains::is_torn).await
+    }
+
     /// Moves the slot of an ended sandbox to where neither [`Runtime::destroy`] nor
     /// [`Runtime::sweep`] look, and tells where; `None` if there is none.
     ///

@@ -89,7 +89,7 @@ impl Pack {
 /// What is held of a record until the pack is here.
 enum Held {
     /// A small file with its content.
-    Small { path: FilePath, base: Option<storage::Version>, about: NewFile, content: Bytes },
+    Small { file: SmallFile, is_doubtful: bool },
     /// A file that goes.
     Gone(FilePath, storage::Version),
     /// A folder or link, or what becomes of one.
@@ -174,19 +174,16 @@ impl Putting {
         for (place, held) in std::mem::take(&mut self.records).into_iter().enumerate() {
             match held {
                 Held::Settled => {}
-                Held::Small { path, base, about, content } => {
-                    let condition = base.map_or(Condition::Nothing, Condition::Version);
-                    small.push((place, SmallFile { path, condition, about, content }));
-                }
+                Held::Small { file, is_doubtful } => small.push((place, file, is_doubtful)),
                 Held::Gone(path, version) => gone.push((place, path, version)),
                 Held::Shape(put) => shapes.push((place, put)),
             }
         }
         if !small.is_empty() {
-            let files = small.iter().map(|(_, file)| file.clone()).collect();
+            let files = small.iter().map(|(_, file, _)| file.clone()).collect();
             let written = self.user.write_many(&self.writer, files).await;
-            for ((place, file), written) in small.into_iter().zip(written) {
-                let outcome = self.outcome(written, file).await?;
+            for ((place, file, is_doubtful), written) in small.into_iter().zip(written) {
+                let outcome = self.outcome(written, file, is_doubtful).await?;
                 self.outcomes.insert(place, outcome);
             }
         }
@@ -210,6 +207,7 @@ impl Putting {
         &self,
         written: Result<FileEntry, StorageError>,
         file: SmallFile,
+        is_doubtful: bool,
     ) -> Result<Outcome, StorageError> {
         let SmallFile { path, condition, about, content } = file;
         let lost = match judged(written)? {
@@ -225,6 +223,7 @@ impl Putting {
             (path.clone(), about.clone(), content)
         };
         if lost.by.is_none()
+            && !is_doubtful
             && let Some(own) = self.own_version(&path).await?
         {
             let (to, about, content) = again(&path);
@@ -319,8 +318,7 @@ impl Putting {
     /// Passes a large file on to the store while it comes: to its own name, or beside what won already.
     /// A race that is lost in the meantime makes its sync put it again.
     async fn large(&self, pack: &mut Pack, path: FilePath, put: &Put) -> Result<Outcome, Problem> {
-        let base = put.base.as_ref().and_then(file_version);
-        let place = self.place_of_large(&path, base).await.map_err(|error| unavailable(&error))?;
+        let place = self.place_of_large(&path, put).await.map_err(|error| unavailable(&error))?;
         let Some((to, condition)) = place else {
             skip(pack).await?;
             let why = "there is no name for it beside what another conversation wrote";
@@ -368,7 +366,7 @@ impl Putting {
     async fn place_of_large(
         &self,
         path: &FilePath,
-        base: Option<storage::Version>,
+        put: &Put,
     ) -> Result<Option<(FilePath, Condition)>, StorageError> {
         let mut by = None;
         for folder in path.folders().filter_map(|folder| FilePath::parse(folder).ok()) {
@@ -378,15 +376,14 @@ impl Putting {
             }
         }
         let found = if by.is_some() { None } else { self.find(path).await?.map(|it| it.version) };
+        let own = if put.is_doubtful || by.is_some() { None } else { self.own_version(path).await? };
         match (&by, found) {
             // Deleted there and changed here: the change counts. What is in no list may be there.
             (None, None) => {
-                let own = self.own_version(path).await?.map_or(Condition::Nothing, Condition::Version);
-                return Ok(Some((path.clone(), own)));
+                return Ok(Some((path.clone(), own.map_or(Condition::Nothing, Condition::Version))));
             }
             (None, Some(found)) => {
-                let is_base = Some(&found) == base.as_ref();
-                if is_base || self.own_version(path).await?.as_ref() == Some(&found) {
+                if base_of(put).as_ref() == Some(&found) || own.as_ref() == Some(&found) {
                     return Ok(Some((path.clone(), Condition::Version(found))));
                 }
             }
@@ -473,6 +470,11 @@ pub(super) fn beside(path: &FilePath, by: Option<&FilePath>, suffix: &str, numbe
     FilePath::parse(&format!("{stem}{suffix}{again}{rest}")).ok()
 }
 
+/// The version that a put replaces, if it knows one.
+fn base_of(put: &Put) -> Option<storage::Version> {
+    put.base.as_ref().and_then(file_version).filter(|_| !put.is_doubtful)
+}
+
 fn about(put: &Put, digest: Option<storage::Digest>) -> NewFile {
     let Became::File { size, mode, modified } = put.to else { return NewFile::default() };
     NewFile {
@@ -510,8 +512,9 @@ async fn small(
                     return Err(too_much());
                 }
                 let about = about(put, Some(storage::Digest::from(digest)));
-                let base = put.base.as_ref().and_then(file_version);
-                return Ok(Some(Held::Small { path, base, about, content }));
+                let condition = base_of(put).map_or(Condition::Nothing, Condition::Version);
+                let file = SmallFile { path, condition, about, content };
+                return Ok(Some(Held::Small { file, is_doubtful: put.is_doubtful }));
             }
             Some(Part::End(None)) => return Ok(None),
             Some(Part::Head { .. }) | None => {

@@ -8,6 +8,9 @@
 
 mod attach;
 mod blank;
+mod torn;
+
+pub use torn::is_torn;
 
 use crate::folder::RunFolder;
 use crate::mounts::is_mounted;
@@ -93,6 +96,9 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<bool, DiskError> {
     create(&folder.disk())?;
     let image = spec.slot.join(IMAGE);
     let was_there = image.exists();
+    if !was_there && !plain(&spec.slot).exists() {
+        torn::note_run(&spec.slot).map_err(failed(&spec.slot))?;
+    }
     let mounted = match spec.guest {
         Some(_) => mount_image(spec, &folder.disk()),
         None => Err(io::Error::other("only root can mount one")),

@@ -28,8 +28,15 @@ const TARGET_BYTES: usize = 4096;
 pub(crate) struct Stamp {
     pub(crate) size: u64,
     modified: i64,
-    changed: i64,
+    pub(crate) changed: i64,
     inode: u64,
+}
+
+impl Stamp {
+    /// Whether its inode changed after that of the other did.
+    pub(crate) const fn is_after(&self, other: &Self) -> bool {
+        self.changed > other.changed
+    }
 }
 
 /// What was found under a name.

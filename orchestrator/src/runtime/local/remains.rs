@@ -167,6 +167,11 @@ pub(super) fn show_files(remains: &Remains) -> io::Result<Option<PathBuf>> {
     Ok(Some(shown.join(USER)))
 }
 
+/// Whether what is shown of a slot may have lost writes.
+pub(super) fn is_torn(remains: &Remains) -> io::Result<bool> {
+    disk::is_torn(&remains.slot, &remains.folder.disk())
+}
+
 /// Moves the slot out of every sweep's way.
 pub(super) fn set_aside(remains: &Remains) -> io::Result<Option<PathBuf>> {
     mounts::unmount_below(remains.folder.path(), None)?;

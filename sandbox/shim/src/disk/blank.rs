@@ -35,7 +35,7 @@ pub(super) fn copy(slot: &Path, bytes: u64, to: &Path) -> io::Result<()> {
 
 fn make(image: &Path, bytes: u64) -> io::Result<()> {
     File::create(image)?.set_len(bytes)?;
-    // No journal: the disk does not outlive a crash of the machine. No reserve for root.
+    // No journal: what a crash of the machine leaves is not believed (`torn.rs`). No reserve for root.
     let options = ["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode"];
     let extended = ["-E", "nodiscard,lazy_itable_init=1"];
     run(Command::new("mkfs.ext4").args(options).args(extended).arg(image))
