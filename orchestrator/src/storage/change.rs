@@ -9,7 +9,7 @@ use super::locks::Held;
 use super::manifest::{MANIFEST_BYTES, Manifest};
 use super::objects::{Notes, Objects, Outcome};
 use super::path::{FilePath, Key};
-use super::types::{Condition, Edit, FILE_MODE, StorageError, Usage, Version, Writer};
+use super::types::{Condition, Edit, FILE_MODE, Quota, StorageError, Usage, Version, Writer};
 use super::user::UserFiles;
 use crate::store::{FileChange, FileRow, FilesHeld};
 use bytes::{Bytes, BytesMut};
@@ -20,13 +20,16 @@ use std::collections::{BTreeSet, HashSet};
 
 /// How often the manifest is read again because somebody else was faster.
 const TRIES: u32 = 32;
+/// Files that one change concerns at most: the locks of more would keep everybody else from theirs, and
+/// Postgres has room for some 6,400 in all (`max_locks_per_transaction`, 64, times 100 connections).
+pub(super) const IN_A_CHANGE: usize = 128;
 
 /// A change that is under way.
 pub(super) struct Changing<'a> {
     files: &'a UserFiles,
     by: &'a Writer,
-    /// What this change has taken of the quota so far, on top of what is used.
-    usage: Usage,
+    /// What is used, with what this change has taken so far; `None` until something is to be judged.
+    usage: Option<Usage>,
     changes: Vec<FileChange>,
     edits: Vec<ManifestEdit>,
     held: FilesHeld,
@@ -55,8 +58,8 @@ impl UserFiles {
         let locks = self.storage.locks.hold(keys).await;
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
         let held = self.storage.store.hold_files(&names).await?;
-        let usage = self.usage().await?;
-        Ok(Changing { files: self, by, usage, changes: Vec::new(), edits: Vec::new(), held, _locks: locks })
+        let (changes, edits) = (Vec::new(), Vec::new());
+        Ok(Changing { files: self, by, usage: None, changes, edits, held, _locks: locks })
     }
 
     /// Begins a change of these files that no other of its kind goes beside, nor a hold on the user.
@@ -118,6 +121,10 @@ impl<'a> Changing<'a> {
         let above: Vec<FilePath> = above.into_iter().collect();
         let files_above = store.files_among(owner, &above).await?;
         let folders = store.folders_among(owner, &new).await?;
+        let mut usage = match self.usage {
+            Some(usage) => usage,
+            None => self.files.usage().await?,
+        };
         let own: HashSet<&FilePath> = paths.iter().collect();
         let in_the_way = |path: &FilePath| {
             let above = path.folders().filter_map(|folder| FilePath::parse(folder).ok());
@@ -128,38 +135,29 @@ impl<'a> Changing<'a> {
         for (path, size) in files {
             judged.push(match in_the_way(path) {
                 Some(by) => Err(StorageError::Obstructed { path: path.clone(), by }),
-                None => self.admit(path, *size, there.remove(path)),
+                None => self.admit(&mut usage, (path, *size), there.remove(path)),
             });
         }
+        self.usage = Some(usage);
         Ok(judged)
     }
 
     fn admit(
-        &mut self,
-        path: &FilePath,
-        size: u64,
+        &self,
+        used: &mut Usage,
+        (path, size): (&FilePath, u64),
         old: Option<FileRow>,
     ) -> Result<Option<FileRow>, StorageError> {
-        let (quota, used) = (self.files.storage.quota, self.usage);
+        let quota = self.files.storage.quota;
         let (old_bytes, old_files) = old.as_ref().map_or((0, 0), |old| (old.size, 1));
         let bytes = used.bytes.saturating_sub(old_bytes).saturating_add(size);
         let files = used.files.saturating_sub(old_files).saturating_add(1);
         // Who writes less than before may, also over the quota.
         if (bytes > quota.bytes && size > old_bytes) || (files > quota.files && old.is_none()) {
-            return Err(self.too_much(path));
+            return Err(too_much(quota, *used, path));
         }
-        self.usage = Usage { bytes, files };
+        *used = Usage { bytes, files };
         Ok(old)
-    }
-
-    fn too_much(&self, path: &FilePath) -> StorageError {
-        let quota = self.files.storage.quota;
-        let (quota, bound) = if self.usage.files >= quota.files {
-            ("number of files of a user", quota.files)
-        } else {
-            ("bytes of a user's files", quota.bytes)
-        };
-        StorageError::TooMuch { path: path.clone(), quota, bound }
     }
 
     /// Notes that a file was written.
@@ -233,6 +231,15 @@ impl<'a> Changing<'a> {
         let store = &files.storage.store;
         Ok(store.end_files(held, &files.owner, by, now, &changes).await?)
     }
+}
+
+fn too_much(quota: Quota, used: Usage, path: &FilePath) -> StorageError {
+    let (quota, bound) = if used.files >= quota.files {
+        ("number of files of a user", quota.files)
+    } else {
+        ("bytes of a user's files", quota.bytes)
+    };
+    StorageError::TooMuch { path: path.clone(), quota, bound }
 }
 
 /// Changes the manifest: again, if somebody else was faster.

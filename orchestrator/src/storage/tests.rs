@@ -4,6 +4,7 @@
 //! `POSTERN_ALLOW_SKIP=1` leaves them out. Google Cloud Storage has no server that could be run here:
 //! its suite runs at the wire (`wire.rs`).
 
+mod bounds;
 mod cache;
 mod faults;
 mod gcs;
@@ -19,6 +20,7 @@ use super::uploads::PART_BYTES;
 use super::*;
 use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
+use bounds::what_others_did_to_many_files_is_followed_some_at_a_time;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use own::{
@@ -139,6 +141,7 @@ on_each_store!(
     many_small_files_have_answers_of_their_own,
     a_quota_holds,
     what_somebody_else_did_to_the_store_is_found,
+    what_others_did_to_many_files_is_followed_some_at_a_time,
     an_upload_becomes_a_file_when_it_is_complete,
     an_upload_that_nobody_completes_goes,
     a_user_and_a_tenant_are_erased_and_nobody_else,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One user's files: looked at, read, written, removed.
 
-use super::change::Changing;
+use super::change::{Changing, IN_A_CHANGE};
 use super::content::{Begun, Counted, begun};
 use super::objects::{LargeObject, Notes, ObjectInfo, Opened, Outcome, Put};
 use super::path::{FilePath, UserPrefix};
@@ -234,8 +234,21 @@ impl UserFiles {
         Ok(entry)
     }
 
-    /// Writes small files, each whole or not at all, all at once: the answers are in their order.
+    /// Writes small files, each whole or not at all, many at once: the answers are in their order.
     pub(crate) async fn write_many(
+        &self,
+        by: &Writer,
+        files: Vec<SmallFile>,
+    ) -> Vec<Result<FileEntry, StorageError>> {
+        let (mut files, mut answers) = (files, Vec::new());
+        while !files.is_empty() {
+            let rest = files.split_off(files.len().min(IN_A_CHANGE));
+            answers.extend(self.write_some(by, std::mem::replace(&mut files, rest)).await);
+        }
+        answers
+    }
+
+    async fn write_some(
         &self,
         by: &Writer,
         files: Vec<SmallFile>,
@@ -307,8 +320,21 @@ impl UserFiles {
         self.remove_many(by, one).await.pop().unwrap_or(Ok(false))
     }
 
-    /// Removes files, all at once: the answers are in their order.
+    /// Removes files, many at once: the answers are in their order.
     pub(crate) async fn remove_many(
+        &self,
+        by: &Writer,
+        files: Vec<(FilePath, Condition)>,
+    ) -> Vec<Result<bool, StorageError>> {
+        let (mut files, mut answers) = (files, Vec::new());
+        while !files.is_empty() {
+            let rest = files.split_off(files.len().min(IN_A_CHANGE));
+            answers.extend(self.remove_some(by, std::mem::replace(&mut files, rest)).await);
+        }
+        answers
+    }
+
+    async fn remove_some(
         &self,
         by: &Writer,
         files: Vec<(FilePath, Condition)>,
