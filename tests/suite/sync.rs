@@ -298,6 +298,23 @@ fn what_a_machine_lost_that_stopped_is_neither_deleted_nor_replaced_in_the_store
     }
 }
 
+/// What is noted of links is bounded: the store refuses the rest for good, and nothing waits behind them.
+#[test]
+fn links_beyond_what_is_noted_of_a_user_are_left_and_files_are_carried() {
+    let stage = Stage::new();
+    let sandbox = stage.sandbox("alice", "c1");
+    let script = "import os\nos.chdir('/data/user')\n\
+        for number in range(2000): os.symlink('\\x01' * 4000, 'l%d' % number)\n\
+        open('file', 'w').write('kept\\n')";
+    let exec = json!({ "command": ["python3", "-I", "-c", script], "collect": true });
+    let ran: Value = stage.up.call("POST", &format!("/sandbox/{sandbox}/exec"), Some(&exec)).json();
+    assert_eq!(ran["exit_code"], 0, "{ran}");
+    stage.wait_for_kept("alice", "file", "kept\n");
+    stage.destroy(&sandbox);
+    let events = stage.up.told_by("GET", &format!("/events?sandbox_id={sandbox}&limit=1000")).to_string();
+    assert!(events.contains("noted of a user's links") && !events.contains("files.set-aside"), "{events}");
+}
+
 #[test]
 fn a_sync_reaches_its_slot_and_its_socket_and_nothing_else() {
     let stage = Stage::new();

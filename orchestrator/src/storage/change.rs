@@ -6,10 +6,10 @@
 //! was written, and the next list finds it (`list.rs`).
 
 use super::locks::Held;
-use super::manifest::{MANIFEST_BYTES, Manifest};
+use super::manifest::{self, MANIFEST_BYTES, Manifest};
 use super::objects::{Notes, Objects, Outcome};
 use super::path::{FilePath, Key};
-use super::types::{Condition, Edit, FILE_MODE, Quota, StorageError, Usage, Version, Writer};
+use super::types::{Condition, Edit, FILE_MODE, MODE_BITS, Quota, StorageError, Usage, Version, Writer};
 use super::user::UserFiles;
 use crate::store::{FileChange, FileRow, FilesHeld};
 use bytes::{Bytes, BytesMut};
@@ -24,12 +24,29 @@ const TRIES: u32 = 32;
 /// Postgres has room for some 6,400 in all (`max_locks_per_transaction`, 64, times 100 connections).
 pub(super) const IN_A_CHANGE: usize = 128;
 
+/// The bound of what objects cannot hold, as [`StorageError::TooMuch`] names it.
+const NOTED: &str = "bytes of what is noted of a user's links, folders, modes and odd names";
+
+/// A file that is to be written.
+pub(super) struct Wanted {
+    /// Where.
+    pub(super) path: FilePath,
+    /// Its bytes.
+    pub(super) size: u64,
+    /// Its mode, if somebody said.
+    pub(super) mode: Option<u32>,
+}
+
 /// A change that is under way.
 pub(super) struct Changing<'a> {
     files: &'a UserFiles,
     by: &'a Writer,
     /// What is used, with what this change has taken so far; `None` until something is to be judged.
     usage: Option<Usage>,
+    /// What the manifest has room for; `None` until somebody needs some.
+    room: Option<u64>,
+    /// Files that this change made, as far as it knows.
+    new: Vec<FilePath>,
     changes: Vec<FileChange>,
     edits: Vec<ManifestEdit>,
     held: FilesHeld,
@@ -59,7 +76,8 @@ impl UserFiles {
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
         let held = self.storage.store.hold_files(&names).await?;
         let (changes, edits) = (Vec::new(), Vec::new());
-        Ok(Changing { files: self, by, usage: None, changes, edits, held, _locks: locks })
+        let (usage, room, new) = (None, None, Vec::new());
+        Ok(Changing { files: self, by, usage, room, new, changes, edits, held, _locks: locks })
     }
 
     /// Begins a change of these files that no other of its kind goes beside, nor a hold on the user.
@@ -101,13 +119,16 @@ impl<'a> Changing<'a> {
         files.changing(by, []).await
     }
 
-    /// Which of these files, of these sizes, may be written, and what was there of each.
+    /// Which of these files may be written, and what was there of each.
+    ///
+    /// INVARIANT: before anything is put. An object that only the manifest could name must not be there
+    /// when that turns out to be full.
     pub(super) async fn judge(
         &mut self,
-        files: &[(FilePath, u64)],
+        files: &[Wanted],
     ) -> Result<Vec<Result<Option<FileRow>, StorageError>>, StorageError> {
         let (store, owner) = (&self.files.storage.store, &self.files.owner);
-        let paths: Vec<FilePath> = files.iter().map(|(path, _)| path.clone()).collect();
+        let paths: Vec<FilePath> = files.iter().map(|file| file.path.clone()).collect();
         let mut there = store.files_among(owner, &paths).await?;
         // A file system says itself what is in the way.
         let is_cloud = matches!(self.files.storage.objects, Objects::Cloud(_));
@@ -132,14 +153,44 @@ impl<'a> Changing<'a> {
             above.into_iter().find(is_file).or_else(|| folders.get(path).cloned())
         };
         let mut judged = Vec::with_capacity(files.len());
-        for (path, size) in files {
-            judged.push(match in_the_way(path) {
-                Some(by) => Err(StorageError::Obstructed { path: path.clone(), by }),
-                None => self.admit(&mut usage, (path, *size), there.remove(path)),
+        for file in files {
+            let old = there.remove(&file.path);
+            let noted = self.noted_of(file, old.as_ref());
+            judged.push(match in_the_way(&file.path) {
+                Some(by) => Err(StorageError::Obstructed { path: file.path.clone(), by }),
+                None if noted > 0 && !self.takes_room(noted).await? => Err(self.full_manifest(&file.path)),
+                None => self.admit(&mut usage, (&file.path, file.size), old),
             });
         }
         self.usage = Some(usage);
         Ok(judged)
+    }
+
+    /// What the manifest needs for a file that is to be written.
+    fn noted_of(&self, file: &Wanted, old: Option<&FileRow>) -> u64 {
+        let is_odd = old.is_none() && self.files.prefix.is_odd(&file.path);
+        let usual = old.map_or(FILE_MODE, |old| old.mode);
+        let has_mode = file.mode.is_some_and(|mode| mode & MODE_BITS != usual && mode & MODE_BITS != FILE_MODE);
+        manifest::length_of(&file.path, is_odd, has_mode)
+    }
+
+    /// Takes so much of the manifest's room, if it has as much.
+    async fn takes_room(&mut self, noted: u64) -> Result<bool, StorageError> {
+        let room = match self.room {
+            Some(room) => room,
+            None => {
+                let found = self.files.storage.objects.find(&self.files.prefix.manifest()).await?;
+                let length = found.map_or(0, |(info, _)| info.size);
+                self.files.storage.quota.manifest_bytes.saturating_sub(length)
+            }
+        };
+        self.room = Some(room.saturating_sub(if noted <= room { noted } else { 0 }));
+        Ok(noted <= room)
+    }
+
+    fn full_manifest(&self, path: &FilePath) -> StorageError {
+        let bound = self.files.storage.quota.manifest_bytes;
+        StorageError::TooMuch { path: path.clone(), quota: NOTED, bound }
     }
 
     fn admit(
@@ -165,6 +216,9 @@ impl<'a> Changing<'a> {
         let is_told = old.map_or(row.mode == FILE_MODE, |old| old.mode == row.mode);
         if !is_told || (old.is_none() && self.files.prefix.is_odd(&row.path)) {
             self.edits.push(ManifestEdit::Written(row.path.clone(), row.mode));
+        }
+        if old.is_none() {
+            self.new.push(row.path.clone());
         }
         self.changes.push(FileChange::Written(row));
     }
@@ -202,7 +256,7 @@ impl<'a> Changing<'a> {
     pub(super) fn shaped(&mut self, edits: Vec<Edit>) {
         for edit in edits {
             self.changes.push(match &edit {
-                Edit::Mode(path, mode) => FileChange::Mode(path.clone(), mode & super::types::MODE_BITS),
+                Edit::Mode(path, mode) => FileChange::Mode(path.clone(), mode & MODE_BITS),
                 Edit::Folder(path, _) | Edit::NoFolder(path) | Edit::Link(path, _) | Edit::NoLink(path) => {
                     FileChange::Shaped(path.clone())
                 }
@@ -224,8 +278,13 @@ impl<'a> Changing<'a> {
 
     /// Writes it all down, as of this time.
     pub(super) async fn end_at(self, now: Timestamp) -> Result<(), StorageError> {
-        if !self.edits.is_empty() {
-            edit(self.files, &self.edits).await?;
+        if !self.edits.is_empty()
+            && let Err(error) = self.edit().await
+        {
+            if matches!(error, StorageError::TooMuch { .. }) {
+                self.take_back().await?;
+            }
+            return Err(error);
         }
         let Self { files, by, changes, held, .. } = self;
         let store = &files.storage.store;
@@ -242,34 +301,62 @@ fn too_much(quota: Quota, used: Usage, path: &FilePath) -> StorageError {
     StorageError::TooMuch { path: path.clone(), quota, bound }
 }
 
-/// Changes the manifest: again, if somebody else was faster.
-async fn edit(files: &UserFiles, edits: &[ManifestEdit]) -> Result<(), StorageError> {
-    let what = "write a user's manifest";
-    for _ in 0..TRIES {
-        let (mut manifest, version) = files.manifest().await?;
-        let mut is_changed = false;
-        for edit in edits {
-            is_changed |= match edit {
-                ManifestEdit::Written(path, mode) => manifest.written(&files.prefix, path, Some(*mode)),
-                ManifestEdit::Removed(path) => manifest.removed(path),
-                ManifestEdit::Asked(edit) => manifest.apply(edit),
-            };
-        }
-        if !is_changed {
-            return Ok(());
-        }
-        let text = serde_json::to_vec(&manifest)
-            .map_err(|error| StorageError::Store { what, source: error.into() })?;
-        if u64::try_from(text.len()).unwrap_or(u64::MAX) > MANIFEST_BYTES {
-            return Err(StorageError::Store { what, source: "it would be longer than one can be".into() });
-        }
-        let condition = version.map_or(Condition::Nothing, Condition::Version);
-        let notes = Notes { content_type: Some("application/json".to_owned()), ..Notes::default() };
-        let put =
-            files.storage.objects.put(&files.prefix.manifest(), &condition, &notes, Bytes::from(text)).await;
-        if matches!(put?, Outcome::Done(_)) {
-            return Ok(());
+impl ManifestEdit {
+    /// Of which path it says more than was said before.
+    const fn says_more_of(&self) -> Option<&FilePath> {
+        match self {
+            Self::Written(path, _) | Self::Asked(Edit::Folder(path, _) | Edit::Link(path, _)) => Some(path),
+            Self::Asked(Edit::Mode(path, mode)) if *mode & MODE_BITS != FILE_MODE => Some(path),
+            Self::Removed(_) | Self::Asked(_) => None,
         }
     }
-    Err(StorageError::Store { what, source: "others change it all the time".into() })
+}
+
+impl Changing<'_> {
+    /// Changes the manifest: again, if somebody else was faster.
+    async fn edit(&self) -> Result<(), StorageError> {
+        let (files, what) = (self.files, "write a user's manifest");
+        for _ in 0..TRIES {
+            let (mut manifest, version) = files.manifest().await?;
+            let mut is_changed = false;
+            for edit in &self.edits {
+                is_changed |= match edit {
+                    ManifestEdit::Written(path, mode) => manifest.written(&files.prefix, path, Some(*mode)),
+                    ManifestEdit::Removed(path) => manifest.removed(path),
+                    ManifestEdit::Asked(edit) => manifest.apply(edit),
+                };
+            }
+            if !is_changed {
+                return Ok(());
+            }
+            let text = serde_json::to_vec(&manifest)
+                .map_err(|error| StorageError::Store { what, source: error.into() })?;
+            let is_full = u64::try_from(text.len()).is_ok_and(|it| it > files.storage.quota.manifest_bytes);
+            // What makes it shorter may always be.
+            if is_full && let Some(path) = self.edits.iter().find_map(ManifestEdit::says_more_of) {
+                return Err(self.full_manifest(path));
+            }
+            let condition = version.map_or(Condition::Nothing, Condition::Version);
+            let notes = Notes { content_type: Some("application/json".to_owned()), ..Notes::default() };
+            let (key, text) = (files.prefix.manifest(), Bytes::from(text));
+            let put = files.storage.objects.put(&key, &condition, &notes, text).await;
+            if matches!(put?, Outcome::Done(_)) {
+                return Ok(());
+            }
+        }
+        Err(StorageError::Store { what, source: "others change it all the time".into() })
+    }
+
+    /// Removes what this change has put where nothing was: somebody else has filled the manifest since it
+    /// was judged, and an object that nothing names would count for nobody.
+    async fn take_back(&self) -> Result<(), StorageError> {
+        for change in &self.changes {
+            let FileChange::Written(row) = change else { continue };
+            if self.new.contains(&row.path) {
+                let own = Condition::Version(row.version.clone());
+                self.files.storage.objects.remove(&self.files.prefix.file(&row.path), &own).await?;
+            }
+        }
+        Ok(())
+    }
 }

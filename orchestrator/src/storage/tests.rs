@@ -20,7 +20,10 @@ use super::uploads::PART_BYTES;
 use super::*;
 use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
-use bounds::what_others_did_to_many_files_is_followed_some_at_a_time;
+use bounds::{
+    a_full_manifest_refuses_what_would_be_noted_and_nothing_else, what_is_noted_of_a_user_is_bounded,
+    what_others_did_to_many_files_is_followed_some_at_a_time,
+};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use own::{
@@ -140,6 +143,8 @@ on_each_store!(
     files_are_copied_and_moved,
     many_small_files_have_answers_of_their_own,
     a_quota_holds,
+    what_is_noted_of_a_user_is_bounded,
+    a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
     what_somebody_else_did_to_the_store_is_found,
     what_others_did_to_many_files_is_followed_some_at_a_time,
     an_upload_becomes_a_file_when_it_is_complete,
@@ -470,7 +475,7 @@ async fn many_small_files_have_answers_of_their_own(bench: &Bench) {
 }
 
 async fn a_quota_holds(bench: &Bench) {
-    let quota = Quota { bytes: 10, files: 3, file_bytes: 8 };
+    let quota = Quota { bytes: 10, files: 3, file_bytes: 8, ..Quota::default() };
     let files = bench.with_quota(quota).of(&tenant("acme"), &user("quota"));
     let too_much = |outcome: Result<FileEntry, StorageError>| match outcome {
         Err(StorageError::TooMuch { quota, .. }) => quota,

@@ -280,13 +280,16 @@ pub(crate) struct Quota {
     pub(crate) files: u64,
     /// Bytes of one file.
     pub(crate) file_bytes: u64,
+    /// Bytes of the manifest, which has modes, links, folders and odd names.
+    pub(crate) manifest_bytes: u64,
 }
 
 impl Default for Quota {
     fn default() -> Self {
         // As much as the largest sandbox holds, a checked-out project with its dependencies four
         // times over, and the largest object that S3 takes in one piece.
-        Self { bytes: 16 << 30, files: 200_000, file_bytes: 5 << 30 }
+        let manifest_bytes = super::manifest::MANIFEST_BYTES;
+        Self { bytes: 16 << 30, files: 200_000, file_bytes: 5 << 30, manifest_bytes }
     }
 }
 

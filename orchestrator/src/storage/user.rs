@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One user's files: looked at, read, written, removed.
 
-use super::change::{Changing, IN_A_CHANGE};
+use super::change::{Changing, IN_A_CHANGE, Wanted};
 use super::content::{Begun, Counted, begun};
 use super::objects::{LargeObject, Notes, ObjectInfo, Opened, Outcome, Put};
 use super::path::{FilePath, UserPrefix};
@@ -217,7 +217,7 @@ impl UserFiles {
         };
         let notes = Notes { digest: Some(digest), ..notes };
         let mut changing = self.changing(by, [path]).await?;
-        let judged = changing.judge(&[(path.clone(), size)]).await;
+        let judged = changing.judge(&[Wanted { path: path.clone(), size, mode: about.mode }]).await;
         let judged = match judged.and_then(|mut judged| judged.pop().unwrap_or(Ok(None))) {
             Ok(old) => old,
             Err(error) => {
@@ -258,10 +258,12 @@ impl UserFiles {
             Ok(changing) => changing,
             Err(error) => return failed(error, count),
         };
-        let sized =
-            |file: &SmallFile| (file.path.clone(), u64::try_from(file.content.len()).unwrap_or(u64::MAX));
-        let sized: Vec<_> = files.iter().map(sized).collect();
-        let judged = match changing.judge(&sized).await {
+        let wanted = |file: &SmallFile| {
+            let size = u64::try_from(file.content.len()).unwrap_or(u64::MAX);
+            Wanted { path: file.path.clone(), size, mode: file.about.mode }
+        };
+        let wanted: Vec<_> = files.iter().map(wanted).collect();
+        let judged = match changing.judge(&wanted).await {
             Ok(judged) => judged,
             Err(error) => return failed(error, count),
         };
@@ -469,7 +471,17 @@ fn done<Done>(path: &FilePath, outcome: Outcome<Done>) -> Result<Done, StorageEr
 /// One error for everything that was asked.
 fn failed<Answer>(error: StorageError, count: usize) -> Vec<Result<Answer, StorageError>> {
     let text = error.to_string();
-    let again = |_| Err(StorageError::Store { what: "change several files", source: text.clone().into() });
+    // A bound stays one: it is no reason to try again.
+    let bound = match &error {
+        StorageError::TooMuch { path, quota, bound } => Some((path.clone(), *quota, *bound)),
+        _ => None,
+    };
+    let again = |_| {
+        Err(match bound.clone() {
+            Some((path, quota, bound)) => StorageError::TooMuch { path, quota, bound },
+            None => StorageError::Store { what: "change several files", source: text.clone().into() },
+        })
+    };
     let mut answers = vec![Err(error)];
     answers.extend((1..count).map(again));
     answers.truncate(count);

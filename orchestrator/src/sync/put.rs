@@ -408,12 +408,23 @@ impl Putting {
     /// Folders and links, which the store has in one place together: judged by what is listed now.
     async fn shape(&mut self, shapes: Vec<(usize, Put)>) -> Result<(), StorageError> {
         let mut shaping = Shaping::new(entries(self.user.list().await?), &self.suffix);
-        for (place, put) in shapes {
-            let outcome = shaping.judge(&put);
-            self.outcomes.insert(place, outcome);
-        }
+        let judged: Vec<(usize, Outcome)> =
+            shapes.into_iter().map(|(place, put)| (place, shaping.judge(&put))).collect();
         let edits = shaping.into_edits();
-        if edits.is_empty() { Ok(()) } else { self.user.reshape(&self.writer, edits).await }
+        let reshaped = if edits.is_empty() { Ok(()) } else { self.user.reshape(&self.writer, edits).await };
+        let refused = match reshaped {
+            // Another try would come to the same, and files wait behind it.
+            Err(error @ StorageError::TooMuch { .. }) => Some(error.to_string()),
+            reshaped => {
+                reshaped?;
+                None
+            }
+        };
+        self.outcomes.extend(judged.into_iter().map(|(place, outcome)| match &refused {
+            Some(why) => (place, Outcome::Refused { why: why.clone() }),
+            None => (place, outcome),
+        }));
+        Ok(())
     }
 }
 

@@ -30,3 +30,55 @@ pub(super) async fn what_others_did_to_many_files_is_followed_some_at_a_time(ben
     }
     assert_eq!(files.usage().await.expect("counts").files, FILES as u64);
 }
+
+fn too_much<Done: std::fmt::Debug>(outcome: Result<Done, StorageError>) -> &'static str {
+    match outcome {
+        Err(StorageError::TooMuch { quota, .. }) => quota,
+        other => panic!("expected a refusal: {other:?}"),
+    }
+}
+
+/// Links cost no quota of files: what they come to is bounded by itself, and refused for good.
+pub(super) async fn what_is_noted_of_a_user_is_bounded(bench: &Bench) {
+    let quota = Quota { manifest_bytes: 2_000, ..Quota::default() };
+    let files = bench.with_quota(quota).of(&tenant("acme"), &user("links"));
+    let link = |number: usize| Edit::Link(path(&format!("l{number}")), "\u{1}".repeat(50));
+    files.reshape(&by(), (0..5).map(link).collect()).await.expect("fit");
+    let refused = too_much(files.reshape(&by(), (0..9).map(link).collect()).await);
+    assert!(refused.contains("links"), "{refused}");
+    assert_eq!(files.list().await.expect("lists").links.len(), 5, "nothing of it was noted");
+    files.reshape(&by(), vec![Edit::NoLink(path("l0"))]).await.expect("makes room");
+    files.reshape(&by(), vec![link(8)]).await.expect("has room");
+}
+
+/// What only the manifest could name must not be in the store when that is full.
+pub(super) async fn a_full_manifest_refuses_what_would_be_noted_and_nothing_else(bench: &Bench) {
+    let quota = Quota { manifest_bytes: 300, ..Quota::default() };
+    let files = bench.with_quota(quota).of(&tenant("acme"), &user("full"));
+    files.reshape(&by(), vec![Edit::Link(path("l"), "t".repeat(230))]).await.expect("fits");
+    for odd in ["ends.", "line\nbreak"] {
+        too_much(put(&files, odd, &Condition::Nothing, "free of charge").await);
+    }
+    let large = NewFile::default();
+    let content = whole(bytes(content::SMALL_BYTES + 1, 1));
+    too_much(files.write(&by(), &path("large."), &Condition::Nothing, large, content).await);
+    let run = NewFile { mode: Some(0o755), ..NewFile::default() };
+    let content = whole(Bytes::from_static(b"#!"));
+    too_much(files.write(&by(), &path("r".repeat(60).as_str()), &Condition::Nothing, run, content).await);
+    let found = bench.storage.objects.list(&files.prefix).await.expect("lists");
+    assert_eq!(found, [], "an object that nothing names is there");
+    let pack = vec![small("plain", "1"), small("odd.", "2")];
+    let answers = files.write_many(&by(), pack).await;
+    assert!(matches!(answers[..], [Ok(_), Err(StorageError::TooMuch { .. })]), "{answers:?}");
+    // Two that were judged at the same time: what the slower one has put is taken back.
+    let larger = Quota { manifest_bytes: 500, ..Quota::default() };
+    let files = bench.with_quota(larger).of(&tenant("acme"), &user("full"));
+    let (one, two) = ("1".repeat(50) + ".", "2".repeat(50) + ".");
+    let (one, two) = tokio::join!(
+        put(&files, &one, &Condition::Nothing, "1"),
+        put(&files, &two, &Condition::Nothing, "2"),
+    );
+    assert!(one.is_ok() != two.is_ok(), "{one:?}, {two:?}");
+    let found = bench.storage.objects.list(&files.prefix).await.expect("lists");
+    assert_eq!(found.len(), 2, "one plain, one odd");
+}
