@@ -11,6 +11,7 @@
 )]
 
 mod calls;
+mod incoming;
 pub(crate) mod processes;
 mod put;
 mod server;
