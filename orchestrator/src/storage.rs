@@ -29,6 +29,7 @@ mod objects;
 mod own;
 mod path;
 mod retire;
+mod shares;
 mod types;
 mod uploads;
 mod user;
@@ -39,6 +40,7 @@ pub(crate) use content::LARGEST_FILE;
 pub(crate) use fill::Slot;
 pub(crate) use path::FilePath;
 pub(crate) use retire::Retirement;
+pub(crate) use shares::Shares;
 pub(crate) use types::{
     Condition, Content, Digest, Edit, FileEntry, Listing, NewFile, Quota, Reading, SmallFile, StorageError,
     Usage, Version, Writer,

@@ -21,14 +21,16 @@ pub use server::FilesListener;
 pub(crate) use server::serve;
 
 use crate::control::Gateways;
-use crate::storage::Storage;
-use crate::store::{Store, SyncSessionRow};
+use crate::storage::{Shares, Storage};
+use crate::store::{FileOwner, Store, SyncSessionRow};
 use http::{HeaderMap, Uri, header};
 use postern_common::clock;
 use postern_common::id::DecisionId;
 use postern_common::problem::{Code, Problem};
 use postern_common::tasks::Stop;
 use postern_common::token::assertion::{FILES_AUDIENCE, verify};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Says which decision let a call pass.
 const DECISION: http::HeaderName = http::HeaderName::from_static("x-postern-decision");
@@ -39,9 +41,21 @@ pub(crate) struct FilesApi {
     store: Store,
     storage: Storage,
     gateways: Gateways,
+    lists: Lists,
     /// Ends what waits for changes.
     stop: Stop,
 }
+
+/// Who makes a list now: each holds everything that its user has, several times over.
+#[derive(Debug, Clone)]
+struct Lists {
+    /// The conversations of one user wait for each other.
+    of_user: Shares<FileOwner>,
+    all: Arc<Semaphore>,
+}
+
+/// Lists that are made at the same time.
+const LISTS: usize = 2;
 
 /// Who calls.
 #[derive(Debug, Clone)]
@@ -53,8 +67,9 @@ struct Caller {
 impl FilesApi {
     /// An API over these files.
     #[must_use]
-    pub(crate) const fn new(store: Store, storage: Storage, gateways: Gateways, stop: Stop) -> Self {
-        Self { store, storage, gateways, stop }
+    pub(crate) fn new(store: Store, storage: Storage, gateways: Gateways, stop: Stop) -> Self {
+        let lists = Lists { of_user: Shares::new(1), all: Arc::new(Semaphore::new(LISTS)) };
+        Self { store, storage, gateways, lists, stop }
     }
 
     /// The live session that a gateway asserts.

@@ -409,7 +409,13 @@ async fn files_that_are_gone_from_the_machine_are_an_event() {
     let slot = bench.folder.path().join("slot");
     std::fs::create_dir(&slot).expect("makes");
     let owned: Owned = keep::owned(&row);
-    bench.driver.parts().files.hydrate(&owned, UserFolder { path: slot, owner: None, is_torn: false }).await.expect("copies");
+    bench
+        .driver
+        .parts()
+        .files
+        .hydrate(&owned, UserFolder { path: slot, owner: None, is_torn: false })
+        .await
+        .expect("copies");
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
     assert_eq!(bench.reasons(Action::FilesLost).await.len(), 1);

@@ -466,7 +466,8 @@ async fn what_a_machine_lost_that_stopped_is_neither_deleted_nor_replaced() {
     let report = report(bench.files.keep(&other.owned(), Some(torn)).await);
     assert_eq!((report.deleted, report.conflict_count), (0, 1), "{report:?}");
     let beside = format!("cut.conflict-{}", other.sandbox);
-    for (name, text) in [("lost", "lost"), ("cut", "cut"), ("whole", "whole"), ("new", "new"), (&*beside, "")] {
+    for (name, text) in [("lost", "lost"), ("cut", "cut"), ("whole", "whole"), ("new", "new"), (&*beside, "")]
+    {
         assert_eq!(fs::read_to_string(bench.kept(name)).expect(name), text);
     }
 }

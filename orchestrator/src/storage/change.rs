@@ -170,7 +170,8 @@ impl<'a> Changing<'a> {
     fn noted_of(&self, file: &Wanted, old: Option<&FileRow>) -> u64 {
         let is_odd = old.is_none() && self.files.prefix.is_odd(&file.path);
         let usual = old.map_or(FILE_MODE, |old| old.mode);
-        let has_mode = file.mode.is_some_and(|mode| mode & MODE_BITS != usual && mode & MODE_BITS != FILE_MODE);
+        let has_mode =
+            file.mode.is_some_and(|mode| mode & MODE_BITS != usual && mode & MODE_BITS != FILE_MODE);
         manifest::length_of(&file.path, is_odd, has_mode)
     }
 
@@ -203,11 +204,16 @@ impl<'a> Changing<'a> {
         let (old_bytes, old_files) = old.as_ref().map_or((0, 0), |old| (old.size, 1));
         let bytes = used.bytes.saturating_sub(old_bytes).saturating_add(size);
         let files = used.files.saturating_sub(old_files).saturating_add(1);
+        let length = if old.is_none() { path.as_str().len() } else { 0 };
+        let names = used.names.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
         // Who writes less than before may, also over the quota.
-        if (bytes > quota.bytes && size > old_bytes) || (files > quota.files && old.is_none()) {
-            return Err(too_much(quota, *used, path));
+        let is_more = (bytes > quota.bytes && size > old_bytes)
+            || ((files > quota.files || names > quota.names) && old.is_none());
+        let new = Usage { bytes, files, names };
+        if is_more {
+            return Err(too_much(quota, new, path));
         }
-        *used = Usage { bytes, files };
+        *used = new;
         Ok(old)
     }
 
@@ -292,9 +298,11 @@ impl<'a> Changing<'a> {
     }
 }
 
-fn too_much(quota: Quota, used: Usage, path: &FilePath) -> StorageError {
-    let (quota, bound) = if used.files >= quota.files {
+fn too_much(quota: Quota, wanted: Usage, path: &FilePath) -> StorageError {
+    let (quota, bound) = if wanted.files > quota.files {
         ("number of files of a user", quota.files)
+    } else if wanted.names > quota.names {
+        ("bytes of the paths of a user's files", quota.names)
     } else {
         ("bytes of a user's files", quota.bytes)
     };

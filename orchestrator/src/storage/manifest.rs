@@ -36,7 +36,8 @@ pub(super) fn length_of(path: &FilePath, is_odd: bool, has_mode: bool) -> u64 {
     const ODD: usize = 70;
     let text = serde_json::to_string(path).map_or(usize::MAX, |text| text.len());
     let parts = [(is_odd, ODD), (has_mode, MODE)];
-    let length = parts.into_iter().filter(|(is_there, _)| *is_there).map(|(_, more)| text.saturating_add(more));
+    let length =
+        parts.into_iter().filter(|(is_there, _)| *is_there).map(|(_, more)| text.saturating_add(more));
     u64::try_from(length.fold(0, usize::saturating_add)).unwrap_or(u64::MAX)
 }
 

@@ -21,8 +21,8 @@ use super::*;
 use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
 use bounds::{
-    a_full_manifest_refuses_what_would_be_noted_and_nothing_else, what_is_noted_of_a_user_is_bounded,
-    what_others_did_to_many_files_is_followed_some_at_a_time,
+    a_full_manifest_refuses_what_would_be_noted_and_nothing_else, the_paths_of_a_user_are_bounded_together,
+    what_is_noted_of_a_user_is_bounded, what_others_did_to_many_files_is_followed_some_at_a_time,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -144,6 +144,7 @@ on_each_store!(
     many_small_files_have_answers_of_their_own,
     a_quota_holds,
     what_is_noted_of_a_user_is_bounded,
+    the_paths_of_a_user_are_bounded_together,
     a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
     what_somebody_else_did_to_the_store_is_found,
     what_others_did_to_many_files_is_followed_some_at_a_time,
@@ -201,7 +202,7 @@ async fn what_was_written_is_read_and_listed(bench: &Bench) {
     put(&files, "empty", &Condition::Nothing, "").await.expect("writes");
     assert_eq!(text(&files, "empty").await, "");
     assert_eq!(names(&files.list().await.expect("lists")), ["a/b.txt", "empty"]);
-    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 5, files: 2 });
+    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 5, files: 2, names: 12 });
     // Without the database the store still knows.
     bench.database.store.erase_user(&files.owner, &erased()).await.expect("erases");
     let found = files.find(&path("a/b.txt")).await.expect("looks").expect("is there");
@@ -512,7 +513,7 @@ async fn what_somebody_else_did_to_the_store_is_found(bench: &Bench) {
     let listing = files.list().await.expect("lists");
     assert_eq!(names(&listing), ["mine", "theirs"]);
     assert_eq!(listing.files.iter().map(|file| file.size).collect::<Vec<_>>(), [7, 3]);
-    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 10, files: 2 });
+    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 10, files: 2, names: 10 });
     let events = bench.database.store.file_events(&files.owner).await.expect("reads");
     let mut found: Vec<_> = events[2..].iter().map(|event| (&*event.action, &*event.path)).collect();
     found.sort_unstable();

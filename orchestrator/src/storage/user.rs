@@ -248,11 +248,7 @@ impl UserFiles {
         answers
     }
 
-    async fn write_some(
-        &self,
-        by: &Writer,
-        files: Vec<SmallFile>,
-    ) -> Vec<Result<FileEntry, StorageError>> {
+    async fn write_some(&self, by: &Writer, files: Vec<SmallFile>) -> Vec<Result<FileEntry, StorageError>> {
         let count = files.len();
         let mut changing = match self.changing(by, files.iter().map(|file| &file.path)).await {
             Ok(changing) => changing,

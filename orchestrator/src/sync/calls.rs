@@ -49,9 +49,13 @@ impl FilesApi {
     /// Everything that the user has.
     pub(super) async fn list(&self, caller: &Caller) -> Result<Response<Body>, Problem> {
         let session = &caller.session;
-        // Before the listing: what is written meanwhile is a change after it.
-        let (revision, _) = self.revision(caller, 0).await?;
         let owner = FileOwner { tenant: session.tenant.clone(), user: session.user_id.clone() };
+        let _turn = self.lists.of_user.take(&owner).await;
+        // It is never closed.
+        let _place = self.lists.all.acquire().await.ok();
+        // Before the listing: what is written meanwhile is a change after it.
+        let newest = self.store.newest_revision((&owner.tenant, &owner.user)).await;
+        let revision = newest.map_err(|error| unavailable(&error))?;
         // Whoever brings them in uses them all.
         let noted = self.store.used_files(&owner, clock::now()).await;
         noted.map_err(|error| unavailable(&error))?;

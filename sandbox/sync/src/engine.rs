@@ -81,6 +81,8 @@ pub(crate) struct Engine {
     /// When a file may be put again.
     cooling: BTreeMap<FilePath, Instant>,
     revision: i64,
+    /// What the last list took.
+    listing: Duration,
     /// The store is to be listed, for it has what is not here.
     is_doubtful: bool,
 }
@@ -107,6 +109,7 @@ impl Engine {
             fresh: BTreeSet::new(),
             cooling: BTreeMap::new(),
             revision: 0,
+            listing: Duration::ZERO,
             is_doubtful: false,
         }
     }
@@ -147,7 +150,10 @@ impl Engine {
     }
 
     async fn pull(&mut self) -> Result<Report, PullError> {
-        let listing = self.client.list().await?;
+        let begun = Instant::now();
+        let listed = self.client.list().await;
+        self.listing = begun.elapsed();
+        let listing = listed?;
         let revision = listing.revision;
         let rules = self.rules();
         let (told, mut last) = (self.told.clone(), Instant::now());
@@ -453,6 +459,7 @@ fn is_passing_call(error: &CallError) -> bool {
             status.is_server_error() || matches!(status.as_u16(), 401 | 408 | 429)
         }
         CallError::Connect(_) | CallError::Broken(_) | CallError::Late | CallError::Unreadable => true,
+        CallError::TooLong(_) => false,
     }
 }
 
@@ -468,7 +475,8 @@ mod tests {
         let what = What::File { size: 4, digest: None, mode: 0o644, modified: 0 };
         let entry = Entry { path: path("a"), what: what.clone(), version: version("one") };
         let before = Agreed { what, version: version("one"), stamp: Stamp { changed: 5, ..stamp(4) } };
-        let seen = |kind, changed| Seen { kind, mode: 0o600, stamp: Stamp { changed, ..stamp(0) }, allocated: 0 };
+        let seen =
+            |kind, changed| Seen { kind, mode: 0o600, stamp: Stamp { changed, ..stamp(0) }, allocated: 0 };
         assert!(was_agreed(Some(&before), &entry, &seen(Kind::File, 5)));
         assert!(was_agreed(Some(&before), &entry, &seen(Kind::File, 0)), "an older state of its inode");
         assert!(!was_agreed(Some(&before), &entry, &seen(Kind::File, 6)), "it was changed since");

@@ -68,8 +68,7 @@ pub(super) fn tidy(slots: &Path, now: SystemTime, bounds: Bounds) -> io::Result<
         // Since a moment that is still to come, if the clock was put back.
         let age = now.duration_since(since).unwrap_or_default();
         let is_old = age > bounds.age;
-        let is_in_the_way =
-            age > bounds.least && about.f_bavail.saturating_mul(about.f_frsize) < bounds.free;
+        let is_in_the_way = age > bounds.least && about.f_bavail.saturating_mul(about.f_frsize) < bounds.free;
         if !is_old && !is_in_the_way {
             break;
         }

@@ -82,3 +82,18 @@ pub(super) async fn a_full_manifest_refuses_what_would_be_noted_and_nothing_else
     let found = bench.storage.objects.list(&files.prefix).await.expect("lists");
     assert_eq!(found.len(), 2, "one plain, one odd");
 }
+
+/// Each list has all of them.
+pub(super) async fn the_paths_of_a_user_are_bounded_together(bench: &Bench) {
+    let quota = Quota { names: 20, ..Quota::default() };
+    let files = bench.with_quota(quota).of(&tenant("acme"), &user("paths"));
+    put(&files, "ü/345678", &Condition::Nothing, "1").await.expect("has nine bytes");
+    let pack = vec![small("d/3456789", "2"), small("d/34", "3"), small("f", "4"), small("g", "5")];
+    let answers = files.write_many(&by(), pack).await;
+    assert!(matches!(answers[..], [Ok(_), Err(_), Ok(_), Ok(_)]), "{answers:?}");
+    let refused = too_much(put(&files, "h", &Condition::Nothing, "1").await);
+    assert!(refused.contains("paths"), "{refused}");
+    put(&files, "f", &Condition::Something, "more").await.expect("it is there already");
+    files.remove(&by(), &path("d/3456789"), &Condition::Something).await.expect("removes");
+    put(&files, "h", &Condition::Nothing, "1").await.expect("there is room again");
+}
