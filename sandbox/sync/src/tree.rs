@@ -210,7 +210,7 @@ impl Tree {
         Ok((Draft { tree: self, name, file: File::from(file), is_placed: false }, length))
     }
 
-    /// Removes the drafts that `is_kept` does not name.
+    /// Removes the drafts that `is_kept` does not name: never where the tree is the place for drafts.
     pub(crate) fn tidy(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.drafts)? {
             let name = entry?.file_name().to_owned();
