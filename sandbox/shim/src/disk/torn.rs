@@ -45,8 +45,7 @@ pub(super) fn note_run(slot: &Path) -> io::Result<()> {
 /// If the machine cannot say.
 pub fn is_torn(slot: &Path, at: &Path) -> io::Result<bool> {
     // No mount outlives the run of the machine that it was made in.
-    let is_live =
-        is_mounted(at) && !rustix::fs::statvfs(at)?.f_flag.contains(StatVfsMountFlags::RDONLY);
+    let is_live = is_mounted(at) && !rustix::fs::statvfs(at)?.f_flag.contains(StatVfsMountFlags::RDONLY);
     match fs::read(slot.join(RUN)) {
         Ok(noted) if noted == fs::read(BOOT_ID)? => {}
         Ok(_another) => return Ok(true),
