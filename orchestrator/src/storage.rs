@@ -66,6 +66,8 @@ pub(crate) struct Storage {
     locks: Locks,
     /// Contents that come in at the same time: each is held until it is whole, up to a part's size.
     incoming: Arc<Semaphore>,
+    /// What one tenant may take of these, and of the places for large files.
+    turns: Turns,
     quota: Quota,
     /// What this machine has of files that lie elsewhere; `None`: everything comes from the store.
     cache: Option<Cache>,
@@ -73,6 +75,14 @@ pub(crate) struct Storage {
 
 /// Half a GiB of them, at most.
 const INCOMING: usize = 64;
+
+/// A tenant's share of the places that all have together: half, so that whoever comes next waits for a few
+/// of another's files and not for all that it has.
+#[derive(Debug, Clone)]
+struct Turns {
+    incoming: Shares<TenantId>,
+    large: Shares<TenantId>,
+}
 
 impl Storage {
     /// The files that this store of objects and this database hold.
@@ -82,6 +92,7 @@ impl Storage {
             store,
             locks: Locks::new(),
             incoming: Arc::new(Semaphore::new(INCOMING)),
+            turns: Turns { incoming: Shares::new(INCOMING / 2), large: Shares::new(cloud::LARGE / 2) },
             quota,
             cache: None,
         }

@@ -21,7 +21,8 @@ use super::*;
 use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
 use bounds::{
-    a_full_manifest_refuses_what_would_be_noted_and_nothing_else, the_paths_of_a_user_are_bounded_together,
+    a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
+    a_tenants_slow_writes_keep_no_other_from_its_own, the_paths_of_a_user_are_bounded_together,
     what_is_noted_of_a_user_is_bounded, what_others_did_to_many_files_is_followed_some_at_a_time,
 };
 use bytes::Bytes;
@@ -146,6 +147,7 @@ on_each_store!(
     what_is_noted_of_a_user_is_bounded,
     the_paths_of_a_user_are_bounded_together,
     a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
+    a_tenants_slow_writes_keep_no_other_from_its_own,
     what_somebody_else_did_to_the_store_is_found,
     what_others_did_to_many_files_is_followed_some_at_a_time,
     an_upload_becomes_a_file_when_it_is_complete,

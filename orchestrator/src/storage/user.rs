@@ -170,6 +170,7 @@ impl UserFiles {
         mut content: Content,
     ) -> Result<FileEntry, StorageError> {
         let mut counted = Counted::new(path, &about, self.storage.quota.file_bytes)?;
+        let _turn = self.storage.turns.incoming.take(&self.owner.tenant).await;
         // Never closed: without a place it would only be one more.
         let _place = self.storage.incoming.acquire().await.ok();
         match begun(&mut content, &mut counted).await? {
@@ -203,6 +204,7 @@ impl UserFiles {
             content_type: about.content_type.clone(),
             writer: own::note(by, &key),
         };
+        let _turn = self.storage.turns.large.take(&self.owner.tenant).await;
         let mut object = self.storage.objects.begin(&key, &notes).await.map_err(|fault| fault.of(path))?;
         let poured = match pour(&mut object, path, held, None).await {
             Ok(()) => pour(&mut object, path, rest, Some(&mut counted)).await,

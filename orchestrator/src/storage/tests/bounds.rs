@@ -97,3 +97,42 @@ pub(super) async fn the_paths_of_a_user_are_bounded_together(bench: &Bench) {
     files.remove(&by(), &path("d/3456789"), &Condition::Something).await.expect("removes");
     put(&files, "h", &Condition::Nothing, "1").await.expect("there is room again");
 }
+
+/// Polls what never ends until so many places are left.
+async fn until_left(stalled: &mut (impl Future + Unpin), places: &tokio::sync::Semaphore, left: usize) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while places.available_permits() != left {
+        assert!(tokio::time::Instant::now() < deadline, "{} places are left", places.available_permits());
+        tokio::select! {
+            biased;
+            _ended = &mut *stalled => panic!("what comes has no end"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+}
+
+/// One tenant sends more than there are places, and never comes to an end.
+pub(super) async fn a_tenants_slow_writes_keep_no_other_from_its_own(bench: &Bench) {
+    /// More than there are places for.
+    const SLOW: usize = 80;
+    let slow = bench.storage.of(&tenant("slow"), &user("u"));
+    let other = bench.storage.of(&tenant("other"), &user("patient"));
+    let write = async |number: usize, begin: Bytes| {
+        let content = whole(begin).chain(stream::pending()).boxed();
+        let at = path(&number.to_string());
+        slow.write(&by(), &at, &Condition::Nothing, NewFile::default(), content).await
+    };
+    let small = (0..SLOW).map(|number| write(number, Bytes::new()));
+    let mut stalled = Box::pin(futures_util::future::join_all(small));
+    until_left(&mut stalled, &bench.storage.incoming, INCOMING / 2).await;
+    put(&other, "f", &Condition::Nothing, "its own").await.expect("is not kept waiting");
+    drop(stalled);
+    let objects::Objects::Cloud(cloud) = &bench.storage.objects else { return };
+    let large = (0..SLOW).map(|number| write(number, bytes(content::SMALL_BYTES + 1, number)));
+    let mut stalled = Box::pin(futures_util::future::join_all(large.take(cloud::LARGE + 2)));
+    until_left(&mut stalled, &cloud.large, cloud::LARGE / 2).await;
+    let content = whole(bytes(content::SMALL_BYTES + 1, 1));
+    let own = other.write(&by(), &path("large"), &Condition::Nothing, NewFile::default(), content);
+    let own = tokio::time::timeout(Duration::from_secs(60), own).await.expect("is not kept waiting");
+    assert_eq!(own.expect("writes").size, content::SMALL_BYTES as u64 + 1);
+}
