@@ -272,7 +272,7 @@ mod tests {
         make_and_mount(&slot, 16 << 20, &at).expect("is made anew");
         fs::write(at.join("kept"), "text").expect("writes");
         unmount(&at, UnmountFlags::empty()).expect("unmounts");
-        let whole = std::process::Command::new("e2fsck").args(["-f", "-n"]).arg(&kept).output();
+        let whole = Command::new("e2fsck").args(["-f", "-n"]).arg(&kept).output();
         assert!(whole.expect("runs").status.success(), "the blank that is kept now is whole");
     }
 

@@ -471,12 +471,16 @@ mod tests {
 
     #[test]
     fn what_nobody_changed_since_it_was_agreed_on_is_a_torn_copy_of_it_and_nothing_else_is() {
+        let at = |changed| {
+            let mut stamp = stamp(4);
+            stamp.changed = changed;
+            stamp
+        };
         let version = |name: &str| Version::new(name.to_owned()).expect("short");
         let what = What::File { size: 4, digest: None, mode: 0o644, modified: 0 };
         let entry = Entry { path: path("a"), what: what.clone(), version: version("one") };
-        let before = Agreed { what, version: version("one"), stamp: Stamp { changed: 5, ..stamp(4) } };
-        let seen =
-            |kind, changed| Seen { kind, mode: 0o600, stamp: Stamp { changed, ..stamp(0) }, allocated: 0 };
+        let before = Agreed { what, version: version("one"), stamp: at(5) };
+        let seen = |kind, changed| Seen { kind, mode: 0o600, stamp: at(changed), allocated: 0 };
         assert!(was_agreed(Some(&before), &entry, &seen(Kind::File, 5)));
         assert!(was_agreed(Some(&before), &entry, &seen(Kind::File, 0)), "an older state of its inode");
         assert!(!was_agreed(Some(&before), &entry, &seen(Kind::File, 6)), "it was changed since");
