@@ -413,7 +413,7 @@ impl Runtime for LocalRuntime {
             }
             let slots = self.settings.slot_root.clone();
             let tidied = tokio::task::spawn_blocking(move || {
-                aside::tidy(&slots, postern_common::clock::now().into(), aside::Bounds::default())
+                aside::tidy(&slots, postern_common::clock::now(), aside::Bounds::default())
             });
             if let Err(error) = tidied.await.map_err(io::Error::other).and_then(|tidied| tidied) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "could not tidy what was set aside");

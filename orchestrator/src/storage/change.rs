@@ -158,7 +158,7 @@ impl<'a> Changing<'a> {
             let noted = self.noted_of(file, old.as_ref());
             judged.push(match in_the_way(&file.path) {
                 Some(by) => Err(StorageError::Obstructed { path: file.path.clone(), by }),
-                None if noted > 0 && !self.takes_room(noted).await? => Err(self.full_manifest(&file.path)),
+                None if noted > 0 && !self.takes_room(noted).await? => Err(full(self.files, &file.path)),
                 None => self.admit(&mut usage, (&file.path, file.size), old),
             });
         }
@@ -187,11 +187,6 @@ impl<'a> Changing<'a> {
         };
         self.room = Some(room.saturating_sub(if noted <= room { noted } else { 0 }));
         Ok(noted <= room)
-    }
-
-    fn full_manifest(&self, path: &FilePath) -> StorageError {
-        let bound = self.files.storage.quota.manifest_bytes;
-        StorageError::TooMuch { path: path.clone(), quota: NOTED, bound }
     }
 
     fn admit(
@@ -285,10 +280,10 @@ impl<'a> Changing<'a> {
     /// Writes it all down, as of this time.
     pub(super) async fn end_at(self, now: Timestamp) -> Result<(), StorageError> {
         if !self.edits.is_empty()
-            && let Err(error) = self.edit().await
+            && let Err(error) = edit(self.files, &self.edits).await
         {
             if matches!(error, StorageError::TooMuch { .. }) {
-                self.take_back().await?;
+                take_back(self.files, &self.changes, &self.new).await?;
             }
             return Err(error);
         }
@@ -320,51 +315,54 @@ impl ManifestEdit {
     }
 }
 
-impl Changing<'_> {
-    /// Changes the manifest: again, if somebody else was faster.
-    async fn edit(&self) -> Result<(), StorageError> {
-        let (files, what) = (self.files, "write a user's manifest");
-        for _ in 0..TRIES {
-            let (mut manifest, version) = files.manifest().await?;
-            let mut is_changed = false;
-            for edit in &self.edits {
-                is_changed |= match edit {
-                    ManifestEdit::Written(path, mode) => manifest.written(&files.prefix, path, Some(*mode)),
-                    ManifestEdit::Removed(path) => manifest.removed(path),
-                    ManifestEdit::Asked(edit) => manifest.apply(edit),
-                };
-            }
-            if !is_changed {
-                return Ok(());
-            }
-            let text = serde_json::to_vec(&manifest)
-                .map_err(|error| StorageError::Store { what, source: error.into() })?;
-            let is_full = u64::try_from(text.len()).is_ok_and(|it| it > files.storage.quota.manifest_bytes);
-            // What makes it shorter may always be.
-            if is_full && let Some(path) = self.edits.iter().find_map(ManifestEdit::says_more_of) {
-                return Err(self.full_manifest(path));
-            }
-            let condition = version.map_or(Condition::Nothing, Condition::Version);
-            let notes = Notes { content_type: Some("application/json".to_owned()), ..Notes::default() };
-            let (key, text) = (files.prefix.manifest(), Bytes::from(text));
-            let put = files.storage.objects.put(&key, &condition, &notes, text).await;
-            if matches!(put?, Outcome::Done(_)) {
-                return Ok(());
-            }
+/// Changes the manifest: again, if somebody else was faster.
+async fn edit(files: &UserFiles, edits: &[ManifestEdit]) -> Result<(), StorageError> {
+    let what = "write a user's manifest";
+    for _ in 0..TRIES {
+        let (mut manifest, version) = files.manifest().await?;
+        let mut is_changed = false;
+        for edit in edits {
+            is_changed |= match edit {
+                ManifestEdit::Written(path, mode) => manifest.written(&files.prefix, path, Some(*mode)),
+                ManifestEdit::Removed(path) => manifest.removed(path),
+                ManifestEdit::Asked(edit) => manifest.apply(edit),
+            };
         }
-        Err(StorageError::Store { what, source: "others change it all the time".into() })
+        if !is_changed {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(&manifest)
+            .map_err(|error| StorageError::Store { what, source: error.into() })?;
+        let is_full = u64::try_from(text.len()).is_ok_and(|it| it > files.storage.quota.manifest_bytes);
+        // What makes it shorter may always be.
+        if is_full && let Some(path) = edits.iter().find_map(ManifestEdit::says_more_of) {
+            return Err(full(files, path));
+        }
+        let condition = version.map_or(Condition::Nothing, Condition::Version);
+        let notes = Notes { content_type: Some("application/json".to_owned()), ..Notes::default() };
+        let (key, text) = (files.prefix.manifest(), Bytes::from(text));
+        let put = files.storage.objects.put(&key, &condition, &notes, text).await;
+        if matches!(put?, Outcome::Done(_)) {
+            return Ok(());
+        }
     }
+    Err(StorageError::Store { what, source: "others change it all the time".into() })
+}
 
-    /// Removes what this change has put where nothing was: somebody else has filled the manifest since it
-    /// was judged, and an object that nothing names would count for nobody.
-    async fn take_back(&self) -> Result<(), StorageError> {
-        for change in &self.changes {
-            let FileChange::Written(row) = change else { continue };
-            if self.new.contains(&row.path) {
-                let own = Condition::Version(row.version.clone());
-                self.files.storage.objects.remove(&self.files.prefix.file(&row.path), &own).await?;
-            }
+/// Removes what this change has put where nothing was: somebody else has filled the manifest since it
+/// was judged, and an object that nothing names would count for nobody.
+async fn take_back(files: &UserFiles, changes: &[FileChange], new: &[FilePath]) -> Result<(), StorageError> {
+    for change in changes {
+        let FileChange::Written(row) = change else { continue };
+        if new.contains(&row.path) {
+            let own = Condition::Version(row.version.clone());
+            files.storage.objects.remove(&files.prefix.file(&row.path), &own).await?;
         }
-        Ok(())
     }
+    Ok(())
+}
+
+fn full(files: &UserFiles, path: &FilePath) -> StorageError {
+    let bound = files.storage.quota.manifest_bytes;
+    StorageError::TooMuch { path: path.clone(), quota: NOTED, bound }
 }

@@ -3,14 +3,15 @@
 //! ever. The database may lie on the same disk, and one that is full ends everybody's sandboxes.
 
 use super::remains::{Remains, remove_guests};
-use postern_common::clock;
+use jiff::{SignedDuration, Timestamp};
 use postern_shim::mounts;
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: SignedDuration = SignedDuration::from_hours(24);
 
 /// Where they go; no sandbox has this name.
 const SET_ASIDE: &str = "set-aside";
@@ -19,9 +20,9 @@ const SET_ASIDE: &str = "set-aside";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// A month, in which somebody reads a log.
-    age: Duration,
+    age: SignedDuration,
     /// A day, in which somebody may have it though the disk is full: that may be why it was set aside.
-    least: Duration,
+    least: SignedDuration,
     /// Bytes that stay free on their disk: four times what files never take of the store's.
     free: u64,
 }
@@ -46,7 +47,9 @@ pub(super) fn set_aside(remains: &Remains) -> io::Result<Option<PathBuf>> {
         moved => moved?,
     }
     // Its age counts from now.
-    File::open(&to)?.set_modified(clock::now().into())?;
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    rustix::fs::futimens(File::open(&to)?, &times)?;
     Ok(Some(to))
 }
 
@@ -55,18 +58,18 @@ pub(super) fn set_aside(remains: &Remains) -> io::Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// What the system says; the rest is for the next time.
-pub(super) fn tidy(slots: &Path, now: SystemTime, bounds: Bounds) -> io::Result<usize> {
+pub(super) fn tidy(slots: &Path, now: Timestamp, bounds: Bounds) -> io::Result<usize> {
     let aside = slots.join(SET_ASIDE);
     let mut found = Vec::new();
     for entry in fs::read_dir(&aside).into_iter().flatten().flatten() {
-        found.push((entry.metadata()?.modified()?, entry.path()));
+        let since = Timestamp::from_second(entry.metadata()?.mtime()).unwrap_or(now);
+        found.push((since, entry.path()));
     }
     found.sort_unstable();
     let mut removed = 0;
     for (since, slot) in found {
         let about = rustix::fs::statvfs(&aside)?;
-        // Since a moment that is still to come, if the clock was put back.
-        let age = now.duration_since(since).unwrap_or_default();
+        let age = now.duration_since(since);
         let is_old = age > bounds.age;
         let is_in_the_way = age > bounds.least && about.f_bavail.saturating_mul(about.f_frsize) < bounds.free;
         if !is_old && !is_in_the_way {
@@ -91,12 +94,14 @@ mod tests {
     #[test]
     fn what_was_set_aside_goes_when_it_is_old_or_the_disk_is_full_the_oldest_first() {
         let slots = tempfile::tempdir().expect("a folder");
-        let now = SystemTime::from(clock::now());
+        let now = postern_common::clock::now();
         for (name, days) in [("one", 40), ("two", 20), ("three", 0)] {
             let slot = slots.path().join(SET_ASIDE).join(name);
             fs::create_dir_all(slot.join("files/data")).expect("a folder");
             fs::write(slot.join("files/data/f"), "x").expect("writes");
-            File::open(&slot).and_then(|slot| slot.set_modified(now - DAY * days)).expect("ages");
+            let since = Timespec { tv_sec: (now - DAY * days).as_second(), tv_nsec: 0 };
+            let times = Timestamps { last_access: since, last_modification: since };
+            rustix::fs::futimens(File::open(&slot).expect("opens"), &times).expect("ages");
         }
         let left = || {
             let names = fs::read_dir(slots.path().join(SET_ASIDE)).expect("is there").flatten();

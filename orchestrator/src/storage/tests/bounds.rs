@@ -74,10 +74,8 @@ pub(super) async fn a_full_manifest_refuses_what_would_be_noted_and_nothing_else
     let larger = Quota { manifest_bytes: 500, ..Quota::default() };
     let files = bench.with_quota(larger).of(&tenant("acme"), &user("full"));
     let (one, two) = ("1".repeat(50) + ".", "2".repeat(50) + ".");
-    let (one, two) = tokio::join!(
-        put(&files, &one, &Condition::Nothing, "1"),
-        put(&files, &two, &Condition::Nothing, "2"),
-    );
+    let nothing = Condition::Nothing;
+    let (one, two) = tokio::join!(put(&files, &one, &nothing, "1"), put(&files, &two, &nothing, "2"));
     assert!(one.is_ok() != two.is_ok(), "{one:?}, {two:?}");
     let found = bench.storage.objects.list(&files.prefix).await.expect("lists");
     assert_eq!(found.len(), 2, "one plain, one odd");
@@ -99,7 +97,7 @@ pub(super) async fn the_paths_of_a_user_are_bounded_together(bench: &Bench) {
 }
 
 /// Polls what never ends until so many places are left.
-async fn until_left(stalled: &mut (impl Future + Unpin), places: &tokio::sync::Semaphore, left: usize) {
+async fn until_left(stalled: &mut (impl Future + Unpin), places: &Semaphore, left: usize) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while places.available_permits() != left {
         assert!(tokio::time::Instant::now() < deadline, "{} places are left", places.available_permits());
@@ -127,12 +125,14 @@ pub(super) async fn a_tenants_slow_writes_keep_no_other_from_its_own(bench: &Ben
     until_left(&mut stalled, &bench.storage.incoming, INCOMING / 2).await;
     put(&other, "f", &Condition::Nothing, "its own").await.expect("is not kept waiting");
     drop(stalled);
-    let objects::Objects::Cloud(cloud) = &bench.storage.objects else { return };
+    let Objects::Cloud(cloud) = &bench.storage.objects else { return };
     let large = (0..SLOW).map(|number| write(number, bytes(content::SMALL_BYTES + 1, number)));
     let mut stalled = Box::pin(futures_util::future::join_all(large.take(cloud::LARGE + 2)));
     until_left(&mut stalled, &cloud.large, cloud::LARGE / 2).await;
-    let content = whole(bytes(content::SMALL_BYTES + 1, 1));
-    let own = other.write(&by(), &path("large"), &Condition::Nothing, NewFile::default(), content);
+    let own = async {
+        let content = whole(bytes(content::SMALL_BYTES + 1, 1));
+        other.write(&by(), &path("large"), &Condition::Nothing, NewFile::default(), content).await
+    };
     let own = tokio::time::timeout(Duration::from_secs(60), own).await.expect("is not kept waiting");
     assert_eq!(own.expect("writes").size, content::SMALL_BYTES as u64 + 1);
 }
