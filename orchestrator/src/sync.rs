@@ -21,7 +21,7 @@ pub use server::FilesListener;
 pub(crate) use server::serve;
 
 use crate::control::Gateways;
-use crate::storage::{Shares, Storage};
+use crate::storage::{Share, Shares, Storage};
 use crate::store::{FileOwner, Store, SyncSessionRow};
 use http::{HeaderMap, Uri, header};
 use postern_common::clock;
@@ -30,7 +30,7 @@ use postern_common::problem::{Code, Problem};
 use postern_common::tasks::Stop;
 use postern_common::token::assertion::{FILES_AUDIENCE, verify};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Says which decision let a call pass.
 const DECISION: http::HeaderName = http::HeaderName::from_static("x-postern-decision");
@@ -52,6 +52,15 @@ struct Lists {
     /// The conversations of one user wait for each other.
     of_user: Shares<FileOwner>,
     all: Arc<Semaphore>,
+}
+
+impl Lists {
+    /// Waits for a turn, which lasts until what is returned is dropped.
+    async fn turn(&self, owner: &FileOwner) -> (Share, Option<OwnedSemaphorePermit>) {
+        let own = self.of_user.take(owner).await;
+        // It is never closed.
+        (own, Arc::clone(&self.all).acquire_owned().await.ok())
+    }
 }
 
 /// Lists that are made at the same time.

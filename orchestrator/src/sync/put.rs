@@ -8,11 +8,11 @@
 use super::calls::{entries, entry_of_file, file_version, json};
 use super::incoming::{Pack, pass, skip};
 use super::shape::Shaping;
-use super::{Caller, FilesApi, unavailable};
+use super::{Caller, FilesApi, Lists, unavailable};
 use crate::storage::{
     self, Condition, Content, FileEntry, FilePath, NewFile, SmallFile, StorageError, UserFiles, Writer,
 };
-use crate::store::{Actor, Store, SyncSessionRow};
+use crate::store::{Actor, FileOwner, Store, SyncSessionRow};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt as _};
@@ -47,6 +47,8 @@ impl FilesApi {
         let mut putting = Putting {
             user: self.files(caller),
             store: self.store.clone(),
+            lists: self.lists.clone(),
+            owner: Self::owner(caller),
             session: caller.session.clone(),
             writer,
             suffix,
@@ -74,6 +76,8 @@ enum Held {
 struct Putting {
     user: UserFiles,
     store: Store,
+    lists: Lists,
+    owner: FileOwner,
     session: SyncSessionRow,
     writer: Writer,
     suffix: String,
@@ -380,7 +384,11 @@ impl Putting {
 
     /// Folders and links, which the store has in one place together: judged by what is listed now.
     async fn shape(&mut self, shapes: Vec<(usize, Put)>) -> Result<(), StorageError> {
-        let mut shaping = Shaping::new(entries(self.user.list().await?), &self.suffix);
+        let listed = {
+            let _turn = self.lists.turn(&self.owner).await;
+            entries(self.user.list().await?)
+        };
+        let mut shaping = Shaping::new(listed, &self.suffix);
         let judged: Vec<(usize, Outcome)> =
             shapes.into_iter().map(|(place, put)| (place, shaping.judge(&put))).collect();
         let edits = shaping.into_edits();
