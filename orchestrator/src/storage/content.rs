@@ -105,7 +105,7 @@ pub(super) async fn whole_or_parts(
             objects.put(key, &Condition::Anything, &notes, bytes).await?;
         }
         Begun::More(bytes) => {
-            let _turn = storage.turns.large.take(tenant).await;
+            let _turn = storage.large_turn(tenant).await;
             let mut object = objects.begin(key, &notes).await?;
             let mut written = object.write(bytes).await.map_err(StorageError::from);
             while written.is_ok()

@@ -204,7 +204,7 @@ impl UserFiles {
             content_type: about.content_type.clone(),
             writer: own::note(by, &key),
         };
-        let _turn = self.storage.turns.large.take(&self.owner.tenant).await;
+        let _turn = self.storage.large_turn(&self.owner.tenant).await;
         let mut object = self.storage.objects.begin(&key, &notes).await.map_err(|fault| fault.of(path))?;
         let poured = match pour(&mut object, path, held, None).await {
             Ok(()) => pour(&mut object, path, rest, Some(&mut counted)).await,
