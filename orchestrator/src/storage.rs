@@ -20,6 +20,7 @@ mod change;
 mod cloud;
 mod connect;
 mod content;
+mod drafts;
 mod fill;
 mod folder;
 mod list;
@@ -30,6 +31,7 @@ mod own;
 mod path;
 mod retire;
 mod shares;
+pub(crate) mod space;
 mod types;
 mod uploads;
 mod user;
@@ -40,7 +42,7 @@ pub(crate) use content::LARGEST_FILE;
 pub(crate) use fill::Slot;
 pub(crate) use path::FilePath;
 pub(crate) use retire::Retirement;
-pub(crate) use shares::Shares;
+pub(crate) use shares::{Share, Shares};
 pub(crate) use types::{
     Condition, Content, Digest, Edit, FileEntry, Listing, NewFile, Quota, Reading, SmallFile, StorageError,
     Usage, Version, Writer,
@@ -147,11 +149,21 @@ impl Storage {
             .map_err(|source| StorageError::Store { what: "erase files of the cache", source: source.into() })
     }
 
-    /// Removes from the cache what nobody used for long.
+    /// A place of this tenant's share of those for large objects; `None` where there is no need of any.
+    async fn large_turn(&self, tenant: &TenantId) -> Option<Share> {
+        match &self.objects {
+            Objects::Cloud(_) => Some(self.turns.large.take(tenant).await),
+            Objects::Folder(_) => None,
+        }
+    }
+
+    /// Removes from the cache what nobody used for long, and from a store that is a folder what those that
+    /// died left of files half written.
     ///
     /// # Errors
     /// [`StorageError`].
     pub(crate) async fn tidy_cache(&self, now: Timestamp) -> Result<(), StorageError> {
+        self.objects.tidy(now).await?;
         self.erase_cached(move |cache| cache.tidy(now, true).map(drop)).await
     }
 }
