@@ -304,6 +304,10 @@ pub struct Put {
     pub base: Option<Version>,
     /// What it became.
     pub to: Became,
+    /// Whether nobody knows what it replaces: it goes where nothing is, or beside what is there, also if
+    /// the same sandbox wrote that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_doubtful: bool,
 }
 
 /// What a path became in a sandbox.

@@ -161,6 +161,7 @@ impl UserFiles {
         let carry = move || {
             // Held until it is done, also if nobody waits for that any more.
             let _alone = alone;
+            let is_torn = slot.as_ref().is_some_and(|slot| slot.is_torn);
             let Some(slot) = slot.map(|slot| find_folder(&slot.path)).transpose()?.flatten() else {
                 // It ended before it had files, or was torn down before.
                 let is_lost = manifest.is_owed();
@@ -170,8 +171,9 @@ impl UserFiles {
             let store = open_folder(&folder)?;
             let used = Usage::of(&store, true)?.bytes;
             let bytes = bounds.bytes.saturating_sub(used).min(owned.disk_bytes);
-            // Without a manifest nothing had been brought in, so there is nothing to compare with.
-            let given = manifest.read()?;
+            // Without a manifest nothing had been brought in, so there is nothing to compare with. Nor with
+            // what a machine left that stopped: then nothing was deleted, and what differs goes beside.
+            let given = if is_torn { manifest::Manifest::default() } else { manifest.read()? };
             let carried = Carried::new(Way::Out(&given), &owned.sandbox, &store, bounds, bytes);
             let (report, _) = carried.carry(&slot)?;
             manifest.note_kept()?;

@@ -19,6 +19,8 @@ pub struct UserFolder {
     pub path: PathBuf,
     /// The user and group that must own what is put there; `None`: our own.
     pub owner: Option<u32>,
+    /// Whether it may lack what was written to it, because the machine stopped meanwhile.
+    pub is_torn: bool,
 }
 
 /// How a sandbox's sync is run.
@@ -30,6 +32,8 @@ pub struct PreparedSync {
     pub state: PathBuf,
     /// The process, confined: it reaches the sandbox's slot and that socket, and nothing else.
     pub command: Command,
+    /// Whether the slot may lack what was written to it, because the machine stopped meanwhile.
+    pub is_torn: bool,
 }
 
 /// A runtime with its surroundings.
@@ -108,8 +112,8 @@ impl Host for LocalRuntime {
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>> {
         Box::pin(async {
-            let found = self.find_user_files(sandbox).await?;
-            Ok(found.map(|(path, owner)| UserFolder { path, owner }))
+            let Some((path, owner)) = self.find_user_files(sandbox).await? else { return Ok(None) };
+            Ok(Some(UserFolder { path, owner, is_torn: self.is_torn(sandbox).await? }))
         })
     }
 
@@ -125,12 +129,9 @@ impl Host for LocalRuntime {
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<PreparedSync>, RuntimeError>> {
         Box::pin(async {
-            let prepared = self.prepare_sync(sandbox).await?;
-            Ok(prepared.map(|(socket, state, command)| PreparedSync {
-                peer: Peer::Socket(socket),
-                state,
-                command,
-            }))
+            let Some((socket, state, command)) = self.prepare_sync(sandbox).await? else { return Ok(None) };
+            let is_torn = self.is_torn(sandbox).await?;
+            Ok(Some(PreparedSync { peer: Peer::Socket(socket), state, command, is_torn }))
         })
     }
 

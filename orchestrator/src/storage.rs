@@ -20,6 +20,7 @@ mod change;
 mod cloud;
 mod connect;
 mod content;
+mod drafts;
 mod fill;
 mod folder;
 mod list;
@@ -29,6 +30,8 @@ mod objects;
 mod own;
 mod path;
 mod retire;
+mod shares;
+pub(crate) mod space;
 mod types;
 mod uploads;
 mod user;
@@ -39,6 +42,7 @@ pub(crate) use content::LARGEST_FILE;
 pub(crate) use fill::Slot;
 pub(crate) use path::FilePath;
 pub(crate) use retire::Retirement;
+pub(crate) use shares::{Share, Shares};
 pub(crate) use types::{
     Condition, Content, Digest, Edit, FileEntry, Listing, NewFile, Quota, Reading, SmallFile, StorageError,
     Usage, Version, Writer,
@@ -64,6 +68,8 @@ pub(crate) struct Storage {
     locks: Locks,
     /// Contents that come in at the same time: each is held until it is whole, up to a part's size.
     incoming: Arc<Semaphore>,
+    /// What one tenant may take of these, and of the places for large files.
+    turns: Turns,
     quota: Quota,
     /// What this machine has of files that lie elsewhere; `None`: everything comes from the store.
     cache: Option<Cache>,
@@ -71,6 +77,14 @@ pub(crate) struct Storage {
 
 /// Half a GiB of them, at most.
 const INCOMING: usize = 64;
+
+/// A tenant's share of the places that all have together: half, so that whoever comes next waits for a few
+/// of another's files and not for all that it has.
+#[derive(Debug, Clone)]
+struct Turns {
+    incoming: Shares<TenantId>,
+    large: Shares<TenantId>,
+}
 
 impl Storage {
     /// The files that this store of objects and this database hold.
@@ -80,6 +94,7 @@ impl Storage {
             store,
             locks: Locks::new(),
             incoming: Arc::new(Semaphore::new(INCOMING)),
+            turns: Turns { incoming: Shares::new(INCOMING / 2), large: Shares::new(cloud::LARGE / 2) },
             quota,
             cache: None,
         }
@@ -134,11 +149,21 @@ impl Storage {
             .map_err(|source| StorageError::Store { what: "erase files of the cache", source: source.into() })
     }
 
-    /// Removes from the cache what nobody used for long.
+    /// A place of this tenant's share of those for large objects; `None` where there is no need of any.
+    async fn large_turn(&self, tenant: &TenantId) -> Option<Share> {
+        match &self.objects {
+            Objects::Cloud(_) => Some(self.turns.large.take(tenant).await),
+            Objects::Folder(_) => None,
+        }
+    }
+
+    /// Removes from the cache what nobody used for long, and from a store that is a folder what those that
+    /// died left of files half written.
     ///
     /// # Errors
     /// [`StorageError`].
     pub(crate) async fn tidy_cache(&self, now: Timestamp) -> Result<(), StorageError> {
+        self.objects.tidy(now).await?;
         self.erase_cached(move |cache| cache.tidy(now, true).map(drop)).await
     }
 }

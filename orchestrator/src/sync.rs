@@ -11,6 +11,7 @@
 )]
 
 mod calls;
+mod incoming;
 pub(crate) mod processes;
 mod put;
 mod server;
@@ -20,14 +21,16 @@ pub use server::FilesListener;
 pub(crate) use server::serve;
 
 use crate::control::Gateways;
-use crate::storage::Storage;
-use crate::store::{Store, SyncSessionRow};
+use crate::storage::{Share, Shares, Storage};
+use crate::store::{FileOwner, Store, SyncSessionRow};
 use http::{HeaderMap, Uri, header};
 use postern_common::clock;
 use postern_common::id::DecisionId;
 use postern_common::problem::{Code, Problem};
 use postern_common::tasks::Stop;
 use postern_common::token::assertion::{FILES_AUDIENCE, verify};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Says which decision let a call pass.
 const DECISION: http::HeaderName = http::HeaderName::from_static("x-postern-decision");
@@ -38,9 +41,30 @@ pub(crate) struct FilesApi {
     store: Store,
     storage: Storage,
     gateways: Gateways,
+    lists: Lists,
     /// Ends what waits for changes.
     stop: Stop,
 }
+
+/// Who makes a list now: each holds everything that its user has, several times over.
+#[derive(Debug, Clone)]
+struct Lists {
+    /// The conversations of one user wait for each other.
+    of_user: Shares<FileOwner>,
+    all: Arc<Semaphore>,
+}
+
+impl Lists {
+    /// Waits for a turn, which lasts until what is returned is dropped.
+    async fn turn(&self, owner: &FileOwner) -> (Share, Option<OwnedSemaphorePermit>) {
+        let own = self.of_user.take(owner).await;
+        // It is never closed.
+        (own, Arc::clone(&self.all).acquire_owned().await.ok())
+    }
+}
+
+/// Lists that are made at the same time.
+const LISTS: usize = 2;
 
 /// Who calls.
 #[derive(Debug, Clone)]
@@ -52,8 +76,9 @@ struct Caller {
 impl FilesApi {
     /// An API over these files.
     #[must_use]
-    pub(crate) const fn new(store: Store, storage: Storage, gateways: Gateways, stop: Stop) -> Self {
-        Self { store, storage, gateways, stop }
+    pub(crate) fn new(store: Store, storage: Storage, gateways: Gateways, stop: Stop) -> Self {
+        let lists = Lists { of_user: Shares::new(1), all: Arc::new(Semaphore::new(LISTS)) };
+        Self { store, storage, gateways, lists, stop }
     }
 
     /// The live session that a gateway asserts.

@@ -254,6 +254,67 @@ fn a_write_that_only_the_store_knows_of_is_its_sandboxs_own() {
     assert_eq!(names, ["f"], "a conflict of one with itself");
 }
 
+/// A machine that lost its power: the log of what was agreed on is on its disk, a folder's newest block
+/// and a file's content are not.
+#[test]
+fn what_a_machine_lost_that_stopped_is_neither_deleted_nor_replaced_in_the_store() {
+    let stage = Stage::new();
+    let sandbox = stage.sandbox("alice", "c1");
+    let disk = Path::new(&stage.up.written("run")).join(&sandbox).join("disk");
+    stage.run(&sandbox, "cd /data/user && mkdir d && echo 1 > d/lost && echo 2 > d/there && echo 3 > cut");
+    wait_for("all three to be agreed on", || {
+        let noted = fs::read_to_string(disk.join("sync/state")).unwrap_or_default();
+        ["d/lost", "d/there", "cut"].iter().all(|name| noted.contains(&format!("\"{name}\""))).then_some(())
+    });
+    let Stage { up, _backend } = stage;
+    let run = up.written("run");
+    let folder = up.crash();
+    wait_for("the end of its sync", || syncs_of(&run, &sandbox).is_empty().then_some(()));
+    let its_own = || processes().into_iter().filter(|(_, line)| line.contains(&sandbox));
+    wait_for("the end of the sandbox", || {
+        its_own().for_each(|(pid, _)| kill(pid));
+        its_own().next().is_none().then_some(())
+    });
+    fs::remove_file(disk.join("data/user/d/lost")).expect("is lost");
+    fs::write(disk.join("data/user/cut"), "").expect("is cut");
+    fs::write(disk.join("data/user/new"), "new\n").expect("nobody had carried it");
+    let slot = folder.path().join("data/slots").join(&sandbox);
+    fs::write(slot.join("run"), "another start of the machine").expect("is noted");
+    let stage = Stage { up: Up::on(folder), _backend };
+    let told = wait_for("its files to be kept", || {
+        let told = stage.up.told_by("GET", &format!("/events?sandbox_id={sandbox}&limit=1000")).to_string();
+        told.contains("files.kept").then_some(told)
+    });
+    assert!(told.contains("the machine stopped"), "{told}");
+    for (path, text) in [
+        ("d/lost", "1\n"),
+        ("d/there", "2\n"),
+        ("cut", "3\n"),
+        (&*format!("cut.conflict-{sandbox}"), ""),
+        ("new", "new\n"),
+    ] {
+        let kept = fs::read_to_string(stage.kept("alice", path));
+        assert_eq!(kept.expect(path), text, "{path}: {told}");
+    }
+}
+
+/// What is noted of links is bounded: the store refuses the rest for good, and nothing waits behind them.
+#[test]
+fn links_beyond_what_is_noted_of_a_user_are_left_and_files_are_carried() {
+    let stage = Stage::new();
+    let sandbox = stage.sandbox("alice", "c1");
+    let script = "import os\nos.chdir('/data/user')\n\
+        for number in range(2000): os.symlink('\\x01' * 4000, 'l%d' % number)\n\
+        open('file', 'w').write('kept\\n')";
+    let exec = json!({ "command": ["python3", "-I", "-c", script], "collect": true });
+    let ran: Value = stage.up.call("POST", &format!("/sandbox/{sandbox}/exec"), Some(&exec)).json();
+    assert_eq!(ran["exit_code"], 0, "{ran}");
+    stage.wait_for_kept("alice", "file", "kept\n");
+    stage.destroy(&sandbox);
+    let events = stage.up.told_by("GET", &format!("/events?sandbox_id={sandbox}&limit=1000")).to_string();
+    assert!(events.contains("noted of a user's links") && !events.contains("files.set-aside"), "{events}");
+}
+
 #[test]
 fn a_sync_reaches_its_slot_and_its_socket_and_nothing_else() {
     let stage = Stage::new();

@@ -45,6 +45,10 @@ pub struct Begin {
     pub token: Secret<String>,
     /// Whether there is nothing to bring in and to watch: the sandbox has ended.
     pub only_flush: bool,
+    /// Whether the machine stopped while the sandbox's disk was written, or writing it failed: what the
+    /// sync remembers is then not believed, and nothing replaces or removes what the store has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_torn: bool,
     /// How much is carried at most.
     pub bounds: Bounds,
     /// Whether to tell each file that is in the store.
@@ -114,6 +118,7 @@ mod tests {
         let begin = Begin {
             token: Secret::new("a.b.c".to_owned()),
             only_flush: false,
+            is_torn: false,
             bounds: Bounds::default(),
             tells_each: false,
         };

@@ -111,7 +111,7 @@ impl Host for Stand {
         _sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>> {
         let path = self.files.lock().expect("no panic").clone();
-        Box::pin(async { Ok(path.map(|path| UserFolder { path, owner: None })) })
+        Box::pin(async { Ok(path.map(|path| UserFolder { path, owner: None, is_torn: false })) })
     }
     fn set_aside<'a>(
         &'a self,
@@ -409,7 +409,13 @@ async fn files_that_are_gone_from_the_machine_are_an_event() {
     let slot = bench.folder.path().join("slot");
     std::fs::create_dir(&slot).expect("makes");
     let owned: Owned = keep::owned(&row);
-    bench.driver.parts().files.hydrate(&owned, UserFolder { path: slot, owner: None }).await.expect("copies");
+    bench
+        .driver
+        .parts()
+        .files
+        .hydrate(&owned, UserFolder { path: slot, owner: None, is_torn: false })
+        .await
+        .expect("copies");
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
     assert_eq!(bench.reasons(Action::FilesLost).await.len(), 1);

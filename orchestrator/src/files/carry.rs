@@ -10,6 +10,7 @@
 use super::copy::{self, CopyError, DRAFT, Draft};
 use super::manifest::{Manifest, Stamp, size};
 use super::usage::allocated;
+use crate::storage::space;
 use postern_common::id::SandboxId;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
@@ -44,7 +45,7 @@ impl Default for Bounds {
     fn default() -> Self {
         // A checked-out project with its dependencies has some 50,000 files; the slot's own size
         // bounds the bytes before this does.
-        Self { entries: 200_000, bytes: 16 << 30, depth: 64, free: 512 << 20 }
+        Self { entries: 200_000, bytes: 16 << 30, depth: 64, free: space::FREE_BYTES }
     }
 }
 
@@ -447,15 +448,7 @@ impl<'a> Carried<'a> {
         if matches!(self.way, Way::In(_)) {
             return Ok(());
         }
-        let about = rustix::fs::fstatvfs(to)?;
-        let free = about.f_bavail.saturating_mul(about.f_frsize);
-        if free.saturating_sub(bytes) < self.bounds.free {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "the disk of the users' files is nearly full; free some space",
-            ));
-        }
-        Ok(())
+        space::check(to, bytes, self.bounds.free)
     }
 
     fn own(&self, folder: &OwnedFd, name: &str) -> io::Result<()> {

@@ -35,7 +35,7 @@ impl Bench {
     }
 
     fn here(&self) -> UserFolder {
-        UserFolder { path: self.slot(""), owner: None }
+        UserFolder { path: self.slot(""), owner: None, is_torn: false }
     }
 
     fn owned(&self) -> Owned {
@@ -79,7 +79,7 @@ impl Other<'_> {
     }
 
     fn here(&self) -> UserFolder {
-        UserFolder { path: self.folder.clone(), owner: None }
+        UserFolder { path: self.folder.clone(), owner: None, is_torn: false }
     }
 
     async fn hydrate(&self) -> Report {
@@ -448,6 +448,28 @@ async fn files_that_are_gone_though_they_were_brought_in_are_told() {
     bench.files.forget(&other.sandbox).await;
     let names = fs::read_dir(bench.folder.path().join("store/hydrated")).expect("is there").count();
     assert_eq!(names, 0);
+}
+
+#[tokio::test]
+async fn what_a_machine_lost_that_stopped_is_neither_deleted_nor_replaced() {
+    let bench = Bench::new();
+    for name in ["lost", "cut", "whole"] {
+        fs::write(bench.slot(name), name).expect("writes");
+    }
+    bench.keep().await;
+    let other = bench.another(1);
+    other.hydrate().await;
+    fs::remove_file(other.folder.join("lost")).expect("is lost");
+    fs::write(other.folder.join("cut"), "").expect("is cut");
+    fs::write(other.folder.join("new"), "new").expect("writes");
+    let torn = UserFolder { is_torn: true, ..other.here() };
+    let report = report(bench.files.keep(&other.owned(), Some(torn)).await);
+    assert_eq!((report.deleted, report.conflict_count), (0, 1), "{report:?}");
+    let beside = format!("cut.conflict-{}", other.sandbox);
+    for (name, text) in [("lost", "lost"), ("cut", "cut"), ("whole", "whole"), ("new", "new"), (&*beside, "")]
+    {
+        assert_eq!(fs::read_to_string(bench.kept(name)).expect(name), text);
+    }
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@
 //! ```text
 //! run root/<sandbox>/   spec.json control.sock gateway/gateway.sock disk/{data,home} exit.json   (gone at boot)
 //! slot root/<sandbox>/  disk.img or files/                                                       (on a real disk)
-//! slot root/set-aside/  slots whose files could not be kept; the operator's
+//! slot root/set-aside/  slots whose files could not be kept; the operator's, for a month
 //! ```
 
+mod aside;
 mod images;
 mod probe;
 mod remains;
@@ -198,13 +199,22 @@ impl LocalRuntime {
         Ok(found.map(|path| (path, self.is_root.then(|| guest_uid(sandbox)))))
     }
 
-    /// Moves the slot of an ended sandbox to where neither [`Runtime::destroy`] nor
-    /// [`Runtime::sweep`] look, and tells where; `None` if there is none.
+    /// Whether the files of a sandbox, once they were found, may lack what was written: the machine
+    /// stopped while they were, or its disk failed. Then nothing that is missing was deleted by the agent.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`] if the machine cannot say.
+    pub async fn is_torn(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
+        self.blocking(sandbox, "look whether the disk is whole", remains::is_torn).await
+    }
+
+    /// Moves the slot of an ended sandbox to where [`Runtime::destroy`] does not look, and tells where;
+    /// `None` if there is none. [`Runtime::sweep`] removes it after a month, or after a day when the disk is full.
     ///
     /// # Errors
     /// [`RuntimeError::Machine`].
     pub async fn set_slot_aside(&self, sandbox: &SandboxId) -> Result<Option<PathBuf>, RuntimeError> {
-        self.blocking(sandbox, "set the slot aside", remains::set_aside).await
+        self.blocking(sandbox, "set the slot aside", aside::set_aside).await
     }
 
     fn folder(&self, sandbox: &SandboxId) -> RunFolder {
@@ -400,6 +410,13 @@ impl Runtime for LocalRuntime {
                         tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "could not sweep");
                     }
                 }
+            }
+            let slots = self.settings.slot_root.clone();
+            let tidied = tokio::task::spawn_blocking(move || {
+                aside::tidy(&slots, postern_common::clock::now(), aside::Bounds::default())
+            });
+            if let Err(error) = tidied.await.map_err(io::Error::other).and_then(|tidied| tidied) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not tidy what was set aside");
             }
             swept.sort_unstable();
             swept.dedup();

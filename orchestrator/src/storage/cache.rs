@@ -10,7 +10,9 @@
 //! ```
 
 use super::beneath::{BENEATH, FOLDER, make_folder};
-use super::path::{DRAFT, UserPrefix, tenant_prefix};
+use super::drafts::Drafts;
+use super::path::{UserPrefix, tenant_prefix};
+use super::space;
 use super::types::Digest;
 use aws_lc_rs::digest::{Context, SHA256};
 use jiff::{SignedDuration, Timestamp};
@@ -45,6 +47,9 @@ pub(crate) struct CacheBounds {
 pub(crate) struct Cache {
     top: Arc<OwnedFd>,
     bounds: CacheBounds,
+    drafts: Drafts,
+    /// Bytes of the disk that are never taken.
+    pub(super) free: u64,
     /// Bytes that came since somebody looked how many there are.
     fresh: Arc<AtomicU64>,
 }
@@ -73,7 +78,8 @@ impl Cache {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let top = rustix::fs::open(path, FOLDER, Mode::empty())?;
         // Unknown is as much as there may be: the first to ask looks.
-        Ok(Self { top: Arc::new(top), bounds, fresh: Arc::new(AtomicU64::new(bounds.bytes)) })
+        let (drafts, free) = (Drafts::new()?, space::FREE_BYTES);
+        Ok(Self { top: Arc::new(top), bounds, drafts, free, fresh: Arc::new(AtomicU64::new(bounds.bytes)) })
     }
 
     /// The file with this digest, and notes that it was used; `None` if it is not there.
@@ -92,19 +98,18 @@ impl Cache {
         }
     }
 
-    /// Keeps a file, if its bytes are those of this digest; whether it was new.
+    /// Keeps a file, if its bytes are those of this digest and the disk has room; whether it was new.
     pub(super) fn put(&self, user: &UserPrefix, digest: &Digest, from: &File, size: u64) -> io::Result<bool> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         if size > self.bounds.bytes || self.get(user, digest)?.is_some() {
+            return Ok(false);
+        }
+        if space::check(&*self.top, size, self.free).is_err() {
             return Ok(false);
         }
         let whole = place(user, digest);
         let (folder, name) = whole.rsplit_once('/').unwrap_or(("", &whole));
         let folder = make_folder(&self.top, folder, 0o700, |_new| Ok(()))?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let draft = format!("{DRAFT}{}-{number}", std::process::id());
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = File::from(rustix::fs::openat(&folder, &*draft, flags, Mode::from_raw_mode(0o600))?);
+        let (draft, to) = self.drafts.make(&folder)?;
         let kept = copy(from, &to, size, digest).and_then(|is_it| {
             if is_it {
                 rustix::fs::renameat(&folder, &*draft, &folder, name)?;
@@ -118,6 +123,14 @@ impl Cache {
             self.fresh.fetch_add(size, Ordering::Relaxed);
         }
         kept
+    }
+
+    /// Forgets a file that was found not to be what its name says.
+    pub(super) fn forget(&self, user: &UserPrefix, digest: &Digest) -> io::Result<()> {
+        match rustix::fs::unlinkat(&*self.top, place(user, digest), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Forgets a user.

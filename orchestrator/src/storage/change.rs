@@ -6,10 +6,10 @@
 //! was written, and the next list finds it (`list.rs`).
 
 use super::locks::Held;
-use super::manifest::{MANIFEST_BYTES, Manifest};
+use super::manifest::{self, MANIFEST_BYTES, Manifest};
 use super::objects::{Notes, Objects, Outcome};
 use super::path::{FilePath, Key};
-use super::types::{Condition, Edit, FILE_MODE, StorageError, Usage, Version, Writer};
+use super::types::{Condition, Edit, FILE_MODE, MODE_BITS, Quota, StorageError, Usage, Version, Writer};
 use super::user::UserFiles;
 use crate::store::{FileChange, FileRow, FilesHeld};
 use bytes::{Bytes, BytesMut};
@@ -20,13 +20,33 @@ use std::collections::{BTreeSet, HashSet};
 
 /// How often the manifest is read again because somebody else was faster.
 const TRIES: u32 = 32;
+/// Files that one change concerns at most: the locks of more would keep everybody else from theirs, and
+/// Postgres has room for some 6,400 in all (`max_locks_per_transaction`, 64, times 100 connections).
+pub(super) const IN_A_CHANGE: usize = 128;
+
+/// The bound of what objects cannot hold, as [`StorageError::TooMuch`] names it.
+const NOTED: &str = "bytes of what is noted of a user's links, folders, modes and odd names";
+
+/// A file that is to be written.
+pub(super) struct Wanted {
+    /// Where.
+    pub(super) path: FilePath,
+    /// Its bytes.
+    pub(super) size: u64,
+    /// Its mode, if somebody said.
+    pub(super) mode: Option<u32>,
+}
 
 /// A change that is under way.
 pub(super) struct Changing<'a> {
     files: &'a UserFiles,
     by: &'a Writer,
-    /// What this change has taken of the quota so far, on top of what is used.
-    usage: Usage,
+    /// What is used, with what this change has taken so far; `None` until something is to be judged.
+    usage: Option<Usage>,
+    /// What the manifest has room for; `None` until somebody needs some.
+    room: Option<u64>,
+    /// Files that this change made, as far as it knows.
+    new: Vec<FilePath>,
     changes: Vec<FileChange>,
     edits: Vec<ManifestEdit>,
     held: FilesHeld,
@@ -55,8 +75,9 @@ impl UserFiles {
         let locks = self.storage.locks.hold(keys).await;
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
         let held = self.storage.store.hold_files(&names).await?;
-        let usage = self.usage().await?;
-        Ok(Changing { files: self, by, usage, changes: Vec::new(), edits: Vec::new(), held, _locks: locks })
+        let (changes, edits) = (Vec::new(), Vec::new());
+        let (usage, room, new) = (None, None, Vec::new());
+        Ok(Changing { files: self, by, usage, room, new, changes, edits, held, _locks: locks })
     }
 
     /// Begins a change of these files that no other of its kind goes beside, nor a hold on the user.
@@ -98,13 +119,16 @@ impl<'a> Changing<'a> {
         files.changing(by, []).await
     }
 
-    /// Which of these files, of these sizes, may be written, and what was there of each.
+    /// Which of these files may be written, and what was there of each.
+    ///
+    /// INVARIANT: before anything is put. An object that only the manifest could name must not be there
+    /// when that turns out to be full.
     pub(super) async fn judge(
         &mut self,
-        files: &[(FilePath, u64)],
+        files: &[Wanted],
     ) -> Result<Vec<Result<Option<FileRow>, StorageError>>, StorageError> {
         let (store, owner) = (&self.files.storage.store, &self.files.owner);
-        let paths: Vec<FilePath> = files.iter().map(|(path, _)| path.clone()).collect();
+        let paths: Vec<FilePath> = files.iter().map(|file| file.path.clone()).collect();
         let mut there = store.files_among(owner, &paths).await?;
         // A file system says itself what is in the way.
         let is_cloud = matches!(self.files.storage.objects, Objects::Cloud(_));
@@ -118,6 +142,10 @@ impl<'a> Changing<'a> {
         let above: Vec<FilePath> = above.into_iter().collect();
         let files_above = store.files_among(owner, &above).await?;
         let folders = store.folders_among(owner, &new).await?;
+        let mut usage = match self.usage {
+            Some(usage) => usage,
+            None => self.files.usage().await?,
+        };
         let own: HashSet<&FilePath> = paths.iter().collect();
         let in_the_way = |path: &FilePath| {
             let above = path.folders().filter_map(|folder| FilePath::parse(folder).ok());
@@ -125,41 +153,63 @@ impl<'a> Changing<'a> {
             above.into_iter().find(is_file).or_else(|| folders.get(path).cloned())
         };
         let mut judged = Vec::with_capacity(files.len());
-        for (path, size) in files {
-            judged.push(match in_the_way(path) {
-                Some(by) => Err(StorageError::Obstructed { path: path.clone(), by }),
-                None => self.admit(path, *size, there.remove(path)),
+        for file in files {
+            let old = there.remove(&file.path);
+            let noted = self.noted_of(file, old.as_ref());
+            judged.push(match in_the_way(&file.path) {
+                Some(by) => Err(StorageError::Obstructed { path: file.path.clone(), by }),
+                None if noted > 0 && !self.takes_room(noted).await? => Err(full(self.files, &file.path)),
+                None => self.admit(&mut usage, (&file.path, file.size), old),
             });
         }
+        self.usage = Some(usage);
         Ok(judged)
     }
 
+    /// What the manifest needs for a file that is to be written.
+    fn noted_of(&self, file: &Wanted, old: Option<&FileRow>) -> u64 {
+        let is_odd = old.is_none() && self.files.prefix.is_odd(&file.path);
+        let usual = old.map_or(FILE_MODE, |old| old.mode);
+        let has_mode =
+            file.mode.is_some_and(|mode| mode & MODE_BITS != usual && mode & MODE_BITS != FILE_MODE);
+        manifest::length_of(&file.path, is_odd, has_mode)
+    }
+
+    /// Takes so much of the manifest's room, if it has as much.
+    async fn takes_room(&mut self, noted: u64) -> Result<bool, StorageError> {
+        let room = match self.room {
+            Some(room) => room,
+            None => {
+                let found = self.files.storage.objects.find(&self.files.prefix.manifest()).await?;
+                let length = found.map_or(0, |(info, _)| info.size);
+                self.files.storage.quota.manifest_bytes.saturating_sub(length)
+            }
+        };
+        self.room = Some(room.saturating_sub(if noted <= room { noted } else { 0 }));
+        Ok(noted <= room)
+    }
+
     fn admit(
-        &mut self,
-        path: &FilePath,
-        size: u64,
+        &self,
+        used: &mut Usage,
+        (path, size): (&FilePath, u64),
         old: Option<FileRow>,
     ) -> Result<Option<FileRow>, StorageError> {
-        let (quota, used) = (self.files.storage.quota, self.usage);
+        let quota = self.files.storage.quota;
         let (old_bytes, old_files) = old.as_ref().map_or((0, 0), |old| (old.size, 1));
         let bytes = used.bytes.saturating_sub(old_bytes).saturating_add(size);
         let files = used.files.saturating_sub(old_files).saturating_add(1);
+        let length = if old.is_none() { path.as_str().len() } else { 0 };
+        let names = used.names.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
         // Who writes less than before may, also over the quota.
-        if (bytes > quota.bytes && size > old_bytes) || (files > quota.files && old.is_none()) {
-            return Err(self.too_much(path));
+        let is_more = (bytes > quota.bytes && size > old_bytes)
+            || ((files > quota.files || names > quota.names) && old.is_none());
+        let new = Usage { bytes, files, names };
+        if is_more {
+            return Err(too_much(quota, new, path));
         }
-        self.usage = Usage { bytes, files };
+        *used = new;
         Ok(old)
-    }
-
-    fn too_much(&self, path: &FilePath) -> StorageError {
-        let quota = self.files.storage.quota;
-        let (quota, bound) = if self.usage.files >= quota.files {
-            ("number of files of a user", quota.files)
-        } else {
-            ("bytes of a user's files", quota.bytes)
-        };
-        StorageError::TooMuch { path: path.clone(), quota, bound }
     }
 
     /// Notes that a file was written.
@@ -167,6 +217,9 @@ impl<'a> Changing<'a> {
         let is_told = old.map_or(row.mode == FILE_MODE, |old| old.mode == row.mode);
         if !is_told || (old.is_none() && self.files.prefix.is_odd(&row.path)) {
             self.edits.push(ManifestEdit::Written(row.path.clone(), row.mode));
+        }
+        if old.is_none() {
+            self.new.push(row.path.clone());
         }
         self.changes.push(FileChange::Written(row));
     }
@@ -204,7 +257,7 @@ impl<'a> Changing<'a> {
     pub(super) fn shaped(&mut self, edits: Vec<Edit>) {
         for edit in edits {
             self.changes.push(match &edit {
-                Edit::Mode(path, mode) => FileChange::Mode(path.clone(), mode & super::types::MODE_BITS),
+                Edit::Mode(path, mode) => FileChange::Mode(path.clone(), mode & MODE_BITS),
                 Edit::Folder(path, _) | Edit::NoFolder(path) | Edit::Link(path, _) | Edit::NoLink(path) => {
                     FileChange::Shaped(path.clone())
                 }
@@ -226,12 +279,39 @@ impl<'a> Changing<'a> {
 
     /// Writes it all down, as of this time.
     pub(super) async fn end_at(self, now: Timestamp) -> Result<(), StorageError> {
-        if !self.edits.is_empty() {
-            edit(self.files, &self.edits).await?;
+        if !self.edits.is_empty()
+            && let Err(error) = edit(self.files, &self.edits).await
+        {
+            if matches!(error, StorageError::TooMuch { .. }) {
+                take_back(self.files, &self.changes, &self.new).await?;
+            }
+            return Err(error);
         }
         let Self { files, by, changes, held, .. } = self;
         let store = &files.storage.store;
         Ok(store.end_files(held, &files.owner, by, now, &changes).await?)
+    }
+}
+
+fn too_much(quota: Quota, wanted: Usage, path: &FilePath) -> StorageError {
+    let (quota, bound) = if wanted.files > quota.files {
+        ("number of files of a user", quota.files)
+    } else if wanted.names > quota.names {
+        ("bytes of the paths of a user's files", quota.names)
+    } else {
+        ("bytes of a user's files", quota.bytes)
+    };
+    StorageError::TooMuch { path: path.clone(), quota, bound }
+}
+
+impl ManifestEdit {
+    /// Of which path it says more than was said before.
+    const fn says_more_of(&self) -> Option<&FilePath> {
+        match self {
+            Self::Written(path, _) | Self::Asked(Edit::Folder(path, _) | Edit::Link(path, _)) => Some(path),
+            Self::Asked(Edit::Mode(path, mode)) if *mode & MODE_BITS != FILE_MODE => Some(path),
+            Self::Removed(_) | Self::Asked(_) => None,
+        }
     }
 }
 
@@ -253,16 +333,36 @@ async fn edit(files: &UserFiles, edits: &[ManifestEdit]) -> Result<(), StorageEr
         }
         let text = serde_json::to_vec(&manifest)
             .map_err(|error| StorageError::Store { what, source: error.into() })?;
-        if u64::try_from(text.len()).unwrap_or(u64::MAX) > MANIFEST_BYTES {
-            return Err(StorageError::Store { what, source: "it would be longer than one can be".into() });
+        let is_full = u64::try_from(text.len()).is_ok_and(|it| it > files.storage.quota.manifest_bytes);
+        // What makes it shorter may always be.
+        if is_full && let Some(path) = edits.iter().find_map(ManifestEdit::says_more_of) {
+            return Err(full(files, path));
         }
         let condition = version.map_or(Condition::Nothing, Condition::Version);
         let notes = Notes { content_type: Some("application/json".to_owned()), ..Notes::default() };
-        let put =
-            files.storage.objects.put(&files.prefix.manifest(), &condition, &notes, Bytes::from(text)).await;
+        let (key, text) = (files.prefix.manifest(), Bytes::from(text));
+        let put = files.storage.objects.put(&key, &condition, &notes, text).await;
         if matches!(put?, Outcome::Done(_)) {
             return Ok(());
         }
     }
     Err(StorageError::Store { what, source: "others change it all the time".into() })
+}
+
+/// Removes what this change has put where nothing was: somebody else has filled the manifest since it
+/// was judged, and an object that nothing names would count for nobody.
+async fn take_back(files: &UserFiles, changes: &[FileChange], new: &[FilePath]) -> Result<(), StorageError> {
+    for change in changes {
+        let FileChange::Written(row) = change else { continue };
+        if new.contains(&row.path) {
+            let own = Condition::Version(row.version.clone());
+            files.storage.objects.remove(&files.prefix.file(&row.path), &own).await?;
+        }
+    }
+    Ok(())
+}
+
+fn full(files: &UserFiles, path: &FilePath) -> StorageError {
+    let bound = files.storage.quota.manifest_bytes;
+    StorageError::TooMuch { path: path.clone(), quota: NOTED, bound }
 }

@@ -34,7 +34,7 @@ use url::Url;
 /// Requests to the service at the same time.
 const REQUESTS: usize = 64;
 /// Large objects that are written at the same time: each holds some parts in memory.
-const LARGE: usize = 8;
+pub(super) const LARGE: usize = 8;
 /// A part of a large object. S3 wants 5 MiB at least, and at most 10,000 of them.
 pub(super) const PART_BYTES: usize = 8 << 20;
 /// Parts of one large object that are under way.
@@ -68,7 +68,7 @@ pub(super) struct Connected {
 pub(super) struct Cloud {
     connected: Arc<Connected>,
     requests: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    pub(super) large: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Cloud {

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bytes on their way into a store: counted, digested, bounded.
 
-use super::objects::{Notes, Objects};
+use super::objects::Notes;
 use super::path::Key;
 use super::types::{Condition, Content, Digest, NewFile, StorageError};
-use super::{FilePath, cloud};
+use super::{FilePath, Storage, cloud};
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use postern_common::id::TenantId;
 
 /// What is held whole and put in one request; what is longer goes in parts.
 pub(super) const SMALL_BYTES: usize = cloud::PART_BYTES;
@@ -89,12 +90,13 @@ pub(super) async fn begun(content: &mut Content, counted: &mut Counted) -> Resul
 
 /// Writes an object that nobody else writes, in one request or in parts.
 pub(super) async fn whole_or_parts(
-    objects: &Objects,
+    storage: &Storage,
+    tenant: &TenantId,
     (key, path): (&Key, &FilePath),
-    about: &NewFile,
-    bound: u64,
+    (about, bound): (&NewFile, u64),
     mut content: Content,
 ) -> Result<(), StorageError> {
+    let objects = &storage.objects;
     let mut counted = Counted::new(path, about, bound)?;
     let notes = Notes::default();
     match begun(&mut content, &mut counted).await? {
@@ -103,6 +105,7 @@ pub(super) async fn whole_or_parts(
             objects.put(key, &Condition::Anything, &notes, bytes).await?;
         }
         Begun::More(bytes) => {
+            let _turn = storage.large_turn(tenant).await;
             let mut object = objects.begin(key, &notes).await?;
             let mut written = object.write(bytes).await.map_err(StorageError::from);
             while written.is_ok()

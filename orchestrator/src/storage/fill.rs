@@ -165,6 +165,10 @@ impl Filling {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let to = File::from(rustix::fs::openat(folder, draft, flags, Mode::from_raw_mode(0o600))?);
         if !copy(&from, &to, file.size, digest)? {
+            // A copy that is damaged would be in the way of a good one, for each look makes it young again.
+            if let (Objects::Cloud(_), Some(cache)) = (&self.storage.objects, &self.storage.cache) {
+                cache.forget(&self.prefix, digest)?;
+            }
             return Ok(false);
         }
         self.own(to.as_fd())?;

@@ -7,8 +7,10 @@
 //! extended attribute here; where the file system has none, the database alone knows them.
 
 use super::beneath::{BENEATH, FOLDER, make_folder};
+use super::drafts::{Drafts, is_draft, remove_abandoned};
 use super::objects::{Fault, Found, Notes, ObjectInfo, Opened, Outcome, Put};
-use super::path::{DRAFT, Key, UserPrefix};
+use super::path::{Key, UserPrefix};
+use super::space;
 use super::types::{Condition, Content, Version};
 use crate::store::whole_micros;
 use bytes::Bytes;
@@ -25,7 +27,7 @@ use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 /// Where attributes are.
 const NOTES: &str = "user.postern.notes";
@@ -39,11 +41,20 @@ const AT_ONCE: usize = 128;
 const TRIES: u32 = 8;
 /// Folders within folders that are listed.
 const DEPTH: usize = 140;
+/// Bytes of a large object after which is looked again whether there is room.
+const LOOK_BYTES: u64 = 64 << 20;
+/// How often drafts of those that died are looked for, in seconds: that reads every folder.
+const TIDY_SECONDS: i64 = 6 * 3600;
 
 /// A folder of objects. Clones are the same.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
     top: Arc<OwnedFd>,
+    drafts: Drafts,
+    /// Bytes of the disk that are never taken.
+    pub(super) free: u64,
+    /// When it was tidied last, in seconds since 1970.
+    tidied: Arc<AtomicI64>,
 }
 
 /// An object that has not got its name yet; dropped, it never was.
@@ -52,6 +63,9 @@ pub(super) struct Draft {
     name: String,
     file: File,
     key: Key,
+    pub(super) free: u64,
+    /// Bytes since it was looked whether there is room.
+    fresh: u64,
 }
 
 impl Drop for Draft {
@@ -67,7 +81,8 @@ impl Folder {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         // The operator may have made it a link.
         let top = rustix::fs::open(path, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty())?;
-        Ok(Self { top: Arc::new(top) })
+        let drafts = Drafts::new()?;
+        Ok(Self { top: Arc::new(top), drafts, free: space::FREE_BYTES, tidied: Arc::default() })
     }
 
     /// Every object of a user.
@@ -118,17 +133,20 @@ impl Folder {
 
     /// Begins an object of any size.
     pub(super) fn begin(&self, key: &Key) -> io::Result<Draft> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let (parent, _name) = split(key);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{DRAFT}{}-{number}", std::process::id());
+        // What is noted of a user gets shorter by being written, too.
+        let is_noted = parent.split('/').count() == 4 && *key == UserPrefix::manifest_in(parent);
+        let free = if is_noted { 0 } else { self.free };
+        space::check(&*self.top, 0, free)?;
         for _ in 0..TRIES {
             let folder = self.make_folder(parent)?;
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o600)) {
+            match self.drafts.make(&folder) {
                 // The folder was empty, and went between the two.
                 Err(Errno::NOENT) => {}
-                made => return Ok(Draft { folder, name, file: File::from(made?), key: key.clone() }),
+                made => {
+                    let (name, file) = made?;
+                    return Ok(Draft { folder, name, file, key: key.clone(), free, fresh: 0 });
+                }
             }
         }
         Err(io::Error::other("its folder is removed again and again"))
@@ -221,6 +239,45 @@ impl Folder {
         Ok(erased)
     }
 
+    /// Removes drafts of those that died, once in a while, with the folders that they leave empty.
+    pub(super) fn tidy(&self, now: Timestamp) -> io::Result<()> {
+        let last = self.tidied.load(Ordering::Relaxed);
+        if now.as_second().saturating_sub(last) < TIDY_SECONDS {
+            return Ok(());
+        }
+        self.tidied.store(now.as_second(), Ordering::Relaxed);
+        for name in ["tenants", "staging"] {
+            if let Some(folder) = self.folder(name)? {
+                self.tidy_below(&folder, name, now, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tidy_below(&self, folder: &OwnedFd, name: &str, now: Timestamp, depth: usize) -> io::Result<()> {
+        let mut is_tidied = false;
+        for entry in Dir::read_from(folder)? {
+            let entry = entry?;
+            let Ok(own) = entry.file_name().to_str() else { continue };
+            if is_draft(own) {
+                is_tidied |= remove_abandoned(folder, own, now)?;
+                continue;
+            }
+            let is_other = matches!(own, "." | "..") || entry.file_type() == FileType::RegularFile;
+            if is_other || depth > DEPTH {
+                continue;
+            }
+            match rustix::fs::openat2(folder, own, FOLDER, Mode::empty(), BENEATH) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                below => self.tidy_below(&below?, &format!("{name}/{own}"), now, depth + 1)?,
+            }
+        }
+        if is_tidied && name.matches('/').count() > 3 {
+            self.prune(name);
+        }
+        Ok(())
+    }
+
     /// Waits until nobody else changes what belongs to the same user.
     fn lock(&self, key: &Key) -> io::Result<OwnedFd> {
         // `tenants/{tenant}/users/{user}`, or `staging/{upload}`.
@@ -280,6 +337,11 @@ impl Folder {
 impl Draft {
     /// Writes what comes next.
     pub(super) fn write(&mut self, content: &[u8]) -> io::Result<()> {
+        self.fresh = self.fresh.saturating_add(u64::try_from(content.len()).unwrap_or(u64::MAX));
+        if self.fresh >= LOOK_BYTES {
+            space::check(&self.file, 0, self.free)?;
+            self.fresh = 0;
+        }
         self.file.write_all(content)
     }
 }
@@ -299,7 +361,7 @@ fn rename(draft: &Draft, name: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Removes a folder with nothing but folders in it; whether it is gone.
+/// Removes a folder with nothing in it but folders and what somebody who died left; whether it is gone.
 fn is_emptied(parent: &OwnedFd, name: &str, depth: usize) -> io::Result<bool> {
     let folder = match rustix::fs::openat2(parent, name, FOLDER, Mode::empty(), BENEATH) {
         Err(Errno::NOENT) => return Ok(true),
@@ -313,6 +375,9 @@ fn is_emptied(parent: &OwnedFd, name: &str, depth: usize) -> io::Result<bool> {
             continue;
         }
         let Ok(name) = name.to_str() else { return Ok(false) };
+        if is_draft(name) && remove_abandoned(&folder, name, clock::now())? {
+            continue;
+        }
         if depth >= DEPTH || !is_emptied(&folder, name, depth + 1)? {
             return Ok(false);
         }
@@ -370,7 +435,7 @@ fn walk(folder: &OwnedFd, name: &str, depth: usize, found: &mut Vec<Found>) -> i
             continue;
         }
         is_empty = false;
-        if own.starts_with(DRAFT) {
+        if is_draft(own) {
             continue;
         }
         let about = match rustix::fs::statat(folder, own, AtFlags::SYMLINK_NOFOLLOW) {

@@ -4,6 +4,7 @@
 //! Where the two differ somebody wrote right into the store, or we died between a write and its row:
 //! then the database follows, and the log says so.
 
+use super::change::IN_A_CHANGE;
 use super::manifest::Manifest;
 use super::objects::{Found, Notes, ObjectInfo};
 use super::path::{FilePath, Named};
@@ -136,7 +137,25 @@ fn assembled(files: Vec<FileEntry>, manifest: &Manifest, empty: Vec<FilePath>) -
     Listing { files, folders: folders.into_iter().collect(), links }
 }
 
-/// Has the database follow the store.
+/// Where the database and the store differ.
+enum Differs {
+    /// The store has what the database does not know so.
+    Unknown(Listed, Option<FileRow>),
+    /// The database knows what the store has no more.
+    Missing(FileRow),
+}
+
+impl Differs {
+    const fn path(&self) -> &FilePath {
+        match self {
+            Self::Unknown(object, _) => &object.path,
+            Self::Missing(row) => &row.path,
+        }
+    }
+}
+
+/// Has the database follow the store, some files at a time: what was written down of those before stays
+/// if it breaks off.
 async fn follow(
     files: &UserFiles,
     manifest: &Manifest,
@@ -146,33 +165,63 @@ async fn follow(
 ) -> Result<Vec<FileEntry>, StorageError> {
     let later = if unknown.len() > LOOKED_AT { unknown.split_off(LOOKED_AT) } else { Vec::new() };
     let by = Writer::new(Actor::Orchestrator);
-    let of_unknown = unknown.iter().map(|(object, _)| object.path.clone());
-    let paths: Vec<FilePath> = of_unknown.chain(missing.iter().map(|row| row.path.clone())).collect();
-    // Under the locks nobody of ours changes them any more: what is there now is the truth.
-    let mut changing = files.changing(&by, &paths).await?;
-    let (mut entries, mut changes) = (Vec::new(), Vec::new());
-    let look = |(object, row)| look_at(files, manifest, object, row);
-    let looked: Vec<_> = stream::iter(unknown.into_iter().map(look)).buffered(AT_ONCE).collect().await;
-    for one in looked {
-        let (entry, change) = one?;
-        entries.extend(entry);
-        changes.extend(change);
+    let unknown = unknown.into_iter().map(|(object, row)| Differs::Unknown(object, row));
+    let mut differing = unknown.chain(missing.into_iter().map(Differs::Missing)).peekable();
+    let mut entries = Vec::new();
+    while differing.peek().is_some() {
+        let some: Vec<Differs> = differing.by_ref().take(IN_A_CHANGE).collect();
+        follow_some(files, manifest, &by, some, &mut entries).await?;
     }
-    for row in missing {
-        match files.storage.objects.find(&files.prefix.file(&row.path)).await? {
-            None => changes.push(FileChange::Missing(row.path, row.version)),
-            Some((info, _)) if info.version == row.version => entries.push(from_row(row, &info)),
-            // Written since the list: the next one has it.
-            Some(_) => {}
-        }
+    if !shadowed.is_empty() {
+        let mut changing = files.changing(&by, []).await?;
+        changing.found(Vec::new(), shadowed);
+        changing.end().await?;
     }
-    changing.found(changes, shadowed);
-    changing.end().await?;
     entries.extend(later.into_iter().map(|(object, row)| {
         let mode = mode(manifest, &object, row.as_ref());
         from_notes(object.path, object.info, Notes::default(), mode)
     }));
     Ok(entries)
+}
+
+/// Under the locks nobody of ours changes them any more: what is there now is the truth.
+async fn follow_some(
+    files: &UserFiles,
+    manifest: &Manifest,
+    by: &Writer,
+    some: Vec<Differs>,
+    entries: &mut Vec<FileEntry>,
+) -> Result<(), StorageError> {
+    let paths: Vec<FilePath> = some.iter().map(|one| one.path().clone()).collect();
+    let mut changing = files.changing(by, &paths).await?;
+    let look = |one| look_at(files, manifest, one);
+    let looked: Vec<_> = stream::iter(some.into_iter().map(look)).buffered(AT_ONCE).collect().await;
+    let mut changes = Vec::new();
+    for one in looked {
+        let (entry, change) = one?;
+        entries.extend(entry);
+        changes.extend(change);
+    }
+    changing.found(changes, Vec::new());
+    changing.end().await
+}
+
+/// What is there of a file, and what the database is told of it.
+async fn look_at(
+    files: &UserFiles,
+    manifest: &Manifest,
+    one: Differs,
+) -> Result<(Option<FileEntry>, Option<FileChange>), StorageError> {
+    let row = match one {
+        Differs::Unknown(object, row) => return look_at_unknown(files, manifest, object, row).await,
+        Differs::Missing(row) => row,
+    };
+    Ok(match files.storage.objects.find(&files.prefix.file(&row.path)).await? {
+        None => (None, Some(FileChange::Missing(row.path, row.version))),
+        Some((info, _)) if info.version == row.version => (Some(from_row(row, &info)), None),
+        // Written since the list: the next one has it.
+        Some(_) => (None, None),
+    })
 }
 
 fn mode(manifest: &Manifest, object: &Listed, row: Option<&FileRow>) -> u32 {
@@ -181,7 +230,7 @@ fn mode(manifest: &Manifest, object: &Listed, row: Option<&FileRow>) -> u32 {
 }
 
 /// What an object is that the database does not know, and what the database is told of it.
-async fn look_at(
+async fn look_at_unknown(
     files: &UserFiles,
     manifest: &Manifest,
     object: Listed,

@@ -22,6 +22,9 @@ const CHANGES: usize = 12;
 pub(super) struct Locks {
     locks: Arc<[Arc<Mutex<()>>]>,
     changes: Arc<Semaphore>,
+    /// The most that one change has held.
+    #[cfg(test)]
+    pub(super) most: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 /// Nobody else changes the files while this lives.
@@ -33,13 +36,20 @@ pub(super) struct Held {
 impl Locks {
     pub(super) fn new() -> Self {
         let locks = (0..LOCKS).map(|_| Arc::default()).collect();
-        Self { locks, changes: Arc::new(Semaphore::new(CHANGES)) }
+        Self {
+            locks,
+            changes: Arc::new(Semaphore::new(CHANGES)),
+            #[cfg(test)]
+            most: Arc::default(),
+        }
     }
 
     /// Waits until nobody else changes any of these. Two that want several never wait for each
     /// other: everybody takes them in the same order.
     pub(super) async fn hold(&self, keys: impl IntoIterator<Item = &Key>) -> Held {
         let places: BTreeSet<usize> = keys.into_iter().map(place).collect();
+        #[cfg(test)]
+        self.most.fetch_max(places.len(), std::sync::atomic::Ordering::Relaxed);
         let mut held = Vec::with_capacity(places.len());
         for lock in places.into_iter().filter_map(|place| self.locks.get(place)) {
             held.push(Arc::clone(lock).lock_owned().await);

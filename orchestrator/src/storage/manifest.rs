@@ -28,6 +28,19 @@ pub(super) struct Manifest {
     pub(super) odd: BTreeMap<Digest, FilePath>,
 }
 
+/// What a path takes in a manifest with all that may stand beside it: a digest, a mode, marks.
+pub(super) fn length_of(path: &FilePath, is_odd: bool, has_mode: bool) -> u64 {
+    /// `"": ,` and three digits.
+    const MODE: usize = 8;
+    /// `"": ,` and a digest's.
+    const ODD: usize = 70;
+    let text = serde_json::to_string(path).map_or(usize::MAX, |text| text.len());
+    let parts = [(is_odd, ODD), (has_mode, MODE)];
+    let length =
+        parts.into_iter().filter(|(is_there, _)| *is_there).map(|(_, more)| text.saturating_add(more));
+    u64::try_from(length.fold(0, usize::saturating_add)).unwrap_or(u64::MAX)
+}
+
 impl Manifest {
     /// Makes a change; whether anything is different now.
     pub(super) fn apply(&mut self, edit: &Edit) -> bool {

@@ -277,6 +277,16 @@ impl Objects {
         self.erase(path::staging_prefix(upload)).await
     }
 
+    /// Removes what those that died left of objects half written, where the store itself does not.
+    pub(super) async fn tidy(&self, now: Timestamp) -> Result<(), Fault> {
+        match self {
+            Self::Cloud(_) => Ok(()),
+            Self::Folder(folder) => {
+                blocking("remove what is half written", folder, move |folder| folder.tidy(now)).await
+            }
+        }
+    }
+
     async fn erase(&self, prefix: String) -> Result<u64, Fault> {
         match self {
             Self::Cloud(cloud) => cloud.erase(&prefix).await,

@@ -189,7 +189,12 @@ impl UserPrefix {
 
     /// The object of what objects cannot hold.
     pub(super) fn manifest(&self) -> Key {
-        Key(format!("{}/manifest.json", self.0).into())
+        Self::manifest_in(&self.0)
+    }
+
+    /// The same, of the user whose prefix this text is.
+    pub(super) fn manifest_in(prefix: &str) -> Key {
+        Key(format!("{prefix}/manifest.json").into())
     }
 
     /// What an object below this prefix is; `None` for what is no file of the user.

@@ -4,6 +4,7 @@
 //! `POSTERN_ALLOW_SKIP=1` leaves them out. Google Cloud Storage has no server that could be run here:
 //! its suite runs at the wire (`wire.rs`).
 
+mod bounds;
 mod cache;
 mod faults;
 mod gcs;
@@ -19,6 +20,11 @@ use super::uploads::PART_BYTES;
 use super::*;
 use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
+use bounds::{
+    a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
+    a_tenants_slow_writes_keep_no_other_from_its_own, the_paths_of_a_user_are_bounded_together,
+    what_is_noted_of_a_user_is_bounded, what_others_did_to_many_files_is_followed_some_at_a_time,
+};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use own::{
@@ -138,7 +144,12 @@ on_each_store!(
     files_are_copied_and_moved,
     many_small_files_have_answers_of_their_own,
     a_quota_holds,
+    what_is_noted_of_a_user_is_bounded,
+    the_paths_of_a_user_are_bounded_together,
+    a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
+    a_tenants_slow_writes_keep_no_other_from_its_own,
     what_somebody_else_did_to_the_store_is_found,
+    what_others_did_to_many_files_is_followed_some_at_a_time,
     an_upload_becomes_a_file_when_it_is_complete,
     an_upload_that_nobody_completes_goes,
     a_user_and_a_tenant_are_erased_and_nobody_else,
@@ -193,7 +204,7 @@ async fn what_was_written_is_read_and_listed(bench: &Bench) {
     put(&files, "empty", &Condition::Nothing, "").await.expect("writes");
     assert_eq!(text(&files, "empty").await, "");
     assert_eq!(names(&files.list().await.expect("lists")), ["a/b.txt", "empty"]);
-    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 5, files: 2 });
+    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 5, files: 2, names: 12 });
     // Without the database the store still knows.
     bench.database.store.erase_user(&files.owner, &erased()).await.expect("erases");
     let found = files.find(&path("a/b.txt")).await.expect("looks").expect("is there");
@@ -467,7 +478,7 @@ async fn many_small_files_have_answers_of_their_own(bench: &Bench) {
 }
 
 async fn a_quota_holds(bench: &Bench) {
-    let quota = Quota { bytes: 10, files: 3, file_bytes: 8 };
+    let quota = Quota { bytes: 10, files: 3, file_bytes: 8, ..Quota::default() };
     let files = bench.with_quota(quota).of(&tenant("acme"), &user("quota"));
     let too_much = |outcome: Result<FileEntry, StorageError>| match outcome {
         Err(StorageError::TooMuch { quota, .. }) => quota,
@@ -504,7 +515,7 @@ async fn what_somebody_else_did_to_the_store_is_found(bench: &Bench) {
     let listing = files.list().await.expect("lists");
     assert_eq!(names(&listing), ["mine", "theirs"]);
     assert_eq!(listing.files.iter().map(|file| file.size).collect::<Vec<_>>(), [7, 3]);
-    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 10, files: 2 });
+    assert_eq!(files.usage().await.expect("counts"), Usage { bytes: 10, files: 2, names: 10 });
     let events = bench.database.store.file_events(&files.owner).await.expect("reads");
     let mut found: Vec<_> = events[2..].iter().map(|event| (&*event.action, &*event.path)).collect();
     found.sort_unstable();

@@ -269,6 +269,8 @@ pub(crate) struct Usage {
     pub(crate) bytes: u64,
     /// Files.
     pub(crate) files: u64,
+    /// Bytes of all their paths.
+    pub(crate) names: u64,
 }
 
 /// What one user may have.
@@ -280,13 +282,18 @@ pub(crate) struct Quota {
     pub(crate) files: u64,
     /// Bytes of one file.
     pub(crate) file_bytes: u64,
+    /// Bytes of all paths: each list has them all.
+    pub(crate) names: u64,
+    /// Bytes of the manifest, which has modes, links, folders and odd names.
+    pub(crate) manifest_bytes: u64,
 }
 
 impl Default for Quota {
     fn default() -> Self {
         // As much as the largest sandbox holds, a checked-out project with its dependencies four
-        // times over, and the largest object that S3 takes in one piece.
-        Self { bytes: 16 << 30, files: 200_000, file_bytes: 5 << 30 }
+        // times over, the largest object that S3 takes in one piece, and paths of 160 bytes for each file.
+        let manifest_bytes = super::manifest::MANIFEST_BYTES;
+        Self { bytes: 16 << 30, files: 200_000, file_bytes: 5 << 30, names: 32 << 20, manifest_bytes }
     }
 }
 

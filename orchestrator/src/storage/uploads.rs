@@ -114,7 +114,8 @@ impl Storage {
     ) -> Result<(), StorageError> {
         let about = NewFile { size: Some(upload.part_size(part)), ..NewFile::default() };
         let key = Key::staged(&upload.id, part);
-        whole_or_parts(&self.objects, (&key, &upload.path), &about, PART_BYTES, content).await
+        let (tenant, at) = (&upload.owner.tenant, (&key, &upload.path));
+        whole_or_parts(self, tenant, at, (&about, PART_BYTES), content).await
     }
 
     /// The bytes of each part that has come; `None` of those that have not.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One user's files: looked at, read, written, removed.
 
-use super::change::Changing;
+use super::change::{Changing, IN_A_CHANGE, Wanted};
 use super::content::{Begun, Counted, begun};
 use super::objects::{LargeObject, Notes, ObjectInfo, Opened, Outcome, Put};
 use super::path::{FilePath, UserPrefix};
@@ -170,6 +170,7 @@ impl UserFiles {
         mut content: Content,
     ) -> Result<FileEntry, StorageError> {
         let mut counted = Counted::new(path, &about, self.storage.quota.file_bytes)?;
+        let _turn = self.storage.turns.incoming.take(&self.owner.tenant).await;
         // Never closed: without a place it would only be one more.
         let _place = self.storage.incoming.acquire().await.ok();
         match begun(&mut content, &mut counted).await? {
@@ -203,6 +204,7 @@ impl UserFiles {
             content_type: about.content_type.clone(),
             writer: own::note(by, &key),
         };
+        let _turn = self.storage.large_turn(&self.owner.tenant).await;
         let mut object = self.storage.objects.begin(&key, &notes).await.map_err(|fault| fault.of(path))?;
         let poured = match pour(&mut object, path, held, None).await {
             Ok(()) => pour(&mut object, path, rest, Some(&mut counted)).await,
@@ -217,7 +219,7 @@ impl UserFiles {
         };
         let notes = Notes { digest: Some(digest), ..notes };
         let mut changing = self.changing(by, [path]).await?;
-        let judged = changing.judge(&[(path.clone(), size)]).await;
+        let judged = changing.judge(&[Wanted { path: path.clone(), size, mode: about.mode }]).await;
         let judged = match judged.and_then(|mut judged| judged.pop().unwrap_or(Ok(None))) {
             Ok(old) => old,
             Err(error) => {
@@ -234,21 +236,32 @@ impl UserFiles {
         Ok(entry)
     }
 
-    /// Writes small files, each whole or not at all, all at once: the answers are in their order.
+    /// Writes small files, each whole or not at all, many at once: the answers are in their order.
     pub(crate) async fn write_many(
         &self,
         by: &Writer,
         files: Vec<SmallFile>,
     ) -> Vec<Result<FileEntry, StorageError>> {
+        let (mut files, mut answers) = (files, Vec::new());
+        while !files.is_empty() {
+            let rest = files.split_off(files.len().min(IN_A_CHANGE));
+            answers.extend(self.write_some(by, std::mem::replace(&mut files, rest)).await);
+        }
+        answers
+    }
+
+    async fn write_some(&self, by: &Writer, files: Vec<SmallFile>) -> Vec<Result<FileEntry, StorageError>> {
         let count = files.len();
         let mut changing = match self.changing(by, files.iter().map(|file| &file.path)).await {
             Ok(changing) => changing,
             Err(error) => return failed(error, count),
         };
-        let sized =
-            |file: &SmallFile| (file.path.clone(), u64::try_from(file.content.len()).unwrap_or(u64::MAX));
-        let sized: Vec<_> = files.iter().map(sized).collect();
-        let judged = match changing.judge(&sized).await {
+        let wanted = |file: &SmallFile| {
+            let size = u64::try_from(file.content.len()).unwrap_or(u64::MAX);
+            Wanted { path: file.path.clone(), size, mode: file.about.mode }
+        };
+        let wanted: Vec<_> = files.iter().map(wanted).collect();
+        let judged = match changing.judge(&wanted).await {
             Ok(judged) => judged,
             Err(error) => return failed(error, count),
         };
@@ -307,8 +320,21 @@ impl UserFiles {
         self.remove_many(by, one).await.pop().unwrap_or(Ok(false))
     }
 
-    /// Removes files, all at once: the answers are in their order.
+    /// Removes files, many at once: the answers are in their order.
     pub(crate) async fn remove_many(
+        &self,
+        by: &Writer,
+        files: Vec<(FilePath, Condition)>,
+    ) -> Vec<Result<bool, StorageError>> {
+        let (mut files, mut answers) = (files, Vec::new());
+        while !files.is_empty() {
+            let rest = files.split_off(files.len().min(IN_A_CHANGE));
+            answers.extend(self.remove_some(by, std::mem::replace(&mut files, rest)).await);
+        }
+        answers
+    }
+
+    async fn remove_some(
         &self,
         by: &Writer,
         files: Vec<(FilePath, Condition)>,
@@ -443,7 +469,17 @@ fn done<Done>(path: &FilePath, outcome: Outcome<Done>) -> Result<Done, StorageEr
 /// One error for everything that was asked.
 fn failed<Answer>(error: StorageError, count: usize) -> Vec<Result<Answer, StorageError>> {
     let text = error.to_string();
-    let again = |_| Err(StorageError::Store { what: "change several files", source: text.clone().into() });
+    // A bound stays one: it is no reason to try again.
+    let bound = match &error {
+        StorageError::TooMuch { path, quota, bound } => Some((path.clone(), *quota, *bound)),
+        _ => None,
+    };
+    let again = |_| {
+        Err(match bound.clone() {
+            Some((path, quota, bound)) => StorageError::TooMuch { path, quota, bound },
+            None => StorageError::Store { what: "change several files", source: text.clone().into() },
+        })
+    };
     let mut answers = vec![Err(error)];
     answers.extend((1..count).map(again));
     answers.truncate(count);

@@ -224,12 +224,19 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn file_usage(&self, owner: &FileOwner) -> Result<Usage, StoreError> {
         // The type of a sum is the database's own choice.
-        let select = "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes, COUNT(*) AS files \
-             FROM file_metadata WHERE tenant = $1 AND user_id = $2";
-        let query = sqlx::query(select).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        let length = match self.dialect {
+            Dialect::Sqlite => "LENGTH(CAST(path AS BLOB))",
+            Dialect::Postgres => "OCTET_LENGTH(path)",
+        };
+        let select = format!(
+            "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes, COUNT(*) AS files, \
+             CAST(COALESCE(SUM({length}), 0) AS BIGINT) AS names \
+             FROM file_metadata WHERE tenant = $1 AND user_id = $2"
+        );
+        let query = sqlx::query(AssertSqlSafe(select)).bind(owner.tenant.as_str()).bind(owner.user.as_str());
         let found = query.fetch_one(&self.pool).await?;
         let number = |name| found.number(name).map(|number| u64::try_from(number).unwrap_or(0));
-        Ok(Usage { bytes: number("bytes")?, files: number("files")? })
+        Ok(Usage { bytes: number("bytes")?, files: number("files")?, names: number("names")? })
     }
 
     /// Those of these files that are there.

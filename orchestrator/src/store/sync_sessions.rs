@@ -168,6 +168,21 @@ impl Store {
         found.map(|row| Ok((row.text("version")?, row.text("written_by")?))).transpose()
     }
 
+    /// The newest change of a user's files, 0 if there was none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn newest_revision(
+        &self,
+        (tenant, user): (&TenantId, &UserId),
+    ) -> Result<i64, StoreError> {
+        // By the end of an index, however long the log is.
+        let select = "SELECT CAST(COALESCE(MAX(sequence), 0) AS BIGINT) AS newest FROM file_audit_log \
+             WHERE tenant = $1 AND user_id = $2";
+        let query = sqlx::query(select).bind(tenant.as_str().to_owned()).bind(user.as_str().to_owned());
+        query.fetch_one(&self.pool).await?.number("newest")
+    }
+
     /// The newest change of a user's files after one that is known, and whether any of those was not
     /// made in this sandbox.
     ///

@@ -39,6 +39,11 @@ impl FilesApi {
         self.storage.of(&caller.session.tenant, &caller.session.user_id)
     }
 
+    /// Whose files they are.
+    pub(super) fn owner(caller: &Caller) -> FileOwner {
+        FileOwner { tenant: caller.session.tenant.clone(), user: caller.session.user_id.clone() }
+    }
+
     async fn revision(&self, caller: &Caller, after: i64) -> Result<(i64, bool), Problem> {
         let session = &caller.session;
         let owner = (&session.tenant, &session.user_id);
@@ -48,10 +53,11 @@ impl FilesApi {
 
     /// Everything that the user has.
     pub(super) async fn list(&self, caller: &Caller) -> Result<Response<Body>, Problem> {
-        let session = &caller.session;
+        let owner = Self::owner(caller);
+        let _turn = self.lists.turn(&owner).await;
         // Before the listing: what is written meanwhile is a change after it.
-        let (revision, _) = self.revision(caller, 0).await?;
-        let owner = FileOwner { tenant: session.tenant.clone(), user: session.user_id.clone() };
+        let newest = self.store.newest_revision((&owner.tenant, &owner.user)).await;
+        let revision = newest.map_err(|error| unavailable(&error))?;
         // Whoever brings them in uses them all.
         let noted = self.store.used_files(&owner, clock::now()).await;
         noted.map_err(|error| unavailable(&error))?;

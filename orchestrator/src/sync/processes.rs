@@ -170,7 +170,7 @@ impl Syncs {
     /// what goes wrong here costs time and nothing else.
     async fn fill(&self, sandbox: &SandboxRow, files: &[FileEntry], state: &Path) -> Result<(), SyncError> {
         let id = &sandbox.new.id;
-        let Some(UserFolder { path, owner }) = self.0.host.user_folder(id).await? else { return Ok(()) };
+        let Some(UserFolder { path, owner, .. }) = self.0.host.user_folder(id).await? else { return Ok(()) };
         let slot = Slot { files: &path, owner, state };
         match self.files(sandbox).fill(files, slot, entry_of_file).await {
             Ok(filled) => tracing::debug!(sandbox = %id, ?filled, "files were at hand"),
@@ -272,7 +272,12 @@ impl Syncs {
         let (session, rotate_at) = (session.id, session.rotate_at);
         let mut process = Process { child, input, telling, session, rotate_at };
         let bounds = Bounds { bytes: sandbox.new.asked.limits.disk_bytes, ..Bounds::default() };
-        let begin = Begin { token, only_flush, bounds, tells_each: false };
+        // One that runs has been on its disk since that was made.
+        let is_torn = only_flush && prepared.is_torn;
+        if is_torn {
+            tracing::warn!(sandbox = %id, "the machine stopped while its disk was written: nothing of it replaces or removes what the store has");
+        }
+        let begin = Begin { token, only_flush, is_torn, bounds, tells_each: false };
         process.order(&Order::Begin(begin)).await.map_err(failed)?;
         Ok(Some(process))
     }

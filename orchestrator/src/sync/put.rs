@@ -6,20 +6,20 @@
 //! put that was stored before, and whose answer was lost, is found to be there.
 
 use super::calls::{entries, entry_of_file, file_version, json};
+use super::incoming::{Pack, pass, skip};
 use super::shape::Shaping;
-use super::{Caller, FilesApi, unavailable};
+use super::{Caller, FilesApi, Lists, unavailable};
 use crate::storage::{
     self, Condition, Content, FileEntry, FilePath, NewFile, SmallFile, StorageError, UserFiles, Writer,
 };
-use crate::store::{Actor, Store, SyncSessionRow};
+use crate::store::{Actor, FileOwner, Store, SyncSessionRow};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt as _};
 use http::Response;
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use postern_common::files::pack::{Part, Unpacker};
+use postern_common::files::pack::Part;
 use postern_common::files::{Became, Digest, Entry, MOST_IN_PACK, Outcome, Put};
 use postern_common::problem::{Code, Problem};
 use std::collections::BTreeMap;
@@ -32,8 +32,6 @@ const WHOLE_BYTES: u64 = 1 << 20;
 const HELD_BYTES: u64 = 64 << 20;
 /// Parts of a large file that wait for the store.
 const PARTS: usize = 16;
-/// Zeros of a hole go to the store in parts of this size.
-const ZEROS: usize = 256 << 10;
 /// Names beside another that are tried.
 pub(super) const NAMES: u32 = 1000;
 
@@ -49,47 +47,24 @@ impl FilesApi {
         let mut putting = Putting {
             user: self.files(caller),
             store: self.store.clone(),
+            lists: self.lists.clone(),
+            owner: Self::owner(caller),
             session: caller.session.clone(),
             writer,
             suffix,
             records: Vec::new(),
             outcomes: BTreeMap::new(),
         };
-        let mut pack = Pack { body, unpacker: Unpacker::default() };
+        let mut pack = Pack::new(body);
         putting.take(&mut pack).await?;
         json(&putting.finish().await.map_err(|error| unavailable(&error))?)
-    }
-}
-
-/// A pack as it comes.
-struct Pack {
-    body: Incoming,
-    unpacker: Unpacker,
-}
-
-impl Pack {
-    /// The next part; `None` at the end.
-    async fn next(&mut self) -> Result<Option<Part>, Problem> {
-        let broken = |what: &str| Problem::new(Code::RequestMalformed, format!("the pack {what}"));
-        loop {
-            if let Some(part) = self.unpacker.part().map_err(|error| broken(&error.to_string()))? {
-                return Ok(Some(part));
-            }
-            let Some(frame) = self.body.frame().await else {
-                self.unpacker.end().map_err(|error| broken(&error.to_string()))?;
-                return Ok(None);
-            };
-            if let Ok(bytes) = frame.map_err(|_cut| broken("broke off"))?.into_data() {
-                self.unpacker.feed(bytes);
-            }
-        }
     }
 }
 
 /// What is held of a record until the pack is here.
 enum Held {
     /// A small file with its content.
-    Small { path: FilePath, base: Option<storage::Version>, about: NewFile, content: Bytes },
+    Small { file: SmallFile, is_doubtful: bool },
     /// A file that goes.
     Gone(FilePath, storage::Version),
     /// A folder or link, or what becomes of one.
@@ -101,6 +76,8 @@ enum Held {
 struct Putting {
     user: UserFiles,
     store: Store,
+    lists: Lists,
+    owner: FileOwner,
     session: SyncSessionRow,
     writer: Writer,
     suffix: String,
@@ -174,19 +151,16 @@ impl Putting {
         for (place, held) in std::mem::take(&mut self.records).into_iter().enumerate() {
             match held {
                 Held::Settled => {}
-                Held::Small { path, base, about, content } => {
-                    let condition = base.map_or(Condition::Nothing, Condition::Version);
-                    small.push((place, SmallFile { path, condition, about, content }));
-                }
+                Held::Small { file, is_doubtful } => small.push((place, file, is_doubtful)),
                 Held::Gone(path, version) => gone.push((place, path, version)),
                 Held::Shape(put) => shapes.push((place, put)),
             }
         }
         if !small.is_empty() {
-            let files = small.iter().map(|(_, file)| file.clone()).collect();
+            let files = small.iter().map(|(_, file, _)| file.clone()).collect();
             let written = self.user.write_many(&self.writer, files).await;
-            for ((place, file), written) in small.into_iter().zip(written) {
-                let outcome = self.outcome(written, file).await?;
+            for ((place, file, is_doubtful), written) in small.into_iter().zip(written) {
+                let outcome = self.outcome(written, file, is_doubtful).await?;
                 self.outcomes.insert(place, outcome);
             }
         }
@@ -210,6 +184,7 @@ impl Putting {
         &self,
         written: Result<FileEntry, StorageError>,
         file: SmallFile,
+        is_doubtful: bool,
     ) -> Result<Outcome, StorageError> {
         let SmallFile { path, condition, about, content } = file;
         let lost = match judged(written)? {
@@ -225,6 +200,7 @@ impl Putting {
             (path.clone(), about.clone(), content)
         };
         if lost.by.is_none()
+            && !is_doubtful
             && let Some(own) = self.own_version(&path).await?
         {
             let (to, about, content) = again(&path);
@@ -319,8 +295,7 @@ impl Putting {
     /// Passes a large file on to the store while it comes: to its own name, or beside what won already.
     /// A race that is lost in the meantime makes its sync put it again.
     async fn large(&self, pack: &mut Pack, path: FilePath, put: &Put) -> Result<Outcome, Problem> {
-        let base = put.base.as_ref().and_then(file_version);
-        let place = self.place_of_large(&path, base).await.map_err(|error| unavailable(&error))?;
+        let place = self.place_of_large(&path, put).await.map_err(|error| unavailable(&error))?;
         let Some((to, condition)) = place else {
             skip(pack).await?;
             let why = "there is no name for it beside what another conversation wrote";
@@ -368,7 +343,7 @@ impl Putting {
     async fn place_of_large(
         &self,
         path: &FilePath,
-        base: Option<storage::Version>,
+        put: &Put,
     ) -> Result<Option<(FilePath, Condition)>, StorageError> {
         let mut by = None;
         for folder in path.folders().filter_map(|folder| FilePath::parse(folder).ok()) {
@@ -378,15 +353,14 @@ impl Putting {
             }
         }
         let found = if by.is_some() { None } else { self.find(path).await?.map(|it| it.version) };
+        let own = if put.is_doubtful || by.is_some() { None } else { self.own_version(path).await? };
         match (&by, found) {
             // Deleted there and changed here: the change counts. What is in no list may be there.
             (None, None) => {
-                let own = self.own_version(path).await?.map_or(Condition::Nothing, Condition::Version);
-                return Ok(Some((path.clone(), own)));
+                return Ok(Some((path.clone(), own.map_or(Condition::Nothing, Condition::Version))));
             }
             (None, Some(found)) => {
-                let is_base = Some(&found) == base.as_ref();
-                if is_base || self.own_version(path).await?.as_ref() == Some(&found) {
+                if base_of(put).as_ref() == Some(&found) || own.as_ref() == Some(&found) {
                     return Ok(Some((path.clone(), Condition::Version(found))));
                 }
             }
@@ -410,13 +384,28 @@ impl Putting {
 
     /// Folders and links, which the store has in one place together: judged by what is listed now.
     async fn shape(&mut self, shapes: Vec<(usize, Put)>) -> Result<(), StorageError> {
-        let mut shaping = Shaping::new(entries(self.user.list().await?), &self.suffix);
-        for (place, put) in shapes {
-            let outcome = shaping.judge(&put);
-            self.outcomes.insert(place, outcome);
-        }
+        let listed = {
+            let _turn = self.lists.turn(&self.owner).await;
+            entries(self.user.list().await?)
+        };
+        let mut shaping = Shaping::new(listed, &self.suffix);
+        let judged: Vec<(usize, Outcome)> =
+            shapes.into_iter().map(|(place, put)| (place, shaping.judge(&put))).collect();
         let edits = shaping.into_edits();
-        if edits.is_empty() { Ok(()) } else { self.user.reshape(&self.writer, edits).await }
+        let reshaped = if edits.is_empty() { Ok(()) } else { self.user.reshape(&self.writer, edits).await };
+        let refused = match reshaped {
+            // Another try would come to the same, and files wait behind it.
+            Err(error @ StorageError::TooMuch { .. }) => Some(error.to_string()),
+            reshaped => {
+                reshaped?;
+                None
+            }
+        };
+        self.outcomes.extend(judged.into_iter().map(|(place, outcome)| match &refused {
+            Some(why) => (place, Outcome::Refused { why: why.clone() }),
+            None => (place, outcome),
+        }));
+        Ok(())
     }
 }
 
@@ -473,6 +462,11 @@ pub(super) fn beside(path: &FilePath, by: Option<&FilePath>, suffix: &str, numbe
     FilePath::parse(&format!("{stem}{suffix}{again}{rest}")).ok()
 }
 
+/// The version that a put replaces, if it knows one.
+fn base_of(put: &Put) -> Option<storage::Version> {
+    put.base.as_ref().and_then(file_version).filter(|_| !put.is_doubtful)
+}
+
 fn about(put: &Put, digest: Option<storage::Digest>) -> NewFile {
     let Became::File { size, mode, modified } = put.to else { return NewFile::default() };
     NewFile {
@@ -510,8 +504,9 @@ async fn small(
                     return Err(too_much());
                 }
                 let about = about(put, Some(storage::Digest::from(digest)));
-                let base = put.base.as_ref().and_then(file_version);
-                return Ok(Some(Held::Small { path, base, about, content }));
+                let condition = base_of(put).map_or(Condition::Nothing, Condition::Version);
+                let file = SmallFile { path, condition, about, content };
+                return Ok(Some(Held::Small { file, is_doubtful: put.is_doubtful }));
             }
             Some(Part::End(None)) => return Ok(None),
             Some(Part::Head { .. }) | None => {
@@ -520,68 +515,6 @@ async fn small(
         }
         if content.len() as u64 > WHOLE_BYTES {
             return Err(too_much());
-        }
-    }
-}
-
-/// Passes over a file's content.
-async fn skip(pack: &mut Pack) -> Result<(), Problem> {
-    loop {
-        match pack.next().await? {
-            Some(Part::Data(_) | Part::Hole(_)) => {}
-            Some(Part::End(_)) => return Ok(()),
-            Some(Part::Head { .. }) | None => {
-                return Err(Problem::new(Code::RequestMalformed, "content has no end"));
-            }
-        }
-    }
-}
-
-/// Passes content on, computing what it comes to; `None` if it did not come whole, which whoever
-/// writes is told by an error at its end.
-async fn pass(
-    pack: &mut Pack,
-    to: mpsc::Sender<io::Result<Bytes>>,
-) -> Result<Option<storage::Digest>, Problem> {
-    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    let zeros = Bytes::from_static(&[0; ZEROS]);
-    loop {
-        let part = match pack.next().await {
-            Ok(part) => part,
-            Err(broken) => {
-                let _ = to.send(Err(io::ErrorKind::UnexpectedEof.into())).await.is_ok();
-                return Err(broken);
-            }
-        };
-        match part {
-            Some(Part::Data(bytes)) => {
-                hash.update(&bytes);
-                // Nobody takes it any more: the rest is read and told why.
-                let _ = to.send(Ok(bytes)).await.is_ok();
-            }
-            Some(Part::Hole(mut length)) => {
-                while length > 0 && !to.is_closed() {
-                    let part = usize::try_from(length).unwrap_or(ZEROS).min(ZEROS);
-                    hash.update(zeros.get(..part).unwrap_or_default());
-                    let _ = to.send(Ok(zeros.slice(..part))).await.is_ok();
-                    length -= part as u64;
-                }
-            }
-            Some(Part::End(Some(Digest(told)))) => {
-                if hash.finish().as_ref() == told {
-                    return Ok(Some(storage::Digest::from(told)));
-                }
-                let _ = to.send(Err(io::ErrorKind::InvalidData.into())).await.is_ok();
-                return Ok(None);
-            }
-            Some(Part::End(None)) => {
-                let _ = to.send(Err(io::ErrorKind::UnexpectedEof.into())).await.is_ok();
-                return Ok(None);
-            }
-            Some(Part::Head { .. }) | None => {
-                let _ = to.send(Err(io::ErrorKind::InvalidData.into())).await.is_ok();
-                return Err(Problem::new(Code::RequestMalformed, "content has no end"));
-            }
         }
     }
 }

@@ -103,7 +103,8 @@ mod tests {
     }
 
     fn put(at: &str, base: Option<&Entry>, to: Became) -> Put {
-        Put { path: Path::parse(at).expect("a path"), base: base.map(|it| it.version.clone()), to }
+        let base = base.map(|it| it.version.clone());
+        Put { path: Path::parse(at).expect("a path"), base, to, is_doubtful: false }
     }
 
     fn to_link(target: &str) -> Became {

@@ -8,6 +8,9 @@
 
 mod attach;
 mod blank;
+mod torn;
+
+pub use torn::is_torn;
 
 use crate::folder::RunFolder;
 use crate::mounts::is_mounted;
@@ -93,6 +96,9 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<bool, DiskError> {
     create(&folder.disk())?;
     let image = spec.slot.join(IMAGE);
     let was_there = image.exists();
+    if !was_there && !plain(&spec.slot).exists() {
+        torn::note_run(&spec.slot).map_err(failed(&spec.slot))?;
+    }
     let mounted = match spec.guest {
         Some(_) => mount_image(spec, &folder.disk()),
         None => Err(io::Error::other("only root can mount one")),
@@ -174,10 +180,22 @@ fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
     if image.exists() {
         return mount_again(&image, at, false, LOOP_TIME);
     }
-    let draft = spec.slot.join("disk.draft");
-    blank::copy(&spec.slot, spec.limits.disk_bytes, &draft)?;
-    fs::rename(&draft, &image)?;
-    attach::mount(&image, at, false)
+    make_and_mount(&spec.slot, spec.limits.disk_bytes, at)
+}
+
+/// Makes an image and mounts it. If it cannot be mounted the blank that it was copied from may be damaged:
+/// then it is made anew, once.
+fn make_and_mount(slot: &Path, bytes: u64, at: &Path) -> io::Result<()> {
+    let (draft, image) = (slot.join("disk.draft"), slot.join(IMAGE));
+    let mount = || {
+        blank::copy(slot, bytes, &draft)?;
+        fs::rename(&draft, &image)?;
+        attach::mount(&image, at, false)
+    };
+    match mount() {
+        Err(_) if blank::forget(slot, bytes) => mount(),
+        mounted => mounted,
+    }
 }
 
 fn run(command: &mut Command) -> io::Result<()> {
@@ -238,6 +256,25 @@ mod tests {
     use super::*;
     use rustix::mount::{UnmountFlags, unmount};
     use std::fs::File;
+
+    #[test]
+    fn a_damaged_blank_is_replaced_and_costs_one_start_some_time() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (slot, at) = (folder.path().join("slot"), folder.path().join("at"));
+        fs::create_dir(&slot).expect("a folder");
+        fs::create_dir(&at).expect("a folder");
+        let kept = folder.path().join(format!("blank-{}.img", 16 << 20));
+        // What a crash of the machine leaves of a file that nobody had brought to the disk: its length.
+        File::create(&kept).and_then(|file| file.set_len(16 << 20)).expect("makes");
+        make_and_mount(&slot, 16 << 20, &at).expect("is made anew");
+        fs::write(at.join("kept"), "text").expect("writes");
+        unmount(&at, UnmountFlags::empty()).expect("unmounts");
+        let whole = Command::new("e2fsck").args(["-f", "-n"]).arg(&kept).output();
+        assert!(whole.expect("runs").status.success(), "the blank that is kept now is whole");
+    }
 
     #[test]
     fn an_image_is_not_mounted_a_second_time_while_its_first_mount_lives() {

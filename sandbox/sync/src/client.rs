@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -50,6 +50,11 @@ pub(crate) enum CallError {
     /// The answer is none.
     #[error("the answer cannot be read")]
     Unreadable,
+    /// There is more of it than is held.
+    #[error(
+        "the answer has more than {0} bytes: the user has too many files, or too long paths; remove some by the API"
+    )]
+    TooLong(usize),
 }
 
 /// The body of a call.
@@ -213,6 +218,9 @@ async fn read<Answer: DeserializeOwned>(
     most: usize,
 ) -> Result<Answer, CallError> {
     let body = Limited::new(answer.into_body(), most).collect().await;
-    let body = body.map_err(|_cut| CallError::Unreadable)?.to_bytes();
+    let is_long = |error: &(dyn std::error::Error + 'static)| error.is::<LengthLimitError>();
+    let body =
+        body.map_err(|cut| if is_long(&*cut) { CallError::TooLong(most) } else { CallError::Unreadable });
+    let body = body?.to_bytes();
     serde_json::from_slice(&body).map_err(|_malformed| CallError::Unreadable)
 }

@@ -12,11 +12,11 @@ use crate::client::{CallError, Client};
 use crate::pull::{PullError, pull};
 use crate::push::{Change, Pushed, push};
 use crate::scan::{Depth, Rules, Scan, scan};
-use crate::state::State;
+use crate::state::{Agreed, State};
 use crate::tree::{Kind, Seen, Stamp, Tree};
 use crate::watch::{Dirty, Watch};
 use postern_common::files::orders::{Begin, Told};
-use postern_common::files::{Bounds, FilePath, Report, What};
+use postern_common::files::{Bounds, Entry, FilePath, Report, What};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -36,6 +36,9 @@ const COOLING: u32 = 5;
 const FLUSH_ROUNDS: u32 = 20;
 /// Calls of a flush that may fail: together they take some ten seconds.
 const FLUSH_TRIES: u32 = 6;
+/// What is told of a disk that was cut off.
+const TORN: &str = "the machine stopped while it was written: what differs from the store, or is new, is kept \
+     beside what the store has, and what is missing counts as lost, not as deleted; compare the two";
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -65,6 +68,8 @@ pub(crate) struct Engine {
     bounds: Bounds,
     told: Teller,
     tells_each: bool,
+    /// The machine stopped while the tree and what is remembered of it were written.
+    is_torn: bool,
     /// Folders that the last whole scan saw: one that goes takes its name along in the store too.
     folders: BTreeSet<FilePath>,
     /// What the store does not take, until it looks otherwise.
@@ -76,6 +81,8 @@ pub(crate) struct Engine {
     /// When a file may be put again.
     cooling: BTreeMap<FilePath, Instant>,
     revision: i64,
+    /// What the last list took.
+    listing: Duration,
     /// The store is to be listed, for it has what is not here.
     is_doubtful: bool,
 }
@@ -95,12 +102,14 @@ impl Engine {
             bounds: begin.bounds,
             told,
             tells_each: begin.tells_each,
+            is_torn: begin.is_torn,
             folders: BTreeSet::new(),
             refused: BTreeMap::new(),
             again: BTreeMap::new(),
             fresh: BTreeSet::new(),
             cooling: BTreeMap::new(),
             revision: 0,
+            listing: Duration::ZERO,
             is_doubtful: false,
         }
     }
@@ -141,7 +150,10 @@ impl Engine {
     }
 
     async fn pull(&mut self) -> Result<Report, PullError> {
-        let listing = self.client.list().await?;
+        let begun = Instant::now();
+        let listed = self.client.list().await;
+        self.listing = begun.elapsed();
+        let listing = listed?;
         let revision = listing.revision;
         let rules = self.rules();
         let (told, mut last) = (self.told.clone(), Instant::now());
@@ -286,20 +298,23 @@ impl Engine {
             }
             self.refused.remove(path);
             let tries = self.again.get(path).copied().unwrap_or(0);
-            changes.push(Change { path: path.clone(), before: before.cloned(), now: Some(*seen), tries });
+            let (before, is_doubtful) = (before.cloned(), self.is_torn);
+            changes.push(Change { path: path.clone(), before, now: Some(*seen), tries, is_doubtful });
+        }
+        if self.is_torn {
+            return;
         }
         let mut gone: BTreeMap<FilePath, Change> = BTreeMap::new();
         let place = folder.map(FilePath::as_str);
         for (path, before) in self.state.below(place).filter(|(path, _)| scanned.lacks(path)) {
-            let change = Change { path: path.clone(), before: Some(before.clone()), now: None, tries: 0 };
-            gone.insert(path.clone(), change);
+            gone.insert(path.clone(), Change::gone(path.clone(), Some(before.clone())));
         }
         let is_below = |path: &FilePath| place.is_none_or(|place| path.is_below(place));
         let folders: Vec<FilePath> =
             self.folders.iter().filter(|path| is_below(path) && scanned.lacks(path)).cloned().collect();
         for path in folders {
             self.folders.remove(&path);
-            gone.entry(path.clone()).or_insert(Change { path, before: None, now: None, tries: 0 });
+            gone.entry(path.clone()).or_insert(Change::gone(path, None));
         }
         changes.extend(gone.into_values().filter(|it| self.refused.get(&it.path) != Some(&None)));
     }
@@ -320,11 +335,10 @@ impl Engine {
     }
 
     async fn flush_all(&mut self, all: &mut Pushed) -> Result<(), SyncError> {
-        if self.state.is_new() {
-            // What was agreed on is lost, or never was: what is the same on both sides is found, and
-            // nothing counts as deleted.
-            let mut nothing = self.adopt().await?;
-            all.report.left.append(&mut nothing.left);
+        if self.is_torn || self.state.is_new() {
+            // What was agreed on is lost, or never was, or is not to be believed: what is the same on both
+            // sides is found, and nothing counts as deleted.
+            self.adopt().await?;
         }
         self.refused.clear();
         self.cooling.clear();
@@ -336,6 +350,9 @@ impl Engine {
             for (folder, scanned) in &scans {
                 self.changes(folder.as_ref(), scanned, &mut changes);
                 left = scanned.report.clone();
+            }
+            if self.is_torn {
+                left.leave(".", TORN);
             }
             if changes.is_empty() {
                 merge_left(&mut all.report, left);
@@ -363,29 +380,14 @@ impl Engine {
     }
 
     /// Agrees on what is the same on both sides, and changes nothing.
-    async fn adopt(&mut self) -> Result<Report, SyncError> {
+    async fn adopt(&mut self) -> Result<(), SyncError> {
         let listing = self.client.list().await?;
-        let tree = Arc::clone(&self.tree);
+        let (tree, before) = (Arc::clone(&self.tree), self.state.take_all());
         let same = tokio::task::spawn_blocking(move || {
             let mut same = Vec::new();
             for entry in listing.entries {
                 let Ok(Some(seen)) = tree.look(&entry.path) else { continue };
-                let is_same = match &entry.what {
-                    What::Folder { mode } => seen.kind == Kind::Folder && seen.mode == *mode,
-                    What::Link { target } => {
-                        tree.target(&entry.path).ok().flatten().as_deref() == Some(target.as_str())
-                    }
-                    What::File { size, digest: Some(digest), mode, .. } => {
-                        let opened =
-                            tree.file(entry.path.as_str()).ok().filter(|(_, it)| it.kind == Kind::File);
-                        seen.kind == Kind::File
-                            && (seen.stamp.size, seen.mode) == (*size, *mode)
-                            && opened.and_then(|(mut file, _)| crate::content::digest(&mut file, *size))
-                                == Some(*digest)
-                    }
-                    What::File { .. } => false,
-                };
-                if is_same {
+                if was_agreed(before.get(&entry.path), &entry, &seen) || is_same(&tree, &entry, &seen) {
                     same.push((entry, seen.stamp));
                 }
             }
@@ -395,7 +397,33 @@ impl Engine {
             self.state.agree(entry, stamp);
         }
         self.state.save();
-        Ok(Report::default())
+        Ok(())
+    }
+}
+
+/// Whether the store has what was agreed on, and nobody changed it here since: whatever it looks like now
+/// is a torn copy of that.
+fn was_agreed(before: Option<&Agreed>, entry: &Entry, seen: &Seen) -> bool {
+    let is_its_kind = match entry.what {
+        What::File { .. } => seen.kind == Kind::File,
+        What::Link { .. } => seen.kind == Kind::Link,
+        What::Folder { .. } => false,
+    };
+    before.is_some_and(|it| is_its_kind && it.version == entry.version && !seen.stamp.is_after(&it.stamp))
+}
+
+/// Whether the tree has just what the store has.
+fn is_same(tree: &Tree, entry: &Entry, seen: &Seen) -> bool {
+    match &entry.what {
+        What::Folder { mode } => seen.kind == Kind::Folder && seen.mode == *mode,
+        What::Link { target } => tree.target(&entry.path).ok().flatten().as_deref() == Some(target.as_str()),
+        What::File { size, digest: Some(digest), mode, .. } => {
+            let opened = tree.file(entry.path.as_str()).ok().filter(|(_, it)| it.kind == Kind::File);
+            seen.kind == Kind::File
+                && (seen.stamp.size, seen.mode) == (*size, *mode)
+                && opened.and_then(|(mut file, _)| crate::content::digest(&mut file, *size)) == Some(*digest)
+        }
+        What::File { .. } => false,
     }
 }
 
@@ -431,5 +459,34 @@ fn is_passing_call(error: &CallError) -> bool {
             status.is_server_error() || matches!(status.as_u16(), 401 | 408 | 429)
         }
         CallError::Connect(_) | CallError::Broken(_) | CallError::Late | CallError::Unreadable => true,
+        CallError::TooLong(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::tests::{path, stamp};
+    use postern_common::files::Version;
+
+    #[test]
+    fn what_nobody_changed_since_it_was_agreed_on_is_a_torn_copy_of_it_and_nothing_else_is() {
+        let at = |changed| {
+            let mut stamp = stamp(4);
+            stamp.changed = changed;
+            stamp
+        };
+        let version = |name: &str| Version::new(name.to_owned()).expect("short");
+        let what = What::File { size: 4, digest: None, mode: 0o644, modified: 0 };
+        let entry = Entry { path: path("a"), what: what.clone(), version: version("one") };
+        let before = Agreed { what, version: version("one"), stamp: at(5) };
+        let seen = |kind, changed| Seen { kind, mode: 0o600, stamp: at(changed), allocated: 0 };
+        assert!(was_agreed(Some(&before), &entry, &seen(Kind::File, 5)));
+        assert!(was_agreed(Some(&before), &entry, &seen(Kind::File, 0)), "an older state of its inode");
+        assert!(!was_agreed(Some(&before), &entry, &seen(Kind::File, 6)), "it was changed since");
+        assert!(!was_agreed(Some(&before), &entry, &seen(Kind::Folder, 0)), "something else is there");
+        assert!(!was_agreed(None, &entry, &seen(Kind::File, 0)), "it is new");
+        let other = Entry { version: version("two"), ..entry };
+        assert!(!was_agreed(Some(&before), &other, &seen(Kind::File, 0)), "the store has another");
     }
 }

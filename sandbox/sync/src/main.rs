@@ -81,11 +81,7 @@ async fn run(tree: &str, state: &Path, socket: &Path) -> Result<(), Box<dyn Erro
     let (ordered, orders) = mpsc::channel(1);
     let (told, telling) = mpsc::channel(TOLD);
     let writer = tokio::task::spawn_blocking(move || write_told(telling));
-    let drafts = state.join("drafts");
-    // Shown only to be read, it is there already, or nothing needs it.
-    let _ = std::fs::create_dir_all(&drafts).is_ok();
-    let kept = drafts.to_str().filter(|_| drafts.is_dir()).unwrap_or(tree).to_owned();
-    let tree = Tree::open(tree, &kept)?;
+    let tree = opened(tree, &state.join("drafts"), begin.only_flush)?;
     let mut known = State::open(state)?;
     known.take_filled(&tree);
     let engine =
@@ -99,6 +95,23 @@ async fn run(tree: &str, state: &Path, socket: &Path) -> Result<(), Box<dyn Erro
     tasks.stop();
     writer.await?;
     served.map_err(Into::into)
+}
+
+/// The tree, with a place for drafts. Shown only to be read it needs none.
+///
+/// INVARIANT: that place is never the tree itself where anything is brought in: what is in it goes.
+fn opened(tree: &str, drafts: &Path, only_flush: bool) -> io::Result<Tree> {
+    match (std::fs::create_dir_all(drafts), drafts.to_str()) {
+        (Ok(()), Some(drafts)) => Tree::open(tree, drafts),
+        (made, _) if !only_flush => {
+            let why = made.err().map(|error| error.to_string()).unwrap_or_default();
+            Err(io::Error::other(format!(
+                "the sandbox's disk has no room for a folder of the sync ({why}): its files are not carried \
+                 until some are deleted there"
+            )))
+        }
+        _ => Tree::open(tree, tree),
+    }
 }
 
 async fn serve(mut engine: Engine, begin: Begin, mut orders: mpsc::Receiver<Order>) -> Result<(), SyncError> {
@@ -181,4 +194,27 @@ fn whole(error: &dyn Error) -> String {
 /// For people who start it by hand, and for the log.
 fn say(words: &str) {
     let _unheard = writeln!(io::stderr(), "postern-sync: {words}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_brought_in_where_there_is_no_place_for_drafts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (tree, state) = (folder.path().join("tree"), folder.path().join("state"));
+        std::fs::create_dir(&tree).expect("makes");
+        let tree = tree.to_str().expect("text");
+        // As on a disk whose last block went to the folder above.
+        std::fs::write(&state, "").expect("writes");
+        let refused = opened(tree, &state.join("drafts"), false).expect_err("is no tree to tidy");
+        assert!(refused.to_string().contains("until some are deleted"), "{refused}");
+        opened(tree, &state.join("drafts"), true).expect("is only read");
+        std::fs::remove_file(&state).expect("removes");
+        let opened = opened(tree, &state.join("drafts"), false).expect("has room");
+        std::fs::write(Path::new(tree).join("mine"), "").expect("writes");
+        opened.tidy(|_| false).expect("tidies");
+        assert!(Path::new(tree).join("mine").exists());
+    }
 }

@@ -35,6 +35,15 @@ pub(crate) struct Change {
     pub(crate) now: Option<Seen>,
     /// How often it was read and had changed meanwhile.
     pub(crate) tries: u32,
+    /// Whether nobody knows what it replaces ([`Put::is_doubtful`]).
+    pub(crate) is_doubtful: bool,
+}
+
+impl Change {
+    /// Something that is not there any more.
+    pub(crate) const fn gone(path: FilePath, before: Option<Agreed>) -> Self {
+        Self { path, before, now: None, tries: 0, is_doubtful: false }
+    }
 }
 
 /// What pushing came to.
@@ -201,33 +210,37 @@ fn read_all(tree: &Tree, pack: Vec<Change>, to: mpsc::Sender<Bytes>) -> Result<V
 }
 
 fn read_one(tree: &Tree, change: Change, out: &mut Outgoing) -> Result<Read, NobodyReads> {
-    let Change { path, before, now, tries } = change;
+    let Change { path, before, now, tries, is_doubtful } = change;
     let base: Option<Version> = before.as_ref().map(|before| before.version.clone());
     let Some(now) = now else {
         // Seen by nobody a moment ago; if it is back, that is another change.
         return Ok(match tree.look(&path) {
-            Ok(None) => head(out, Put { path, base, to: Became::Gone }, None, tries),
+            Ok(None) => head(out, Put { path, base, to: Became::Gone, is_doubtful }, None, tries),
             _ => Read::Again(path, tries),
         });
     };
     match now.kind {
         Kind::Folder => {
             let to = Became::Folder { mode: now.mode };
-            Ok(head(out, Put { path, base, to }, Some(now.stamp), tries))
+            Ok(head(out, Put { path, base, to, is_doubtful }, Some(now.stamp), tries))
         }
         Kind::Link => Ok(match tree.target(&path) {
             Ok(Some(target)) => {
                 if before.is_some_and(|it| it.what == What::Link { target: target.clone() }) {
                     return Ok(Read::Same(path, now.stamp));
                 }
-                head(out, Put { path, base, to: Became::Link { target } }, Some(now.stamp), tries)
+                let to = Became::Link { target };
+                head(out, Put { path, base, to, is_doubtful }, Some(now.stamp), tries)
             }
             Ok(None) => {
                 Read::Left(path, "where it points to is no text of at most 4096 bytes", Some(now.stamp))
             }
             Err(_gone) => Read::Again(path, tries),
         }),
-        Kind::File => file(tree, (path, base, tries), before.as_ref(), out),
+        Kind::File => {
+            let to = Became::File { size: 0, mode: now.mode, modified: now.modified_micros() };
+            file(tree, (Put { path, base, to, is_doubtful }, tries), before.as_ref(), out)
+        }
         Kind::Other => Ok(Read::Left(path, "it is a FIFO, a socket or a device", Some(now.stamp))),
     }
 }
@@ -243,11 +256,12 @@ fn head(out: &mut Outgoing, put: Put, stamp: Option<Stamp>, tries: u32) -> Read 
 
 fn file(
     tree: &Tree,
-    (path, base, tries): (FilePath, Option<Version>, u32),
+    (put, tries): (Put, u32),
     before: Option<&Agreed>,
     out: &mut Outgoing,
 ) -> Result<Read, NobodyReads> {
     use rustix::io::Errno;
+    let path = put.path.clone();
     let (mut file, seen) = match tree.file(path.as_str()) {
         Ok((file, seen)) if seen.kind == Kind::File => (file, seen),
         Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Read::Again(path, tries)),
@@ -265,7 +279,7 @@ fn file(
         });
     }
     let to = Became::File { size, mode: seen.mode, modified: seen.modified_micros() };
-    let begun = head(out, Put { path, base, to }, Some(seen.stamp), tries);
+    let begun = head(out, Put { to, ..put }, Some(seen.stamp), tries);
     let is_sparse = seen.allocated.saturating_add(crate::content::CHUNK as u64) < size;
     let is_whole = out.content(&mut file, size, is_sparse)?.is_some();
     let is_still = Seen::again(&file).is_some_and(|again| again.stamp == seen.stamp);

@@ -115,6 +115,11 @@ impl State {
         let _ = fs::remove_file(&path).is_ok();
     }
 
+    /// Believes nothing of it any more; returns what it said.
+    pub(crate) fn take_all(&mut self) -> BTreeMap<FilePath, Agreed> {
+        std::mem::take(&mut self.agreed)
+    }
+
     /// Whether nothing was ever agreed on.
     pub(crate) fn is_new(&self) -> bool {
         self.lines == 0

@@ -28,8 +28,15 @@ const TARGET_BYTES: usize = 4096;
 pub(crate) struct Stamp {
     pub(crate) size: u64,
     modified: i64,
-    changed: i64,
+    pub(crate) changed: i64,
     inode: u64,
+}
+
+impl Stamp {
+    /// Whether its inode changed after that of the other did.
+    pub(crate) const fn is_after(&self, other: &Self) -> bool {
+        self.changed > other.changed
+    }
 }
 
 /// What was found under a name.
@@ -203,7 +210,7 @@ impl Tree {
         Ok((Draft { tree: self, name, file: File::from(file), is_placed: false }, length))
     }
 
-    /// Removes the drafts that `is_kept` does not name.
+    /// Removes the drafts that `is_kept` does not name: never where the tree is the place for drafts.
     pub(crate) fn tidy(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.drafts)? {
             let name = entry?.file_name().to_owned();

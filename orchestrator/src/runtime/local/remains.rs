@@ -24,8 +24,6 @@ use std::time::{Duration, Instant};
 const GONE_TIME: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(1);
 
-/// Where slots go whose files could not be kept; no sandbox has this name.
-const SET_ASIDE: &str = "set-aside";
 /// The user's files on a disk.
 const USER: &str = "data/user";
 
@@ -106,7 +104,7 @@ pub(super) fn remove(remains: &Remains) -> io::Result<Vec<Kind>> {
 /// Removes a folder with what a guest put into it, whatever modes it gave to folders and however
 /// deep they lie: each folder is emptied, and what it holds moved up, before the next is looked at.
 /// Its processes have ended, so nothing changes meanwhile.
-fn remove_guests(top: &Path) -> io::Result<()> {
+pub(super) fn remove_guests(top: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top_folder = rustix::fs::open(top, flags, Mode::empty())?;
     let mut moved = 0_u64;
@@ -167,16 +165,9 @@ pub(super) fn show_files(remains: &Remains) -> io::Result<Option<PathBuf>> {
     Ok(Some(shown.join(USER)))
 }
 
-/// Moves the slot out of every sweep's way.
-pub(super) fn set_aside(remains: &Remains) -> io::Result<Option<PathBuf>> {
-    mounts::unmount_below(remains.folder.path(), None)?;
-    let (Some(root), Some(name)) = (remains.slot.parent(), remains.slot.file_name()) else {
-        return Ok(None);
-    };
-    let aside = root.join(SET_ASIDE);
-    fs::create_dir_all(&aside)?;
-    let to = aside.join(name);
-    Ok(was_there(fs::rename(&remains.slot, &to))?.then_some(to))
+/// Whether what is shown of a slot may have lost writes.
+pub(super) fn is_torn(remains: &Remains) -> io::Result<bool> {
+    disk::is_torn(&remains.slot, &remains.folder.disk())
 }
 
 fn was_there(removed: io::Result<()>) -> io::Result<bool> {

@@ -208,6 +208,9 @@ async fn what_is_not_what_it_says_is_neither_kept_nor_filled_in() {
     assert_eq!(machine.fill(&files, &third).await, Filled::default());
     let left = fs::read_dir(third.join("user")).expect("reads").flatten().filter(|it| it.path().is_file());
     assert_eq!((left.count(), list(&third)), (0, Vec::new()), "no draft is left of it");
+    assert!(!cached.exists(), "it makes room for a good one");
+    assert_eq!(machine.keep(&files, &slot).await, 1);
+    assert_eq!(machine.fill(&files, &machine.slot("fourth")).await.files, 6);
     machine.end().await;
 }
 
@@ -313,5 +316,19 @@ async fn the_cache_of_a_user_is_nobody_elses_and_goes_with_them() {
     let place = machine.folder.path().join("cache");
     let mode = fs::metadata(&place).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "nobody else of this machine looks into it");
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_never_takes_the_last_of_the_disk() {
+    let machine = Machine::usual().await;
+    let (files, slot) = (machine.user("u"), machine.slot("slot"));
+    carried(&files, &slot, "a", &Bytes::from_static(b"theirs"), 0o644).await;
+    let mut full = machine.cache();
+    full.free = u64::MAX;
+    let full = machine.storage.clone().with_cache(Some(full)).of(&tenant("acme"), &user("u"));
+    let listed = files.list().await.expect("lists").files;
+    assert_eq!(full.keep(listed, &slot.join("user")).await.expect("is no error"), 0);
+    assert_eq!(machine.keep(&files, &slot).await, 1, "the control: there is room");
     machine.end().await;
 }

@@ -209,3 +209,71 @@ async fn a_draft_that_a_crash_left_is_not_a_file() {
     assert_eq!(names(&files.list().await.expect("lists")), ["d/f"]);
     assert!(FilePath::parse("d/.postern-draft-1-2").is_err());
 }
+
+/// Sets when a draft was written last.
+fn age(at: &std::path::Path, hours: i64) {
+    use rustix::fs::{Timespec, Timestamps, futimens};
+    let since = Timespec { tv_sec: clock::now().as_second() - hours * 3600, tv_nsec: 0 };
+    let times = Timestamps { last_access: since, last_modification: since };
+    futimens(std::fs::File::open(at).expect("opens"), &times).expect("ages");
+}
+
+#[tokio::test]
+async fn a_draft_that_a_crash_left_goes_in_time_and_is_in_no_ones_way() {
+    let bench = Bench::new(Server::folder()).await;
+    let files = bench.user("u");
+    put(&files, "control", &Condition::Nothing, "x").await.expect("writes");
+    let top = bench.server.folder.path().join("files/tenants/acme/users/u/files");
+    let draft = |name: &str, hours| {
+        let at = top.join(name);
+        std::fs::create_dir_all(at.parent().expect("has one")).expect("makes");
+        std::fs::write(&at, "half").expect("writes");
+        age(&at, hours);
+        at
+    };
+    let (old, new) = (draft("d/e/.postern-draft-1-2", 25), draft("n/.postern-draft-1-3", 23));
+    put(&files, "d", &Condition::Nothing, "in its place").await.expect("nobody writes to that draft");
+    assert!(!old.exists());
+    let refused = put(&files, "n", &Condition::Nothing, "x").await.expect_err("somebody may write still");
+    assert!(matches!(refused, StorageError::Obstructed { .. }), "{refused:?}");
+    let other = draft("deep/er/.postern-draft-1-4", 25);
+    bench.storage.tidy_cache(clock::now()).await.expect("tidies");
+    assert!(!other.exists() && !top.join("deep").exists(), "with the folders that were there for it");
+    assert!(new.exists());
+    let listing = files.list().await.expect("lists");
+    assert_eq!(names(&listing), ["control", "d"]);
+    // What two processes of one number would have shared: this one is another's.
+    let Objects::Folder(one) = &bench.storage.objects else { panic!("it is a folder") };
+    let two = folder::Folder::open(&bench.server.folder.path().join("files")).expect("opens");
+    let key = files.prefix.file(&path("n/both"));
+    let _drafts = (one.begin(&key).expect("begins"), two.begin(&key).expect("begins"));
+    let count = std::fs::read_dir(top.join("n")).expect("is there").count();
+    assert_eq!(count, 3, "each has a draft of its own");
+}
+
+#[tokio::test]
+async fn users_files_never_take_the_last_of_the_disk() {
+    let bench = Bench::new(Server::folder()).await;
+    let Objects::Folder(mut folder) = bench.storage.objects.clone() else { panic!("it is a folder") };
+    let roomy = folder.clone();
+    folder.free = u64::MAX;
+    let full = Storage { objects: Objects::Folder(folder), ..bench.storage.clone() };
+    let (files, before) = (full.of(&tenant("acme"), &user("u")), bench.user("u"));
+    let run = NewFile { mode: Some(0o755), ..NewFile::default() };
+    let content = whole(Bytes::from_static(b"#!"));
+    before.write(&by(), &path("run"), &Condition::Nothing, run, content).await.expect("has room");
+    for size in [1, content::SMALL_BYTES + 1] {
+        let content = whole(bytes(size, 1));
+        let refused = files.write(&by(), &path("f"), &Condition::Nothing, NewFile::default(), content).await;
+        let refused = told(&refused.expect_err("has no room"));
+        assert!(refused.contains("nearly full"), "{refused}");
+    }
+    assert_eq!(text(&files, "run").await, "#!");
+    assert!(files.remove(&by(), &path("run"), &Condition::Something).await.expect("makes room"));
+    // A large one that was begun while there was room.
+    let key = files.prefix.file(&path("large"));
+    let mut draft = roomy.begin(&key).expect("begins");
+    draft.free = u64::MAX;
+    let refused = (0..9).map(|_| draft.write(&bytes(8 << 20, 1))).find_map(Result::err);
+    assert!(refused.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull));
+}

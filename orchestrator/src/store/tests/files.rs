@@ -53,7 +53,7 @@ pub(super) async fn files_are_kept_as_they_were_written_and_paged_byte_by_byte(s
         ["a b", "a/b", "a0"]
     );
     assert_eq!(paths(store.files_page(&one, "é", None, 9).await.expect("reads")), ["é"]);
-    assert_eq!(store.file_usage(&one).await.expect("counts"), Usage { bytes: 45, files: 9 });
+    assert_eq!(store.file_usage(&one).await.expect("counts"), Usage { bytes: 45, files: 9, names: 20 });
     let asked: Vec<FilePath> = ["B", "C", "B/b", "B/a b", "a", "a1", "Z", "é"].map(path).to_vec();
     let below = store.folders_among(&one, &asked).await.expect("looks");
     assert_eq!(below, [path("B"), path("a")].into(), "something lies below them");

@@ -7,7 +7,7 @@ use rustix::fs::{SeekFrom as Position, seek};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Sizes of which a blank is kept, of some 150 KiB on disk each; others are made every time.
@@ -18,7 +18,7 @@ const PREFIX: &str = "blank-";
 ///
 /// Shims that do this at the same time each make a blank; the last one's is kept.
 pub(super) fn copy(slot: &Path, bytes: u64, to: &Path) -> io::Result<()> {
-    let kept = slot.parent().map(|slots| slots.join(format!("{PREFIX}{bytes}.img")));
+    let kept = kept(slot, bytes);
     if let Some(kept) = &kept
         && copy_written(kept, to).is_ok()
     {
@@ -27,15 +27,27 @@ pub(super) fn copy(slot: &Path, bytes: u64, to: &Path) -> io::Result<()> {
     make(to, bytes)?;
     if let Some(kept) = kept.filter(|kept| has_room(kept)) {
         let draft = slot.join("blank.draft");
-        // Without it the next start is slower, no more.
-        drop(copy_written(to, &draft).and_then(|()| fs::rename(&draft, kept)));
+        // On the disk before it has its name: one that is half there after a crash of the machine would be
+        // copied ever after. Without it the next start is slower, no more.
+        let written = copy_written(to, &draft).and_then(|()| File::open(&draft)?.sync_all());
+        drop(written.and_then(|()| fs::rename(&draft, kept)));
     }
     Ok(())
 }
 
+/// Where the blank of a size is kept.
+fn kept(slot: &Path, bytes: u64) -> Option<PathBuf> {
+    slot.parent().map(|slots| slots.join(format!("{PREFIX}{bytes}.img")))
+}
+
+/// Removes the blank of a size that is kept, for a copy of it was no file system; whether there was one.
+pub(super) fn forget(slot: &Path, bytes: u64) -> bool {
+    kept(slot, bytes).is_some_and(|kept| fs::remove_file(kept).is_ok())
+}
+
 fn make(image: &Path, bytes: u64) -> io::Result<()> {
     File::create(image)?.set_len(bytes)?;
-    // No journal: the disk does not outlive a crash of the machine. No reserve for root.
+    // No journal: what a crash of the machine leaves is not believed (`torn.rs`). No reserve for root.
     let options = ["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode"];
     let extended = ["-E", "nodiscard,lazy_itable_init=1"];
     run(Command::new("mkfs.ext4").args(options).args(extended).arg(image))
@@ -70,7 +82,6 @@ fn copy_written(from: &Path, to: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
-    use std::path::PathBuf;
 
     const SIZE: u64 = 64 << 20;
 

@@ -19,8 +19,11 @@ pub(super) const LONGEST_QUIET: Duration = Duration::from_millis(300);
 const SCAN_PARTS: u32 = 1000;
 const SHORTEST_SCAN: Duration = Duration::from_secs(5);
 const LONGEST_SCAN: Duration = Duration::from_secs(120);
-/// The store is listed once in so long at most.
+/// The store is listed once in so long at most, and takes at most one part in so many of the time: each
+/// list has everything, at both ends.
 const BETWEEN_PULLS: Duration = Duration::from_millis(500);
+const LIST_PARTS: u32 = 20;
+const LONGEST_BETWEEN_PULLS: Duration = Duration::from_secs(60);
 /// How long a question for changes may wait at the other end.
 const CHANGES_MILLIS: u64 = 25_000;
 
@@ -33,6 +36,8 @@ struct Agenda {
     pull_at: Option<Instant>,
     scan_at: Instant,
     pulled: Instant,
+    /// How long after that the store may be listed again.
+    between_pulls: Duration,
     /// The pause after a call failed.
     wait: Duration,
 }
@@ -56,6 +61,7 @@ impl Agenda {
             pull_at: None,
             scan_at: now + LONGEST_SCAN,
             pulled: now,
+            between_pulls: BETWEEN_PULLS,
             wait: FIRST_WAIT,
         }
     }
@@ -100,7 +106,7 @@ impl Agenda {
             }
             more = watch.changed() => self.note(more?),
             Some(_revision) = store.recv() => {
-                self.pull_at = Some(Instant::now().max(self.pulled + BETWEEN_PULLS));
+                self.pull_at = Some(Instant::now().max(self.pulled + self.between_pulls));
             }
             () = sleep_until(self.scan_at) => {
                 self.note(everything());
@@ -109,6 +115,10 @@ impl Agenda {
         }
         Ok(Due::Noted)
     }
+}
+
+fn between_pulls(listing: Duration) -> Duration {
+    listing.saturating_mul(LIST_PARTS).clamp(BETWEEN_PULLS, LONGEST_BETWEEN_PULLS)
 }
 
 fn everything() -> Dirty {
@@ -177,6 +187,7 @@ impl Engine {
             Err(error) => Err(error),
         };
         agenda.pulled = Instant::now();
+        agenda.between_pulls = between_pulls(self.listing);
         self.is_doubtful &= pulled.is_err();
         if pulled.is_err() {
             agenda.pull_at = Some(agenda.failed());
@@ -232,6 +243,18 @@ async fn ask(client: Client, to: mpsc::Sender<i64>, mut knows: watch::Receiver<i
                 sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_takes_long_is_asked_for_seldom() {
+        for (took, pause) in [(0, 500), (25, 500), (100, 2000), (60_000, 60_000)] {
+            assert_eq!(between_pulls(Duration::from_millis(took)), Duration::from_millis(pause));
         }
     }
 }

@@ -16,7 +16,7 @@ fn seen(kind: Kind, size: u64) -> Seen {
 }
 
 fn change(at: &str, before: Option<What>, now: Option<Seen>) -> Change {
-    Change { path: path(at), before: before.map(agreed), now, tries: 0 }
+    Change { path: path(at), before: before.map(agreed), now, tries: 0, is_doubtful: false }
 }
 
 fn order(changes: Vec<Change>) -> Vec<(String, bool)> {

@@ -15,6 +15,7 @@ on_each_level!(
     nothing_can_take_the_place_of_the_users_folder,
     whatever_a_guest_did_to_its_folders_they_can_be_removed,
     after_a_restart_of_the_machine_its_files_are_found,
+    a_disk_that_was_cut_off_is_told_from_one_that_was_unmounted,
     a_shim_that_ends_by_a_signal_leaves_no_mount_but_the_files,
     a_slot_that_is_set_aside_is_removed_by_nobody,
     a_limit_that_works_here_and_is_refused_is_a_failed_start,
@@ -77,6 +78,36 @@ async fn after_a_restart_of_the_machine_its_files_are_found(bench: &Bench) {
     assert_eq!(kept(bench, &sandbox).await, "kept\n", "may be asked again");
     bench.runtime.destroy(&sandbox.id).await.expect("goes");
     assert_eq!(bench.runtime.find_user_files(&sandbox.id).await.expect("answers"), None);
+    bench.nothing_is_left().await;
+}
+
+/// What is on the machine's own disk when its power goes: an image that nobody unmounted.
+async fn a_disk_that_was_cut_off_is_told_from_one_that_was_unmounted(bench: &Bench) {
+    let sandbox = bench.sandbox().await;
+    let slot = bench.settings.slot_root.join(sandbox.id.as_str());
+    let is_torn = async || bench.runtime.is_torn(&sandbox.id).await.expect("answers");
+    sandbox.shell("echo kept > /data/user/file && sync").await;
+    assert!(!is_torn().await, "it runs");
+    let image = slot.join("disk.img");
+    let has_image = image.is_file();
+    if has_image {
+        fs::copy(&image, slot.join("cut.img")).expect("copies");
+    }
+    bench.runtime.end(&sandbox.id).await.expect("ends");
+    assert!(!is_torn().await, "its disk is mounted still");
+    mounts::unmount_below(&run_folder(bench, &sandbox), None).expect("unmounts");
+    assert_eq!(kept(bench, &sandbox).await, "kept\n");
+    assert!(!is_torn().await, "it was unmounted");
+    mounts::unmount_below(&run_folder(bench, &sandbox), None).expect("unmounts");
+    if has_image {
+        fs::rename(slot.join("cut.img"), &image).expect("takes its place");
+        assert_eq!(kept(bench, &sandbox).await, "kept\n");
+        assert!(is_torn().await, "nobody unmounted it");
+    } else {
+        fs::write(slot.join("run"), "another start of the machine").expect("writes");
+        assert!(is_torn().await, "the machine has started since");
+    }
+    bench.runtime.destroy(&sandbox.id).await.expect("goes");
     bench.nothing_is_left().await;
 }
 
