@@ -172,7 +172,9 @@ impl<'a> Changing<'a> {
         let usual = old.map_or(FILE_MODE, |old| old.mode);
         let has_mode =
             file.mode.is_some_and(|mode| mode & MODE_BITS != usual && mode & MODE_BITS != FILE_MODE);
-        manifest::length_of(&file.path, is_odd, has_mode)
+        let odd = if is_odd { manifest::length_of_odd(&file.path) } else { 0 };
+        let mode = if has_mode { manifest::length_of_mode(&file.path) } else { 0 };
+        odd.saturating_add(mode)
     }
 
     /// Takes so much of the manifest's room, if it has as much.

@@ -28,17 +28,18 @@ pub(super) struct Manifest {
     pub(super) odd: BTreeMap<Digest, FilePath>,
 }
 
-/// What a path takes in a manifest with all that may stand beside it: a digest, a mode, marks.
-pub(super) fn length_of(path: &FilePath, is_odd: bool, has_mode: bool) -> u64 {
-    /// `"": ,` and three digits.
-    const MODE: usize = 8;
-    /// `"": ,` and a digest's.
-    const ODD: usize = 70;
-    let text = serde_json::to_string(path).map_or(usize::MAX, |text| text.len());
-    let parts = [(is_odd, ODD), (has_mode, MODE)];
-    let length =
-        parts.into_iter().filter(|(is_there, _)| *is_there).map(|(_, more)| text.saturating_add(more));
-    u64::try_from(length.fold(0, usize::saturating_add)).unwrap_or(u64::MAX)
+/// What a file with a mode of its own takes in a manifest: `"": ,` and three digits beside its path.
+pub(super) fn length_of_mode(path: &FilePath) -> u64 {
+    length_of(path).saturating_add(8)
+}
+
+/// What an odd name takes in a manifest: `"": ,` and a digest's 64 digits beside it.
+pub(super) fn length_of_odd(path: &FilePath) -> u64 {
+    length_of(path).saturating_add(70)
+}
+
+fn length_of(path: &FilePath) -> u64 {
+    serde_json::to_string(path).map_or(u64::MAX, |text| text.len() as u64)
 }
 
 impl Manifest {

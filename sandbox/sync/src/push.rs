@@ -123,7 +123,7 @@ fn phases(changes: Vec<Change>) -> [VecDeque<Vec<Change>>; 4] {
         })
     };
     let (mut rooms, mut shapes, mut files, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let becomes_folder: std::collections::BTreeSet<FilePath> = changes
+    let becomes_folder: BTreeSet<FilePath> = changes
         .iter()
         .filter(|change| change.now.is_some_and(|now| now.kind != Kind::Folder))
         .map(|change| change.path.clone())
