@@ -71,7 +71,7 @@ pub(super) async fn a_full_manifest_refuses_what_would_be_noted_and_nothing_else
     let answers = files.write_many(&by(), pack).await;
     assert!(matches!(answers[..], [Ok(_), Err(StorageError::TooMuch { .. })]), "{answers:?}");
     // Two that were judged at the same time: what the slower one has put is taken back.
-    let larger = Quota { manifest_bytes: 500, ..Quota::default() };
+    let larger = Quota { manifest_bytes: 450, ..Quota::default() };
     let files = bench.with_quota(larger).of(&tenant("acme"), &user("full"));
     let (one, two) = ("1".repeat(50) + ".", "2".repeat(50) + ".");
     let nothing = Condition::Nothing;
