@@ -52,7 +52,7 @@ pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
-pub(crate) use retained::{ArchivedFile, Cutoffs, DueFile, FilePlace, HoldRow};
+pub(crate) use retained::{ArchivedFile, ArchivedPlace, Cutoffs, DueFile, FilePlace, HoldRow};
 pub(crate) use sandboxes::{
     AddedSandbox, Asked, NewSandbox, OnIdle, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow,
     Terms, Transition,

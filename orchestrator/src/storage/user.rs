@@ -400,7 +400,7 @@ impl UserFiles {
 }
 
 /// Writes content into an object; what was counted when it was held is not counted again.
-async fn pour(
+pub(super) async fn pour(
     object: &mut LargeObject,
     path: &FilePath,
     mut content: Content,

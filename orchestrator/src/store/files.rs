@@ -7,14 +7,14 @@
 
 use super::file_audit::FileEntry;
 use super::{Change, Columns, Dialect, Store, StoreError, micros};
-use crate::storage::{Digest, FilePath, Usage, Version, Writer};
+use crate::storage::{ArchivePlace, Digest, FilePath, Usage, Version, Writer};
 use jiff::Timestamp;
 use postern_common::id::{TenantId, UserId};
 use sqlx::AssertSqlSafe;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Files of one statement: 13 values each, well below what either database takes.
-const AT_ONCE: usize = 100;
+pub(super) const AT_ONCE: usize = 100;
 
 /// A file as it was written last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,12 +42,12 @@ pub(crate) enum FileChange {
     Written(FileRow),
     /// It was removed by us.
     Removed(FilePath),
-    /// Retention moved it to the archive; this is what it was.
-    Archived(FileRow),
+    /// Retention moved it to this place in the archive; this is what it was.
+    Archived(FileRow, ArchivePlace),
     /// Retention removed it.
     Expired(FilePath),
-    /// Retention removed it from the archive.
-    ArchiveExpired(FilePath),
+    /// Retention removed it from this place in the archive.
+    ArchiveExpired(FilePath, ArchivePlace),
     /// Somebody else wrote it right into the store.
     Found(FileRow),
     /// Somebody else removed it from the store; this version was there.
@@ -63,9 +63,9 @@ impl FileChange {
         match self {
             Self::Written(_) => "file.written",
             Self::Removed(_) => "file.removed",
-            Self::Archived(_) => "file.archived",
+            Self::Archived(..) => "file.archived",
             Self::Expired(_) => "file.expired",
-            Self::ArchiveExpired(_) => "file.archive-expired",
+            Self::ArchiveExpired(..) => "file.archive-expired",
             Self::Found(_) => "file.found",
             Self::Missing(..) => "file.missing",
             Self::Mode(..) => "file.mode",
@@ -76,10 +76,10 @@ impl FileChange {
     /// Of which file.
     pub(crate) const fn path(&self) -> &FilePath {
         match self {
-            Self::Written(row) | Self::Found(row) | Self::Archived(row) => &row.path,
+            Self::Written(row) | Self::Found(row) | Self::Archived(row, _) => &row.path,
             Self::Removed(path)
             | Self::Expired(path)
-            | Self::ArchiveExpired(path)
+            | Self::ArchiveExpired(path, _)
             | Self::Missing(path, _)
             | Self::Mode(path, _)
             | Self::Shaped(path) => path,
@@ -364,8 +364,8 @@ impl Change {
                 FileChange::Removed(path) | FileChange::Expired(path) => {
                     self.drop_file(owner, path, None).await?;
                 }
-                FileChange::Archived(row) => self.archive_file(owner, row, at).await?,
-                FileChange::ArchiveExpired(path) => self.drop_archived(owner, path).await?,
+                FileChange::Archived(row, place) => self.archive_file(owner, (row, *place), at).await?,
+                FileChange::ArchiveExpired(path, place) => self.drop_archived(owner, path, *place).await?,
                 FileChange::Missing(path, version) => self.drop_file(owner, path, Some(version)).await?,
                 FileChange::Mode(path, mode) => self.set_mode(owner, path, *mode).await?,
                 FileChange::Written(_) | FileChange::Found(_) | FileChange::Shaped(_) => {}
@@ -435,12 +435,12 @@ impl Change {
     async fn archive_file(
         &mut self,
         owner: &FileOwner,
-        row: &FileRow,
+        (row, place): (&FileRow, ArchivePlace),
         at: Timestamp,
     ) -> Result<(), StoreError> {
         self.drop_file(owner, &row.path, None).await?;
-        let upsert = "INSERT INTO archived_files (tenant, user_id, path, size_bytes, digest, archived_at_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, user_id, path) DO UPDATE SET \
+        let upsert = "INSERT INTO archived_files (tenant, user_id, path, size_bytes, digest, archived_at_micros, place) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant, user_id, path, place) DO UPDATE SET \
              size_bytes = excluded.size_bytes, digest = excluded.digest, \
              archived_at_micros = excluded.archived_at_micros";
         sqlx::query(upsert)
@@ -450,16 +450,22 @@ impl Change {
             .bind(i64::try_from(row.size).unwrap_or(i64::MAX))
             .bind(row.digest.map(|digest| digest.to_string()).unwrap_or_default())
             .bind(micros(at))
+            .bind(place.to_string())
             .execute(&mut *self.0)
             .await?;
         Ok(())
     }
 
-    async fn drop_archived(&mut self, owner: &FileOwner, path: &FilePath) -> Result<(), StoreError> {
+    async fn drop_archived(
+        &mut self,
+        owner: &FileOwner,
+        path: &FilePath,
+        place: ArchivePlace,
+    ) -> Result<(), StoreError> {
         let delete =
-            sqlx::query("DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2 AND path = $3");
-        let delete = delete.bind(owner.tenant.as_str()).bind(owner.user.as_str()).bind(path.as_str());
-        delete.execute(&mut *self.0).await?;
+            "DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2 AND path = $3 AND place = $4";
+        let delete = sqlx::query(delete).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        delete.bind(path.as_str()).bind(place.to_string()).execute(&mut *self.0).await?;
         Ok(())
     }
 
@@ -485,7 +491,7 @@ impl Change {
 /// What the log of files says of a change.
 fn line(owner: &FileOwner, by: &Writer, at: Timestamp, change: &FileChange) -> FileEntry {
     let row = match change {
-        FileChange::Written(row) | FileChange::Found(row) | FileChange::Archived(row) => Some(row),
+        FileChange::Written(row) | FileChange::Found(row) | FileChange::Archived(row, _) => Some(row),
         _ => None,
     };
     FileEntry {
@@ -503,7 +509,7 @@ fn line(owner: &FileOwner, by: &Writer, at: Timestamp, change: &FileChange) -> F
 }
 
 /// `$FIRST, …`: so many places for values.
-fn places(first: usize, count: usize) -> String {
+pub(super) fn places(first: usize, count: usize) -> String {
     let places: Vec<String> = (first..first + count).map(|place| format!("${place}")).collect();
     places.join(", ")
 }

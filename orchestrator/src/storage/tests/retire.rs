@@ -54,7 +54,11 @@ impl<'a> Case<'a> {
     }
 
     async fn archived(&self, files: &UserFiles, at: &str) -> Option<String> {
-        let key = files.prefix.archived(&path(at));
+        self.archived_as(files, at, ArchivePlace::First).await
+    }
+
+    async fn archived_as(&self, files: &UserFiles, at: &str, place: ArchivePlace) -> Option<String> {
+        let key = files.prefix.archived(&path(at), place);
         let opened = self.bench.storage.objects.read(&key, None).await.expect("answers")?;
         Some(String::from_utf8(all(opened.content).await.to_vec()).expect("text"))
     }
@@ -105,11 +109,44 @@ pub(super) async fn what_is_unused_goes_to_the_archive_and_from_there_in_time(be
     let expired = case.run(42, false).await;
     let counts: Vec<_> =
         expired.tenants[&case.tenant].iter().map(|(fate, count)| (*fate, count.files)).collect();
-    assert_eq!(counts, [(Fate::Archived, 1), (Fate::ArchiveDeleted, 2)]);
+    assert_eq!(counts, [(Fate::Archived, 1), (Fate::ArchiveDeleted, 3)]);
     assert_eq!(case.archived(&files, "odd\nname").await, None);
-    assert_eq!(case.archived(&files, "d/plain").await.as_deref(), Some("new"));
+    let new = later("new");
+    assert_eq!(case.archived(&files, "d/plain").await, None);
+    assert_eq!(case.archived_as(&files, "d/plain", new).await.as_deref(), Some("new"));
     bench.storage.erase_user(&files.owner).await.expect("erases");
-    assert_eq!(case.archived(&files, "d/plain").await, None, "the archive is the user's too");
+    assert_eq!(case.archived_as(&files, "d/plain", new).await, None, "the archive is the user's too");
+}
+
+/// Where a version with this content lies, if another was there before it.
+fn later(content: &str) -> ArchivePlace {
+    ArchivePlace::Later(Digest::of(content.as_bytes()))
+}
+
+pub(super) async fn nothing_in_the_archive_is_written_over(bench: &Bench) {
+    let case = Case::new(bench, "versions", r#"{"retention": {"unused": "30d", "archived": "20d"}}"#).await;
+    let files = case.user("alice");
+    for (name, days) in [("v1", 31), ("v2", 40), ("v2", 41)] {
+        for at in ["contract.pdf", "odd\nname"] {
+            put(&files, at, &Condition::Nothing, name).await.expect("writes");
+        }
+        assert_eq!(case.run(days, false).await.count(), 2);
+    }
+    put(&files, "contract.pdf/is/a/folder/now", &Condition::Nothing, "v3").await.expect("writes");
+    assert_eq!(case.run(42, false).await.count(), 1);
+    for at in ["contract.pdf", "odd\nname"] {
+        assert_eq!(case.archived(&files, at).await.as_deref(), Some("v1"), "{at:?}");
+        assert_eq!(case.archived_as(&files, at, later("v2")).await.as_deref(), Some("v2"), "{at:?}");
+    }
+    let count = async || bench.database.store.count_archived(&files.owner).await.expect("answers");
+    assert_eq!(count().await, 5, "what has the same content is there once");
+    // Each goes in its own time.
+    assert_eq!(case.run(52, false).await.count(), 2);
+    assert_eq!(case.archived(&files, "contract.pdf").await, None);
+    assert_eq!(case.archived_as(&files, "contract.pdf", later("v2")).await.as_deref(), Some("v2"));
+    assert_eq!(case.run(70, false).await.count(), 3);
+    assert_eq!(count().await, 0);
+    assert_eq!(bench.storage.erase_user(&files.owner).await.expect("erases"), 1, "the manifest");
 }
 
 pub(super) async fn what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays(bench: &Bench) {
@@ -162,15 +199,19 @@ pub(super) async fn a_held_users_files_stay_until_they_are_released(bench: &Benc
         put(files, "a", &Condition::Nothing, "1").await.expect("writes");
         put(files, "b", &Condition::Nothing, "2").await.expect("writes");
     }
+    put(&files, "before", &Condition::Nothing, "anew").await.expect("writes");
     case.hold(&files).await;
     for dry_run in [true, false] {
         let told = case.run(365, dry_run).await;
         let held = &told.held[&case.tenant][&user("alice")];
-        assert_eq!((held.reason.as_str(), held.files), ("case 7", 3));
+        assert_eq!((held.reason.as_str(), held.files), ("case 7", 4));
         assert_eq!(told.count(), 2, "the other's go: {told:?}");
     }
-    assert_eq!(files.list().await.expect("lists").files.len(), 2);
-    assert_eq!(case.archived(&files, "before").await.as_deref(), Some("0"));
+    assert_eq!(files.list().await.expect("lists").files.len(), 3);
+    assert_eq!(case.archived(&files, "before").await.as_deref(), Some("0"), "not that of the same name");
+    for (at, place) in [("before", later("anew")), ("a", ArchivePlace::First), ("b", ArchivePlace::First)] {
+        assert_eq!(case.archived_as(&files, at, place).await, None, "nothing is copied for nothing");
+    }
     // A tenant with a held user stays.
     let store = &bench.database.store;
     let removed = store.remove_tenant(&case.tenant, &case.audit(Action::TenantRemoved)).await;
@@ -178,7 +219,7 @@ pub(super) async fn a_held_users_files_stay_until_they_are_released(bench: &Benc
 
     assert!(store.release_hold(&files.owner, &case.audit(Action::HoldReleased)).await.expect("answers"));
     assert!(!store.release_hold(&files.owner, &case.audit(Action::HoldReleased)).await.expect("answers"));
-    assert_eq!(case.run(365, false).await.count(), 3, "two are archived, and one is out of the archive");
+    assert_eq!(case.run(365, false).await.count(), 4, "three are archived, and one is out of the archive");
 }
 
 pub(super) async fn a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off(bench: &Bench) {
@@ -200,15 +241,13 @@ pub(super) async fn a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_wa
         written.expect("writes");
     }
     put(&case.user("bob"), "f", &Condition::Nothing, "1").await.expect("writes");
-    // As if a run had ended between copy and removal: the copy is there, and of other content.
-    let key = files.prefix.archived(&path("f000"));
-    let notes = objects::Notes::default();
-    bench
-        .storage
-        .objects
-        .put(&key, &Condition::Anything, &notes, Bytes::from_static(b"half"))
-        .await
-        .expect("puts");
+    // As if a run had ended between copy and removal: the copy is there, or that of a file that was
+    // written anew since.
+    for (at, content) in [("f000", "0"), ("f001", "older")] {
+        let key = files.prefix.archived(&path(at), ArchivePlace::First);
+        let notes = objects::Notes::default();
+        bench.storage.objects.put(&key, &Condition::Anything, &notes, content.into()).await.expect("puts");
+    }
     let now = clock::now().saturating_add(DAY * 31).expect("in range");
     let wanted = |after: Option<String>| Wanted {
         tenant: Some(case.tenant.clone()),
@@ -222,6 +261,9 @@ pub(super) async fn a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_wa
     assert_eq!(second.files.len(), 31, "the rest, and the other user's");
     assert_eq!(retention.step(&wanted(second.next), now).await.expect("is done").next, None);
     assert_eq!(case.archived(&files, "f000").await.as_deref(), Some("0"));
+    assert_eq!(case.archived_as(&files, "f000", later("0")).await, None, "it is not copied again");
+    assert_eq!(case.archived(&files, "f001").await.as_deref(), Some("older"));
+    assert_eq!(case.archived_as(&files, "f001", later("1")).await.as_deref(), Some("1"));
     assert_eq!(files.list().await.expect("lists"), Listing::default());
     let strange = retention.step(&wanted(Some("!".to_owned())), now).await.expect_err("is no place");
     assert!(strange.to_string().contains("`next`"), "{strange}");

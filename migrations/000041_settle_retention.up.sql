@@ -1,0 +1,6 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- Where a file lies in the archive: empty for the one that bears its path, else what keeps a later
+-- version of it apart.
+ALTER TABLE archived_files ADD COLUMN place TEXT NOT NULL DEFAULT '';
+ALTER TABLE archived_files DROP CONSTRAINT archived_files_pkey;
+ALTER TABLE archived_files ADD PRIMARY KEY (tenant, user_id, path, place);

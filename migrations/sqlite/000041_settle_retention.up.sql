@@ -1,0 +1,18 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- Where a file lies in the archive: empty for the one that bears its path, else what keeps a later
+-- version of it apart.
+CREATE TABLE archived_files_by_place (
+    tenant TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    path TEXT NOT NULL,
+    size_bytes BIGINT NOT NULL,
+    digest TEXT NOT NULL,
+    archived_at_micros BIGINT NOT NULL,
+    place TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (tenant, user_id, path, place)
+);
+INSERT INTO archived_files_by_place (tenant, user_id, path, size_bytes, digest, archived_at_micros)
+SELECT tenant, user_id, path, size_bytes, digest, archived_at_micros FROM archived_files;
+DROP TABLE archived_files;
+ALTER TABLE archived_files_by_place RENAME TO archived_files;
+CREATE INDEX archived_files_by_age ON archived_files (tenant, archived_at_micros);
