@@ -166,9 +166,11 @@ impl FileRetention {
         let place = (last.user.as_str().to_owned(), last.path.as_str().to_owned());
         let place = Place::of(tenant, Part::InSight, place);
         let mut step = Step { next: Some(place.write()), ..Step::default() };
-        for files in due.chunk_by(|one, other| one.user == other.user) {
+        for (why, files) in due.chunk_by(|one, other| one.user == other.user).flat_map(by_reason) {
             let Some(first) = files.first() else { continue };
             let owner = FileOwner { tenant: tenant.clone(), user: first.user.clone() };
+            // Use keeps what is unused, and not what is old.
+            let used = cutoffs.used.filter(|_| why == Why::Unused);
             let fate = match policy.then {
                 OnRetired::Archive => Fate::Archived,
                 OnRetired::Delete => Fate::Deleted,
@@ -180,7 +182,7 @@ impl FileRetention {
                 let by = Writer::new(wanted.actor.clone());
                 self.storage
                     .of(&owner.tenant, &owner.user)
-                    .retire(&by, files, policy.then, (now, cutoffs.used))
+                    .retire(&by, &files, policy.then, (now, used))
                     .await
             };
             note(&mut step, &owner, told, ended);
@@ -244,6 +246,12 @@ impl Place {
         // Texts and an enum: always serializes.
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
     }
+}
+
+/// Files of one user, for each reason to go.
+fn by_reason(files: &[DueFile]) -> impl Iterator<Item = (Why, Vec<DueFile>)> {
+    let of = |why| (why, files.iter().filter(|file| file.why == why).cloned().collect());
+    [Why::Age, Why::Unused].map(of).into_iter()
 }
 
 fn earlier(now: Timestamp, kept: Duration) -> Timestamp {

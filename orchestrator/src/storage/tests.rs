@@ -32,6 +32,7 @@ use retire::{
     a_held_users_files_stay_until_they_are_released,
     a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off,
     nothing_in_the_archive_is_written_over, what_a_sandbox_brought_in_is_used,
+    what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
 };
@@ -146,6 +147,7 @@ on_each_store!(
     no_prefix_is_crossed,
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
     nothing_in_the_archive_is_written_over,
+    what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_a_sandbox_brought_in_is_used,
     a_held_users_files_stay_until_they_are_released,

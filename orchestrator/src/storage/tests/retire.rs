@@ -189,6 +189,24 @@ pub(super) async fn what_a_sandbox_brought_in_is_used(bench: &Bench) {
     assert_eq!(case.run(51, false).await.count(), 1, "in its time");
 }
 
+pub(super) async fn what_is_old_goes_also_from_who_is_always_there(bench: &Bench) {
+    let policy = r#"{"retention": {"unused": "30d", "age": "60d", "then": "delete"}}"#;
+    let case = Case::new(bench, "both", policy).await;
+    let files = case.user("alice");
+    put(&files, "old", &Condition::Nothing, "1").await.expect("writes");
+    let used = async |days: i32| {
+        let at = clock::now().saturating_add(DAY * days).expect("in range");
+        bench.database.store.used_files(&files.owner, at).await.expect("notes");
+    };
+    used(40).await;
+    assert_eq!(case.run(45, false).await.count(), 0, "it is used");
+    used(60).await;
+    let (told, did) = (case.run(61, true).await, case.run(61, false).await);
+    assert_eq!((told.files, did.in_use), (did.files.clone(), 0));
+    assert_eq!(did.files.iter().map(|file| file.why).collect::<Vec<_>>(), [Why::Age]);
+    assert_eq!(files.list().await.expect("lists"), Listing::default());
+}
+
 pub(super) async fn a_held_users_files_stay_until_they_are_released(bench: &Bench) {
     let policy = r#"{"retention": {"unused": "30d", "age": "60d", "then": "archive", "archived": "30d"}}"#;
     let case = Case::new(bench, "held", policy).await;
