@@ -1,4 +1,5 @@
 -- SPDX-License-Identifier: Apache-2.0
+DROP TABLE user_erasures;
 -- Later versions in the archive are forgotten; their objects stay until their user is erased.
 CREATE TABLE archived_files_before (
     tenant TEXT NOT NULL,

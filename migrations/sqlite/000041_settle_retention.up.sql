@@ -16,3 +16,10 @@ SELECT tenant, user_id, path, size_bytes, digest, archived_at_micros FROM archiv
 DROP TABLE archived_files;
 ALTER TABLE archived_files_by_place RENAME TO archived_files;
 CREATE INDEX archived_files_by_age ON archived_files (tenant, archived_at_micros);
+-- Users of whom nothing is to come any more until all of theirs is gone.
+CREATE TABLE user_erasures (
+    tenant TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    begun_at_micros BIGINT NOT NULL,
+    PRIMARY KEY (tenant, user_id)
+);

@@ -4,10 +4,10 @@
 use super::files::owner;
 use super::problems::Refused;
 use super::{Answer, Api, Call, json};
-use crate::store::{Action, AuditEntry, FileOwner, HoldRow, SnapshotFilter};
+use crate::store::{Action, AuditEntry, BegunErasure, FileOwner, HoldRow, SnapshotFilter};
 use http::StatusCode;
 use postern_common::clock;
-use postern_common::id::{SnapshotId, percent_encoded};
+use postern_common::id::{SandboxId, SnapshotId, percent_encoded};
 use postern_common::problem::{Code, Problem};
 use serde_json::{Value, json as value};
 use std::sync::Arc;
@@ -16,24 +16,18 @@ use std::sync::Arc;
 /// unless the user is held. May be repeated.
 pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
     let (tenant, user) = owner(&call)?;
-    let sandboxes = api.store.live_sandboxes().await.map_err(Refused::from)?;
-    let live: Vec<String> = sandboxes
-        .iter()
-        .filter(|sandbox| sandbox.new.tenant == tenant && sandbox.new.user_id == user)
-        .map(|sandbox| sandbox.new.id.to_string())
-        .collect();
-    if !live.is_empty() {
-        let detail = format!("the user has live sandboxes, whose files would come back: {}", live.join(", "));
-        return Err(
-            Problem::new(Code::StateConflict, detail).hint("destroy them first: `DELETE /sandbox/{id}`")
-        );
-    }
     let owner = FileOwner { tenant: tenant.clone(), user: user.clone() };
-    if let Some(hold) = api.store.hold_on(&owner).await.map_err(Refused::from)? {
-        return held(&api, &owner, &hold).await;
+    // From here on nothing of the user comes, until the last call below: whoever stops in between has
+    // it repeated.
+    match api.storage.of(&tenant, &user).begin_erasure(clock::now()).await.map_err(Refused::from)? {
+        BegunErasure::Begun => {}
+        BegunErasure::Held(hold) => return held(&api, &owner, &hold).await,
+        BegunErasure::Lives(live) => return Err(lives(&live)),
     }
     let objects = api.storage.erase_user(&owner).await.map_err(Refused::from)?;
     let snapshots = erase_snapshots(&api, &owner).await?;
+    // Parts of an upload that began beside it.
+    let objects = objects + api.storage.erase_user(&owner).await.map_err(Refused::from)?;
     let audit = AuditEntry::new(clock::now(), Some(tenant), Action::UserErased, call.actor()?)
         .subject(format!("user/{}", percent_encoded(user.as_str())))
         .request(Some(call.request_id.clone()));
@@ -46,6 +40,12 @@ pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
             "kept": [log()],
         }),
     )
+}
+
+fn lives(live: &[SandboxId]) -> Problem {
+    let live = live.iter().map(SandboxId::as_str).collect::<Vec<_>>().join(", ");
+    let detail = format!("the user has live sandboxes, whose files would come back: {live}");
+    Problem::new(Code::StateConflict, detail).hint("destroy them first: `DELETE /sandbox/{id}`")
 }
 
 /// Nothing goes of a user who is held: what there is is told.

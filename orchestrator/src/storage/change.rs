@@ -11,7 +11,7 @@ use super::objects::{Notes, Objects, Outcome};
 use super::path::{FilePath, Key};
 use super::types::{Condition, Edit, FILE_MODE, StorageError, Usage, Version, Writer};
 use super::user::UserFiles;
-use crate::store::{FileChange, FileRow, FilesHeld};
+use crate::store::{FileChange, FileRow, FileState, FilesHeld, Share};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -27,6 +27,8 @@ pub(super) struct Changing<'a> {
     by: &'a Writer,
     /// What this change has taken of the quota so far, on top of what is used.
     usage: Usage,
+    /// Nothing of this user is written down any more.
+    is_being_erased: bool,
     changes: Vec<FileChange>,
     edits: Vec<ManifestEdit>,
     held: FilesHeld,
@@ -48,26 +50,34 @@ impl UserFiles {
         paths: impl IntoIterator<Item = &FilePath>,
     ) -> Result<Changing<'a>, StorageError> {
         let keys: Vec<_> = paths.into_iter().map(|path| self.prefix.file(path)).collect();
-        self.changing_keys(by, &keys).await
+        self.changing_keys(by, &keys, Share::Together).await
     }
 
-    async fn changing_keys<'a>(&'a self, by: &'a Writer, keys: &[Key]) -> Result<Changing<'a>, StorageError> {
-        let locks = self.storage.locks.hold(keys).await;
+    async fn changing_keys<'a>(
+        &'a self,
+        by: &'a Writer,
+        keys: &[Key],
+        share: Share,
+    ) -> Result<Changing<'a>, StorageError> {
+        let user = self.prefix.of_user();
+        let locks = self.storage.locks.hold((&user, share), keys).await;
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
-        let held = self.storage.store.hold_files(&names).await?;
-        let usage = self.usage().await?;
-        Ok(Changing { files: self, by, usage, changes: Vec::new(), edits: Vec::new(), held, _locks: locks })
+        let held = self.storage.store.hold_files((user.as_str(), share), &names).await?;
+        // INVARIANT: read under the lock, which who begins an erasure has alone.
+        let FileState { usage, is_being_erased } = self.storage.store.file_state(&self.owner).await?;
+        let (changes, edits) = (Vec::new(), Vec::new());
+        Ok(Changing { files: self, by, usage, is_being_erased, changes, edits, held, _locks: locks })
     }
 
-    /// Begins a change of these files that no other of its kind goes beside, nor a hold on the user.
+    /// Begins a change of the user's files beside which there is no other, nor a hold on the user.
     pub(super) async fn changing_user<'a>(
         &'a self,
         by: &'a Writer,
         paths: impl IntoIterator<Item = &FilePath>,
     ) -> Result<Changing<'a>, StorageError> {
-        let keys = paths.into_iter().map(|path| self.prefix.file(path));
-        let keys: Vec<_> = keys.chain([self.prefix.of_user()]).collect();
-        self.changing_keys(by, &keys).await
+        // An orchestrator of an earlier release, while they are replaced in turn, knows locks of files only.
+        let keys: Vec<_> = paths.into_iter().map(|path| self.prefix.file(path)).collect();
+        self.changing_keys(by, &keys, Share::Alone).await
     }
 
     /// The manifest, and which one it is.
@@ -95,7 +105,14 @@ impl UserFiles {
 impl<'a> Changing<'a> {
     /// Begins a change of the manifest alone.
     pub(super) async fn shape(files: &'a UserFiles, by: &'a Writer) -> Result<Self, StorageError> {
-        files.changing(by, []).await
+        let changing = files.changing(by, []).await?;
+        changing.may_change()?;
+        Ok(changing)
+    }
+
+    /// Nothing of a user comes, or is given another form, while they are being erased.
+    pub(super) fn may_change(&self) -> Result<(), StorageError> {
+        if self.is_being_erased { Err(StorageError::BeingErased) } else { Ok(()) }
     }
 
     /// Which of these files, of these sizes, may be written, and what was there of each.
@@ -103,6 +120,7 @@ impl<'a> Changing<'a> {
         &mut self,
         files: &[(FilePath, u64)],
     ) -> Result<Vec<Result<Option<FileRow>, StorageError>>, StorageError> {
+        self.may_change()?;
         let (store, owner) = (&self.files.storage.store, &self.files.owner);
         let paths: Vec<FilePath> = files.iter().map(|(path, _)| path.clone()).collect();
         let mut there = store.files_among(owner, &paths).await?;
@@ -226,6 +244,10 @@ impl<'a> Changing<'a> {
 
     /// Writes it all down, as of this time.
     pub(super) async fn end_at(self, now: Timestamp) -> Result<(), StorageError> {
+        // What is seen of their files by now is on its way out.
+        if self.is_being_erased {
+            return Ok(());
+        }
         if !self.edits.is_empty() {
             edit(self.files, &self.edits).await?;
         }

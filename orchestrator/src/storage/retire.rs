@@ -13,7 +13,9 @@ use super::archive::Copied;
 use super::objects::Outcome;
 use super::types::{Condition, StorageError, Writer};
 use super::user::UserFiles;
-use crate::store::{ArchivedFile, AuditEntry, DueFile, FileChange, FileRow, HoldRow};
+use crate::store::{
+    ArchivedFile, AuditEntry, BegunErasure, DueFile, FileChange, FileRow, HoldRow, SetHold, Share,
+};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -102,8 +104,10 @@ impl UserFiles {
         if let Some(hold) = self.storage.store.hold_on(&self.owner).await? {
             return Ok(Some(Retirement::Held(hold)));
         }
-        let is_used = self.storage.store.uses_files(&self.owner, used).await?;
-        Ok(is_used.then_some(Retirement::InUse))
+        // Who is being erased keeps nothing that could be archived.
+        let stays = self.storage.store.is_being_erased(&self.owner).await?
+            || self.storage.store.uses_files(&self.owner, used).await?;
+        Ok(stays.then_some(Retirement::InUse))
     }
 
     /// Removes files from the archive.
@@ -140,11 +144,24 @@ impl UserFiles {
     ///
     /// # Errors
     /// [`StorageError`].
-    pub(crate) async fn hold(&self, hold: &HoldRow, audit: &AuditEntry) -> Result<(), StorageError> {
-        let key = self.prefix.of_user();
-        let _locks = self.storage.locks.hold([&key]).await;
-        let held = self.storage.store.hold_files(&[key.as_str()]).await?;
+    pub(crate) async fn hold(&self, hold: &HoldRow, audit: &AuditEntry) -> Result<SetHold, StorageError> {
+        let user = self.prefix.of_user();
+        // Beside who writes, and not beside retention.
+        let _locks = self.storage.locks.hold((&user, Share::Together), []).await;
+        let held = self.storage.store.hold_files((user.as_str(), Share::Together), &[]).await?;
         Ok(self.storage.store.set_hold(held, hold, audit).await?)
+    }
+
+    /// Begins to erase the user, unless they are held or have live sandboxes. Whatever changes their
+    /// files has ended then, and nothing does until the erasure has.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub(crate) async fn begin_erasure(&self, now: Timestamp) -> Result<BegunErasure, StorageError> {
+        let user = self.prefix.of_user();
+        let _locks = self.storage.locks.hold((&user, Share::Alone), []).await;
+        let held = self.storage.store.hold_files((user.as_str(), Share::Alone), &[]).await?;
+        Ok(self.storage.store.begin_erasure(held, &self.owner, now).await?)
     }
 
     async fn copied(&self, file: DueFile) -> Result<Copy, StorageError> {

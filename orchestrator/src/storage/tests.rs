@@ -5,6 +5,7 @@
 //! its suite runs at the wire (`wire.rs`).
 
 mod cache;
+mod erase;
 mod faults;
 mod gcs;
 mod own;
@@ -20,6 +21,7 @@ use super::*;
 use crate::store::tests::Database;
 use crate::store::{Actor, UploadRow};
 use bytes::Bytes;
+use erase::{an_erasure_waits_for_who_writes, nothing_is_written_of_a_user_who_is_being_erased};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use own::{
     a_file_with_an_odd_name_is_there_when_the_manifest_knows_it,
@@ -29,6 +31,7 @@ use own::{
 use postern_common::clock;
 use postern_common::id::UploadId;
 use retire::{
+    a_copy_of_a_file_that_stays_is_taken_back,
     a_held_users_files_stay_until_they_are_released,
     a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off,
     nothing_in_the_archive_is_written_over, what_a_sandbox_brought_in_is_used,
@@ -144,9 +147,12 @@ on_each_store!(
     an_upload_becomes_a_file_when_it_is_complete,
     an_upload_that_nobody_completes_goes,
     a_user_and_a_tenant_are_erased_and_nobody_else,
+    nothing_is_written_of_a_user_who_is_being_erased,
+    an_erasure_waits_for_who_writes,
     no_prefix_is_crossed,
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
     nothing_in_the_archive_is_written_over,
+    a_copy_of_a_file_that_stays_is_taken_back,
     what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_a_sandbox_brought_in_is_used,

@@ -6,12 +6,13 @@
 //! its line of the log.
 
 use super::file_audit::FileEntry;
+use super::user_locks::UserLock;
 use super::{Change, Columns, Dialect, Store, StoreError, micros};
 use crate::storage::{ArchivePlace, Digest, FilePath, Usage, Version, Writer};
 use jiff::Timestamp;
 use postern_common::id::{TenantId, UserId};
 use sqlx::AssertSqlSafe;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Files of one statement: 13 values each, well below what either database takes.
 pub(super) const AT_ONCE: usize = 100;
@@ -96,15 +97,37 @@ pub(crate) struct FileOwner {
     pub(crate) user: UserId,
 }
 
+/// Who else may change a user's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Whoever changes others of them.
+    Together,
+    /// Nobody.
+    Alone,
+}
+
+/// What is known of all of a user's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileState {
+    /// What they take.
+    pub(crate) usage: Usage,
+    /// Whether their user is being erased.
+    pub(crate) is_being_erased: bool,
+}
+
 /// No other orchestrator changes these files while this lives.
-pub(crate) struct FilesHeld(Option<Change>);
+pub(crate) struct FilesHeld {
+    change: Option<Change>,
+    lock: Option<UserLock>,
+}
 
 impl FilesHeld {
-    /// The change that holds them, or a new one where locks of this process do.
-    pub(super) async fn into_change(self, store: &Store) -> Result<Change, StoreError> {
-        match self.0 {
-            Some(change) => Ok(change),
-            None => Ok(store.change().await?),
+    /// The change that holds them, or a new one where locks of this machine do; those are held as long
+    /// as the other half lives.
+    pub(super) async fn into_change(self, store: &Store) -> Result<(Change, Option<UserLock>), StoreError> {
+        match self.change {
+            Some(change) => Ok((change, self.lock)),
+            None => Ok((store.change().await?, self.lock)),
         }
     }
 }
@@ -124,23 +147,32 @@ pub(crate) struct FileEvent {
 }
 
 impl Store {
-    /// Waits until no other orchestrator changes any of these objects. SQLite serves only one, whose
-    /// own locks do.
+    /// Waits until no other orchestrator changes any of these objects of a user, or anything of theirs if
+    /// all is to be changed alone. SQLite serves only one, whose own locks do, and what an operator runs
+    /// beside it, which the user's lock keeps apart.
     ///
     /// # Errors
     /// [`StoreError`], also if others hold them for too long.
-    pub(crate) async fn hold_files(&self, keys: &[&str]) -> Result<FilesHeld, StoreError> {
-        if self.dialect == Dialect::Sqlite {
-            return Ok(FilesHeld(None));
+    pub(crate) async fn hold_files(
+        &self,
+        (user, share): (&str, Share),
+        keys: &[&str],
+    ) -> Result<FilesHeld, StoreError> {
+        if let Some(locks) = &self.user_locks {
+            return Ok(FilesHeld { change: None, lock: Some(locks.hold(user, share).await?) });
         }
         let mut change = self.change().await?;
-        let numbers: std::collections::BTreeSet<i64> = keys.iter().map(|key| number(key)).collect();
-        let list = numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
-        // In one order for everybody, so that two never wait for each other.
-        let hold = "SELECT COUNT(pg_advisory_xact_lock(number)::text) FROM \
-             (SELECT unnest(string_to_array($1, ',')::bigint[]) AS number ORDER BY 1) AS numbers";
-        sqlx::query(hold).bind(list).execute(&mut *change.0).await?;
-        Ok(FilesHeld(Some(change)))
+        let files: BTreeSet<i64> = keys.iter().map(|key| number(key)).collect();
+        let numbers = [number(user)].into_iter().chain(files);
+        let list = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(",");
+        // In one order for everybody, the user first, so that two never wait for each other.
+        let hold = "SELECT COUNT(CASE WHEN place = 1 AND $2 = 1 THEN pg_advisory_xact_lock_shared(number)::text \
+             ELSE pg_advisory_xact_lock(number)::text END) FROM \
+             (SELECT number, place FROM unnest(string_to_array($1, ',')::bigint[]) WITH ORDINALITY \
+             AS numbered (number, place) ORDER BY place) AS numbers";
+        let query = sqlx::query(hold).bind(list).bind(i64::from(share == Share::Together));
+        query.execute(&mut *change.0).await?;
+        Ok(FilesHeld { change: Some(change), lock: None })
     }
 
     /// Writes down what happened to files, and lets them go.
@@ -158,7 +190,7 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut change = held.into_change(self).await?;
+        let (mut change, _lock) = held.into_change(self).await?;
         change.files(owner, by, at, changes).await?;
         change.commit().await
     }
@@ -223,13 +255,23 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn file_usage(&self, owner: &FileOwner) -> Result<Usage, StoreError> {
+        Ok(self.file_state(owner).await?.usage)
+    }
+
+    /// What a change of a user's files begins with.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn file_state(&self, owner: &FileOwner) -> Result<FileState, StoreError> {
         // The type of a sum is the database's own choice.
-        let select = "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes, COUNT(*) AS files \
+        let select = "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes, COUNT(*) AS files, \
+             (SELECT COUNT(*) FROM user_erasures WHERE tenant = $1 AND user_id = $2) AS erasures \
              FROM file_metadata WHERE tenant = $1 AND user_id = $2";
         let query = sqlx::query(select).bind(owner.tenant.as_str()).bind(owner.user.as_str());
         let found = query.fetch_one(&self.pool).await?;
         let number = |name| found.number(name).map(|number| u64::try_from(number).unwrap_or(0));
-        Ok(Usage { bytes: number("bytes")?, files: number("files")? })
+        let usage = Usage { bytes: number("bytes")?, files: number("files")? };
+        Ok(FileState { usage, is_being_erased: number("erasures")? > 0 })
     }
 
     /// Those of these files that are there.
@@ -515,7 +557,7 @@ pub(super) fn places(first: usize, count: usize) -> String {
 }
 
 /// The lock of an object: eight bytes of its name's digest.
-fn number(key: &str) -> i64 {
+pub(super) fn number(key: &str) -> i64 {
     let mut bytes = [0; 8];
     bytes.iter_mut().zip(Digest::of(key.as_bytes()).as_bytes()).for_each(|(to, from)| *to = *from);
     i64::from_be_bytes(bytes)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Files whose time has come, users who are held, and what lies in the archive.
 
-use super::{AuditEntry, Columns, FileOwner, FilesHeld, Store, StoreError, micros};
 use super::files::{AT_ONCE, places};
+use super::{AuditEntry, Change, Columns, FileOwner, FilesHeld, Store, StoreError, micros};
 use crate::storage::{ArchivePlace, Digest, FilePath, Version};
 use jiff::Timestamp;
 use postern_common::id::{TenantId, UserId};
@@ -67,6 +67,19 @@ pub(crate) struct HoldRow {
     /// When.
     pub(crate) set_at: Timestamp,
 }
+
+/// What became of a user who was to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetHold {
+    /// They are held.
+    Set,
+    /// There is no such tenant, or no more.
+    NoTenant,
+    /// They are being erased.
+    BeingErased,
+}
+
+const HOLD_ON: &str = "SELECT * FROM user_holds WHERE tenant = $1 AND user_id = $2";
 
 fn hold(row: &impl Columns) -> Result<HoldRow, StoreError> {
     Ok(HoldRow {
@@ -211,8 +224,15 @@ impl Store {
         held: FilesHeld,
         hold: &HoldRow,
         audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
-        let mut change = held.into_change(self).await?;
+    ) -> Result<SetHold, StoreError> {
+        let (mut change, _lock) = held.into_change(self).await?;
+        // INVARIANT: locked, so that neither the tenant nor the user goes beside it.
+        if !change.lock_tenant(&hold.owner.tenant).await? {
+            return Ok(SetHold::NoTenant);
+        }
+        if change.is_being_erased(&hold.owner.tenant, &hold.owner.user).await? {
+            return Ok(SetHold::BeingErased);
+        }
         let upsert = "INSERT INTO user_holds (tenant, user_id, reason, set_by, set_at_micros) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant, user_id) DO UPDATE SET reason = excluded.reason, \
              set_by = excluded.set_by, set_at_micros = excluded.set_at_micros";
@@ -225,7 +245,8 @@ impl Store {
             .execute(&mut *change.0)
             .await?;
         change.record(audit).await?;
-        change.commit().await
+        change.commit().await?;
+        Ok(SetHold::Set)
     }
 
     /// Lets a user go; whether they were held.
@@ -253,8 +274,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn hold_on(&self, owner: &FileOwner) -> Result<Option<HoldRow>, StoreError> {
-        let select = sqlx::query("SELECT * FROM user_holds WHERE tenant = $1 AND user_id = $2");
-        let select = select.bind(owner.tenant.as_str().to_owned()).bind(owner.user.as_str().to_owned());
+        let select = sqlx::query(HOLD_ON).bind(owner.tenant.as_str()).bind(owner.user.as_str());
         select.fetch_optional(&self.pool).await?.as_ref().map(hold).transpose()
     }
 
@@ -284,5 +304,13 @@ impl Store {
         let query = sqlx::query(select).bind(owner.tenant.as_str().to_owned());
         let row = query.bind(owner.user.as_str().to_owned()).fetch_one(&self.pool).await?;
         Ok(u64::try_from(row.number("count")?).unwrap_or(0))
+    }
+}
+
+impl Change {
+    /// Why a user is held, if they are.
+    pub(super) async fn hold_on(&mut self, owner: &FileOwner) -> Result<Option<HoldRow>, StoreError> {
+        let select = sqlx::query(HOLD_ON).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        select.fetch_optional(&mut *self.0).await?.as_ref().map(hold).transpose()
     }
 }

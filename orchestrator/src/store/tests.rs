@@ -150,6 +150,7 @@ on_each_database!(
 mod audit;
 mod claims;
 mod connections;
+mod erasures;
 mod files;
 mod migrating;
 

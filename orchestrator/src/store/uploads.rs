@@ -152,7 +152,7 @@ impl Store {
                 "DELETE FROM decisions WHERE tenant = $1 AND (record::json ->> 'user_id') = $2"
             }
         };
-        let mut erased = [0; 6];
+        let mut erased = [0; 7];
         for (count, delete) in erased.iter_mut().zip([
             "DELETE FROM file_metadata WHERE tenant = $1 AND user_id = $2",
             decisions,
@@ -160,13 +160,15 @@ impl Store {
             "DELETE FROM snapshots WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM file_uploads WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM user_uses WHERE tenant = $1 AND user_id = $2",
+            // Nothing is left: the mark that kept the rest away goes with the last of it.
+            "DELETE FROM user_erasures WHERE tenant = $1 AND user_id = $2",
         ]) {
             let delete = sqlx::query(delete).bind(owner.tenant.as_str()).bind(owner.user.as_str());
             *count = delete.execute(&mut *change.0).await?.rows_affected();
         }
         change.record(audit).await?;
         change.commit().await?;
-        let [files, decisions, archived, snapshots, _uploads, _uses] = erased;
+        let [files, decisions, archived, snapshots, _uploads, _uses, _mark] = erased;
         Ok(ErasedRows { files, decisions, archived, snapshots })
     }
 }

@@ -3,8 +3,11 @@
 
 use super::*;
 use crate::retention::{FileRetention, Wanted};
-use crate::store::{Action, AuditEntry, FileEvent, HoldRow, Kind, Resource, ResourceChange};
+use crate::store::{
+    Action, AuditEntry, Cutoffs, FileEvent, HoldRow, Kind, Resource, ResourceChange, Share,
+};
 use jiff::{SignedDuration, Timestamp};
+use postern_common::folder::OnRetired;
 use postern_common::retention::{Fate, Report, Why};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -63,13 +66,17 @@ impl<'a> Case<'a> {
         Some(String::from_utf8(all(opened.content).await.to_vec()).expect("text"))
     }
 
-    async fn hold(&self, files: &UserFiles) {
-        let hold = HoldRow {
+    fn case_7(&self, files: &UserFiles) -> HoldRow {
+        HoldRow {
             owner: (*files.owner).clone(),
             reason: "case 7".to_owned(),
             set_by: "key:x".to_owned(),
             set_at: crate::store::whole_micros(clock::now()),
-        };
+        }
+    }
+
+    async fn hold(&self, files: &UserFiles) {
+        let hold = self.case_7(files);
         files.hold(&hold, &self.audit(Action::HoldSet)).await.expect("is held");
         assert_eq!(self.bench.database.store.hold_on(&files.owner).await.expect("answers"), Some(hold));
     }
@@ -147,6 +154,47 @@ pub(super) async fn nothing_in_the_archive_is_written_over(bench: &Bench) {
     assert_eq!(case.run(70, false).await.count(), 3);
     assert_eq!(count().await, 0);
     assert_eq!(bench.storage.erase_user(&files.owner).await.expect("erases"), 1, "the manifest");
+}
+
+pub(super) async fn a_copy_of_a_file_that_stays_is_taken_back(bench: &Bench) {
+    let case = Case::new(bench, "copies", r#"{"retention": {"unused": "30d"}}"#).await;
+    let store = &bench.database.store;
+    let now = clock::now().saturating_add(DAY * 31).expect("in range");
+    for (name, is_held) in [("rewritten", false), ("held", true)] {
+        let files = case.user(name);
+        put(&files, "f", &Condition::Nothing, "1").await.expect("writes");
+        let cutoffs = Cutoffs { written: None, used: Some(now) };
+        let due = store.due_files(&case.tenant, cutoffs, &(name.to_owned(), String::new()), 9).await;
+        let due: Vec<_> = due.expect("reads").into_iter().filter(|file| file.user.as_str() == name).collect();
+        assert_eq!(due.len(), 1);
+        // Whoever holds the user's lock lets the copy be made, and nothing more.
+        let user = files.prefix.of_user();
+        let lock = bench.storage.locks.hold((&user, Share::Alone), []).await;
+        let by = by();
+        let retiring = files.retire(&by, &due, OnRetired::Archive, (now, None));
+        let meanwhile = async {
+            while case.archived(&files, "f").await.is_none() {
+                tokio::task::yield_now().await;
+            }
+            if is_held {
+                let held = store.hold_files((name, Share::Together), &[]).await.expect("holds");
+                let hold = case.case_7(&files);
+                store.set_hold(held, &hold, &case.audit(Action::HoldSet)).await.expect("is held");
+            } else {
+                let (key, notes) = (files.prefix.file(&path("f")), objects::Notes::default());
+                let objects = &bench.storage.objects;
+                objects.put(&key, &Condition::Anything, &notes, "new".into()).await.expect("puts");
+            }
+            drop(lock);
+        };
+        match (tokio::join!(retiring, meanwhile).0.expect("answers"), is_held) {
+            (Retirement::Held(_), true) => {}
+            (Retirement::Done(went), false) => assert!(matches!(went[..], [Ok(false)]), "{went:?}"),
+            (other, _) => panic!("{other:?}"),
+        }
+        assert_eq!(case.archived(&files, "f").await, None, "{name}");
+        assert_eq!(names(&files.list().await.expect("lists")), ["f"]);
+    }
 }
 
 pub(super) async fn what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays(bench: &Bench) {
