@@ -199,7 +199,8 @@ impl FileRetention {
         now: Timestamp,
     ) -> Result<Option<Step>, StoreError> {
         let Some(kept) = policy.archived else { return Ok(None) };
-        let due = self.store.due_archived(tenant, earlier(now, kept), after, FILES).await?;
+        let before = earlier(now, kept);
+        let due = self.store.due_archived(tenant, before, after, FILES).await?;
         let Some(last) = due.last() else { return Ok(None) };
         let place = (last.user.as_str().to_owned(), last.path.as_str().to_owned());
         let place = Place { within: last.place.to_string(), ..Place::of(tenant, Part::Archive, place) };
@@ -212,7 +213,7 @@ impl FileRetention {
                 self.only_told(&owner, files.len()).await?
             } else {
                 let by = Writer::new(wanted.actor.clone());
-                self.storage.of(&owner.tenant, &owner.user).expire_archived(&by, files).await
+                self.storage.of(&owner.tenant, &owner.user).expire_archived(&by, files, before).await
             };
             note(&mut step, &owner, told, ended);
         }

@@ -110,7 +110,7 @@ impl UserFiles {
         Ok(stays.then_some(Retirement::InUse))
     }
 
-    /// Removes files from the archive.
+    /// Removes files from the archive that have lain there since before `before`.
     ///
     /// # Errors
     /// [`StorageError`] if nothing could be done.
@@ -118,24 +118,39 @@ impl UserFiles {
         &'a self,
         by: &'a Writer,
         files: &'a [ArchivedFile],
+        before: Timestamp,
     ) -> BoxFuture<'a, Result<Retirement, StorageError>> {
-        Box::pin(self.expire_now(by, files))
+        Box::pin(self.expire_now(by, files, before))
     }
 
-    async fn expire_now(&self, by: &Writer, files: &[ArchivedFile]) -> Result<Retirement, StorageError> {
+    async fn expire_now(
+        &self,
+        by: &Writer,
+        files: &[ArchivedFile],
+        before: Timestamp,
+    ) -> Result<Retirement, StorageError> {
         let mut changing = self.changing_user(by, []).await?;
         if let Some(hold) = self.storage.store.hold_on(&self.owner).await? {
             return Ok(Retirement::Held(hold));
         }
-        let owned = files.to_vec();
-        let removals = owned.into_iter().map(|file| async move {
+        // Another run may have been here since: what lies there now may have come today.
+        let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
+        let since = self.storage.store.archived_among(&self.owner, &paths).await?;
+        let is_due =
+            |file: &ArchivedFile| since.get(&(file.path.clone(), file.place)).is_some_and(|at| *at < before);
+        let owned: Vec<_> = files.iter().map(|file| (file.clone(), is_due(file))).collect();
+        let removals = owned.into_iter().map(|(file, is_due)| async move {
+            if !is_due {
+                return Ok(false);
+            }
             let key = self.prefix.archived(&file.path, file.place);
             let removed = self.storage.objects.remove(&key, &Condition::Anything).await;
             removed.map(|_was_there| true).map_err(|fault| fault.of(&file.path))
         });
         let removed: Vec<_> = stream::iter(removals).buffered(AT_ONCE).collect().await;
-        let gone = files.iter().zip(&removed).filter(|(_, removed)| removed.is_ok());
-        changing.noted(gone.map(|(file, _)| FileChange::ArchiveExpired(file.path.clone(), file.place)).collect());
+        let gone = files.iter().zip(&removed).filter(|(_, removed)| matches!(removed, Ok(true)));
+        changing
+            .noted(gone.map(|(file, _)| FileChange::ArchiveExpired(file.path.clone(), file.place)).collect());
         changing.end().await?;
         Ok(Retirement::Done(removed))
     }

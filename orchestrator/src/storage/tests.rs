@@ -31,11 +31,10 @@ use own::{
 use postern_common::clock;
 use postern_common::id::UploadId;
 use retire::{
-    a_copy_of_a_file_that_stays_is_taken_back,
-    a_held_users_files_stay_until_they_are_released,
+    a_copy_of_a_file_that_stays_is_taken_back, a_held_users_files_stay_until_they_are_released,
     a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off,
-    nothing_in_the_archive_is_written_over, what_a_sandbox_brought_in_is_used,
-    what_is_old_goes_also_from_who_is_always_there,
+    a_run_takes_nothing_that_another_has_just_archived, nothing_in_the_archive_is_written_over,
+    what_a_sandbox_brought_in_is_used, what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
 };
@@ -153,6 +152,7 @@ on_each_store!(
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
     nothing_in_the_archive_is_written_over,
     a_copy_of_a_file_that_stays_is_taken_back,
+    a_run_takes_nothing_that_another_has_just_archived,
     what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_a_sandbox_brought_in_is_used,
