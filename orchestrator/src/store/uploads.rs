@@ -49,6 +49,10 @@ pub(crate) struct ErasedRows {
     pub(crate) archived: u64,
     /// Snapshots.
     pub(crate) snapshots: u64,
+    /// Sandboxes that are over.
+    pub(crate) sandboxes: u64,
+    /// Sessions of addresses and of syncs.
+    pub(crate) sessions: u64,
 }
 
 impl Store {
@@ -134,7 +138,8 @@ impl Store {
         query.fetch_all(&self.pool).await?.iter().map(|row| row.parsed("id")).collect()
     }
 
-    /// Forgets what is known of a user's files, and what was decided of the user's requests.
+    /// Forgets what is known of a user's files, sandboxes and sessions, and what was decided of the
+    /// user's requests; then they are being erased no more.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing was forgotten.
@@ -152,13 +157,17 @@ impl Store {
                 "DELETE FROM decisions WHERE tenant = $1 AND (record::json ->> 'user_id') = $2"
             }
         };
-        let mut erased = [0; 7];
+        let mut erased = [0; 10];
         for (count, delete) in erased.iter_mut().zip([
             "DELETE FROM file_metadata WHERE tenant = $1 AND user_id = $2",
             decisions,
             "DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM snapshots WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM file_uploads WHERE tenant = $1 AND user_id = $2",
+            // Those that are over; none lives while this is called.
+            "DELETE FROM sandboxes WHERE tenant = $1 AND user_id = $2 AND status IN ('destroyed', 'failed')",
+            "DELETE FROM peer_sessions WHERE tenant = $1 AND user_id = $2",
+            "DELETE FROM sync_sessions WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM user_uses WHERE tenant = $1 AND user_id = $2",
             // Nothing is left: the mark that kept the rest away goes with the last of it.
             "DELETE FROM user_erasures WHERE tenant = $1 AND user_id = $2",
@@ -168,8 +177,8 @@ impl Store {
         }
         change.record(audit).await?;
         change.commit().await?;
-        let [files, decisions, archived, snapshots, _uploads, _uses, _mark] = erased;
-        Ok(ErasedRows { files, decisions, archived, snapshots })
+        let [files, decisions, archived, snapshots, _uploads, sandboxes, peers, syncs, _uses, _mark] = erased;
+        Ok(ErasedRows { files, decisions, archived, snapshots, sandboxes, sessions: peers + syncs })
     }
 }
 

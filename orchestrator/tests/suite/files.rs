@@ -339,10 +339,17 @@ async fn a_user_is_erased_with_all_that_is_kept() {
     put(&bench, "/users/alice/files/run?mode=755", &[], "2").await;
     put(&bench, "/users/alice2/files/a", &[], "3").await;
     begin(&bench, json!({ "path": "f", "size": 5 })).await;
+    let session =
+        json!({ "user_id": "alice", "conversation_id": "c", "operations": [], "peer": "127.0.0.1" });
+    let session = bench.post("/sessions", session).await;
+    assert_eq!(session.status, StatusCode::CREATED, "{}", session.text);
     let erased = bench.delete("/users/alice").await;
     assert_eq!(erased.status, StatusCode::OK, "{}", erased.text);
     assert_eq!(erased.json()["erased"]["files"], 2);
     assert_eq!(erased.json()["kept"][0]["what"], "audit log");
+    assert_eq!((&erased.json()["erased"]["sessions"], &erased.json()["kept"][1]), (&json!(1), &Value::Null));
+    assert!(bench.told.lock().expect("no panic").has_ended(&session.field("session_id")), "gateways know");
+    assert_eq!(bench.get("/sessions").await.json()["sessions"], json!([]));
     assert_eq!(bench.get("/users/alice/files").await.json()["files"], json!([]));
     assert_eq!(bench.delete("/users/alice").await.json()["erased"]["objects"], 0, "may be repeated");
     assert_eq!(get(&bench, "/users/alice2/files/a", &[]).await.text, "3", "and nobody else");
