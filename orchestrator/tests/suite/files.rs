@@ -279,6 +279,26 @@ async fn a_download_by_a_signed_url_needs_no_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_signs_a_download_uses_the_file() {
+    let bench = Bench::without_sandboxes().await;
+    for name in ["read", "unread"] {
+        put(&bench, &format!("/users/alice/files/{name}"), &[], "1").await;
+    }
+    let script = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1])\n\
+        c.execute('update file_metadata set used_at_micros = 7')\nc.commit()";
+    let database = bench.data().join("postern.db");
+    let aged = std::process::Command::new("python3").args(["-c", script]).arg(database).status();
+    assert!(aged.expect("python3 runs").success());
+    assert_eq!(bench.post("/users/alice/downloads", json!({ "path": "read" })).await.status, StatusCode::OK);
+    let unused = json!({ "limits": { "retention": { "unused": "30d", "then": "delete" } } });
+    assert_eq!(bench.post("/apply", unused).await.status, StatusCode::OK);
+    let step = bench.post("/retention", json!({ "dry_run": true })).await.json();
+    let due = step["files"].as_array().expect("a list").iter().map(|file| file["path"].clone());
+    assert_eq!(due.collect::<Vec<_>>(), [json!("unread")], "the other was used, whoever has its URL");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_path_key_or_header_reaches_another_users_files() {
     let bench = Bench::without_sandboxes().await;
     bench.post("/tenants", json!({ "name": "acme" })).await;
