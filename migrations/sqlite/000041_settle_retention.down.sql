@@ -1,4 +1,7 @@
 -- SPDX-License-Identifier: Apache-2.0
+DROP TRIGGER audit_marks_kept;
+CREATE TRIGGER audit_marks_kept BEFORE DELETE ON audit_marks
+BEGIN SELECT RAISE(ABORT, 'audit_marks is append-only'); END;
 DROP TABLE user_erasures;
 -- Later versions in the archive are forgotten; their objects stay until their user is erased.
 CREATE TABLE archived_files_before (

@@ -23,3 +23,9 @@ CREATE TABLE user_erasures (
     begun_at_micros BIGINT NOT NULL,
     PRIMARY KEY (tenant, user_id)
 );
+-- Places of a chain before its newest cut prove nothing any more: they may go, and go with the cut.
+DROP TRIGGER audit_marks_kept;
+CREATE TRIGGER audit_marks_kept BEFORE DELETE ON audit_marks
+WHEN NOT EXISTS (SELECT 1 FROM audit_marks
+    WHERE mark = 'cut' AND log = OLD.log AND tenant = OLD.tenant AND sequence > OLD.sequence)
+BEGIN SELECT RAISE(ABORT, 'audit_marks is append-only'); END;
