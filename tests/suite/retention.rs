@@ -35,7 +35,12 @@ fn retention_is_run_by_command_and_by_the_job_and_holds_are_listed() {
     assert_eq!(up.told(&["retention", "holds"])["holds"], json!([]));
     assert_eq!(up.call("DELETE", "/users/alice", None).json()["erased"]["files"], 1);
 
-    // As the chart's CronJob does it, with the same database and store: what comes back and is old goes.
+    the_job_takes_away_what_is_old(&up);
+}
+
+/// As the chart's CronJob does it, with the same database and store: what comes back and is old goes.
+fn the_job_takes_away_what_is_old(up: &Up) {
+    let folder = up.folder.path();
     up.told(&["files", "put", "alice", folder.join("report").to_str().expect("is text"), "report"]);
     let data = up.data();
     let script = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=30)\n\

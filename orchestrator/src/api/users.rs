@@ -88,7 +88,7 @@ fn elsewhere() -> Value {
 /// Ends the sessions of addresses that speak for the user: gateways refuse them from then on.
 async fn end_sessions(api: &Api, call: &Call, owner: &FileOwner) -> Result<(), Problem> {
     let now = clock::now();
-    for row in api.store.peer_sessions(now).await.map_err(Refused::from)? {
+    for row in api.store.peer_sessions(now, None).await.map_err(Refused::from)? {
         if (&row.tenant, &row.user_id) == (&owner.tenant, &owner.user) {
             let audit = AuditEntry::new(now, Some(row.tenant), Action::SessionEnded, call.actor()?);
             let audit = audit.subject(format!("session/{}", row.id)).request(Some(call.request_id.clone()));

@@ -73,7 +73,7 @@ impl Store {
         let (tenant, user) = (upload.owner.tenant.as_str(), upload.owner.user.as_str());
         // One after the other, so that each sees those before it.
         let held = self.hold_files((&format!("uploads {tenant} {user}"), Share::Alone), &[]).await?;
-        let mut change = held.into_change(self).await?;
+        let (mut change, _lock) = held.into_change(self).await?;
         let select = "SELECT COUNT(*) AS uploads, CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes \
              FROM file_uploads WHERE tenant = $1 AND user_id = $2 AND completed_version IS NULL";
         let open = sqlx::query(select).bind(tenant).bind(user).fetch_one(&mut *change.0).await?;
