@@ -38,7 +38,7 @@ fn retention_is_run_by_command_and_by_the_job_and_holds_are_listed() {
     the_job_takes_away_what_is_old(&up);
 }
 
-/// As the chart's CronJob does it, with the same database and store: what comes back and is old goes.
+/// As the chart's `CronJob` does it, with the same database and store: what comes back and is old goes.
 fn the_job_takes_away_what_is_old(up: &Up) {
     let folder = up.folder.path();
     up.told(&["files", "put", "alice", folder.join("report").to_str().expect("is text"), "report"]);
