@@ -200,7 +200,7 @@ async fn fill(store: &Store, new: &NewSandbox) {
         expires_at: until,
         completed: None,
     };
-    store.add_upload(&upload, &audit(Action::UploadBegun)).await.expect("writes");
+    store.add_upload(&upload, u64::MAX, &audit(Action::UploadBegun)).await.expect("writes");
 }
 
 /// How many rows of the user each table has that has users.
@@ -231,7 +231,7 @@ async fn who_was_erased_is_in_no_table_but_the_logs(store: &Store) {
     fill(store, &new).await;
     end(store, &new.id).await;
     assert_eq!(begin(store).await, BegunErasure::Begun);
-    let peer = store.peer_sessions(now()).await.expect("reads").remove(0);
+    let peer = store.peer_sessions(now(), None).await.expect("reads").remove(0);
     let again = PeerSessionRow { id: SandboxId::from_random([9; 12]), ..peer };
     assert!(!store.add_peer_session(&again, &audit(Action::SessionAdded)).await.expect("answers"));
     let before = rows(store).await;
