@@ -319,9 +319,8 @@ async fn open_snapshots(
     tasks: &Tasks,
 ) -> Result<Arc<Snapshots>, StartError> {
     let opened = Snapshots::open(store.clone(), Arc::clone(keys), folder.clone()).await;
-    let opened =
-        opened.map_err(|error| StartError::Folder { path: folder, source: io::Error::other(error) })?;
-    let opened = Arc::new(opened);
+    let failed = |error| StartError::Folder { path: folder, source: io::Error::other(error) };
+    let opened = Arc::new(opened.map_err(failed)?);
     let watched = Arc::clone(&opened);
     tasks.spawn(async move |stop: Stop| watched.watch(stop).await);
     Ok(opened)
