@@ -12,10 +12,12 @@ mod claims;
 mod freeze;
 mod keep;
 mod lanes;
+mod rest;
 mod start;
 mod tokens;
 mod watch;
 
+pub(crate) use rest::Keep;
 pub(crate) use start::First;
 pub use watch::Reconciled;
 
@@ -23,6 +25,7 @@ use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
+use crate::memory::Memory;
 use crate::pool::{Claim, Pool};
 use crate::runtime::{Agent, Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
@@ -69,6 +72,9 @@ pub(crate) enum DriveError {
     /// It stands still.
     #[error("sandbox `{0}` is paused")]
     Paused(SandboxId),
+    /// It is kept on disk only.
+    #[error("sandbox `{0}` is stopped")]
+    Stopped(SandboxId),
     /// Its tenant may have no more.
     #[error(transparent)]
     Quota(#[from] OverQuota),
@@ -105,6 +111,9 @@ pub(crate) enum DriveError {
     /// It runs on another machine.
     #[error("sandbox `{0}` is driven by the orchestrator on its own machine")]
     Elsewhere(SandboxId),
+    /// It cannot be kept, or not with its memory.
+    #[error("the {1} of sandbox `{0}` cannot be kept here")]
+    NotKept(SandboxId, &'static str),
     /// Its processes did not answer in time.
     #[error("sandbox `{0}` does not answer")]
     Silent(SandboxId),
@@ -169,6 +178,8 @@ pub(crate) struct Parts {
     pub(crate) syncs: Syncs,
     /// Sandboxes that are kept ready.
     pub(crate) pool: Pool,
+    /// Where the memory of stopped ones is kept.
+    pub(crate) memory: Memory,
     /// Opens what is sealed.
     pub(crate) keys: Arc<InstallationKeys>,
     /// What the database does not know is only told of, for the database may have forgotten it.
@@ -274,7 +285,8 @@ impl Driver {
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let (state, place) = (State::Creating, self.parts().store.place().to_owned());
-        let row = SandboxRow { new, state, reason: None, running: None, created_at: now, idle_at, place };
+        let (reason, running, memory, created_at) = (None, None, None, now);
+        let row = SandboxRow { new, state, reason, running, created_at, idle_at, place, memory };
         let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
         if let Some(too_much) =
             too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?
@@ -331,8 +343,8 @@ impl Driver {
             let mut entry = entry(&row.new, Action::SandboxChanged, &cause);
             entry.change = Some((row.state.as_str(), to.as_str()));
             let reason = to.outcome().and(cause.reason.clone());
-            // Whoever makes it or tears it down does so in its turn; an end may come from anywhere.
-            let is_claimed = matches!(event, Event::Started | Event::TornDown);
+            // Whoever makes it, wakes it or tears it down does so in its turn; an end may come from anywhere.
+            let is_claimed = matches!(event, Event::Started | Event::Woken | Event::TornDown);
             let transition = Transition { from: row.state, to, reason, running: running.clone(), is_claimed };
             if !self.parts().store.move_sandbox(id, &transition, &entry).await? {
                 // Somebody was faster: look again.
@@ -387,6 +399,10 @@ impl Driver {
         match effect {
             Effect::Freeze => host.pause(id).await?,
             Effect::Thaw => host.resume(id).await?,
+            Effect::Rest => {
+                self.rest(id, Keep::Best).await?;
+                self.keep_files_of_rest(id).await;
+            }
             Effect::EndSession => sessions.end(id, clock::now()).await?,
             Effect::EndProcesses => {
                 // It would be begun again otherwise; what it has not carried yet is, before the slot goes.
@@ -398,6 +414,7 @@ impl Driver {
                 self.parts().syncs.end_session(id).await?;
                 host.destroy(id).await?;
                 self.parts().files.forget(id).await;
+                self.parts().memory.forget(id).await;
                 self.torn_down(id).await?;
             }
         }

@@ -196,6 +196,14 @@ impl UserFiles {
         self.manifest(sandbox).note_kept()
     }
 
+    /// Notes that a sandbox whose files were kept goes on, so that it is known if they are lost.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn note_owed(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.manifest(sandbox).note_owed()
+    }
+
     /// Forgets what had been carried into a sandbox that is gone.
     pub(crate) async fn forget(&self, sandbox: &SandboxId) {
         let manifest = self.manifest(sandbox);

@@ -52,6 +52,9 @@ impl Driver {
         if row.state == State::Paused {
             return Err(DriveError::Paused(id.clone()));
         }
+        if matches!(row.state, State::Stopped | State::Waking) {
+            return Err(DriveError::Stopped(id.clone()));
+        }
         if row.state != State::Running {
             if row.state.is_over() {
                 self.0.lanes.remove(id);
