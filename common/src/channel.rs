@@ -19,9 +19,10 @@ pub const FLOOD: u8 = 0xff;
 pub const FLOOD_BYTES: usize = 20 << 10;
 /// The last byte before the new conversation.
 pub const GO: u8 = 0;
-/// What process 1 says before and after [`GO`]. It may be found too early in a process's output that was
-/// on its way: then that sandbox does not wake, and nobody else notices.
-pub const MARK: &[u8; 32] = b"\0\xfepostern:asleep:and:listening\xfe\0";
+/// What process 1 says before and after [`GO`]. Its end is no beginning of it, so a part of one that was on
+/// its way does not make the next be found too early. All of one in a process's output does: then that
+/// sandbox does not wake with its memory, and nobody else notices.
+pub const MARK: &[u8; 32] = b"\x01\xfepostern:asleep:and:listening\xfe\x02";
 
 #[cfg(test)]
 mod tests {
@@ -34,5 +35,7 @@ mod tests {
         let length = u32::from_be_bytes([0, FLOOD, FLOOD, FLOOD]);
         assert!(length > 16_384, "wherever a head begins in it, it says {length}");
         assert!(!MARK.contains(&FLOOD), "a mark is not taken for a flood");
+        assert!((1..MARK.len()).all(|at| !MARK.starts_with(&MARK[at..])), "no mark begins within another");
+        assert!(!MARK.contains(&0), "what is read of it begins as zeros");
     }
 }

@@ -1,4 +1,5 @@
 -- SPDX-License-Identifier: Apache-2.0
--- What is known of pictures of memory: those of stopped sandboxes, and those in snapshots.
-ALTER TABLE sandboxes ADD COLUMN memory TEXT;
+-- What is kept of stopped sandboxes: their files, or what is known of the picture of their memory too.
+ALTER TABLE sandboxes ADD COLUMN kept TEXT;
+-- What is known of pictures of memory in snapshots.
 ALTER TABLE snapshots ADD COLUMN memory TEXT;

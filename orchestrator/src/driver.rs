@@ -285,8 +285,8 @@ impl Driver {
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let (state, place) = (State::Creating, self.parts().store.place().to_owned());
-        let (reason, running, memory, created_at) = (None, None, None, now);
-        let row = SandboxRow { new, state, reason, running, created_at, idle_at, place, memory };
+        let (reason, running, kept, created_at) = (None, None, None, now);
+        let row = SandboxRow { new, state, reason, running, created_at, idle_at, place, kept };
         let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
         if let Some(too_much) =
             too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?

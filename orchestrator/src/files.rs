@@ -196,6 +196,11 @@ impl UserFiles {
         self.manifest(sandbox).note_kept()
     }
 
+    /// Whether a sandbox was given files that are not kept yet.
+    pub(crate) fn is_owed(&self, sandbox: &SandboxId) -> bool {
+        self.manifest(sandbox).is_owed()
+    }
+
     /// Notes that a sandbox whose files were kept goes on, so that it is known if they are lost.
     ///
     /// # Errors

@@ -65,7 +65,10 @@ impl Memory {
         spares_unknown: bool,
     ) -> io::Result<Self> {
         let live = store.own_sandboxes().await.map_err(io::Error::other)?.into_iter();
-        let known: Vec<_> = live.filter(|row| row.memory.is_some()).map(|row| row.new.id).collect();
+        let known: Vec<_> = live
+            .filter(|row| row.kept.as_ref().is_some_and(|kept| kept.memory().is_some()))
+            .map(|row| row.new.id)
+            .collect();
         Self::open(Arc::clone(key), folder, (!spares_unknown).then_some(&known))
     }
 

@@ -46,7 +46,7 @@ pub(crate) use files::{FileChange, FileOwner, FileRow, FilesHeld};
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
-pub(crate) use memory::KeptMemory;
+pub(crate) use memory::{Kept, KeptMemory};
 pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migrations};
 pub(crate) use notices::{Notice, Notices};
 pub(crate) use peer_sessions::PeerSessionRow;

@@ -11,7 +11,7 @@ use crate::keys::random;
 use crate::lifecycle::{Event, State};
 use crate::pool::{Claim, Place};
 use crate::runtime::{Enforced, Isolation, RuntimeError};
-use crate::store::{IdempotencyKey, KeptAnswer, SandboxFilter, SandboxRow};
+use crate::store::{IdempotencyKey, Kept, KeptAnswer, SandboxFilter, SandboxRow};
 use crate::tenant::Tenant;
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
@@ -43,7 +43,7 @@ pub(super) struct Shown {
     user_id: String,
     conversation_id: String,
     status: &'static str,
-    /// While it is stopped: `memory`, it goes on where it was, or `files`, it begins anew with them.
+    /// Once it is stopped: `memory`, it goes on where it was, or `files`, it begins anew with them.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,8 +86,7 @@ impl Shown {
             user_id: new.user_id.to_string(),
             conversation_id: new.conversation_id.to_string(),
             status: row.state.shown(),
-            kept: (row.state == State::Stopped)
-                .then(|| if row.memory.is_some() { "memory" } else { "files" }),
+            kept: row.kept.as_ref().filter(|_| row.state == State::Stopped).map(Kept::as_str),
             reason: row.reason.clone(),
             runtime: api.host.name(),
             isolation: row.running.as_ref().map(|running| running.isolation.as_str()),

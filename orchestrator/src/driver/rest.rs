@@ -17,7 +17,7 @@ use crate::runtime::{Agent, Create, Found, Running, RuntimeError};
 use crate::sealed::Kind;
 use crate::sessions::SessionError;
 use crate::snapshots::{SnapshotError, Snapshots};
-use crate::store::{Asked, KeptMemory, SandboxRow, SnapshotRow};
+use crate::store::{Asked, Kept, KeptMemory, SandboxRow, SnapshotRow};
 use futures_util::FutureExt as _;
 use postern_common::clock;
 use postern_common::id::SandboxId;
@@ -125,7 +125,11 @@ impl Driver {
         if !matches!(host.status(id).await, Some(Found::Running(_) | Found::Paused(_))) {
             // It had ended before, or ended by itself: what it left is what is kept.
             syncs.stop(id).await;
-            return Ok(host.end(id).await.map(|()| true)?);
+            host.end(id).await?;
+            if row.kept.is_none() {
+                store.note_kept(id, &Kept::Files).await?;
+            }
+            return Ok(true);
         }
         let is_kept = keep != Keep::Files && host.keeps_memory(level(&row)) && {
             let kept = self.keep_memory(&row).await;
@@ -136,7 +140,7 @@ impl Driver {
                 return Ok(false);
             }
             // INVARIANT: nothing is gone on from a picture after which it ran, as where a wake was cut off.
-            store.keep_memory(id, None).await?;
+            store.note_kept(id, &Kept::Files).await?;
             memory.forget(id).await;
         }
         syncs.stop(id).await;
@@ -152,7 +156,9 @@ impl Driver {
         }
         let kept = async {
             let row = self.sandbox(id).await?;
-            if row.state == State::Stopped { self.try_to_keep(&row).await } else { Ok(()) }
+            // At each start all that are stopped come by here.
+            let is_owed = row.state == State::Stopped && self.parts().files.is_owed(id);
+            if is_owed { self.try_to_keep(&row).await } else { Ok(()) }
         };
         if let Err(error) = kept.await {
             log(id, &error, "bring its files to the store");
@@ -170,7 +176,7 @@ impl Driver {
         let kept = memory.keep(owner(row), from, fingerprint).await;
         let kept = kept.map_err(super::start::machine(row, "seal its memory"))?;
         // Of a sandbox that is being destroyed nothing is kept; that one ends it.
-        store.keep_memory(id, Some(&kept)).await?;
+        store.note_kept(id, &Kept::Memory(kept.clone())).await?;
         memory.forget_but(id, &kept).await;
         Ok(())
     }
@@ -255,7 +261,7 @@ impl Driver {
         // INVARIANT: gateways know the new token, and have refused that of before for long, before
         // anything of it runs.
         let token = sessions.open(row, host.door(id)?, level(row), clock::now()).await?;
-        let restored = match &row.memory {
+        let restored = match row.kept.as_ref().and_then(Kept::memory) {
             Some(kept) => Some(self.go_on(row, (memory, owner(row)), kept).await),
             None => None,
         };

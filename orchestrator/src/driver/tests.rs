@@ -12,7 +12,7 @@ use crate::runtime::{Agent, Create, Enforced, Found, Probed, Runtime, Swept};
 use crate::sessions::sync::SyncSessions;
 use crate::storage::{Quota, Storage, StorageSettings};
 use crate::store::tests::{Database, make, sandbox};
-use crate::store::{AuditFilter, SessionRow};
+use crate::store::{AuditFilter, Kept, SessionRow};
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use postern_common::session::Peer;
@@ -431,7 +431,7 @@ async fn what_is_stopped_has_no_token_and_what_could_not_be_woken_is_stopped_aga
     bench.open_all_doors();
     let id = bench.running().await.new.id;
     let stopped = bench.driver.stop(&id, Keep::Best, Cause::own("")).await.expect("is stopped");
-    assert_eq!((stopped.state, stopped.memory), (State::Stopped, None));
+    assert_eq!((stopped.state, stopped.kept), (State::Stopped, Some(Kept::Files)));
     assert_eq!(bench.session(&id).await.expect("is there still").tokens, []);
     let far = clock::now().saturating_add(SignedDuration::from_hours(48)).expect("in range");
     assert_eq!(bench.store.sessions_to_rotate(far).await.expect("answers"), [], "nobody makes it one");
@@ -461,7 +461,8 @@ async fn a_sandbox_that_was_used_meanwhile_is_not_stopped_as_unused() {
 async fn files_that_cannot_go_to_the_store_yet_stay_where_a_stopped_sandbox_has_them() {
     let bench = Bench::new().await;
     let id = bench.running().await.new.id;
-    std::fs::write(bench.folder.path().join("files"), "the store is none").expect("writes");
+    bench.driver.parts().files.note_given(&id).expect("is noted");
+    std::fs::write(bench.folder.path().join("files/tenants"), "the store is none").expect("writes");
     let slot = bench.folder.path().join("slot");
     std::fs::create_dir(&slot).expect("makes");
     *bench.host.files.lock().expect("no panic") = Some(slot);

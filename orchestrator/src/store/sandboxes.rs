@@ -2,7 +2,7 @@
 //! Sandboxes: what was asked for, what became of it, and its deadlines. It is long because each query about
 //! a sandbox stands here.
 
-use super::memory::{KeptMemory, kept_memory};
+use super::memory::{Kept, kept};
 use super::{
     AuditEntry, Change, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros,
     json_text, micros,
@@ -216,8 +216,8 @@ pub(crate) struct SandboxRow {
     pub(crate) idle_at: Timestamp,
     /// Where it runs.
     pub(crate) place: String,
-    /// What is kept of its memory, while it is stopped.
-    pub(crate) memory: Option<KeptMemory>,
+    /// What is kept of it, once it is stopped.
+    pub(crate) kept: Option<Kept>,
 }
 
 /// Which sandboxes to list.
@@ -309,7 +309,7 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
         created_at: row.time("created_at_micros")?,
         idle_at: row.time("idle_at_micros")?,
         place: row.text("place")?,
-        memory: row.maybe_text("memory")?.map(|text| kept_memory(&text)).transpose()?,
+        kept: row.maybe_text("kept")?.map(|text| kept(&text)).transpose()?,
     })
 }
 
@@ -443,7 +443,7 @@ impl Store {
              running = COALESCE($6, running), \
              env_sealed = CASE WHEN $7 = 1 THEN NULL ELSE env_sealed END, \
              ended_at_micros = CASE WHEN $7 = 1 THEN $8 ELSE ended_at_micros END, \
-             memory = CASE WHEN $7 = 1 OR $3 = 'running' THEN NULL ELSE memory END, \
+             kept = CASE WHEN $7 = 1 OR $3 = 'running' THEN NULL ELSE kept END, \
              idle_at_micros = CASE WHEN $3 = 'paused' THEN COALESCE($8 + paused_micros, expires_at_micros) \
              WHEN $3 = 'stopped' THEN expires_at_micros \
              WHEN $2 IN ('paused', 'waking') AND $3 = 'running' THEN $8 + idle_micros ELSE idle_at_micros END \

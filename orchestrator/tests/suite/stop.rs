@@ -132,12 +132,13 @@ async fn an_unused_sandbox_is_stopped_and_destroyed_in_its_time(level: Isolation
     let body = json!({ "user_id": "alice", "conversation_id": "c1", "idle": "1s" });
     let made = bench.post("/sandbox?wait=running", body).await.field("sandbox_id");
     bench.shell(&made, "echo kept > /data/user/note").await;
-    until("it is stopped", async || status(&bench, &made).await["status"] == "stopped").await;
+    let is_stopped = async || status(&bench, &made).await["kept"].is_string();
+    until("it is stopped", is_stopped).await;
     let shown = status(&bench, &made).await;
-    assert_eq!(shown["kept"], kept(level));
+    assert_eq!((&shown["status"], &shown["kept"]), (&json!("stopped"), &json!(kept(level))));
     assert_eq!(shown["idle_at"], shown["expires_at"], "it is kept until its end");
     assert_eq!(bench.shell(&made, "cat /data/user/note").await, "kept\n");
-    until("it is stopped again", async || status(&bench, &made).await["status"] == "stopped").await;
+    until("it is stopped again", is_stopped).await;
     let patched = bench.call(http::Method::PATCH, &format!("/sandbox/{made}"), json!({ "ttl": "1s" })).await;
     assert_eq!(patched.status, StatusCode::OK, "{}", patched.text);
     until("it is destroyed", async || status(&bench, &made).await["status"] == "destroyed").await;

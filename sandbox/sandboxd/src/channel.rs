@@ -75,8 +75,8 @@ mod tests {
 
     #[tokio::test]
     async fn both_sides_know_where_the_next_conversation_begins() {
-        let (mut shim, ours) = tokio::io::duplex(64 << 10);
-        let beginning = begin_anew(ours);
+        let (mut shim, mut ours) = tokio::io::duplex(64 << 10);
+        let beginning = begin_anew(&mut ours);
         let asking = async {
             shim.write_all(&[FLOOD; FLOOD_BYTES]).await.expect("room");
             let mut mark = [0; MARK.len()];
@@ -85,10 +85,12 @@ mod tests {
             shim.write_all(&[GO]).await.expect("room");
             shim.read_exact(&mut mark).await.expect("is told again");
             shim.write_all(b"PRI").await.expect("room");
-            shim
         };
-        let (begun, _shim) = tokio::join!(beginning, asking);
+        let (begun, ()) = tokio::join!(beginning, asking);
         begun.expect("begins");
+        let mut next = [0; 3];
+        ours.read_exact(&mut next).await.expect("is there");
+        assert_eq!(&next, b"PRI", "nothing of the next conversation is passed over");
     }
 
     #[tokio::test]

@@ -23,7 +23,8 @@ const COMPLAINT_BYTES: u64 = 8 << 10;
 const STATUS_BYTES: u64 = 64 << 10;
 
 /// Starts a sandbox of exactly this isolation, on this image if one is named, in which these limits
-/// hold, anew or from the picture of its memory that lies in its folder. If that fails, nothing of it runs; its folders are left to `destroy`.
+/// hold, anew or from the picture of its memory that lies in its folder. If that fails, nothing of it
+/// runs; its folders are left to `destroy`.
 pub(super) async fn start(
     runtime: &LocalRuntime,
     sandbox: &SandboxId,

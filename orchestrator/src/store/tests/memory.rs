@@ -2,13 +2,14 @@
 use super::*;
 
 on_each_database!(
-    what_is_kept_of_a_memory_is_noted_while_it_is_stopped_and_gone_when_it_runs,
+    what_is_kept_is_noted_while_it_is_stopped_and_forgotten_when_it_runs,
     what_is_stopped_has_no_deadline_but_its_end,
     what_wakes_is_listed_as_what_is_being_made,
 );
 
-fn kept(generation: &str) -> KeptMemory {
-    KeptMemory { generation: generation.to_owned(), fingerprint: "print".to_owned(), size_bytes: 1 << 40 }
+fn kept(generation: &str) -> Kept {
+    let (generation, fingerprint) = (generation.to_owned(), "print".to_owned());
+    Kept::Memory(KeptMemory { generation, fingerprint, size_bytes: 1 << 40 })
 }
 
 async fn row(store: &Store, id: &SandboxId) -> SandboxRow {
@@ -25,22 +26,20 @@ async fn stopped(store: &Store) -> NewSandbox {
     new
 }
 
-async fn what_is_kept_of_a_memory_is_noted_while_it_is_stopped_and_gone_when_it_runs(store: &Store) {
+async fn what_is_kept_is_noted_while_it_is_stopped_and_forgotten_when_it_runs(store: &Store) {
     let new = stopped(store).await;
-    assert_eq!(row(store, &new.id).await.memory, None);
-    for generation in ["first", "second"] {
-        assert!(store.keep_memory(&new.id, Some(&kept(generation))).await.expect("answers"));
-        assert_eq!(row(store, &new.id).await.memory, Some(kept(generation)));
+    assert_eq!(row(store, &new.id).await.kept, None, "nobody knows yet");
+    for kept in [kept("first"), Kept::Files, kept("second")] {
+        assert!(store.note_kept(&new.id, &kept).await.expect("answers"));
+        assert_eq!(row(store, &new.id).await.kept, Some(kept));
     }
     assert!(go(store, &new.id, State::Stopped, State::Waking).await);
-    assert_eq!(row(store, &new.id).await.memory, Some(kept("second")), "it is what is woken from");
+    assert_eq!(row(store, &new.id).await.kept, Some(kept("second")), "it is what is woken from");
     assert!(go(store, &new.id, State::Waking, State::Running).await);
-    assert_eq!(row(store, &new.id).await.memory, None, "what ran on is never gone on from again");
-    assert!(!store.keep_memory(&new.id, Some(&kept("third"))).await.expect("answers"), "it is not stopped");
+    assert_eq!(row(store, &new.id).await.kept, None, "what ran on is never gone on from again");
+    assert!(!store.note_kept(&new.id, &kept("third")).await.expect("answers"), "it is not stopped");
     assert!(go(store, &new.id, State::Running, State::Stopped).await);
-    assert!(store.keep_memory(&new.id, Some(&kept("fourth"))).await.expect("answers"));
-    assert!(store.keep_memory(&new.id, None).await.expect("answers"));
-    assert_eq!(row(store, &new.id).await.memory, None);
+    assert_eq!(row(store, &new.id).await.kept, None);
 }
 
 async fn what_is_stopped_has_no_deadline_but_its_end(store: &Store) {

@@ -97,7 +97,7 @@ impl Pool {
             let awake = async {
                 tokio::select! { _ended = carried => {}, () = identity.falls_asleep() => {} }
             };
-            drop(stop.run_until_cancelled(awake).await);
+            let _ = stop.run_until_cancelled(awake).await;
         });
         Ok(sender)
     }

@@ -93,8 +93,8 @@ async fn what_sleeps_stands_still_and_what_was_stopped_before_stays_so(bench: &B
     let sandbox = bench.sandbox().await;
     assert_eq!(sandbox.shell(COUNTER).await.code, 0);
     // A shell whose command is stopped and let go on with it does not take it for one that was stopped; and
-    // who stopped a process of its own finds it so.
-    let script = "set -m; sleep 1000 & kill -STOP $!; echo $! > /tmp/stopped; (sh -c 'read line; echo went on') > /tmp/told < /tmp/pipe";
+    // who stopped a process of its own finds it so. It stays, for with it the kernel would end what it stopped.
+    let script = "set -m; sleep 1000 & kill -STOP $!; echo $! > /tmp/stopped; (sh -c 'read line; echo went on') > /tmp/told < /tmp/pipe; sleep 1000";
     let begun = format!(
         "mkfifo /tmp/pipe; (bash -c '{}' &) >/dev/null 2>&1; until [ -s /tmp/stopped ]; do sleep 0.02; done",
         script.replace('\'', "'\\''")
