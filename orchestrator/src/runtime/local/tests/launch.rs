@@ -29,7 +29,10 @@ fn launched(cgroups: Vec<PathBuf>, program: &[&str], word: &[u8]) -> (String, St
         .spawn()
         .expect("starts");
     let mut input = child.stdin.take().expect("piped");
-    input.write_all(word).expect("it reads, or will");
+    if let Err(error) = input.write_all(word) {
+        // What refuses before it reads may have ended by now.
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    }
     drop(input);
     printed(&mut child)
 }
