@@ -33,7 +33,7 @@ use crate::store::{
 use crate::sync::processes::{SyncError, Syncs};
 use lanes::Lanes;
 use postern_common::clock;
-use postern_common::id::{RequestId, SandboxId, TenantId};
+use postern_common::id::{RequestId, SandboxId, TenantId, UserId};
 use postern_common::secret::Secret;
 use postern_common::tasks::{Stop, Tasks};
 use postern_common::telemetry::SECONDS;
@@ -77,6 +77,9 @@ pub(crate) enum DriveError {
     /// Its tenant was removed meanwhile.
     #[error("there is no tenant `{0}`")]
     NoTenant(TenantId),
+    /// Its user is being erased.
+    #[error("user `{}` is being erased", .0.as_str())]
+    BeingErased(UserId),
     /// Not in this state.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -255,6 +258,7 @@ impl Driver {
                             | DriveError::Quota(_)
                             | DriveError::TooMuch(_)
                             | DriveError::NoTenant(_)
+                            | DriveError::BeingErased(_)
                             | DriveError::Ending
                     );
                     if is_none {
@@ -292,6 +296,7 @@ impl Driver {
             AddedSandbox::Repeated => return Err(DriveError::Repeated),
             AddedSandbox::OverQuota(quota) => return Err(DriveError::Quota(quota)),
             AddedSandbox::NoTenant => return Err(DriveError::NoTenant(row.new.tenant)),
+            AddedSandbox::BeingErased => return Err(DriveError::BeingErased(row.new.user_id)),
         }
         let warm = claim.and_then(Claim::settle);
         let opened = async {

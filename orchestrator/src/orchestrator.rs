@@ -221,9 +221,10 @@ impl Prepared {
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let told = (configuration.clone(), gateways.clone(), driver.clone());
         let stream = control_stream(config.database(), (&store, &keys), told, tasks).await?;
+        let snapshots = open_snapshots(&store, &keys, config.data_dir.join("snapshots"), tasks).await?;
         let api = Api {
             peers: PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone()),
-            snapshots: open_snapshots(&store, &keys, config.data_dir.join("snapshots")).await?,
+            snapshots,
             store,
             storage,
             keys,
@@ -315,9 +316,14 @@ async fn open_snapshots(
     store: &Store,
     keys: &Arc<InstallationKeys>,
     folder: PathBuf,
+    tasks: &Tasks,
 ) -> Result<Arc<Snapshots>, StartError> {
     let opened = Snapshots::open(store.clone(), Arc::clone(keys), folder.clone()).await;
-    opened.map(Arc::new).map_err(|error| StartError::Folder { path: folder, source: io::Error::other(error) })
+    let failed = |error| StartError::Folder { path: folder, source: io::Error::other(error) };
+    let opened = Arc::new(opened.map_err(failed)?);
+    let watched = Arc::clone(&opened);
+    tasks.spawn(async move |stop: Stop| watched.watch(stop).await);
+    Ok(opened)
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.

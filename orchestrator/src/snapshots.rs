@@ -22,9 +22,12 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use postern_common::clock;
 use postern_common::id::SnapshotId;
+use postern_common::tasks::Stop;
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -37,6 +40,10 @@ const SEALED_BYTES: usize = PIECE_BYTES + 256;
 /// Beside its files an archive holds a header for each; a sandbox whose files say that they are more than
 /// twice its disk (holes) has no snapshot.
 const OVERHEAD_BYTES: u64 = 64 << 20;
+/// How often is looked for files that nobody knows.
+const EVERY: Duration = Duration::from_secs(600);
+/// Of a snapshot that is being taken nobody knows yet: no file of one is older than this.
+const TAKE_TIME: Duration = Duration::from_secs(3600);
 /// Snapshots of one tenant.
 const PER_TENANT: u32 = 200;
 
@@ -84,18 +91,49 @@ impl Snapshots {
     ) -> Result<Self, SnapshotError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).await?;
         let snapshots = Self { store, keys, folder };
-        snapshots.sweep().await?;
+        // Nobody takes one yet.
+        snapshots.sweep(None).await?;
         Ok(snapshots)
     }
 
-    async fn sweep(&self) -> Result<(), SnapshotError> {
-        let known = self.store.snapshot_ids().await?;
+    /// Removes files that nobody knows, at intervals until `stop`: of users who were erased, tenants that
+    /// were removed and snapshots that were deleted at another orchestrator.
+    pub(crate) async fn watch(self: Arc<Self>, stop: Stop) {
+        while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+            let now = UNIX_EPOCH + Duration::from_secs(clock::unix_seconds(clock::now()));
+            if let Err(error) = self.sweep(now.checked_sub(TAKE_TIME)).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "files of snapshots that are no more are still there; tried again later"
+                );
+            }
+        }
+    }
+
+    /// Removes files that nobody knows and that were last written before `before`, if that is given.
+    async fn sweep(&self, before: Option<SystemTime>) -> Result<(), SnapshotError> {
+        let mut found = Vec::new();
         let mut files = fs::read_dir(&self.folder).await?;
         while let Some(file) = files.next_entry().await? {
-            let name = file.file_name().to_string_lossy().into_owned();
-            let id = name.split('.').next().unwrap_or_default();
-            if !known.iter().any(|known| known.as_str() == id) {
-                fs::remove_file(file.path()).await?;
+            let written = match file.metadata().await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                about => about?.modified()?,
+            };
+            if before.is_none_or(|before| written < before) {
+                found.push((file.file_name().to_string_lossy().into_owned(), file.path()));
+            }
+        }
+        // INVARIANT: asked after the files were seen, so that none is newer than the answer.
+        let known = self.store.snapshot_ids().await?;
+        let known: HashSet<&str> = known.iter().map(SnapshotId::as_str).collect();
+        for (name, path) in found {
+            if known.contains(name.split('.').next().unwrap_or_default()) {
+                continue;
+            }
+            match fs::remove_file(path).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
             }
         }
         Ok(())
@@ -222,7 +260,7 @@ impl Snapshots {
         Ok(was_there)
     }
 
-    /// Removes its files. What cannot be removed now goes at the next start.
+    /// Removes its files. What cannot be removed now, or lies elsewhere, goes by and by.
     async fn forget(&self, id: &SnapshotId) {
         for (part, _) in FOLDERS {
             match fs::remove_file(self.path(id, part)).await {
@@ -295,5 +333,46 @@ impl Opening {
         let opened = self.keys.data.open(Place::Snapshot { tenant, piece: &place }, &sealed)?;
         self.number += 1;
         Ok(Some(Bytes::copy_from_slice(opened.reveal())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::GivenKeys;
+    use crate::store::tests::{Database, make, sandbox};
+
+    #[tokio::test]
+    async fn files_of_snapshots_that_are_no_more_go_and_those_of_one_being_taken_stay() {
+        let (database, folder) = (Database::sqlite().await, tempfile::tempdir().expect("a folder"));
+        let store = database.store.clone();
+        let keys = InstallationKeys::open(GivenKeys::default(), &folder.path().join("keys"), &store).await;
+        let snapshots = folder.path().join("snapshots");
+        let opened = Snapshots::open(store.clone(), Arc::new(keys.expect("keys")), snapshots.clone()).await;
+        let opened = opened.expect("opens");
+        make(&store, "acme").await;
+        let of = sandbox(1, "c1");
+        let kept = SnapshotRow {
+            id: SnapshotId::generate(),
+            tenant: of.tenant,
+            user_id: of.user_id,
+            sandbox_id: of.id,
+            template: of.template,
+            labels: of.labels,
+            size_bytes: 1,
+            at: crate::store::whole_micros(clock::now()),
+        };
+        assert!(store.add_snapshot(&kept, 9).await.expect("writes"));
+        let (gone, taken) = (SnapshotId::generate(), SnapshotId::generate());
+        let now = UNIX_EPOCH + Duration::from_secs(clock::unix_seconds(clock::now()));
+        for (id, age) in [(&kept.id, TAKE_TIME * 2), (&gone, TAKE_TIME * 2), (&taken, Duration::ZERO)] {
+            let file = std::fs::File::create(opened.path(id, "home")).expect("makes");
+            file.set_modified(now - age).expect("is set");
+        }
+        opened.sweep(now.checked_sub(TAKE_TIME)).await.expect("sweeps");
+        let is_there = |id: &SnapshotId| opened.path(id, "home").exists();
+        assert_eq!((is_there(&kept.id), is_there(&gone), is_there(&taken)), (true, false, true));
+        opened.sweep(None).await.expect("sweeps");
+        assert_eq!((is_there(&kept.id), is_there(&taken)), (true, false), "at the start none is being taken");
     }
 }

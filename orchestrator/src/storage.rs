@@ -14,6 +14,7 @@
 //! Whoever changes a file holds its lock, here and in the database, from the look at its condition
 //! until the change is written down: two conversations, or two orchestrators, never both win.
 
+mod archive;
 mod beneath;
 mod cache;
 mod change;
@@ -36,6 +37,7 @@ mod types;
 mod uploads;
 mod user;
 
+pub(crate) use archive::ArchivePlace;
 pub use connect::ConnectError;
 pub(crate) use connect::StorageSettings;
 pub(crate) use content::LARGEST_FILE;

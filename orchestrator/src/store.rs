@@ -11,6 +11,7 @@ mod audit_chain;
 mod claims;
 mod deadlines;
 mod decisions;
+mod erasures;
 mod file_audit;
 mod files;
 mod filter_versions;
@@ -32,6 +33,7 @@ mod sync_sessions;
 mod tenants;
 mod tickets;
 mod uploads;
+mod user_locks;
 mod warm;
 
 pub(crate) use api_keys::{ApiKeyRow, KeyScope, Role};
@@ -40,9 +42,10 @@ pub(crate) use audit_chain::{LineFilter, MarkFilter};
 pub(crate) use claims::CLAIM_SECONDS;
 pub(crate) use deadlines::Due;
 pub(crate) use decisions::DecisionFilter;
+pub(crate) use erasures::BegunErasure;
 #[cfg(test)]
 pub(crate) use files::FileEvent;
-pub(crate) use files::{FileChange, FileOwner, FileRow, FilesHeld};
+pub(crate) use files::{FileChange, FileOwner, FileRow, FileState, FilesHeld, Share};
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
@@ -52,7 +55,7 @@ pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
-pub(crate) use retained::{ArchivedFile, Cutoffs, DueFile, FilePlace, HoldRow};
+pub(crate) use retained::{ArchivedFile, ArchivedPlace, Cutoffs, DueFile, FilePlace, HoldRow, SetHold};
 pub(crate) use sandboxes::{
     AddedSandbox, Asked, NewSandbox, OnIdle, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow,
     Terms, Transition,
@@ -64,6 +67,7 @@ pub(crate) use sync_sessions::SyncSessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};
 pub(crate) use uploads::{OPEN_UPLOADS, UploadRow};
+use user_locks::UserLocks;
 pub(crate) use warm::{WarmRow, WarmState};
 
 use jiff::Timestamp;
@@ -133,6 +137,9 @@ pub enum StoreError {
         /// The column.
         what: &'static str,
     },
+    /// A lock beside SQLite's file.
+    #[error("a user's lock beside the database was not to be had")]
+    Locks(#[source] io::Error),
     /// Our claim has ended, and somebody else has it.
     #[error("another orchestrator has taken over sandbox `{sandbox}`; nothing was written")]
     TakenOver {
@@ -150,6 +157,8 @@ pub(crate) struct Store {
     replica: Arc<str>,
     /// Where the sandboxes run that this orchestrator drives: a machine, or a cluster.
     place: Arc<str>,
+    /// What holds users' files where the database cannot.
+    user_locks: Option<Arc<UserLocks>>,
 }
 
 /// A transaction; dropped without [`Change::commit`] it never was.
@@ -188,12 +197,13 @@ impl Store {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let url = url.reveal().as_str();
-        let dialect = match url.split_once("://") {
+        let (dialect, user_locks) = match url.split_once("://") {
             Some(("sqlite", path)) => {
-                make_private(Path::new(path.split('?').next().unwrap_or(path)))?;
-                Dialect::Sqlite
+                let path = Path::new(path.split('?').next().unwrap_or(path));
+                make_private(path)?;
+                (Dialect::Sqlite, Some(Arc::new(UserLocks::of(path))))
             }
-            Some(("postgres" | "postgresql", _)) => Dialect::Postgres,
+            Some(("postgres" | "postgresql", _)) => (Dialect::Postgres, None),
             _ => return Err(OpenError::Scheme),
         };
         let replica: Arc<str> =
@@ -216,7 +226,7 @@ impl Store {
             .connect(url)
             .await
             .map_err(OpenError::Connect)?;
-        Ok(Self { pool, dialect, replica, place: Arc::from("") })
+        Ok(Self { pool, dialect, replica, place: Arc::from(""), user_locks })
     }
 
     /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have

@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// How soon a caller may try again when something of ours is away.
 const RETRY_SECONDS: u16 = 2;
 
+/// What to do about a user whose erasure is not done.
+pub(super) const ERASE_FIRST: &str = "repeat `DELETE /users/{user_id}` until it answers 200, then try again";
+
 /// A problem as an answer.
 pub(crate) fn response(mut problem: Problem, request_id: &RequestId) -> Response {
     problem.request_id = Some(request_id.clone());
@@ -141,6 +144,9 @@ impl From<DriveError> for Refused {
             DriveError::Unknown(_) => {
                 Problem::new(Code::NotFound, error.to_string()).hint("`GET /sandbox` lists what there is")
             }
+            DriveError::BeingErased(_) => {
+                Problem::new(Code::StateConflict, error.to_string()).hint(ERASE_FIRST)
+            }
             DriveError::NoTenant(_) => {
                 Problem::new(Code::NotFound, error.to_string()).hint("`GET /tenants` lists what there is")
             }
@@ -190,6 +196,7 @@ impl From<StorageError> for Refused {
                 .hint("GET it again, take its ETag, and decide anew"),
             StorageError::Obstructed { .. } => Problem::new(Code::StateConflict, text)
                 .hint("a name is a file or a folder; remove one, or choose another name"),
+            StorageError::BeingErased => Problem::new(Code::StateConflict, text).hint(ERASE_FIRST),
             StorageError::Differs { .. } => {
                 Problem::new(Code::InvalidInput, text).hint("send the content again, whole")
             }

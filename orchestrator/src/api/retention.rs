@@ -5,8 +5,10 @@ use super::files::owner;
 use super::input::{Fields, mistaken};
 use super::problems::Refused;
 use super::{Answer, Api, Call, empty, json};
+use crate::configuration::ConfigurationError;
 use crate::retention::{StepError, Wanted};
-use crate::store::{Action, AuditEntry, FileOwner, FilePlace, HoldRow, page_size};
+use crate::storage::StorageError;
+use crate::store::{Action, AuditEntry, FileOwner, FilePlace, HoldRow, SetHold, page_size};
 use http::StatusCode;
 use postern_common::clock;
 use postern_common::id::percent_encoded;
@@ -49,8 +51,11 @@ pub(super) async fn hold(api: Arc<Api>, call: Call) -> Answer {
     };
     let audit = audit(&call, &hold.owner, Action::HoldSet)?.reason(Some(hold.reason.clone()));
     let files = api.storage.of(&hold.owner.tenant, &hold.owner.user);
-    files.hold(&hold, &audit).await.map_err(Refused::from)?;
-    json(StatusCode::OK, &shown(&hold))
+    match files.hold(&hold, &audit).await.map_err(Refused::from)? {
+        SetHold::Set => json(StatusCode::OK, &shown(&hold)),
+        SetHold::NoTenant => Err(Refused::from(ConfigurationError::UnknownTenant(hold.owner.tenant)).into()),
+        SetHold::BeingErased => Err(Refused::from(StorageError::BeingErased).into()),
+    }
 }
 
 /// `GET /users/{user_id}/hold`.

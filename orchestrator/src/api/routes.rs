@@ -209,7 +209,7 @@ routes! {
     DELETE "/users/{user_id}/uploads/{id}" "abandonUpload" USE, Kind::None, OF_TENANT, GONE, uploads::abandon, "Abandons an upload";
     POST "/users/{user_id}/uploads/{id}/complete" "completeUpload" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, uploads::complete, "Checks an upload and makes it a file; may be repeated";
     POST "/users/{user_id}/downloads" "signDownload" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, uploads::sign_download, "Signs a URL by which a user's file can be read without a key";
-    DELETE "/users/{user_id}" "eraseUser" CHANGE, Kind::None, OF_TENANT, OK, users::erase, "Erases a user's files, archive, uploads, snapshots and decisions, unless they are held; may be repeated";
+    DELETE "/users/{user_id}" "eraseUser" CHANGE, Kind::None, OF_TENANT, OK, users::erase, "Erases a user's files, archive, uploads, snapshots, decisions, sessions and ended sandboxes, unless they are held; may be repeated";
     PUT "/users/{user_id}/hold" "holdUser" CHANGE, Kind::Json(JSON_BYTES), OF_TENANT, OK, retention::hold, "Holds a user: retention and erasure leave what they have";
     GET "/users/{user_id}/hold" "getHold" CHANGE, Kind::None, OF_TENANT, OK, retention::show, "Tells why a user is held";
     DELETE "/users/{user_id}/hold" "releaseUser" CHANGE, Kind::None, OF_TENANT, GONE, retention::release, "Lets a held user's files go again";

@@ -2,7 +2,7 @@
 //! Sessions of addresses over HTTP: for tests, and for clients that are no sandboxes.
 
 use super::input::Fields;
-use super::problems::Refused;
+use super::problems::{ERASE_FIRST, Refused};
 use super::{Answer, Api, Call, empty, json};
 use crate::sessions::peers::{PeerSessionError, WantedPeer};
 use crate::store::{Action, AuditEntry, PeerSessionRow};
@@ -63,6 +63,9 @@ pub(super) async fn create(api: Arc<Api>, call: Call) -> Answer {
     let audit = audit.subject(format!("session/{address}")).request(Some(call.request_id.clone()));
     let made = api.peers.add(wanted, &audit, now).await.map_err(|error| match error {
         PeerSessionError::Store(error) => Refused::from(error).into(),
+        PeerSessionError::BeingErased => {
+            Problem::new(Code::StateConflict, error.to_string()).hint(ERASE_FIRST)
+        }
         error => Problem::new(Code::Internal, error.to_string()),
     });
     let (row, token) = made?;

@@ -280,6 +280,8 @@ pub(super) async fn sign_download(api: Arc<Api>, call: Call) -> Answer {
         None => own_download_url(&api, &owner, &path, expires_at),
     };
     api.store.record(&audit).await.map_err(Refused::from)?;
+    // Where the store answers it, nobody tells us of the read itself.
+    api.store.used_file(&owner, &path, now).await.map_err(Refused::from)?;
     json(StatusCode::OK, &value!({ "method": "GET", "url": url, "expires_at": expires_at }))
 }
 

@@ -4,48 +4,52 @@
 use super::files::owner;
 use super::problems::Refused;
 use super::{Answer, Api, Call, json};
-use crate::store::{Action, AuditEntry, FileOwner, HoldRow, SnapshotFilter};
+use crate::store::{Action, AuditEntry, BegunErasure, FileOwner, HoldRow, SnapshotFilter};
 use http::StatusCode;
 use postern_common::clock;
-use postern_common::id::{SnapshotId, percent_encoded};
+use postern_common::id::{SandboxId, SnapshotId, percent_encoded};
 use postern_common::problem::{Code, Problem};
 use serde_json::{Value, json as value};
 use std::sync::Arc;
 
-/// `DELETE /users/{user_id}`: erases files, archive, uploads, snapshots and decisions,
-/// unless the user is held. May be repeated.
+/// `DELETE /users/{user_id}`: erases files, archive, uploads, snapshots, decisions, sessions and what is
+/// known of sandboxes that are over, unless the user is held. May be repeated.
 pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
     let (tenant, user) = owner(&call)?;
-    let sandboxes = api.store.live_sandboxes().await.map_err(Refused::from)?;
-    let live: Vec<String> = sandboxes
-        .iter()
-        .filter(|sandbox| sandbox.new.tenant == tenant && sandbox.new.user_id == user)
-        .map(|sandbox| sandbox.new.id.to_string())
-        .collect();
-    if !live.is_empty() {
-        let detail = format!("the user has live sandboxes, whose files would come back: {}", live.join(", "));
-        return Err(
-            Problem::new(Code::StateConflict, detail).hint("destroy them first: `DELETE /sandbox/{id}`")
-        );
-    }
     let owner = FileOwner { tenant: tenant.clone(), user: user.clone() };
-    if let Some(hold) = api.store.hold_on(&owner).await.map_err(Refused::from)? {
-        return held(&api, &owner, &hold).await;
+    // From here on nothing of the user comes, until the last call below: whoever stops in between has
+    // it repeated.
+    match api.storage.of(&tenant, &user).begin_erasure(clock::now()).await.map_err(Refused::from)? {
+        BegunErasure::Begun => {}
+        BegunErasure::Held(hold) => return held(&api, &owner, &hold).await,
+        BegunErasure::Lives(live) => return Err(lives(&live)),
     }
+    end_sessions(&api, &call, &owner).await?;
     let objects = api.storage.erase_user(&owner).await.map_err(Refused::from)?;
     let snapshots = erase_snapshots(&api, &owner).await?;
+    // Parts of an upload that began beside it.
+    let objects = objects + api.storage.erase_user(&owner).await.map_err(Refused::from)?;
     let audit = AuditEntry::new(clock::now(), Some(tenant), Action::UserErased, call.actor()?)
         .subject(format!("user/{}", percent_encoded(user.as_str())))
         .request(Some(call.request_id.clone()));
     let rows = api.store.erase_user(&owner, &audit).await.map_err(Refused::from)?;
+    let kept: Vec<Value> =
+        [Some(log()), api.store.has_others().then(elsewhere)].into_iter().flatten().collect();
     json(
         StatusCode::OK,
         &value!({
             "erased": { "objects": objects, "files": rows.files, "archived": rows.archived,
-                "snapshots": snapshots + rows.snapshots, "decisions": rows.decisions },
-            "kept": [log()],
+                "snapshots": snapshots + rows.snapshots, "decisions": rows.decisions,
+                "sandboxes": rows.sandboxes, "sessions": rows.sessions },
+            "kept": kept,
         }),
     )
+}
+
+fn lives(live: &[SandboxId]) -> Problem {
+    let live = live.iter().map(SandboxId::as_str).collect::<Vec<_>>().join(", ");
+    let detail = format!("the user has live sandboxes, whose files would come back: {live}");
+    Problem::new(Code::StateConflict, detail).hint("destroy them first: `DELETE /sandbox/{id}`")
 }
 
 /// Nothing goes of a user who is held: what there is is told.
@@ -58,10 +62,13 @@ async fn held(api: &Api, owner: &FileOwner, hold: &HoldRow) -> Answer {
     json(
         StatusCode::OK,
         &value!({
-            "erased": { "objects": 0, "files": 0, "archived": 0, "snapshots": 0, "decisions": 0 },
+            "erased": { "objects": 0, "files": 0, "archived": 0, "snapshots": 0, "decisions": 0,
+                "sandboxes": 0, "sessions": 0 },
             "kept": [kept("files", files.files), kept("archived files", archived),
                 kept("snapshots", u64::try_from(snapshots).unwrap_or(u64::MAX)),
-                value!({ "what": "decisions", "why": why }), log()],
+                value!({ "what": "decisions", "why": why }),
+                value!({ "what": "sandboxes that are over",
+                    "why": format!("{why}; at most as long as `POSTERN_RETENTION_SANDBOXES` says") }), log()],
             "hold": super::retention::shown(hold),
         }),
     )
@@ -70,6 +77,25 @@ async fn held(api: &Api, owner: &FileOwner, hold: &HoldRow) -> Answer {
 fn log() -> Value {
     value!({ "what": "audit log",
         "why": "what happened is kept as long as `POSTERN_RETENTION_EVENTS` says, with user_id and paths" })
+}
+
+/// What this orchestrator cannot reach.
+fn elsewhere() -> Value {
+    value!({ "what": "snapshots and caches on the disks of other orchestrators, if there are any",
+        "why": "each removes its own: snapshots within two hours, caches as `POSTERN_FILES_CACHE_AGE` says" })
+}
+
+/// Ends the sessions of addresses that speak for the user: gateways refuse them from then on.
+async fn end_sessions(api: &Api, call: &Call, owner: &FileOwner) -> Result<(), Problem> {
+    let now = clock::now();
+    for row in api.store.peer_sessions(now, None).await.map_err(Refused::from)? {
+        if (&row.tenant, &row.user_id) == (&owner.tenant, &owner.user) {
+            let audit = AuditEntry::new(now, Some(row.tenant), Action::SessionEnded, call.actor()?);
+            let audit = audit.subject(format!("session/{}", row.id)).request(Some(call.request_id.clone()));
+            api.peers.end(&row.id, &audit, now).await.map_err(Refused::from)?;
+        }
+    }
+    Ok(())
 }
 
 async fn snapshots_of(api: &Api, owner: &FileOwner) -> Result<Vec<SnapshotId>, Problem> {

@@ -7,7 +7,8 @@
 
 use crate::storage::{Retirement, Storage, StorageError, Writer};
 use crate::store::{
-    Actor, ArchivedFile, Cutoffs, DueFile, FileOwner, FilePlace, HoldRow, Kind, Store, StoreError,
+    Actor, ArchivedFile, ArchivedPlace, Cutoffs, DueFile, FileOwner, FilePlace, HoldRow, Kind, Store,
+    StoreError,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -31,6 +32,9 @@ struct Place {
     tenant: TenantId,
     part: Part,
     after: FilePlace,
+    /// Which of those in the archive that have the same path.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    within: String,
 }
 
 /// Which of a tenant's files.
@@ -109,7 +113,7 @@ impl FileRetention {
                     from = Some(place);
                     continue;
                 }
-                _ => Place { tenant: tenant.clone(), part: Part::InSight, after: FilePlace::default() },
+                _ => Place::of(&tenant, Part::InSight, FilePlace::default()),
             };
             if begun.elapsed() > LOOK_TIME {
                 return Ok(Step { next: Some(place.write()), ..Step::default() });
@@ -123,7 +127,10 @@ impl FileRetention {
             {
                 return Ok(step);
             }
-            let after = if place.part == Part::Archive { place.after } else { FilePlace::default() };
+            let after = match (place.part, place.after) {
+                (Part::Archive, (user, path)) => (user, path, place.within),
+                (Part::InSight, _) => ArchivedPlace::default(),
+            };
             if let Some(step) = self.archive(wanted, (&tenant, &policy), &after, now).await? {
                 return Ok(step);
             }
@@ -157,10 +164,13 @@ impl FileRetention {
         let due = self.store.due_files(tenant, cutoffs, after, FILES).await?;
         let Some(last) = due.last() else { return Ok(None) };
         let place = (last.user.as_str().to_owned(), last.path.as_str().to_owned());
-        let mut step = Step { next: Some(next(tenant, Part::InSight, place)), ..Step::default() };
-        for files in due.chunk_by(|one, other| one.user == other.user) {
+        let place = Place::of(tenant, Part::InSight, place);
+        let mut step = Step { next: Some(place.write()), ..Step::default() };
+        for (why, files) in due.chunk_by(|one, other| one.user == other.user).flat_map(by_reason) {
             let Some(first) = files.first() else { continue };
             let owner = FileOwner { tenant: tenant.clone(), user: first.user.clone() };
+            // Use keeps what is unused, and not what is old.
+            let used = cutoffs.used.filter(|_| why == Why::Unused);
             let fate = match policy.then {
                 OnRetired::Archive => Fate::Archived,
                 OnRetired::Delete => Fate::Deleted,
@@ -172,7 +182,7 @@ impl FileRetention {
                 let by = Writer::new(wanted.actor.clone());
                 self.storage
                     .of(&owner.tenant, &owner.user)
-                    .retire(&by, files, policy.then, (now, cutoffs.used))
+                    .retire(&by, &files, policy.then, (now, used))
                     .await
             };
             note(&mut step, &owner, told, ended);
@@ -185,14 +195,16 @@ impl FileRetention {
         &self,
         wanted: &Wanted,
         (tenant, policy): (&TenantId, &Policy),
-        after: &FilePlace,
+        after: &ArchivedPlace,
         now: Timestamp,
     ) -> Result<Option<Step>, StoreError> {
         let Some(kept) = policy.archived else { return Ok(None) };
-        let due = self.store.due_archived(tenant, earlier(now, kept), after, FILES).await?;
+        let before = earlier(now, kept);
+        let due = self.store.due_archived(tenant, before, after, FILES).await?;
         let Some(last) = due.last() else { return Ok(None) };
         let place = (last.user.as_str().to_owned(), last.path.as_str().to_owned());
-        let mut step = Step { next: Some(next(tenant, Part::Archive, place)), ..Step::default() };
+        let place = Place { within: last.place.to_string(), ..Place::of(tenant, Part::Archive, place) };
+        let mut step = Step { next: Some(place.write()), ..Step::default() };
         for files in due.chunk_by(|one, other| one.user == other.user) {
             let Some(first) = files.first() else { continue };
             let owner = FileOwner { tenant: tenant.clone(), user: first.user.clone() };
@@ -201,7 +213,7 @@ impl FileRetention {
                 self.only_told(&owner, files.len()).await?
             } else {
                 let by = Writer::new(wanted.actor.clone());
-                self.storage.of(&owner.tenant, &owner.user).expire_archived(&by, files).await
+                self.storage.of(&owner.tenant, &owner.user).expire_archived(&by, files, before).await
             };
             note(&mut step, &owner, told, ended);
         }
@@ -222,6 +234,10 @@ impl FileRetention {
 }
 
 impl Place {
+    fn of(tenant: &TenantId, part: Part, after: FilePlace) -> Self {
+        Self { tenant: tenant.clone(), part, after, within: String::new() }
+    }
+
     fn read(text: &str) -> Result<Self, NoPlace> {
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_not_base64| NoPlace)?;
         serde_json::from_slice(&bytes).map_err(|_malformed| NoPlace)
@@ -233,8 +249,10 @@ impl Place {
     }
 }
 
-fn next(tenant: &TenantId, part: Part, after: FilePlace) -> String {
-    Place { tenant: tenant.clone(), part, after }.write()
+/// Files of one user, for each reason to go.
+fn by_reason(files: &[DueFile]) -> impl Iterator<Item = (Why, Vec<DueFile>)> {
+    let of = |why| (why, files.iter().filter(|file| file.why == why).cloned().collect());
+    [Why::Age, Why::Unused].map(of).into_iter()
 }
 
 fn earlier(now: Timestamp, kept: Duration) -> Timestamp {

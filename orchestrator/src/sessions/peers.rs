@@ -43,6 +43,9 @@ pub(crate) enum PeerSessionError {
     /// No random numbers.
     #[error(transparent)]
     Random(#[from] SealError),
+    /// Its user is being erased.
+    #[error("the user is being erased, and gets no session until that is done")]
+    BeingErased,
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -106,7 +109,9 @@ impl PeerSessions {
             created_at: now,
             expires_at: now.saturating_add(ttl).unwrap_or(now),
         };
-        self.store.add_peer_session(&row, audit).await?;
+        if !self.store.add_peer_session(&row, audit).await? {
+            return Err(PeerSessionError::BeingErased);
+        }
         let opened = Change::Session(Box::new(session(row.clone())));
         let told = self.gateways.publish(opened, ACKNOWLEDGE_TIME).await;
         if !told.refused.is_empty() {

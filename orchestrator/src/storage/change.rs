@@ -11,7 +11,7 @@ use super::objects::{Notes, Objects, Outcome};
 use super::path::{FilePath, Key};
 use super::types::{Condition, Edit, FILE_MODE, MODE_BITS, Quota, StorageError, Usage, Version, Writer};
 use super::user::UserFiles;
-use crate::store::{FileChange, FileRow, FilesHeld};
+use crate::store::{FileChange, FileRow, FileState, FilesHeld, Share};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -41,8 +41,10 @@ pub(super) struct Wanted {
 pub(super) struct Changing<'a> {
     files: &'a UserFiles,
     by: &'a Writer,
-    /// What is used, with what this change has taken so far; `None` until something is to be judged.
-    usage: Option<Usage>,
+    /// What is used, with what this change has taken so far.
+    usage: Usage,
+    /// Nothing of this user is written down any more.
+    is_being_erased: bool,
     /// What the manifest has room for; `None` until somebody needs some.
     room: Option<u64>,
     /// Files that this change made, as far as it knows.
@@ -68,27 +70,35 @@ impl UserFiles {
         paths: impl IntoIterator<Item = &FilePath>,
     ) -> Result<Changing<'a>, StorageError> {
         let keys: Vec<_> = paths.into_iter().map(|path| self.prefix.file(path)).collect();
-        self.changing_keys(by, &keys).await
+        self.changing_keys(by, &keys, Share::Together).await
     }
 
-    async fn changing_keys<'a>(&'a self, by: &'a Writer, keys: &[Key]) -> Result<Changing<'a>, StorageError> {
-        let locks = self.storage.locks.hold(keys).await;
+    async fn changing_keys<'a>(
+        &'a self,
+        by: &'a Writer,
+        keys: &[Key],
+        share: Share,
+    ) -> Result<Changing<'a>, StorageError> {
+        let user = self.prefix.of_user();
+        let locks = self.storage.locks.hold((&user, share), keys).await;
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
-        let held = self.storage.store.hold_files(&names).await?;
-        let (changes, edits) = (Vec::new(), Vec::new());
-        let (usage, room, new) = (None, None, Vec::new());
-        Ok(Changing { files: self, by, usage, room, new, changes, edits, held, _locks: locks })
+        let held = self.storage.store.hold_files((user.as_str(), share), &names).await?;
+        // INVARIANT: read under the lock, which who begins an erasure has alone.
+        let FileState { usage, is_being_erased } = self.storage.store.file_state(&self.owner).await?;
+        let (changes, edits, room, new) = (Vec::new(), Vec::new(), None, Vec::new());
+        let _locks = locks;
+        Ok(Changing { files: self, by, usage, is_being_erased, room, new, changes, edits, held, _locks })
     }
 
-    /// Begins a change of these files that no other of its kind goes beside, nor a hold on the user.
+    /// Begins a change of the user's files beside which there is no other, nor a hold on the user.
     pub(super) async fn changing_user<'a>(
         &'a self,
         by: &'a Writer,
         paths: impl IntoIterator<Item = &FilePath>,
     ) -> Result<Changing<'a>, StorageError> {
-        let keys = paths.into_iter().map(|path| self.prefix.file(path));
-        let keys: Vec<_> = keys.chain([self.prefix.of_user()]).collect();
-        self.changing_keys(by, &keys).await
+        // An orchestrator of an earlier release, while they are replaced in turn, knows locks of files only.
+        let keys: Vec<_> = paths.into_iter().map(|path| self.prefix.file(path)).collect();
+        self.changing_keys(by, &keys, Share::Alone).await
     }
 
     /// The manifest, and which one it is.
@@ -116,7 +126,14 @@ impl UserFiles {
 impl<'a> Changing<'a> {
     /// Begins a change of the manifest alone.
     pub(super) async fn shape(files: &'a UserFiles, by: &'a Writer) -> Result<Self, StorageError> {
-        files.changing(by, []).await
+        let changing = files.changing(by, []).await?;
+        changing.may_change()?;
+        Ok(changing)
+    }
+
+    /// Nothing of a user comes, or is given another form, while they are being erased.
+    pub(super) fn may_change(&self) -> Result<(), StorageError> {
+        if self.is_being_erased { Err(StorageError::BeingErased) } else { Ok(()) }
     }
 
     /// Which of these files may be written, and what was there of each.
@@ -127,6 +144,7 @@ impl<'a> Changing<'a> {
         &mut self,
         files: &[Wanted],
     ) -> Result<Vec<Result<Option<FileRow>, StorageError>>, StorageError> {
+        self.may_change()?;
         let (store, owner) = (&self.files.storage.store, &self.files.owner);
         let paths: Vec<FilePath> = files.iter().map(|file| file.path.clone()).collect();
         let mut there = store.files_among(owner, &paths).await?;
@@ -142,10 +160,7 @@ impl<'a> Changing<'a> {
         let above: Vec<FilePath> = above.into_iter().collect();
         let files_above = store.files_among(owner, &above).await?;
         let folders = store.folders_among(owner, &new).await?;
-        let mut usage = match self.usage {
-            Some(usage) => usage,
-            None => self.files.usage().await?,
-        };
+        let mut usage = self.usage;
         let own: HashSet<&FilePath> = paths.iter().collect();
         let in_the_way = |path: &FilePath| {
             let above = path.folders().filter_map(|folder| FilePath::parse(folder).ok());
@@ -162,7 +177,7 @@ impl<'a> Changing<'a> {
                 None => self.admit(&mut usage, (&file.path, file.size), old),
             });
         }
-        self.usage = Some(usage);
+        self.usage = usage;
         Ok(judged)
     }
 
@@ -281,6 +296,10 @@ impl<'a> Changing<'a> {
 
     /// Writes it all down, as of this time.
     pub(super) async fn end_at(self, now: Timestamp) -> Result<(), StorageError> {
+        // What is seen of their files by now is on its way out.
+        if self.is_being_erased {
+            return Ok(());
+        }
         if !self.edits.is_empty()
             && let Err(error) = edit(self.files, &self.edits).await
         {

@@ -5,12 +5,16 @@
 //! here come first, so that waiting takes no connection.
 
 use super::path::Key;
+use crate::store::Share;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{
+    Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock,
+    Semaphore,
+};
 
-/// Files that share a lock wait for each other: more than are ever changed at once.
+/// Files, or users, that share a lock wait for each other: more than are ever changed at once.
 const LOCKS: usize = 1024;
 
 /// Changes at the same time. On Postgres each holds a connection and now and then asks for a second:
@@ -20,6 +24,7 @@ const CHANGES: usize = 12;
 /// Locks of files. Clones are the same.
 #[derive(Debug, Clone)]
 pub(super) struct Locks {
+    users: Arc<[Arc<RwLock<()>>]>,
     locks: Arc<[Arc<Mutex<()>>]>,
     changes: Arc<Semaphore>,
     /// The most that one change has held.
@@ -27,16 +32,25 @@ pub(super) struct Locks {
     pub(super) most: Arc<std::sync::atomic::AtomicUsize>,
 }
 
+/// A user's lock.
+enum User {
+    Together(#[expect(dead_code, reason = "held")] OwnedRwLockReadGuard<()>),
+    Alone(#[expect(dead_code, reason = "held")] OwnedRwLockWriteGuard<()>),
+}
+
 /// Nobody else changes the files while this lives.
 pub(super) struct Held {
+    _user: Option<User>,
     _locks: Vec<OwnedMutexGuard<()>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Locks {
     pub(super) fn new() -> Self {
+        let users = (0..LOCKS).map(|_| Arc::default()).collect();
         let locks = (0..LOCKS).map(|_| Arc::default()).collect();
         Self {
+            users,
             locks,
             changes: Arc::new(Semaphore::new(CHANGES)),
             #[cfg(test)]
@@ -44,9 +58,20 @@ impl Locks {
         }
     }
 
-    /// Waits until nobody else changes any of these. Two that want several never wait for each
-    /// other: everybody takes them in the same order.
-    pub(super) async fn hold(&self, keys: impl IntoIterator<Item = &Key>) -> Held {
+    /// Waits until nobody else changes any of these, nor has all of the user alone. Two that want
+    /// several never wait for each other: everybody takes the user first, of whom nobody has two at
+    /// once, and then the files in the same order.
+    pub(super) async fn hold(
+        &self,
+        (user, share): (&Key, Share),
+        keys: impl IntoIterator<Item = &Key>,
+    ) -> Held {
+        let user = match (self.users.get(place(user)).cloned(), share) {
+            (Some(lock), Share::Together) => Some(User::Together(lock.read_owned().await)),
+            (Some(lock), Share::Alone) => Some(User::Alone(lock.write_owned().await)),
+            // A place is less than there are.
+            (None, _) => None,
+        };
         let places: BTreeSet<usize> = keys.into_iter().map(place).collect();
         #[cfg(test)]
         self.most.fetch_max(places.len(), std::sync::atomic::Ordering::Relaxed);
@@ -56,7 +81,7 @@ impl Locks {
         }
         // It is never closed.
         let place = Arc::clone(&self.changes).acquire_owned().await.ok();
-        Held { _locks: held, _place: place }
+        Held { _user: user, _locks: held, _place: place }
     }
 }
 

@@ -6,6 +6,7 @@
 //! tenants/{tenant}/users/{user}/odd/{digest}      a file whose path no store takes as it is
 //! tenants/{tenant}/users/{user}/manifest.json     what objects cannot hold
 //! tenants/{tenant}/users/{user}/archive/{path}    what retention took out of sight (archive-odd/ likewise)
+//! tenants/{tenant}/users/{user}/archive-later/{content}/{path}    what it took when that was there already
 //! staging/{upload}/{part}                         an upload that nobody reads before it is complete
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! another user's prefix.
 
 use super::Digest;
+use super::archive::ArchivePlace;
 use postern_common::id::{TenantId, UploadId, UserId, percent_encoded};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -174,12 +176,22 @@ impl UserPrefix {
     }
 
     /// The object of a file in the archive.
-    pub(super) fn archived(&self, path: &FilePath) -> Key {
-        let name = format!("{}/archive/{}", self.0, path.as_str());
-        if path.is_plain() && name.len() <= KEY_BYTES {
-            return Key(name.into());
-        }
-        Key(format!("{}/archive-odd/{}", self.0, Digest::of(path.as_str().as_bytes())).into())
+    ///
+    /// INVARIANT: no two paths share one, nor two contents of a path beyond its first.
+    pub(super) fn archived(&self, path: &FilePath, place: ArchivePlace) -> Key {
+        let odd = Digest::of(path.as_str().as_bytes());
+        let (name, other) = match place {
+            ArchivePlace::First => {
+                (Some(format!("{}/archive/{}", self.0, path.as_str())), format!("archive-odd/{odd}"))
+            }
+            ArchivePlace::Later(content) => (
+                Some(format!("{}/archive-later/{content}/{}", self.0, path.as_str())),
+                format!("archive-odd/{odd}.{content}"),
+            ),
+            ArchivePlace::Apart(content) => (None, format!("archive-odd/{odd}.{content}")),
+        };
+        let name = name.filter(|name| path.is_plain() && name.len() <= KEY_BYTES);
+        Key(name.unwrap_or_else(|| format!("{}/{other}", self.0)).into())
     }
 
     /// No object: what stands for all of the user where they are locked.
@@ -333,6 +345,18 @@ mod tests {
             let (Ok(one), Ok(two)) = (FilePath::parse(&one), FilePath::parse(&two)) else { return Ok(()) };
             let user = prefix("acme", "u1");
             prop_assert_eq!(one == two, user.file(&one) == user.file(&two));
+            let (x, y) = (Digest::of(b"x"), Digest::of(b"y"));
+            let places =
+                |content| [ArchivePlace::First, ArchivePlace::Later(content), ArchivePlace::Apart(content)];
+            for (of_one, of_two) in places(x).into_iter().flat_map(|a| places(x).map(|b| (a, b))) {
+                let is_shared = user.archived(&one, of_one) == user.archived(&two, of_two);
+                prop_assert!(!is_shared || one == two, "{:?} {:?}", of_one, of_two);
+                prop_assert!(one != two || of_one != of_two || is_shared);
+            }
+            for (of_one, of_two) in places(x).into_iter().flat_map(|a| places(y).map(|b| (a, b))) {
+                let is_shared = user.archived(&one, of_one) == user.archived(&two, of_two);
+                prop_assert_eq!(is_shared, one == two && of_one == of_two, "{:?} {:?}", of_one, of_two);
+            }
         }
     }
 }

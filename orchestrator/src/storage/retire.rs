@@ -3,17 +3,19 @@
 //! they were, unless somebody wrote or used them meanwhile.
 //!
 //! ```text
-//! copy to archive/ ─▶ lock the user ─▶ held? in use? ─▶ is the copy ours? ─▶ remove this version ─▶ log
+//! held? in use? ─▶ copy to the archive ─▶ lock the user ─▶ held? in use? ─▶ is the copy there?
+//!     ─▶ remove this version ─▶ log
 //! ```
-//! Stopped in between, a file is in both places, and the next run begins anew with it. A hold locks the
-//! user too: once it is answered, nothing of theirs goes any more.
+//! Stopped in between, a file is in both places, and the next run goes on with that. A copy of a file that
+//! stays is taken back. A hold locks the user too: once it is answered, nothing of theirs goes any more.
 
-use super::content::Counted;
-use super::objects::{Notes, Opened, Outcome};
-use super::path::Key;
-use super::types::{Condition, NewFile, StorageError, Version, Writer};
+use super::archive::Copied;
+use super::objects::Outcome;
+use super::types::{Condition, StorageError, Writer};
 use super::user::UserFiles;
-use crate::store::{ArchivedFile, AuditEntry, DueFile, FileChange, FileRow, HoldRow};
+use crate::store::{
+    ArchivedFile, AuditEntry, BegunErasure, DueFile, FileChange, FileRow, HoldRow, SetHold, Share,
+};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -56,37 +58,59 @@ impl UserFiles {
         then: OnRetired,
         (now, used): (Timestamp, Option<Timestamp>),
     ) -> Result<Retirement, StorageError> {
+        // So that nothing is copied for nothing. What counts is what is asked under the lock.
+        if let Some(stays) = self.stays(used).await? {
+            return Ok(stays);
+        }
         let copies: Vec<_> = match then {
             OnRetired::Delete => files.iter().map(|_| Ok(Copy::NotWanted)).collect(),
             OnRetired::Archive => {
                 let owned = files.to_vec();
-                stream::iter(owned.into_iter().map(|file| self.copy_to_archive(file)))
+                stream::iter(owned.into_iter().map(|file| self.copied(file)))
                     .buffered(AT_ONCE)
                     .collect()
                     .await
             }
         };
         let mut changing = self.changing_user(by, files.iter().map(|file| &file.path)).await?;
-        if let Some(hold) = self.storage.store.hold_on(&self.owner).await? {
-            return Ok(Retirement::Held(hold));
-        }
-        if self.storage.store.uses_files(&self.owner, used).await? {
-            return Ok(Retirement::InUse);
+        let made: Vec<Option<Copied>> =
+            copies.iter().map(|copy| copy.as_ref().ok().and_then(Copy::made).cloned()).collect();
+        if let Some(stays) = self.stays(used).await? {
+            let made = files.iter().zip(made).filter_map(|(file, made)| Some((file.path.clone(), made?)));
+            self.take_back(made.collect()).await;
+            return Ok(stays);
         }
         let owned = files.to_vec();
         let removals = owned.into_iter().zip(copies).map(|(file, copy)| self.remove_copied(file, copy));
         let removed: Vec<_> = stream::iter(removals).buffered(AT_ONCE).collect().await;
-        let gone = files.iter().zip(&removed).filter(|(_, removed)| matches!(removed, Ok(true)));
-        let changes = gone.map(|(file, _)| match then {
-            OnRetired::Archive => FileChange::Archived(row_of(file)),
-            OnRetired::Delete => FileChange::Expired(file.path.clone()),
-        });
-        changing.retired(changes.collect()).await?;
+        let (mut changes, mut left) = (Vec::new(), Vec::new());
+        for ((file, removed), made) in files.iter().zip(&removed).zip(made) {
+            match (removed, made) {
+                (Ok(true), Some(made)) => changes.push(FileChange::Archived(row_of(file), made.place)),
+                (Ok(true), None) => changes.push(FileChange::Expired(file.path.clone())),
+                (Ok(false), made) => left.extend(made.map(|made| (file.path.clone(), made))),
+                // It may be gone all the same: then its copy is all that there is.
+                (Err(_), _) => {}
+            }
+        }
+        self.take_back(left).await;
+        changing.retired(changes).await?;
         changing.end_at(now).await?;
         Ok(Retirement::Done(removed))
     }
 
-    /// Removes files from the archive.
+    /// Why nothing of the user goes, if nothing does.
+    async fn stays(&self, used: Option<Timestamp>) -> Result<Option<Retirement>, StorageError> {
+        if let Some(hold) = self.storage.store.hold_on(&self.owner).await? {
+            return Ok(Some(Retirement::Held(hold)));
+        }
+        // Who is being erased keeps nothing that could be archived.
+        let stays = self.storage.store.is_being_erased(&self.owner).await?
+            || self.storage.store.uses_files(&self.owner, used).await?;
+        Ok(stays.then_some(Retirement::InUse))
+    }
+
+    /// Removes files from the archive that have lain there since before `before`.
     ///
     /// # Errors
     /// [`StorageError`] if nothing could be done.
@@ -94,24 +118,39 @@ impl UserFiles {
         &'a self,
         by: &'a Writer,
         files: &'a [ArchivedFile],
+        before: Timestamp,
     ) -> BoxFuture<'a, Result<Retirement, StorageError>> {
-        Box::pin(self.expire_now(by, files))
+        Box::pin(self.expire_now(by, files, before))
     }
 
-    async fn expire_now(&self, by: &Writer, files: &[ArchivedFile]) -> Result<Retirement, StorageError> {
+    async fn expire_now(
+        &self,
+        by: &Writer,
+        files: &[ArchivedFile],
+        before: Timestamp,
+    ) -> Result<Retirement, StorageError> {
         let mut changing = self.changing_user(by, []).await?;
         if let Some(hold) = self.storage.store.hold_on(&self.owner).await? {
             return Ok(Retirement::Held(hold));
         }
-        let owned = files.to_vec();
-        let removals = owned.into_iter().map(|file| async move {
-            let key = self.prefix.archived(&file.path);
+        // Another run may have been here since: what lies there now may have come today.
+        let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
+        let since = self.storage.store.archived_among(&self.owner, &paths).await?;
+        let is_due =
+            |file: &ArchivedFile| since.get(&(file.path.clone(), file.place)).is_some_and(|at| *at < before);
+        let owned: Vec<_> = files.iter().map(|file| (file.clone(), is_due(file))).collect();
+        let removals = owned.into_iter().map(|(file, is_due)| async move {
+            if !is_due {
+                return Ok(false);
+            }
+            let key = self.prefix.archived(&file.path, file.place);
             let removed = self.storage.objects.remove(&key, &Condition::Anything).await;
             removed.map(|_was_there| true).map_err(|fault| fault.of(&file.path))
         });
         let removed: Vec<_> = stream::iter(removals).buffered(AT_ONCE).collect().await;
-        let gone = files.iter().zip(&removed).filter(|(_, removed)| removed.is_ok());
-        changing.noted(gone.map(|(file, _)| FileChange::ArchiveExpired(file.path.clone())).collect());
+        let gone = files.iter().zip(&removed).filter(|(_, removed)| matches!(removed, Ok(true)));
+        changing
+            .noted(gone.map(|(file, _)| FileChange::ArchiveExpired(file.path.clone(), file.place)).collect());
         changing.end().await?;
         Ok(Retirement::Done(removed))
     }
@@ -120,55 +159,28 @@ impl UserFiles {
     ///
     /// # Errors
     /// [`StorageError`].
-    pub(crate) async fn hold(&self, hold: &HoldRow, audit: &AuditEntry) -> Result<(), StorageError> {
-        let key = self.prefix.of_user();
-        let _locks = self.storage.locks.hold([&key]).await;
-        let held = self.storage.store.hold_files(&[key.as_str()]).await?;
+    pub(crate) async fn hold(&self, hold: &HoldRow, audit: &AuditEntry) -> Result<SetHold, StorageError> {
+        let user = self.prefix.of_user();
+        // Beside who writes, and not beside retention.
+        let _locks = self.storage.locks.hold((&user, Share::Together), []).await;
+        let held = self.storage.store.hold_files((user.as_str(), Share::Together), &[]).await?;
         Ok(self.storage.store.set_hold(held, hold, audit).await?)
     }
 
-    /// Copies this version of a file.
-    async fn copy_to_archive(&self, file: DueFile) -> Result<Copy, StorageError> {
-        let (path, to) = (&file.path, self.prefix.archived(&file.path));
-        let fault = |fault: super::objects::Fault| fault.of(path);
-        let Some(opened) = self.storage.objects.read(&self.prefix.file(path), None).await.map_err(fault)?
-        else {
-            return Ok(Copy::OtherVersion);
-        };
-        let Opened { info, notes, mut content, .. } = opened;
-        if info.version != file.version {
-            return Ok(Copy::OtherVersion);
-        }
-        let about = NewFile { size: Some(file.size), digest: file.digest, ..NewFile::default() };
-        // What is there already may be larger than what may be written now.
-        let mut counted = Counted::new(path, &about, u64::MAX)?;
-        let mut object = self.storage.objects.begin(&to, &notes).await.map_err(fault)?;
-        while let Some(bytes) = content.next().await {
-            let taken =
-                bytes.map_err(StorageError::Content).and_then(|bytes| counted.take(&bytes).map(|()| bytes));
-            let bytes = match taken {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    object.abandon().await;
-                    return Err(error);
-                }
-            };
-            object.write(bytes).await.map_err(fault)?;
-        }
-        let digest = match counted.end() {
-            Ok((_, digest)) => digest,
-            Err(error) => {
-                object.abandon().await;
-                return Err(error);
-            }
-        };
-        let notes = Notes { digest: Some(digest), ..notes };
-        match object.finish(&Condition::Anything, &notes).await.map_err(fault)? {
-            Outcome::Done(info) => Ok(Copy::Made { key: to, version: info.version }),
-            Outcome::Conflict(_) | Outcome::Obstructed => {
-                Err(StorageError::Obstructed { path: path.clone(), by: path.clone() })
-            }
-        }
+    /// Begins to erase the user, unless they are held or have live sandboxes. Whatever changes their
+    /// files has ended then, and nothing does until the erasure has.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub(crate) async fn begin_erasure(&self, now: Timestamp) -> Result<BegunErasure, StorageError> {
+        let user = self.prefix.of_user();
+        let _locks = self.storage.locks.hold((&user, Share::Alone), []).await;
+        let held = self.storage.store.hold_files((user.as_str(), Share::Alone), &[]).await?;
+        Ok(self.storage.store.begin_erasure(held, &self.owner, now).await?)
+    }
+
+    async fn copied(&self, file: DueFile) -> Result<Copy, StorageError> {
+        Ok(self.copy_to_archive(&file).await?.map_or(Copy::OtherVersion, Copy::Made))
     }
 
     /// Removes a file that is the version that was due, and whose copy, where there is to be one, is
@@ -182,7 +194,8 @@ impl UserFiles {
         match copy? {
             Copy::NotWanted => {}
             Copy::OtherVersion => return Ok(false),
-            Copy::Made { key, version } => {
+            Copy::Made(Copied { place, version, .. }) => {
+                let key = self.prefix.archived(path, place);
                 let found = self.storage.objects.find(&key).await.map_err(|fault| fault.of(path))?;
                 if found.is_none_or(|(info, _)| info.version != version) {
                     return Err(StorageError::Conflict { path: path.clone(), found: None });
@@ -205,7 +218,16 @@ impl UserFiles {
 enum Copy {
     NotWanted,
     OtherVersion,
-    Made { key: Key, version: Version },
+    Made(Copied),
+}
+
+impl Copy {
+    const fn made(&self) -> Option<&Copied> {
+        match self {
+            Self::Made(copied) => Some(copied),
+            Self::NotWanted | Self::OtherVersion => None,
+        }
+    }
 }
 
 fn row_of(file: &DueFile) -> FileRow {

@@ -6,6 +6,7 @@
 
 mod bounds;
 mod cache;
+mod erase;
 mod faults;
 mod gcs;
 mod own;
@@ -26,6 +27,7 @@ use bounds::{
     what_is_noted_of_a_user_is_bounded, what_others_did_to_many_files_is_followed_some_at_a_time,
 };
 use bytes::Bytes;
+use erase::{an_erasure_waits_for_who_writes, nothing_is_written_of_a_user_who_is_being_erased};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use own::{
     a_file_with_an_odd_name_is_there_when_the_manifest_knows_it,
@@ -35,8 +37,10 @@ use own::{
 use postern_common::clock;
 use postern_common::id::UploadId;
 use retire::{
-    a_held_users_files_stay_until_they_are_released,
-    a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off, what_a_sandbox_brought_in_is_used,
+    a_copy_of_a_file_that_stays_is_taken_back, a_held_users_files_stay_until_they_are_released,
+    a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off,
+    a_run_takes_nothing_that_another_has_just_archived, nothing_in_the_archive_is_written_over,
+    what_a_sandbox_brought_in_is_used, what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
 };
@@ -153,8 +157,14 @@ on_each_store!(
     an_upload_becomes_a_file_when_it_is_complete,
     an_upload_that_nobody_completes_goes,
     a_user_and_a_tenant_are_erased_and_nobody_else,
+    nothing_is_written_of_a_user_who_is_being_erased,
+    an_erasure_waits_for_who_writes,
     no_prefix_is_crossed,
     what_is_unused_goes_to_the_archive_and_from_there_in_time,
+    nothing_in_the_archive_is_written_over,
+    a_copy_of_a_file_that_stays_is_taken_back,
+    a_run_takes_nothing_that_another_has_just_archived,
+    what_is_old_goes_also_from_who_is_always_there,
     what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays,
     what_a_sandbox_brought_in_is_used,
     a_held_users_files_stay_until_they_are_released,

@@ -337,6 +337,9 @@ pub(crate) enum StorageError {
         /// The bound.
         bound: u64,
     },
+    /// Somebody erases the user, and is not done.
+    #[error("the user is being erased, and nothing of them is changed until that is done")]
+    BeingErased,
     /// What was to be written broke off; nothing was written.
     #[error("the content broke off; nothing was written")]
     Content(#[source] std::io::Error),

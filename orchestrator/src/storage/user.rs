@@ -344,6 +344,9 @@ impl UserFiles {
             Ok(changing) => changing,
             Err(error) => return failed(error, count),
         };
+        if let Err(error) = changing.may_change() {
+            return failed(error, count);
+        }
         let remove = |(path, condition): (FilePath, Condition)| async move {
             let removed = self.storage.objects.remove(&self.prefix.file(&path), &condition).await;
             let removed = removed.map_err(|fault| fault.of(&path)).and_then(|outcome| done(&path, outcome));
@@ -426,7 +429,7 @@ impl UserFiles {
 }
 
 /// Writes content into an object; what was counted when it was held is not counted again.
-async fn pour(
+pub(super) async fn pour(
     object: &mut LargeObject,
     path: &FilePath,
     mut content: Content,

@@ -131,7 +131,7 @@ impl Change {
         Ok(query.fetch_all(&mut *self.0).await?)
     }
 
-    /// Deletes what the newest cut says is gone.
+    /// Deletes what the newest cut says is gone, and what vouched for places before it.
     async fn delete_cut(&mut self, dialect: Dialect, mark: &Mark) -> Result<(), StoreError> {
         match (dialect, mark.log) {
             (Dialect::Postgres, log) => {
@@ -145,6 +145,9 @@ impl Change {
                 };
                 let delete = sqlx::query(delete).bind(mark.tenant.clone()).bind(mark.sequence);
                 delete.execute(&mut *self.0).await?;
+                let marks = "DELETE FROM audit_marks WHERE log = $1 AND tenant = $2 AND sequence < $3";
+                let marks = sqlx::query(marks).bind(log.as_str()).bind(mark.tenant.clone());
+                marks.bind(mark.sequence).execute(&mut *self.0).await?;
             }
         }
         Ok(())

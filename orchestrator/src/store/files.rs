@@ -6,15 +6,16 @@
 //! its line of the log.
 
 use super::file_audit::FileEntry;
+use super::user_locks::UserLock;
 use super::{Change, Columns, Dialect, Store, StoreError, micros};
-use crate::storage::{Digest, FilePath, Usage, Version, Writer};
+use crate::storage::{ArchivePlace, Digest, FilePath, Usage, Version, Writer};
 use jiff::Timestamp;
 use postern_common::id::{TenantId, UserId};
 use sqlx::AssertSqlSafe;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Files of one statement: 13 values each, well below what either database takes.
-const AT_ONCE: usize = 100;
+pub(super) const AT_ONCE: usize = 100;
 
 /// A file as it was written last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,12 +43,12 @@ pub(crate) enum FileChange {
     Written(FileRow),
     /// It was removed by us.
     Removed(FilePath),
-    /// Retention moved it to the archive; this is what it was.
-    Archived(FileRow),
+    /// Retention moved it to this place in the archive; this is what it was.
+    Archived(FileRow, ArchivePlace),
     /// Retention removed it.
     Expired(FilePath),
-    /// Retention removed it from the archive.
-    ArchiveExpired(FilePath),
+    /// Retention removed it from this place in the archive.
+    ArchiveExpired(FilePath, ArchivePlace),
     /// Somebody else wrote it right into the store.
     Found(FileRow),
     /// Somebody else removed it from the store; this version was there.
@@ -63,9 +64,9 @@ impl FileChange {
         match self {
             Self::Written(_) => "file.written",
             Self::Removed(_) => "file.removed",
-            Self::Archived(_) => "file.archived",
+            Self::Archived(..) => "file.archived",
             Self::Expired(_) => "file.expired",
-            Self::ArchiveExpired(_) => "file.archive-expired",
+            Self::ArchiveExpired(..) => "file.archive-expired",
             Self::Found(_) => "file.found",
             Self::Missing(..) => "file.missing",
             Self::Mode(..) => "file.mode",
@@ -76,10 +77,10 @@ impl FileChange {
     /// Of which file.
     pub(crate) const fn path(&self) -> &FilePath {
         match self {
-            Self::Written(row) | Self::Found(row) | Self::Archived(row) => &row.path,
+            Self::Written(row) | Self::Found(row) | Self::Archived(row, _) => &row.path,
             Self::Removed(path)
             | Self::Expired(path)
-            | Self::ArchiveExpired(path)
+            | Self::ArchiveExpired(path, _)
             | Self::Missing(path, _)
             | Self::Mode(path, _)
             | Self::Shaped(path) => path,
@@ -96,15 +97,37 @@ pub(crate) struct FileOwner {
     pub(crate) user: UserId,
 }
 
+/// Who else may change a user's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Whoever changes others of them.
+    Together,
+    /// Nobody.
+    Alone,
+}
+
+/// What is known of all of a user's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileState {
+    /// What they take.
+    pub(crate) usage: Usage,
+    /// Whether their user is being erased.
+    pub(crate) is_being_erased: bool,
+}
+
 /// No other orchestrator changes these files while this lives.
-pub(crate) struct FilesHeld(Option<Change>);
+pub(crate) struct FilesHeld {
+    change: Option<Change>,
+    lock: Option<UserLock>,
+}
 
 impl FilesHeld {
-    /// The change that holds them, or a new one where locks of this process do.
-    pub(super) async fn into_change(self, store: &Store) -> Result<Change, StoreError> {
-        match self.0 {
-            Some(change) => Ok(change),
-            None => Ok(store.change().await?),
+    /// The change that holds them, or a new one where locks of this machine do; those are held as long
+    /// as the other half lives.
+    pub(super) async fn into_change(self, store: &Store) -> Result<(Change, Option<UserLock>), StoreError> {
+        match self.change {
+            Some(change) => Ok((change, self.lock)),
+            None => Ok((store.change().await?, self.lock)),
         }
     }
 }
@@ -124,23 +147,32 @@ pub(crate) struct FileEvent {
 }
 
 impl Store {
-    /// Waits until no other orchestrator changes any of these objects. SQLite serves only one, whose
-    /// own locks do.
+    /// Waits until no other orchestrator changes any of these objects of a user, or anything of theirs if
+    /// all is to be changed alone. SQLite serves only one, whose own locks do, and what an operator runs
+    /// beside it, which the user's lock keeps apart.
     ///
     /// # Errors
     /// [`StoreError`], also if others hold them for too long.
-    pub(crate) async fn hold_files(&self, keys: &[&str]) -> Result<FilesHeld, StoreError> {
-        if self.dialect == Dialect::Sqlite {
-            return Ok(FilesHeld(None));
+    pub(crate) async fn hold_files(
+        &self,
+        (user, share): (&str, Share),
+        keys: &[&str],
+    ) -> Result<FilesHeld, StoreError> {
+        if let Some(locks) = &self.user_locks {
+            return Ok(FilesHeld { change: None, lock: Some(locks.hold(user, share).await?) });
         }
         let mut change = self.change().await?;
-        let numbers: std::collections::BTreeSet<i64> = keys.iter().map(|key| number(key)).collect();
-        let list = numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
-        // In one order for everybody, so that two never wait for each other.
-        let hold = "SELECT COUNT(pg_advisory_xact_lock(number)::text) FROM \
-             (SELECT unnest(string_to_array($1, ',')::bigint[]) AS number ORDER BY 1) AS numbers";
-        sqlx::query(hold).bind(list).execute(&mut *change.0).await?;
-        Ok(FilesHeld(Some(change)))
+        let files: BTreeSet<i64> = keys.iter().map(|key| number(key)).collect();
+        let numbers = [number(user)].into_iter().chain(files);
+        let list = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(",");
+        // In one order for everybody, the user first, so that two never wait for each other.
+        let hold = "SELECT COUNT(CASE WHEN place = 1 AND $2 = 1 THEN pg_advisory_xact_lock_shared(number)::text \
+             ELSE pg_advisory_xact_lock(number)::text END) FROM \
+             (SELECT number, place FROM unnest(string_to_array($1, ',')::bigint[]) WITH ORDINALITY \
+             AS numbered (number, place) ORDER BY place) AS numbers";
+        let query = sqlx::query(hold).bind(list).bind(i64::from(share == Share::Together));
+        query.execute(&mut *change.0).await?;
+        Ok(FilesHeld { change: Some(change), lock: None })
     }
 
     /// Writes down what happened to files, and lets them go.
@@ -158,7 +190,7 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut change = held.into_change(self).await?;
+        let (mut change, _lock) = held.into_change(self).await?;
         change.files(owner, by, at, changes).await?;
         change.commit().await
     }
@@ -223,6 +255,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn file_usage(&self, owner: &FileOwner) -> Result<Usage, StoreError> {
+        Ok(self.file_state(owner).await?.usage)
+    }
+
+    /// What a change of a user's files begins with.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn file_state(&self, owner: &FileOwner) -> Result<FileState, StoreError> {
         // The type of a sum is the database's own choice.
         let length = match self.dialect {
             Dialect::Sqlite => "LENGTH(CAST(path AS BLOB))",
@@ -230,13 +270,15 @@ impl Store {
         };
         let select = format!(
             "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes, COUNT(*) AS files, \
-             CAST(COALESCE(SUM({length}), 0) AS BIGINT) AS names \
+             CAST(COALESCE(SUM({length}), 0) AS BIGINT) AS names, \
+             (SELECT COUNT(*) FROM user_erasures WHERE tenant = $1 AND user_id = $2) AS erasures \
              FROM file_metadata WHERE tenant = $1 AND user_id = $2"
         );
         let query = sqlx::query(AssertSqlSafe(select)).bind(owner.tenant.as_str()).bind(owner.user.as_str());
         let found = query.fetch_one(&self.pool).await?;
         let number = |name| found.number(name).map(|number| u64::try_from(number).unwrap_or(0));
-        Ok(Usage { bytes: number("bytes")?, files: number("files")?, names: number("names")? })
+        let usage = Usage { bytes: number("bytes")?, files: number("files")?, names: number("names")? };
+        Ok(FileState { usage, is_being_erased: number("erasures")? > 0 })
     }
 
     /// Those of these files that are there.
@@ -371,8 +413,8 @@ impl Change {
                 FileChange::Removed(path) | FileChange::Expired(path) => {
                     self.drop_file(owner, path, None).await?;
                 }
-                FileChange::Archived(row) => self.archive_file(owner, row, at).await?,
-                FileChange::ArchiveExpired(path) => self.drop_archived(owner, path).await?,
+                FileChange::Archived(row, place) => self.archive_file(owner, (row, *place), at).await?,
+                FileChange::ArchiveExpired(path, place) => self.drop_archived(owner, path, *place).await?,
                 FileChange::Missing(path, version) => self.drop_file(owner, path, Some(version)).await?,
                 FileChange::Mode(path, mode) => self.set_mode(owner, path, *mode).await?,
                 FileChange::Written(_) | FileChange::Found(_) | FileChange::Shaped(_) => {}
@@ -442,12 +484,12 @@ impl Change {
     async fn archive_file(
         &mut self,
         owner: &FileOwner,
-        row: &FileRow,
+        (row, place): (&FileRow, ArchivePlace),
         at: Timestamp,
     ) -> Result<(), StoreError> {
         self.drop_file(owner, &row.path, None).await?;
-        let upsert = "INSERT INTO archived_files (tenant, user_id, path, size_bytes, digest, archived_at_micros) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, user_id, path) DO UPDATE SET \
+        let upsert = "INSERT INTO archived_files (tenant, user_id, path, size_bytes, digest, archived_at_micros, place) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant, user_id, path, place) DO UPDATE SET \
              size_bytes = excluded.size_bytes, digest = excluded.digest, \
              archived_at_micros = excluded.archived_at_micros";
         sqlx::query(upsert)
@@ -457,16 +499,22 @@ impl Change {
             .bind(i64::try_from(row.size).unwrap_or(i64::MAX))
             .bind(row.digest.map(|digest| digest.to_string()).unwrap_or_default())
             .bind(micros(at))
+            .bind(place.to_string())
             .execute(&mut *self.0)
             .await?;
         Ok(())
     }
 
-    async fn drop_archived(&mut self, owner: &FileOwner, path: &FilePath) -> Result<(), StoreError> {
+    async fn drop_archived(
+        &mut self,
+        owner: &FileOwner,
+        path: &FilePath,
+        place: ArchivePlace,
+    ) -> Result<(), StoreError> {
         let delete =
-            sqlx::query("DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2 AND path = $3");
-        let delete = delete.bind(owner.tenant.as_str()).bind(owner.user.as_str()).bind(path.as_str());
-        delete.execute(&mut *self.0).await?;
+            "DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2 AND path = $3 AND place = $4";
+        let delete = sqlx::query(delete).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        delete.bind(path.as_str()).bind(place.to_string()).execute(&mut *self.0).await?;
         Ok(())
     }
 
@@ -492,7 +540,7 @@ impl Change {
 /// What the log of files says of a change.
 fn line(owner: &FileOwner, by: &Writer, at: Timestamp, change: &FileChange) -> FileEntry {
     let row = match change {
-        FileChange::Written(row) | FileChange::Found(row) | FileChange::Archived(row) => Some(row),
+        FileChange::Written(row) | FileChange::Found(row) | FileChange::Archived(row, _) => Some(row),
         _ => None,
     };
     FileEntry {
@@ -510,13 +558,13 @@ fn line(owner: &FileOwner, by: &Writer, at: Timestamp, change: &FileChange) -> F
 }
 
 /// `$FIRST, …`: so many places for values.
-fn places(first: usize, count: usize) -> String {
+pub(super) fn places(first: usize, count: usize) -> String {
     let places: Vec<String> = (first..first + count).map(|place| format!("${place}")).collect();
     places.join(", ")
 }
 
 /// The lock of an object: eight bytes of its name's digest.
-fn number(key: &str) -> i64 {
+pub(super) fn number(key: &str) -> i64 {
     let mut bytes = [0; 8];
     bytes.iter_mut().zip(Digest::of(key.as_bytes()).as_bytes()).for_each(|(to, from)| *to = *from);
     i64::from_be_bytes(bytes)

@@ -65,6 +65,7 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     37 "000037_retain_files",
     38 "000038_share_gateways",
     40 "000040_spend_tickets",
+    41 "000041_settle_retention",
 ];
 
 /// What is done about tables that are not up to date.

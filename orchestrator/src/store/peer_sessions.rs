@@ -49,7 +49,7 @@ fn row(row: &impl Columns) -> Result<PeerSessionRow, StoreError> {
 }
 
 impl Store {
-    /// Adds one, and forgets those that have expired.
+    /// Adds one, and forgets those that have expired; `false` if its user is being erased.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -57,8 +57,12 @@ impl Store {
         &self,
         session: &PeerSessionRow,
         audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut change = self.change().await?;
+        change.lock_tenant(&session.tenant).await?;
+        if change.is_being_erased(&session.tenant, &session.user_id).await? {
+            return Ok(false);
+        }
         let forget = "DELETE FROM peer_sessions WHERE expires_at_micros <= $1";
         sqlx::query(forget).bind(micros(session.created_at)).execute(&mut *change.0).await?;
         let insert = "INSERT INTO peer_sessions (id, tenant, user_id, conversation_id, operations, address, jti, \
@@ -77,7 +81,8 @@ impl Store {
             .execute(&mut *change.0)
             .await?;
         change.record(audit).await?;
-        change.commit().await
+        change.commit().await?;
+        Ok(true)
     }
 
     /// Those that live.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Files whose time has come, users who are held, and what lies in the archive.
 
-use super::{AuditEntry, Columns, FileOwner, FilesHeld, Store, StoreError, micros};
-use crate::storage::{Digest, FilePath, Version};
+use super::files::{AT_ONCE, places};
+use super::{AuditEntry, Change, Columns, FileOwner, FilesHeld, Store, StoreError, micros};
+use crate::storage::{ArchivePlace, Digest, FilePath, Version};
 use jiff::Timestamp;
 use postern_common::id::{TenantId, UserId};
 use postern_common::retention::Why;
+use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
 
 /// When a tenant's files go; `None`: never for that reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,9 +46,14 @@ pub(crate) struct ArchivedFile {
     pub(crate) user: UserId,
     /// Which path it had.
     pub(crate) path: FilePath,
+    /// Where it lies.
+    pub(crate) place: ArchivePlace,
     /// Its bytes.
     pub(crate) size: u64,
 }
+
+/// A place in the order of users, paths and places in the archive.
+pub(crate) type ArchivedPlace = (String, String, String);
 
 /// A user whose files stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +67,19 @@ pub(crate) struct HoldRow {
     /// When.
     pub(crate) set_at: Timestamp,
 }
+
+/// What became of a user who was to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetHold {
+    /// They are held.
+    Set,
+    /// There is no such tenant, or no more.
+    NoTenant,
+    /// They are being erased.
+    BeingErased,
+}
+
+const HOLD_ON: &str = "SELECT * FROM user_holds WHERE tenant = $1 AND user_id = $2";
 
 fn hold(row: &impl Columns) -> Result<HoldRow, StoreError> {
     Ok(HoldRow {
@@ -139,8 +160,8 @@ impl Store {
         Ok(())
     }
 
-    /// Files of a tenant that came into the archive before `before`, by user and path: those after
-    /// `after`, at most `most`.
+    /// Files of a tenant that came into the archive before `before`, by user, path and place: those
+    /// after `after`, at most `most`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -148,23 +169,50 @@ impl Store {
         &self,
         tenant: &TenantId,
         before: Timestamp,
-        after: &FilePlace,
+        after: &ArchivedPlace,
         most: u32,
     ) -> Result<Vec<ArchivedFile>, StoreError> {
-        let select = "SELECT user_id, path, size_bytes FROM archived_files \
-             WHERE tenant = $1 AND (user_id > $2 OR (user_id = $2 AND path > $3)) AND archived_at_micros < $4 \
-             ORDER BY user_id, path LIMIT $5";
+        let select = "SELECT user_id, path, place, size_bytes FROM archived_files \
+             WHERE tenant = $1 AND (user_id > $2 OR (user_id = $2 AND (path > $3 OR (path = $3 AND place > $4)))) \
+             AND archived_at_micros < $5 ORDER BY user_id, path, place LIMIT $6";
         let query = sqlx::query(select).bind(tenant.as_str().to_owned());
-        let query = query.bind(after.0.clone()).bind(after.1.clone());
+        let query = query.bind(after.0.clone()).bind(after.1.clone()).bind(after.2.clone());
         let query = query.bind(micros(before)).bind(i64::from(most));
         let archived = |row: &sqlx::any::AnyRow| {
             Ok(ArchivedFile {
                 user: row.parsed("user_id")?,
                 path: row.parsed("path")?,
+                place: row.parsed("place")?,
                 size: u64::try_from(row.number("size_bytes")?).unwrap_or(0),
             })
         };
         query.fetch_all(&self.pool).await?.iter().map(archived).collect()
+    }
+
+    /// Where these paths of a user have files in the archive, and since when.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn archived_among(
+        &self,
+        owner: &FileOwner,
+        paths: &[FilePath],
+    ) -> Result<HashMap<(FilePath, ArchivePlace), Timestamp>, StoreError> {
+        let mut found = HashMap::new();
+        for paths in paths.chunks(AT_ONCE) {
+            let select = format!(
+                "SELECT path, place, archived_at_micros FROM archived_files \
+                 WHERE tenant = $1 AND user_id = $2 AND path IN ({})",
+                places(3, paths.len())
+            );
+            let query = sqlx::query(AssertSqlSafe(select));
+            let query = query.bind(owner.tenant.as_str()).bind(owner.user.as_str());
+            let query = paths.iter().fold(query, |query, path| query.bind(path.as_str()));
+            for row in query.fetch_all(&self.pool).await? {
+                found.insert((row.parsed("path")?, row.parsed("place")?), row.time("archived_at_micros")?);
+            }
+        }
+        Ok(found)
     }
 
     /// Holds a user, or says anew why; whoever retires files of theirs has ended before.
@@ -176,8 +224,15 @@ impl Store {
         held: FilesHeld,
         hold: &HoldRow,
         audit: &AuditEntry,
-    ) -> Result<(), StoreError> {
-        let mut change = held.into_change(self).await?;
+    ) -> Result<SetHold, StoreError> {
+        let (mut change, _lock) = held.into_change(self).await?;
+        // INVARIANT: locked, so that neither the tenant nor the user goes beside it.
+        if !change.lock_tenant(&hold.owner.tenant).await? {
+            return Ok(SetHold::NoTenant);
+        }
+        if change.is_being_erased(&hold.owner.tenant, &hold.owner.user).await? {
+            return Ok(SetHold::BeingErased);
+        }
         let upsert = "INSERT INTO user_holds (tenant, user_id, reason, set_by, set_at_micros) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant, user_id) DO UPDATE SET reason = excluded.reason, \
              set_by = excluded.set_by, set_at_micros = excluded.set_at_micros";
@@ -190,7 +245,8 @@ impl Store {
             .execute(&mut *change.0)
             .await?;
         change.record(audit).await?;
-        change.commit().await
+        change.commit().await?;
+        Ok(SetHold::Set)
     }
 
     /// Lets a user go; whether they were held.
@@ -218,8 +274,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn hold_on(&self, owner: &FileOwner) -> Result<Option<HoldRow>, StoreError> {
-        let select = sqlx::query("SELECT * FROM user_holds WHERE tenant = $1 AND user_id = $2");
-        let select = select.bind(owner.tenant.as_str().to_owned()).bind(owner.user.as_str().to_owned());
+        let select = sqlx::query(HOLD_ON).bind(owner.tenant.as_str()).bind(owner.user.as_str());
         select.fetch_optional(&self.pool).await?.as_ref().map(hold).transpose()
     }
 
@@ -249,5 +304,13 @@ impl Store {
         let query = sqlx::query(select).bind(owner.tenant.as_str().to_owned());
         let row = query.bind(owner.user.as_str().to_owned()).fetch_one(&self.pool).await?;
         Ok(u64::try_from(row.number("count")?).unwrap_or(0))
+    }
+}
+
+impl Change {
+    /// Why a user is held, if they are.
+    pub(super) async fn hold_on(&mut self, owner: &FileOwner) -> Result<Option<HoldRow>, StoreError> {
+        let select = sqlx::query(HOLD_ON).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        select.fetch_optional(&mut *self.0).await?.as_ref().map(hold).transpose()
     }
 }

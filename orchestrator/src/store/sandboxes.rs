@@ -96,6 +96,8 @@ pub(crate) enum AddedSandbox {
     NotReady,
     /// There is no such tenant, or no more.
     NoTenant,
+    /// Its user is being erased.
+    BeingErased,
 }
 
 /// On which terms a sandbox is written down.
@@ -397,6 +399,9 @@ impl Store {
         };
         if !is_there {
             return Ok(AddedSandbox::NoTenant);
+        }
+        if change.is_being_erased(&new.tenant, &new.user_id).await? {
+            return Ok(AddedSandbox::BeingErased);
         }
         if let Some(over) = over_quota(&mut change, new, quotas, audit.at).await? {
             return Ok(AddedSandbox::OverQuota(over));

@@ -261,9 +261,13 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn tenant_erased(&self, name: &TenantId, now: Timestamp) -> Result<(), StoreError> {
         let mut change = self.change().await?;
-        for delete in
-            ["DELETE FROM archived_files WHERE tenant = $1", "DELETE FROM user_uses WHERE tenant = $1"]
-        {
+        for delete in [
+            "DELETE FROM file_metadata WHERE tenant = $1",
+            "DELETE FROM archived_files WHERE tenant = $1",
+            "DELETE FROM user_uses WHERE tenant = $1",
+            "DELETE FROM user_holds WHERE tenant = $1",
+            "DELETE FROM user_erasures WHERE tenant = $1",
+        ] {
             sqlx::query(delete).bind(name.as_str().to_owned()).execute(&mut *change.0).await?;
         }
         sqlx::query("UPDATE removed_tenants SET erased_at_micros = $2 WHERE name = $1")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Uploads that are under way, and what goes when a user is erased.
 
-use super::{AuditEntry, Columns, Dialect, FileOwner, Store, StoreError, micros};
+use super::{AuditEntry, Columns, Dialect, FileOwner, Share, Store, StoreError, micros};
 use crate::storage::{Condition, Digest, FilePath, Version};
 use jiff::Timestamp;
 use postern_common::id::{TenantId, UploadId, UserId};
@@ -52,6 +52,10 @@ pub(crate) struct ErasedRows {
     pub(crate) archived: u64,
     /// Snapshots.
     pub(crate) snapshots: u64,
+    /// Sandboxes that are over.
+    pub(crate) sandboxes: u64,
+    /// Sessions of addresses and of syncs.
+    pub(crate) sessions: u64,
 }
 
 impl Store {
@@ -68,8 +72,8 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let (tenant, user) = (upload.owner.tenant.as_str(), upload.owner.user.as_str());
         // One after the other, so that each sees those before it.
-        let held = self.hold_files(&[&format!("uploads {tenant} {user}")]).await?;
-        let mut change = held.into_change(self).await?;
+        let held = self.hold_files((&format!("uploads {tenant} {user}"), Share::Alone), &[]).await?;
+        let (mut change, _lock) = held.into_change(self).await?;
         let select = "SELECT COUNT(*) AS uploads, CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) AS bytes \
              FROM file_uploads WHERE tenant = $1 AND user_id = $2 AND completed_version IS NULL";
         let open = sqlx::query(select).bind(tenant).bind(user).fetch_one(&mut *change.0).await?;
@@ -154,7 +158,8 @@ impl Store {
         query.fetch_all(&self.pool).await?.iter().map(|row| row.parsed("id")).collect()
     }
 
-    /// Forgets what is known of a user's files, and what was decided of the user's requests.
+    /// Forgets what is known of a user's files, sandboxes and sessions, and what was decided of the
+    /// user's requests; then they are being erased no more.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing was forgotten.
@@ -172,22 +177,28 @@ impl Store {
                 "DELETE FROM decisions WHERE tenant = $1 AND (record::json ->> 'user_id') = $2"
             }
         };
-        let mut erased = [0; 6];
+        let mut erased = [0; 10];
         for (count, delete) in erased.iter_mut().zip([
             "DELETE FROM file_metadata WHERE tenant = $1 AND user_id = $2",
             decisions,
             "DELETE FROM archived_files WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM snapshots WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM file_uploads WHERE tenant = $1 AND user_id = $2",
+            // Those that are over; none lives while this is called.
+            "DELETE FROM sandboxes WHERE tenant = $1 AND user_id = $2 AND status IN ('destroyed', 'failed')",
+            "DELETE FROM peer_sessions WHERE tenant = $1 AND user_id = $2",
+            "DELETE FROM sync_sessions WHERE tenant = $1 AND user_id = $2",
             "DELETE FROM user_uses WHERE tenant = $1 AND user_id = $2",
+            // Nothing is left: the mark that kept the rest away goes with the last of it.
+            "DELETE FROM user_erasures WHERE tenant = $1 AND user_id = $2",
         ]) {
             let delete = sqlx::query(delete).bind(owner.tenant.as_str()).bind(owner.user.as_str());
             *count = delete.execute(&mut *change.0).await?.rows_affected();
         }
         change.record(audit).await?;
         change.commit().await?;
-        let [files, decisions, archived, snapshots, _uploads, _uses] = erased;
-        Ok(ErasedRows { files, decisions, archived, snapshots })
+        let [files, decisions, archived, snapshots, _uploads, sandboxes, peers, syncs, _uses, _mark] = erased;
+        Ok(ErasedRows { files, decisions, archived, snapshots, sandboxes, sessions: peers + syncs })
     }
 }
 

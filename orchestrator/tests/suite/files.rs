@@ -312,6 +312,26 @@ async fn a_download_by_a_signed_url_needs_no_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_signs_a_download_uses_the_file() {
+    let bench = Bench::without_sandboxes().await;
+    for name in ["read", "unread"] {
+        put(&bench, &format!("/users/alice/files/{name}"), &[], "1").await;
+    }
+    let script = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1])\n\
+        c.execute('update file_metadata set used_at_micros = 7')\nc.commit()";
+    let database = bench.data().join("postern.db");
+    let aged = std::process::Command::new("python3").args(["-c", script]).arg(database).status();
+    assert!(aged.expect("python3 runs").success());
+    assert_eq!(bench.post("/users/alice/downloads", json!({ "path": "read" })).await.status, StatusCode::OK);
+    let unused = json!({ "limits": { "retention": { "unused": "30d", "then": "delete" } } });
+    assert_eq!(bench.post("/apply", unused).await.status, StatusCode::OK);
+    let step = bench.post("/retention", json!({ "dry_run": true })).await.json();
+    let due = step["files"].as_array().expect("a list").iter().map(|file| file["path"].clone());
+    assert_eq!(due.collect::<Vec<_>>(), [json!("unread")], "the other was used, whoever has its URL");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_path_key_or_header_reaches_another_users_files() {
     let bench = Bench::without_sandboxes().await;
     bench.post("/tenants", json!({ "name": "acme" })).await;
@@ -372,15 +392,46 @@ async fn a_user_is_erased_with_all_that_is_kept() {
     put(&bench, "/users/alice/files/run?mode=755", &[], "2").await;
     put(&bench, "/users/alice2/files/a", &[], "3").await;
     begin(&bench, json!({ "path": "f", "size": 5 })).await;
+    let session =
+        json!({ "user_id": "alice", "conversation_id": "c", "operations": [], "peer": "127.0.0.1" });
+    let session = bench.post("/sessions", session).await;
+    assert_eq!(session.status, StatusCode::CREATED, "{}", session.text);
     let erased = bench.delete("/users/alice").await;
     assert_eq!(erased.status, StatusCode::OK, "{}", erased.text);
     assert_eq!(erased.json()["erased"]["files"], 2);
     assert_eq!(erased.json()["kept"][0]["what"], "audit log");
+    assert_eq!((&erased.json()["erased"]["sessions"], &erased.json()["kept"][1]), (&json!(1), &Value::Null));
+    assert!(bench.told.lock().expect("no panic").has_ended(&session.field("session_id")), "gateways know");
+    assert_eq!(bench.get("/sessions").await.json()["sessions"], json!([]));
     assert_eq!(bench.get("/users/alice/files").await.json()["files"], json!([]));
     assert_eq!(bench.delete("/users/alice").await.json()["erased"]["objects"], 0, "may be repeated");
     assert_eq!(get(&bench, "/users/alice2/files/a", &[]).await.text, "3", "and nobody else");
     let left = bench.data().join("files/tenants/default/users/alice");
     assert!(!left.exists(), "{}", left.display());
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_comes_of_a_user_whose_erasure_is_not_done() {
+    let bench = Bench::without_sandboxes().await;
+    put(&bench, "/users/alice/files/a", &[], "1").await;
+    // Deeper than any file may lie, so deeper than the store goes: it cannot remove that.
+    let deep = bench.data().join("files/tenants/default/users/alice/files/deep");
+    std::fs::create_dir_all(deep.join(vec!["d"; 150].join("/"))).expect("makes folders");
+    assert_eq!(bench.delete("/users/alice").await.code(), "storage-unavailable");
+    for refused in [
+        put(&bench, "/users/alice/files/b", &[], "2").await,
+        bench.put("/users/alice/hold", json!({ "reason": "case 7" })).await,
+    ] {
+        assert_eq!(refused.code(), "state-conflict", "{}", refused.text);
+        assert!(refused.field("hint").contains("DELETE /users/{user_id}"), "{}", refused.text);
+    }
+    assert_eq!(put(&bench, "/users/bob/files/b", &[], "2").await.status, StatusCode::CREATED, "the control");
+
+    std::fs::remove_dir_all(&deep).expect("is mended");
+    assert_eq!(bench.delete("/users/alice").await.status, StatusCode::OK);
+    assert_eq!(put(&bench, "/users/alice/files/b", &[], "2").await.status, StatusCode::CREATED);
+    assert_eq!(bench.put("/users/alice/hold", json!({ "reason": "case 7" })).await.status, StatusCode::OK);
     bench.close().await;
 }
 

@@ -3,8 +3,11 @@
 
 use super::*;
 use crate::retention::{FileRetention, Wanted};
-use crate::store::{Action, AuditEntry, FileEvent, HoldRow, Kind, Resource, ResourceChange};
+use crate::store::{
+    Action, ArchivedPlace, AuditEntry, Cutoffs, FileEvent, HoldRow, Kind, Resource, ResourceChange, Share,
+};
 use jiff::{SignedDuration, Timestamp};
+use postern_common::folder::OnRetired;
 use postern_common::retention::{Fate, Report, Why};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -54,18 +57,26 @@ impl<'a> Case<'a> {
     }
 
     async fn archived(&self, files: &UserFiles, at: &str) -> Option<String> {
-        let key = files.prefix.archived(&path(at));
+        self.archived_as(files, at, ArchivePlace::First).await
+    }
+
+    async fn archived_as(&self, files: &UserFiles, at: &str, place: ArchivePlace) -> Option<String> {
+        let key = files.prefix.archived(&path(at), place);
         let opened = self.bench.storage.objects.read(&key, None).await.expect("answers")?;
         Some(String::from_utf8(all(opened.content).await.to_vec()).expect("text"))
     }
 
-    async fn hold(&self, files: &UserFiles) {
-        let hold = HoldRow {
+    fn case_7(&self, files: &UserFiles) -> HoldRow {
+        HoldRow {
             owner: (*files.owner).clone(),
             reason: "case 7".to_owned(),
             set_by: "key:x".to_owned(),
             set_at: crate::store::whole_micros(clock::now()),
-        };
+        }
+    }
+
+    async fn hold(&self, files: &UserFiles) {
+        let hold = self.case_7(files);
         files.hold(&hold, &self.audit(Action::HoldSet)).await.expect("is held");
         assert_eq!(self.bench.database.store.hold_on(&files.owner).await.expect("answers"), Some(hold));
     }
@@ -105,11 +116,104 @@ pub(super) async fn what_is_unused_goes_to_the_archive_and_from_there_in_time(be
     let expired = case.run(42, false).await;
     let counts: Vec<_> =
         expired.tenants[&case.tenant].iter().map(|(fate, count)| (*fate, count.files)).collect();
-    assert_eq!(counts, [(Fate::Archived, 1), (Fate::ArchiveDeleted, 2)]);
+    assert_eq!(counts, [(Fate::Archived, 1), (Fate::ArchiveDeleted, 3)]);
     assert_eq!(case.archived(&files, "odd\nname").await, None);
-    assert_eq!(case.archived(&files, "d/plain").await.as_deref(), Some("new"));
+    let new = later("new");
+    assert_eq!(case.archived(&files, "d/plain").await, None);
+    assert_eq!(case.archived_as(&files, "d/plain", new).await.as_deref(), Some("new"));
     bench.storage.erase_user(&files.owner).await.expect("erases");
-    assert_eq!(case.archived(&files, "d/plain").await, None, "the archive is the user's too");
+    assert_eq!(case.archived_as(&files, "d/plain", new).await, None, "the archive is the user's too");
+}
+
+/// Where a version with this content lies, if another was there before it.
+fn later(content: &str) -> ArchivePlace {
+    ArchivePlace::Later(Digest::of(content.as_bytes()))
+}
+
+pub(super) async fn nothing_in_the_archive_is_written_over(bench: &Bench) {
+    let case = Case::new(bench, "versions", r#"{"retention": {"unused": "30d", "archived": "20d"}}"#).await;
+    let files = case.user("alice");
+    for (name, days) in [("v1", 31), ("v2", 40), ("v2", 41)] {
+        for at in ["contract.pdf", "odd\nname"] {
+            put(&files, at, &Condition::Nothing, name).await.expect("writes");
+        }
+        assert_eq!(case.run(days, false).await.count(), 2);
+    }
+    put(&files, "contract.pdf/is/a/folder/now", &Condition::Nothing, "v3").await.expect("writes");
+    let did = case.run(42, false).await;
+    assert_eq!(did.count(), 1, "{did:?}");
+    for at in ["contract.pdf", "odd\nname"] {
+        assert_eq!(case.archived(&files, at).await.as_deref(), Some("v1"), "{at:?}");
+        assert_eq!(case.archived_as(&files, at, later("v2")).await.as_deref(), Some("v2"), "{at:?}");
+    }
+    let count = async || bench.database.store.count_archived(&files.owner).await.expect("answers");
+    assert_eq!(count().await, 5, "what has the same content is there once");
+    // Each goes in its own time.
+    assert_eq!(case.run(52, false).await.count(), 2);
+    assert_eq!(case.archived(&files, "contract.pdf").await, None);
+    assert_eq!(case.archived_as(&files, "contract.pdf", later("v2")).await.as_deref(), Some("v2"));
+    assert_eq!(case.run(70, false).await.count(), 3);
+    assert_eq!(count().await, 0);
+    assert_eq!(bench.storage.erase_user(&files.owner).await.expect("erases"), 1, "the manifest");
+}
+
+pub(super) async fn a_run_takes_nothing_that_another_has_just_archived(bench: &Bench) {
+    let case = Case::new(bench, "twice", r#"{"retention": {"unused": "30d", "archived": "10d"}}"#).await;
+    let (store, files) = (&bench.database.store, case.user("alice"));
+    put(&files, "f", &Condition::Nothing, "1").await.expect("writes");
+    assert_eq!(case.run(31, false).await.count(), 1);
+    let before = clock::now().saturating_add(DAY * 35).expect("in range");
+    let seen = store.due_archived(&case.tenant, before, &ArchivedPlace::default(), 9).await.expect("reads");
+    assert_eq!(seen.len(), 1);
+    // Another run is faster, and then archives what came under the same name.
+    assert_eq!(case.run(45, false).await.count(), 1);
+    put(&files, "f", &Condition::Nothing, "2").await.expect("writes");
+    assert_eq!(case.run(45, false).await.count(), 1);
+    let late = files.expire_archived(&by(), &seen, before).await.expect("answers");
+    assert!(matches!(&late, Retirement::Done(went) if matches!(went[..], [Ok(false)])), "{late:?}");
+    assert_eq!(case.archived(&files, "f").await.as_deref(), Some("2"));
+    assert_eq!(store.count_archived(&files.owner).await.expect("answers"), 1);
+}
+
+pub(super) async fn a_copy_of_a_file_that_stays_is_taken_back(bench: &Bench) {
+    let case = Case::new(bench, "copies", r#"{"retention": {"unused": "30d"}}"#).await;
+    let store = &bench.database.store;
+    let now = clock::now().saturating_add(DAY * 31).expect("in range");
+    for (name, is_held) in [("rewritten", false), ("held", true)] {
+        let files = case.user(name);
+        put(&files, "f", &Condition::Nothing, "1").await.expect("writes");
+        let cutoffs = Cutoffs { written: None, used: Some(now) };
+        let due = store.due_files(&case.tenant, cutoffs, &(name.to_owned(), String::new()), 9).await;
+        let due: Vec<_> = due.expect("reads").into_iter().filter(|file| file.user.as_str() == name).collect();
+        assert_eq!(due.len(), 1);
+        // Whoever holds the user's lock lets the copy be made, and nothing more.
+        let user = files.prefix.of_user();
+        let lock = bench.storage.locks.hold((&user, Share::Alone), []).await;
+        let by = by();
+        let retiring = files.retire(&by, &due, OnRetired::Archive, (now, None));
+        let meanwhile = async {
+            while case.archived(&files, "f").await.is_none() {
+                tokio::task::yield_now().await;
+            }
+            if is_held {
+                let held = store.hold_files((name, Share::Together), &[]).await.expect("holds");
+                let hold = case.case_7(&files);
+                store.set_hold(held, &hold, &case.audit(Action::HoldSet)).await.expect("is held");
+            } else {
+                let (key, notes) = (files.prefix.file(&path("f")), objects::Notes::default());
+                let objects = &bench.storage.objects;
+                objects.put(&key, &Condition::Anything, &notes, "new".into()).await.expect("puts");
+            }
+            drop(lock);
+        };
+        match (tokio::join!(retiring, meanwhile).0.expect("answers"), is_held) {
+            (Retirement::Held(_), true) => {}
+            (Retirement::Done(went), false) => assert!(matches!(went[..], [Ok(false)]), "{went:?}"),
+            (other, _) => panic!("{other:?}"),
+        }
+        assert_eq!(case.archived(&files, "f").await, None, "{name}");
+        assert_eq!(names(&files.list().await.expect("lists")), ["f"]);
+    }
 }
 
 pub(super) async fn what_is_old_is_deleted_and_what_was_used_or_written_meanwhile_stays(bench: &Bench) {
@@ -152,6 +256,24 @@ pub(super) async fn what_a_sandbox_brought_in_is_used(bench: &Bench) {
     assert_eq!(case.run(51, false).await.count(), 1, "in its time");
 }
 
+pub(super) async fn what_is_old_goes_also_from_who_is_always_there(bench: &Bench) {
+    let policy = r#"{"retention": {"unused": "30d", "age": "60d", "then": "delete"}}"#;
+    let case = Case::new(bench, "both", policy).await;
+    let files = case.user("alice");
+    put(&files, "old", &Condition::Nothing, "1").await.expect("writes");
+    let used = async |days: i32| {
+        let at = clock::now().saturating_add(DAY * days).expect("in range");
+        bench.database.store.used_files(&files.owner, at).await.expect("notes");
+    };
+    used(40).await;
+    assert_eq!(case.run(45, false).await.count(), 0, "it is used");
+    used(60).await;
+    let (told, did) = (case.run(61, true).await, case.run(61, false).await);
+    assert_eq!((told.files, did.in_use), (did.files.clone(), 0));
+    assert_eq!(did.files.iter().map(|file| file.why).collect::<Vec<_>>(), [Why::Age]);
+    assert_eq!(files.list().await.expect("lists"), Listing::default());
+}
+
 pub(super) async fn a_held_users_files_stay_until_they_are_released(bench: &Bench) {
     let policy = r#"{"retention": {"unused": "30d", "age": "60d", "then": "archive", "archived": "30d"}}"#;
     let case = Case::new(bench, "held", policy).await;
@@ -162,15 +284,19 @@ pub(super) async fn a_held_users_files_stay_until_they_are_released(bench: &Benc
         put(files, "a", &Condition::Nothing, "1").await.expect("writes");
         put(files, "b", &Condition::Nothing, "2").await.expect("writes");
     }
+    put(&files, "before", &Condition::Nothing, "anew").await.expect("writes");
     case.hold(&files).await;
     for dry_run in [true, false] {
         let told = case.run(365, dry_run).await;
         let held = &told.held[&case.tenant][&user("alice")];
-        assert_eq!((held.reason.as_str(), held.files), ("case 7", 3));
+        assert_eq!((held.reason.as_str(), held.files), ("case 7", 4));
         assert_eq!(told.count(), 2, "the other's go: {told:?}");
     }
-    assert_eq!(files.list().await.expect("lists").files.len(), 2);
-    assert_eq!(case.archived(&files, "before").await.as_deref(), Some("0"));
+    assert_eq!(files.list().await.expect("lists").files.len(), 3);
+    assert_eq!(case.archived(&files, "before").await.as_deref(), Some("0"), "not that of the same name");
+    for (at, place) in [("before", later("anew")), ("a", ArchivePlace::First), ("b", ArchivePlace::First)] {
+        assert_eq!(case.archived_as(&files, at, place).await, None, "nothing is copied for nothing");
+    }
     // A tenant with a held user stays.
     let store = &bench.database.store;
     let removed = store.remove_tenant(&case.tenant, &case.audit(Action::TenantRemoved)).await;
@@ -178,7 +304,7 @@ pub(super) async fn a_held_users_files_stay_until_they_are_released(bench: &Benc
 
     assert!(store.release_hold(&files.owner, &case.audit(Action::HoldReleased)).await.expect("answers"));
     assert!(!store.release_hold(&files.owner, &case.audit(Action::HoldReleased)).await.expect("answers"));
-    assert_eq!(case.run(365, false).await.count(), 3, "two are archived, and one is out of the archive");
+    assert_eq!(case.run(365, false).await.count(), 4, "three are archived, and one is out of the archive");
 }
 
 pub(super) async fn a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_was_cut_off(bench: &Bench) {
@@ -200,15 +326,13 @@ pub(super) async fn a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_wa
         written.expect("writes");
     }
     put(&case.user("bob"), "f", &Condition::Nothing, "1").await.expect("writes");
-    // As if a run had ended between copy and removal: the copy is there, and of other content.
-    let key = files.prefix.archived(&path("f000"));
-    let notes = objects::Notes::default();
-    bench
-        .storage
-        .objects
-        .put(&key, &Condition::Anything, &notes, Bytes::from_static(b"half"))
-        .await
-        .expect("puts");
+    // As if a run had ended between copy and removal: the copy is there, or that of a file that was
+    // written anew since.
+    for (at, content) in [("f000", "0"), ("f001", "older")] {
+        let key = files.prefix.archived(&path(at), ArchivePlace::First);
+        let notes = objects::Notes::default();
+        bench.storage.objects.put(&key, &Condition::Anything, &notes, content.into()).await.expect("puts");
+    }
     let now = clock::now().saturating_add(DAY * 31).expect("in range");
     let wanted = |after: Option<String>| Wanted {
         tenant: Some(case.tenant.clone()),
@@ -222,6 +346,9 @@ pub(super) async fn a_run_of_many_goes_on_where_a_step_ended_and_repairs_what_wa
     assert_eq!(second.files.len(), 31, "the rest, and the other user's");
     assert_eq!(retention.step(&wanted(second.next), now).await.expect("is done").next, None);
     assert_eq!(case.archived(&files, "f000").await.as_deref(), Some("0"));
+    assert_eq!(case.archived_as(&files, "f000", later("0")).await, None, "it is not copied again");
+    assert_eq!(case.archived(&files, "f001").await.as_deref(), Some("older"));
+    assert_eq!(case.archived_as(&files, "f001", later("1")).await.as_deref(), Some("1"));
     assert_eq!(files.list().await.expect("lists"), Listing::default());
     let strange = retention.step(&wanted(Some("!".to_owned())), now).await.expect_err("is no place");
     assert!(strange.to_string().contains("`next`"), "{strange}");

@@ -11,6 +11,7 @@ on_each_database!(
     chains_stay_whole_however_many_write_at_once,
     heads_are_signed_when_they_have_grown_and_an_hour_has_passed,
     what_is_forgotten_by_age_is_vouched_for_and_nothing_else_can_go,
+    what_vouched_for_lines_that_are_cut_goes_with_them_and_no_other_mark,
     who_owns_the_database_leaves_traces,
 );
 
@@ -213,4 +214,34 @@ async fn a_line_that_is_committed_later_is_not_passed_over_by_who_reads_all_tena
 
 fn named(tenant: &str) -> TenantId {
     TenantId::parse(tenant).expect("a name")
+}
+
+async fn what_vouched_for_lines_that_are_cut_goes_with_them_and_no_other_mark(store: &Store) {
+    make(store, "acme").await;
+    let hours = |hours| now().saturating_add(jiff::SignedDuration::from_hours(hours)).expect("in range");
+    let marks = async || {
+        let filter = MarkFilter { log: Log::Files, tenant: None, after: 0, limit: Some(1000) };
+        let marks = store.audit_marks(&filter).await.expect("answers").into_iter();
+        marks.map(|(_, mark)| (mark.mark.as_str(), mark.length)).collect::<Vec<_>>()
+    };
+    for round in 1..=4 {
+        write_files(store, 3).await;
+        store.sign_audit_heads((hours(2 * round - 1), hours(2 * round)), &sign).await.expect("signs");
+    }
+    let each = [("checkpoint", 3), ("checkpoint", 6), ("checkpoint", 9), ("checkpoint", 12)];
+    assert_eq!(marks().await, each);
+    for gone in [4, 4] {
+        assert_eq!(store.forget_lines(Log::Files, Timestamp::MAX, gone, &sign).await.expect("cuts"), 4);
+    }
+    assert_eq!(marks().await, [("checkpoint", 9), ("checkpoint", 12), ("cut", 8)]);
+    assert_eq!(mistakes(&verified(store).await), 0);
+    for attack in [
+        "DELETE FROM audit_marks WHERE length = 9",
+        "DELETE FROM audit_marks WHERE mark = 'cut'",
+        "DELETE FROM audit_marks",
+    ] {
+        let refused = sqlx::raw_sql(attack).execute(&store.pool).await.expect_err(attack).to_string();
+        assert!(refused.contains("append-only"), "{attack}: {refused}");
+    }
+    assert_eq!(marks().await.len(), 3);
 }

@@ -29,7 +29,7 @@ fn row(at: &str, size: u64, version: &str) -> FileRow {
 }
 
 async fn record(store: &Store, owner: &FileOwner, changes: &[FileChange]) {
-    let held = store.hold_files(&["a", "b"]).await.expect("holds");
+    let held = store.hold_files(("u", Share::Together), &["a", "b"]).await.expect("holds");
     store.end_files(held, owner, &Writer::new(Actor::Folder), now(), changes).await.expect("writes");
 }
 
@@ -105,7 +105,7 @@ pub(super) async fn who_holds_a_file_holds_it_alone(store: &Store) {
         async move {
             // In different orders, which must not be the end of both.
             let keys = if number % 2 == 0 { ["a", "b"] } else { ["b", "a"] };
-            let held = store.hold_files(&keys).await.expect("holds");
+            let held = store.hold_files(("u", Share::Together), &keys).await.expect("holds");
             most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             store.ping().await.expect("answers");
             inside.fetch_sub(1, Ordering::SeqCst);
@@ -120,8 +120,8 @@ pub(super) async fn who_holds_a_file_holds_it_alone(store: &Store) {
     if store.dialect == Dialect::Postgres {
         assert_eq!(most.load(Ordering::SeqCst), 1);
         // The control: another file is another lock.
-        let one = store.hold_files(&["a"]).await.expect("holds");
-        let two = store.hold_files(&["c"]).await.expect("holds");
+        let one = store.hold_files(("u", Share::Together), &["a"]).await.expect("holds");
+        let two = store.hold_files(("u", Share::Together), &["c"]).await.expect("holds");
         drop((one, two));
     }
     assert_eq!(store.file_events(&owner("u")).await.expect("reads").len(), 6);

@@ -38,7 +38,7 @@ pub(super) async fn a_session_of_an_address_ends_for_good_and_goes_with_its_tena
     let (added, over) = (audit(Action::SessionAdded), audit(Action::SessionEnded));
     let (first, second) = (row(1, 60), row(2, 60));
     for session in [&first, &second] {
-        store.add_peer_session(session, &added).await.expect("answers");
+        assert!(store.add_peer_session(session, &added).await.expect("answers"));
     }
     assert_eq!(store.peer_sessions(begun, None).await.expect("answers"), [first.clone(), second.clone()]);
     let ended =

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Users who are being erased: marked before anything of them goes, until nothing is left.
+//!
+//! Under the mark nothing of theirs comes: no sandbox, no file, no hold. Who died in between, or could
+//! not do all, leaves it; erasing them again goes on with it.
+
+use super::{Change, Columns, FileOwner, FilesHeld, HoldRow, Store, StoreError, micros};
+use jiff::Timestamp;
+use postern_common::id::{SandboxId, TenantId, UserId};
+
+/// What became of a user who was to be erased.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BegunErasure {
+    /// They are marked: all of theirs may go.
+    Begun,
+    /// They are held.
+    Held(HoldRow),
+    /// They have live sandboxes, or such whose sessions have not ended.
+    Lives(Vec<SandboxId>),
+}
+
+impl Store {
+    /// Marks a user whose files nobody else changes as being erased.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn begin_erasure(
+        &self,
+        held: FilesHeld,
+        owner: &FileOwner,
+        now: Timestamp,
+    ) -> Result<BegunErasure, StoreError> {
+        let (mut change, _lock) = held.into_change(self).await?;
+        // INVARIANT: who adds a sandbox or a hold locks the tenant too: they are done, or find the mark.
+        change.lock_tenant(&owner.tenant).await?;
+        let (tenant, user) = (|| owner.tenant.as_str().to_owned(), || owner.user.as_str().to_owned());
+        let live = "SELECT id FROM sandboxes WHERE tenant = $1 AND user_id = $2 \
+             AND (status NOT IN ('destroyed', 'failed') OR EXISTS (SELECT 1 FROM sessions \
+             WHERE sessions.sandbox_id = sandboxes.id AND sessions.ended_at_micros IS NULL)) ORDER BY id";
+        let live = sqlx::query(live).bind(tenant()).bind(user()).fetch_all(&mut *change.0).await?;
+        if !live.is_empty() {
+            let ids = live.iter().map(|row| row.parsed("id")).collect::<Result<_, _>>()?;
+            return Ok(BegunErasure::Lives(ids));
+        }
+        if let Some(hold) = change.hold_on(owner).await? {
+            return Ok(BegunErasure::Held(hold));
+        }
+        let mark = "INSERT INTO user_erasures (tenant, user_id, begun_at_micros) VALUES ($1, $2, $3) \
+             ON CONFLICT (tenant, user_id) DO NOTHING";
+        let mark = sqlx::query(mark).bind(tenant()).bind(user()).bind(micros(now));
+        mark.execute(&mut *change.0).await?;
+        change.commit().await?;
+        Ok(BegunErasure::Begun)
+    }
+
+    /// Whether a user is being erased.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn is_being_erased(&self, owner: &FileOwner) -> Result<bool, StoreError> {
+        Ok(self.file_state(owner).await?.is_being_erased)
+    }
+}
+
+impl Change {
+    /// Whether a user is being erased.
+    ///
+    /// INVARIANT: their tenant is locked, and stays so until what rests on the answer is written.
+    pub(super) async fn is_being_erased(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+    ) -> Result<bool, StoreError> {
+        let select = "SELECT begun_at_micros FROM user_erasures WHERE tenant = $1 AND user_id = $2";
+        let query = sqlx::query(select).bind(tenant.as_str().to_owned()).bind(user.as_str().to_owned());
+        Ok(query.fetch_optional(&mut *self.0).await?.is_some())
+    }
+}
