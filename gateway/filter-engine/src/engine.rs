@@ -2,6 +2,7 @@
 //! The engine: one for a gateway. It loads artefacts that it has verified, and nothing else.
 
 use crate::artefact::{Expected, RefusedArtefact, Verified, VerifyingKey, verify};
+use crate::aside::Aside;
 use crate::bindings::FilterPre;
 use crate::call::Call;
 use crate::digest::Fingerprint;
@@ -45,9 +46,11 @@ pub enum EngineError {
     /// wasmtime refused its settings; most often the address space is limited (`ulimit -v`).
     #[error("the filter engine could not reserve its memory; lift the limit on address space (`ulimit -v`)")]
     Settings(#[source] wasmtime::Error),
-    /// The ticker's thread did not start.
-    #[error("the filter engine could not start its thread")]
-    Ticker(#[source] std::io::Error),
+    /// A thread did not start.
+    #[error(
+        "the filter engine could not start its threads; lift the limit on them (`ulimit -u`, `pids.max`)"
+    )]
+    Thread(#[source] std::io::Error),
 }
 
 /// An artefact was not loaded; what was loaded before stays as it is.
@@ -109,23 +112,26 @@ struct Inner {
     key: VerifyingKey,
     fingerprint: Fingerprint,
     gauges: Gauges,
+    aside: Aside,
     _ticker: Ticker,
 }
 
 impl Engine {
-    /// Reserves address space for every instance, and starts the ticker.
+    /// Reserves address space for every instance, and starts its threads.
     ///
     /// # Errors
     /// [`EngineError`] if the machine does not give what it needs.
     pub fn new(settings: EngineSettings) -> Result<Self, EngineError> {
         let config = settings::running(settings.instances).map_err(EngineError::Settings)?;
         let engine = wasmtime::Engine::new(&config).map_err(EngineError::Settings)?;
-        let ticker = Ticker::start(engine.weak()).map_err(EngineError::Ticker)?;
+        let ticker = Ticker::start(engine.weak()).map_err(EngineError::Thread)?;
+        let aside = Aside::start().map_err(EngineError::Thread)?;
         Ok(Self(Arc::new(Inner {
             engine,
             key: settings.key,
             fingerprint: settings::fingerprint(),
             gauges: Gauges::new(settings.instances_per_tenant),
+            aside,
             _ticker: ticker,
         })))
     }
@@ -163,6 +169,10 @@ impl Engine {
         let ready = linker.instantiate_pre(&component).and_then(FilterPre::new).map_err(code)?;
         let gauge = self.0.gauges.of(expected.tenant);
         Ok(LoadedFilter::new(self.clone(), ready, manifest, verified.statement().clone(), gauge))
+    }
+
+    pub(crate) fn aside(&self) -> &Aside {
+        &self.0.aside
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {

@@ -3,7 +3,8 @@
 //!
 //! Calls are `async` although a header filter takes microseconds: one that loops must not hold a
 //! worker of the runtime until its deadline. It yields at each tick and then takes turns with the
-//! other slow calls of its tenant. A call that ends within a tick never yields.
+//! other slow calls of its tenant. A call that ends within a tick never yields. Calls of a filter that
+//! failed lately begin with their turn, on a thread of their own (`aside`).
 
 use crate::artefact::Statement;
 use crate::bindings::FilterPre;
@@ -105,12 +106,13 @@ impl Shared {
 
     /// Waits for the turn of a call that has not begun, at most for as long as it may take. It takes
     /// no place among the calls in flight meanwhile, so that those of others do not run out.
-    async fn first_turn(&self, turn: &Turn) -> Result<(), FilterFailure> {
+    async fn first_turn(&self) -> Result<Turn, FilterFailure> {
+        let turn = Turn::default();
         let waiting = self.gauge.wait().ok_or(FilterFailure::Concurrency)?;
         let patience = by_the_clock(&self.manifest.limits);
-        let came = tokio::time::timeout(patience, self.gauge.next_turn(turn)).await;
+        let came = tokio::time::timeout(patience, self.gauge.next_turn(&turn)).await;
         drop(waiting);
-        came.map_err(|_late| FilterFailure::Deadline)
+        came.map(|()| turn).map_err(|_late| FilterFailure::Deadline)
     }
 
     pub(crate) fn count_dropped_log(&self) {
@@ -215,24 +217,40 @@ impl ConfiguredFilter {
 
     async fn call(&self, context: Context, response: Option<Arc<ResponseView>>) -> Called {
         let shared = &self.filter.0;
-        let (turn, session) = (Turn::default(), Arc::clone(&context.session));
-        let session = &session.sandbox_id;
-        if shared.suspicion.falls_on(session)
-            && let Err(failure) = shared.first_turn(&turn).await
-        {
-            return Called::failed(failure);
+        let subject = Subject { session: context.session, request: context.request, response };
+        if !shared.suspicion.falls_on(&subject.session.sandbox_id) {
+            return self.run(subject, None).await;
         }
+        let turn = match shared.first_turn().await {
+            Ok(turn) => turn,
+            Err(failure) => return Called::failed(failure),
+        };
+        let (filter, within) = (self.clone(), by_the_clock(&shared.manifest.limits));
+        let run = shared.engine.aside().run(async move { filter.run(subject, Some(turn)).await });
+        match tokio::time::timeout(within, run).await {
+            Ok(Some(called)) => called,
+            // The thread had no time for it, or the host itself panicked.
+            Err(_) | Ok(None) => Called::failed(FilterFailure::Deadline),
+        }
+    }
+
+    /// Calls it on the thread that polls this; who is suspected has its turn.
+    async fn run(&self, subject: Subject, first_turn: Option<Turn>) -> Called {
+        let shared = &self.filter.0;
         let Some(place) = shared.gauge.enter() else {
             return Called::failed(FilterFailure::Concurrency);
         };
-        let subject = Subject { session: context.session, request: context.request, response };
-        let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, (place, turn));
+        let session = Arc::clone(&subject.session);
+        let session = &session.sandbox_id;
+        let is_trusted = first_turn.is_none();
+        let place = (place, first_turn.unwrap_or_default());
+        let call = Call::new(Arc::clone(shared), Arc::clone(&self.config), subject, place);
         let phase = call.phase;
         let mut store = Store::new(shared.engine.wasmtime(), call);
         store.limiter(|call| call);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().tick()?));
-        let mut unfinished = Unfinished(Some((&shared.suspicion, session)));
+        let mut unfinished = Unfinished(is_trusted.then_some((&shared.suspicion, session)));
         let verdict = verdict(&shared.ready, &mut store, phase).await;
         unfinished.0 = None;
         let mut call = store.into_data();
@@ -253,7 +271,8 @@ impl ConfiguredFilter {
 }
 
 /// A call that has begun. Dropped, whoever asked has left while it took turns, so it ran for longer than
-/// a tick; what it would have come to nobody knows. Who leaves each time gets no ticks for nothing.
+/// a tick; what it would have come to nobody knows. Who leaves each time gets no ticks for nothing. Of one
+/// that was suspected before this says nothing new: it may be the thread beside that had no time for it.
 struct Unfinished<'a>(Option<(&'a Suspicion, &'a SandboxId)>);
 
 impl Drop for Unfinished<'_> {

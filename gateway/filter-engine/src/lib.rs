@@ -12,6 +12,7 @@
 //! verdict means for a request, and the order of filters, are the gateway's business.
 
 pub mod artefact;
+mod aside;
 mod bindings;
 mod buckets;
 mod call;

@@ -5,6 +5,7 @@ use crate::fixture::{call, configured, context, engine, load, load_with, manifes
 use futures_util::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 use postern_filter_engine::{Called, ConfiguredFilter, FilterFailure, Outcome, Part, ResponseView};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -248,4 +249,18 @@ async fn parts_have_bounds_of_their_own() {
     let first = Part { index: 0, is_last: false };
     let outcome = respond_with(&parts, "part-late-header", Some(first)).await;
     assert_eq!(outcome, Ok(Outcome::Continue), "the control: in the first part it does nothing");
+}
+
+#[tokio::test]
+async fn what_a_filter_that_failed_uses_up_is_no_workers_time() {
+    let filter = hostile("");
+    let used = async || {
+        let before = clock_gettime(ClockId::ThreadCPUTime);
+        let ended = call(&filter, &[("x-hostile", "loop")], "{}").await.outcome;
+        assert_eq!(ended, Err(FilterFailure::Deadline));
+        let after = clock_gettime(ClockId::ThreadCPUTime);
+        (after.tv_sec - before.tv_sec) * 1_000_000_000 + after.tv_nsec - before.tv_nsec
+    };
+    let (first, second) = (used().await, used().await);
+    assert!(second < first / 4, "{first} ns of its first call, {second} ns of its second");
 }
