@@ -14,6 +14,7 @@ use crate::files::{Bounds, UserFiles};
 use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
+use crate::memory::Memory;
 use crate::pool::{Pool, Wants};
 use crate::replicas::{Heard, Replicas};
 use crate::retention::{self, FileRetention, Retention, StepError};
@@ -203,7 +204,9 @@ impl Prepared {
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
         let syncs = SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
+        let memory = open_memory(&store, &keys, config.data_dir.join("memory"), spares_unknown).await?;
         let driver = Driver::new(Parts {
+            memory,
             syncs: Syncs::new(Arc::clone(&host), syncs, storage.clone(), tasks.clone()),
             store: store.clone(),
             host: Arc::clone(&host),
@@ -324,6 +327,16 @@ async fn open_snapshots(
     let watched = Arc::clone(&opened);
     tasks.spawn(async move |stop: Stop| watched.watch(stop).await);
     Ok(opened)
+}
+
+async fn open_memory(
+    store: &Store,
+    keys: &InstallationKeys,
+    folder: PathBuf,
+    spares_unknown: bool,
+) -> Result<Memory, StartError> {
+    let opened = Memory::of_live(store, &keys.data, folder.clone(), spares_unknown).await;
+    opened.map_err(|source| StartError::Folder { path: folder, source })
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.

@@ -61,6 +61,13 @@ pub(crate) enum Place<'a> {
         /// Whose it is, which, and which piece of it: nothing of it can be changed places.
         piece: &'a str,
     },
+    /// A piece of the picture of a sandbox's memory.
+    Memory {
+        /// The tenant.
+        tenant: &'a str,
+        /// Whose it is, of which sandbox, which picture and which piece of it.
+        piece: &'a str,
+    },
     /// The root secret.
     Root,
     /// The control stream's certificate authority.
@@ -77,6 +84,7 @@ impl Place<'_> {
             Self::Template { tenant, name } => ["template", tenant, name],
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
             Self::Snapshot { tenant, piece } => ["snapshot", tenant, piece],
+            Self::Memory { tenant, piece } => ["memory", tenant, piece],
             Self::Root => ["root", "", ""],
             Self::Authority => ["authority", "", ""],
             Self::ArtefactSeed => ["artefact-seed", "", ""],

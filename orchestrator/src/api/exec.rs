@@ -72,7 +72,7 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let kept = kept_as(&api, &call, &row.new.id, wanted.process.has_stdin)?;
     let name = kept.name.clone();
     wanted.process.kept = Some(kept);
-    let row = running(&api, row, wanted.process.timeout.unwrap_or(STARTED_TIME)).await?;
+    let row = running(&api, &call, row, wanted.process.timeout.unwrap_or(STARTED_TIME)).await?;
     api.driver.used(&row).await;
     let id = row.new.id;
     let agent = api.host.connect(&id).await.map_err(Refused::from)?;
@@ -98,7 +98,7 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
 pub(super) async fn follow(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
     let name: String = call.path("exec")?;
-    let row = running(&api, row, STARTED_TIME).await?;
+    let row = running(&api, &call, row, STARTED_TIME).await?;
     if !Execs::is_name(&name) {
         return Err(no_command(&name));
     }

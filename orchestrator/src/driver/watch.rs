@@ -3,7 +3,7 @@
 //! rotation of tokens are looked at here too.
 
 use super::{Cause, DriveError, Driver, log, signed};
-use crate::lifecycle::{Event, State, Unfinished};
+use crate::lifecycle::{Effect, Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
 use crate::store::{Due, OnIdle, SandboxRow, StoreError};
 use jiff::Timestamp;
@@ -31,7 +31,7 @@ const START_TIME: Duration = Duration::from_secs(90);
 /// What a reconciliation found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Sandboxes that run on.
+    /// Sandboxes that run on, or are kept on disk.
     pub adopted: Vec<SandboxId>,
     /// Sandboxes that had ended, or whose making or ending was interrupted.
     pub ended: Vec<SandboxId>,
@@ -92,14 +92,16 @@ impl Driver {
     async fn settle(&self, row: SandboxRow, found: Option<&Found>) -> Result<bool, DriveError> {
         match row.state.unfinished() {
             Unfinished::Happened(event) => {
+                let is_kept = row.state == State::Waking;
                 let cause = Cause::own("the orchestrator stopped while it was being made");
                 self.happen(&row.new.id, event, None, cause).await?;
-                return Ok(false);
+                return Ok(is_kept);
             }
             Unfinished::Effects([]) => {}
             Unfinished::Effects(effects) => {
+                let is_kept = row.state == State::Stopped;
                 self.perform(row, effects);
-                return Ok(false);
+                return Ok(is_kept);
             }
         }
         match found {
@@ -210,6 +212,10 @@ impl Driver {
                     self.pause_unused(id);
                     continue;
                 }
+                Due::Unused(OnIdle::Stop) => {
+                    self.stop_unused(id);
+                    continue;
+                }
                 Due::Unused(OnIdle::Destroy) => "it was unused for too long",
                 Due::PausedTooLong => "it was paused for too long",
                 Due::Over => "its time was over",
@@ -231,6 +237,22 @@ impl Driver {
             let unused = Cause::own("it was unused for too long");
             let Err(error) = driver.freeze(&id, Event::Pause, unused.clone()).await else { return };
             log(&id, &error, "pause it; it is destroyed instead");
+            if let Err(error) = driver.happen(&id, Event::Destroy, None, unused).await {
+                log(&id, &error, "end it in time");
+            }
+        });
+    }
+
+    /// Where it cannot be kept, it is destroyed: unused it shall not run on.
+    fn stop_unused(&self, id: SandboxId) {
+        if self.0.lanes.is_busy(&id) {
+            return;
+        }
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let unused = Cause::own("it was unused for too long");
+            let Err(error) = driver.stop_if_unused(&id, unused.clone()).await else { return };
+            log(&id, &error, "stop it; it is destroyed instead");
             if let Err(error) = driver.happen(&id, Event::Destroy, None, unused).await {
                 log(&id, &error, "end it in time");
             }
@@ -323,6 +345,20 @@ impl Driver {
                     Err(DriveError::Refused(_)) => Ok(()),
                     happened => happened.map(drop),
                 }
+            }
+            (State::Waking, _) if !self.0.lanes.is_busy(&row.new.id) => {
+                let cause = Cause::own("waking it was interrupted");
+                match self.happen(&row.new.id, Event::NotWoken, None, cause).await {
+                    // It woke since the database was read.
+                    Err(DriveError::Refused(_)) => Ok(()),
+                    happened => happened.map(drop),
+                }
+            }
+            (State::Stopped, Some(Found::Running(_) | Found::Paused(_)))
+                if !self.0.lanes.is_busy(&row.new.id) =>
+            {
+                self.perform(row.clone(), &[Effect::Rest]);
+                Ok(())
             }
             (State::Destroying(_), _) if !self.0.lanes.is_busy(&row.new.id) => {
                 if let Unfinished::Effects(effects) = row.state.unfinished() {

@@ -69,10 +69,10 @@ mod claims;
 mod connections;
 mod erasures;
 mod files;
-mod migrating;
-
 mod gateways;
 mod idempotency;
+mod memory;
+mod migrating;
 use files::{
     an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
     files_are_kept_as_they_were_written_and_paged_byte_by_byte,

@@ -103,6 +103,14 @@ impl Cgroups {
         (groups, enforced)
     }
 
+    /// Moves the bound of memory; `false` if there is none, or the kernel will not.
+    #[must_use]
+    pub fn bound_memory(&self, bytes: u64) -> bool {
+        let Some(group) = &self.memory else { return false };
+        // One of the two bounds of version 1 is always in the other's way: whichever it is.
+        bound_memory(group, bytes) || bound_memory(group, bytes)
+    }
+
     fn each(parents: &Parents, name: &str, mut has: impl FnMut(&Path) -> bool) -> Self {
         let mut group = |parent: &Option<(Version, PathBuf)>| {
             let (version, folder) = parent.as_ref()?;

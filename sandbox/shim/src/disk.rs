@@ -13,9 +13,9 @@ mod torn;
 pub use torn::is_torn;
 
 use crate::folder::RunFolder;
-use crate::mounts::is_mounted;
+use crate::mounts::{is_mounted, unmount_below};
 use crate::spec::Spec;
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, StatVfsMountFlags, Uid, statvfs};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
@@ -100,7 +100,7 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<bool, DiskError> {
         torn::note_run(&spec.slot).map_err(failed(&spec.slot))?;
     }
     let mounted = match spec.guest {
-        Some(_) => mount_image(spec, &folder.disk()),
+        Some(_) => mount_image(&spec.slot, spec.limits.disk_bytes, &folder.disk()),
         None => Err(io::Error::other("only root can mount one")),
     };
     let is_sized = mounted.is_ok();
@@ -172,15 +172,19 @@ fn mount_again(image: &Path, at: &Path, is_read_only: bool, within: Duration) ->
     }
 }
 
-fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
+fn mount_image(slot: &Path, bytes: u64, at: &Path) -> io::Result<()> {
     if is_mounted(at) {
-        return Ok(());
+        if !statvfs(at)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Ok(());
+        }
+        // It was shown after a restart of the machine, so that its files could be saved.
+        unmount_below(at, None)?;
     }
-    let image = spec.slot.join(IMAGE);
+    let image = slot.join(IMAGE);
     if image.exists() {
         return mount_again(&image, at, false, LOOP_TIME);
     }
-    make_and_mount(&spec.slot, spec.limits.disk_bytes, at)
+    make_and_mount(slot, bytes, at)
 }
 
 /// Makes an image and mounts it. If it cannot be mounted the blank that it was copied from may be damaged:
@@ -293,6 +297,23 @@ mod tests {
         assert!(refused.to_string().contains("still in use"), "{refused}");
         drop(holder);
         assert!(show_again(folder.path(), &at).expect("mounts again"));
+        assert_eq!(fs::read_to_string(at.join("kept")).expect("is there"), "text");
+        unmount(&at, UnmountFlags::empty()).expect("unmounts");
+    }
+
+    #[test]
+    fn a_disk_that_was_shown_to_be_read_can_be_written_by_a_sandbox_that_wakes() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (image, at) = (folder.path().join(IMAGE), folder.path().join("at"));
+        blank::copy(folder.path(), 16 << 20, &image).expect("a blank");
+        assert!(show_again(folder.path(), &at).expect("mounts"));
+        assert!(fs::write(at.join("kept"), "text").is_err(), "the control: it can only be read");
+        mount_image(folder.path(), 16 << 20, &at).expect("mounts");
+        fs::write(at.join("kept"), "text").expect("writes");
+        mount_image(folder.path(), 16 << 20, &at).expect("is mounted");
         assert_eq!(fs::read_to_string(at.join("kept")).expect("is there"), "text");
         unmount(&at, UnmountFlags::empty()).expect("unmounts");
     }
