@@ -12,9 +12,11 @@ mod claims;
 mod freeze;
 mod keep;
 mod lanes;
+mod picture;
 mod rest;
 mod start;
 mod tokens;
+mod wake;
 mod watch;
 
 pub(crate) use rest::Keep;
@@ -45,7 +47,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 
 /// State changes that a slow waiter may miss before it looks at the database instead.
 const CHANGES: usize = 1024;
@@ -53,6 +55,10 @@ const CHANGES: usize = 1024;
 const HAND_OVER_AGAIN: Duration = Duration::from_secs(15);
 /// How long a call into a sandbox may take.
 const AGENT_TIME: Duration = Duration::from_secs(10);
+/// How long keeping a memory, or going on from one, may take: as the largest disk at 100 MB/s, and some.
+const PICTURE_TIME: Duration = Duration::from_secs(300);
+/// Pictures of memory at a time that are not sealed: each takes its sandbox's memory a second time.
+const PICTURES: usize = 2;
 
 /// Something could not be done to a sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +207,8 @@ struct Inner {
     lanes: Lanes,
     changes: broadcast::Sender<SandboxId>,
     startups: Startups,
+    /// Room for pictures of memory.
+    pictures: Semaphore,
 }
 
 /// By `runtime`, and `start`: `warm` or `cold`.
@@ -212,7 +220,8 @@ impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
         let startups = Startups::new_with_constructor(|| Histogram::new(SECONDS));
-        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups }))
+        let pictures = Semaphore::new(PICTURES);
+        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups, pictures }))
     }
 
     /// How long sandboxes took from their create call until they ran.
@@ -419,7 +428,8 @@ impl Driver {
                 self.parts().syncs.end_session(id).await?;
                 host.destroy(id).await?;
                 self.parts().files.forget(id).await;
-                self.parts().memory.forget(id).await;
+                let forgotten = self.parts().memory.remove_all(id).await;
+                forgotten.map_err(start::machine(row, "remove the picture of the memory"))?;
                 self.torn_down(id).await?;
             }
         }

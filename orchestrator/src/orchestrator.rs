@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the parts together, in the one order that is safe.
 
+mod kept;
+
 use crate::admin::{self, Admin};
 use crate::api::{self, Api, Drain, Ports};
 use crate::artefacts::{Artefacts, UnusableCompiler};
@@ -14,7 +16,6 @@ use crate::files::{Bounds, UserFiles};
 use crate::host::Host;
 use crate::keys::api::{WantedKey, mint, verify};
 use crate::keys::{InstallationKeys, KeysError, random};
-use crate::memory::Memory;
 use crate::pool::{Pool, Wants};
 use crate::replicas::{Heard, Replicas};
 use crate::retention::{self, FileRetention, Retention, StepError};
@@ -204,7 +205,7 @@ impl Prepared {
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
         let syncs = SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
-        let memory = open_memory(&store, &keys, config.data_dir.join("memory"), spares_unknown).await?;
+        let memory = kept::memory(&store, &keys, config.data_dir.join("memory"), spares_unknown).await?;
         let driver = Driver::new(Parts {
             memory,
             syncs: Syncs::new(Arc::clone(&host), syncs, storage.clone(), tasks.clone()),
@@ -224,7 +225,7 @@ impl Prepared {
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let told = (configuration.clone(), gateways.clone(), driver.clone());
         let stream = control_stream(config.database(), (&store, &keys), told, tasks).await?;
-        let snapshots = open_snapshots(&store, &keys, config.data_dir.join("snapshots"), tasks).await?;
+        let snapshots = kept::snapshots(&store, &keys, config.data_dir.join("snapshots"), tasks).await?;
         let api = Api {
             peers: PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone()),
             snapshots,
@@ -313,30 +314,6 @@ async fn control_stream(
     };
     tasks.spawn(async move |stop: Stop| replicas.follow(stop).await);
     Ok(stream)
-}
-
-async fn open_snapshots(
-    store: &Store,
-    keys: &Arc<InstallationKeys>,
-    folder: PathBuf,
-    tasks: &Tasks,
-) -> Result<Arc<Snapshots>, StartError> {
-    let opened = Snapshots::open(store.clone(), Arc::clone(keys), folder.clone()).await;
-    let failed = |error| StartError::Folder { path: folder, source: io::Error::other(error) };
-    let opened = Arc::new(opened.map_err(failed)?);
-    let watched = Arc::clone(&opened);
-    tasks.spawn(async move |stop: Stop| watched.watch(stop).await);
-    Ok(opened)
-}
-
-async fn open_memory(
-    store: &Store,
-    keys: &InstallationKeys,
-    folder: PathBuf,
-    spares_unknown: bool,
-) -> Result<Memory, StartError> {
-    let opened = Memory::of_live(store, &keys.data, folder.clone(), spares_unknown).await;
-    opened.map_err(|source| StartError::Folder { path: folder, source })
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.

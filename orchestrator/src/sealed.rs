@@ -118,13 +118,40 @@ pub(crate) mod blocking {
     use std::os::unix::fs::OpenOptionsExt;
     use std::path::Path;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Whether nobody waits any more for what a thread does: it ends with the next piece.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct Left(Arc<AtomicBool>);
+
+    impl Left {
+        fn check(&self) -> io::Result<()> {
+            if self.0.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        }
+    }
+
+    /// Whoever waits: dropped, it has left.
+    #[derive(Debug, Default)]
+    pub(crate) struct Waiting(pub(crate) Left);
+
+    impl Drop for Waiting {
+        fn drop(&mut self) {
+            self.0.0.store(true, Ordering::Relaxed);
+        }
+    }
 
     /// Seals all of a file into a new one, which is on the disk when this returns; how long it was.
-    pub(crate) fn seal(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<u64> {
+    pub(crate) fn seal(
+        key: &Arc<DataKey>,
+        label: Label,
+        (from, to): (&Path, &Path),
+        left: &Left,
+    ) -> io::Result<u64> {
         let (mut from, mut pieces, mut size) = (File::open(from)?, Pieces::of(key, label), 0);
         let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
         let (mut piece, mut next) = (read(&mut from)?, read(&mut from)?);
         loop {
+            left.check()?;
             size += u64::try_from(piece.len()).unwrap_or(u64::MAX);
             to.write_all(&pieces.seal(&piece, next.is_empty()).map_err(io::Error::other)?)?;
             if next.is_empty() {
@@ -137,10 +164,16 @@ pub(crate) mod blocking {
     }
 
     /// Opens a sealed file into a new one, all of it or none that is of use.
-    pub(crate) fn open(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<()> {
+    pub(crate) fn open(
+        key: &Arc<DataKey>,
+        label: Label,
+        (from, to): (&Path, &Path),
+        left: &Left,
+    ) -> io::Result<()> {
         let (mut from, mut pieces) = (File::open(from)?, Pieces::of(key, label));
         let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
         loop {
+            left.check()?;
             let mut head = [0; HEAD_BYTES];
             from.read_exact(&mut head)?;
             let (length, is_last) = Pieces::head(head).map_err(io::Error::other)?;
@@ -166,7 +199,8 @@ mod tests {
     use super::*;
     use crate::seal::KEY_BYTES;
     use postern_common::secret::Secret;
-    use std::fs;
+    use std::path::Path;
+    use std::{fs, io};
 
     fn key(byte: u8) -> Arc<DataKey> {
         Arc::new(DataKey::new(&Secret::new(vec![byte; KEY_BYTES])).expect("a key"))
@@ -181,6 +215,14 @@ mod tests {
         label(Kind::Memory, "acme", "alice", "sandbox-aaaaaaaaaaaa\n1")
     }
 
+    fn seal(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<u64> {
+        blocking::seal(key, label, (from, to), &blocking::Left::default())
+    }
+
+    fn open(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<()> {
+        blocking::open(key, label, (from, to), &blocking::Left::default())
+    }
+
     #[test]
     fn a_sealed_file_opens_at_its_place_and_nowhere_else() {
         let key = key(1);
@@ -189,11 +231,11 @@ mod tests {
         let content: Vec<u8> =
             (0..PIECE_BYTES * 2 + 17).map(|at| u8::try_from(at % 251).expect("fits")).collect();
         fs::write(at("plain"), &content).expect("writes");
-        let size = blocking::seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
+        let size = seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
         assert_eq!(size, u64::try_from(content.len()).expect("fits"));
         let sealed = fs::read(at("sealed")).expect("reads");
         assert!(!sealed.windows(64).any(|window| window == &content[..64]), "nothing of it can be read");
-        blocking::open(&key, own(), &at("sealed"), &at("opened")).expect("opens");
+        open(&key, own(), &at("sealed"), &at("opened")).expect("opens");
         assert!(fs::read(at("opened")).expect("reads") == content);
         for (place, other) in [
             ("another tenant", label(Kind::Memory, "evil", "alice", "sandbox-aaaaaaaaaaaa\n1")),
@@ -203,13 +245,13 @@ mod tests {
             ("a snapshot", label(Kind::Snapshot, "acme", "alice", "sandbox-aaaaaaaaaaaa\n1")),
             ("another part", Label { part: "state", ..own() }),
         ] {
-            let opened = blocking::open(&key, other, &at("sealed"), &at("stolen"));
+            let opened = open(&key, other, &at("sealed"), &at("stolen"));
             assert!(opened.is_err(), "{place} opens it");
             assert_eq!(fs::read(at("stolen")).expect("was begun").len(), 0, "{place} gets a part of it");
             fs::remove_file(at("stolen")).expect("removes");
         }
         let other = Arc::new(DataKey::new(&Secret::new(vec![2; KEY_BYTES])).expect("a key"));
-        assert!(blocking::open(&other, own(), &at("sealed"), &at("x")).is_err(), "another installation");
+        assert!(open(&other, own(), &at("sealed"), &at("x")).is_err(), "another installation");
     }
 
     #[test]
@@ -218,7 +260,7 @@ mod tests {
         let here = tempfile::tempdir().expect("a folder");
         let at = |name: &str| here.path().join(name);
         fs::write(at("plain"), vec![7; PIECE_BYTES * 3]).expect("writes");
-        let size = blocking::seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
+        let size = seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
         assert_eq!(size, u64::try_from(PIECE_BYTES * 3).expect("fits"));
         let sealed = fs::read(at("sealed")).expect("reads");
         let one = sealed.len() / 3;
@@ -235,8 +277,23 @@ mod tests {
             ("empty", Vec::new()),
         ] {
             fs::write(at("wrong"), wrong).expect("writes");
-            assert!(blocking::open(&key, own(), &at("wrong"), &at(how)).is_err(), "{how}");
+            assert!(open(&key, own(), &at("wrong"), &at(how)).is_err(), "{how}");
         }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_ends() {
+        let (key, here) = (key(1), tempfile::tempdir().expect("a folder"));
+        let at = |name: &str| here.path().join(name);
+        fs::write(at("plain"), "text").expect("writes");
+        let waiting = blocking::Waiting::default();
+        let left = waiting.0.clone();
+        blocking::seal(&key, own(), (&at("plain"), &at("sealed")), &left).expect("seals");
+        drop(waiting);
+        let ended = blocking::seal(&key, own(), (&at("plain"), &at("another")), &left).expect_err("ends");
+        assert_eq!(ended.kind(), io::ErrorKind::Interrupted);
+        let ended = blocking::open(&key, own(), (&at("sealed"), &at("opened")), &left).expect_err("ends");
+        assert_eq!(ended.kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]
@@ -245,8 +302,8 @@ mod tests {
         let here = tempfile::tempdir().expect("a folder");
         let at = |name: &str| here.path().join(name);
         fs::write(at("plain"), "").expect("writes");
-        assert_eq!(blocking::seal(&key, own(), &at("plain"), &at("sealed")).expect("seals"), 0);
-        blocking::open(&key, own(), &at("sealed"), &at("opened")).expect("opens");
+        assert_eq!(seal(&key, own(), &at("plain"), &at("sealed")).expect("seals"), 0);
+        open(&key, own(), &at("sealed"), &at("opened")).expect("opens");
         assert_eq!(fs::read(at("opened")).expect("reads"), b"");
     }
 }

@@ -364,6 +364,7 @@ mod tests {
             template: of.template,
             labels: of.labels,
             size_bytes: 1,
+            memory: None,
             at: crate::store::whole_micros(clock::now()),
         };
         assert!(store.add_snapshot(&kept, 9).await.expect("writes"));

@@ -4,6 +4,8 @@
 
 use crate::running::{Backend, Up, wait_for};
 use serde_json::{Value, json};
+use std::fs;
+use std::process::Command;
 
 /// Asks for the orders over and over: through the door, and at the gateway's own socket with the token
 /// that it was started with. Each answer is a line in a file.
@@ -126,4 +128,62 @@ fn a_sandbox_from_a_snapshot_is_itself_and_not_the_one_before() {
     // Who asked is the new one.
     let decisions = up.told_by("GET", &format!("/decisions?sandbox_id={again}&limit=1"));
     assert!(decisions.to_string().contains("\"after\""), "{decisions}");
+}
+
+fn shell(up: &Up, sandbox: &str, command: &str) -> String {
+    let body = json!({ "command": command, "collect": true });
+    let ran = up.call("POST", &format!("/sandbox/{sandbox}/exec"), Some(&body)).json();
+    assert_eq!(ran["exit_code"], 0, "{ran}");
+    ran["stdout"].as_str().expect("text").to_owned()
+}
+
+/// What the store has of alice's file.
+fn stored(up: &Up, name: &str) -> Option<String> {
+    let read = up.call("GET", &format!("/users/alice/files/{name}"), None);
+    (read.status == 200).then_some(read.text)
+}
+
+#[test]
+fn what_the_machine_lost_of_a_stopped_sandbox_comes_from_the_store_and_goes_from_it_no_more() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let made = up.sandbox("alice", "cut-off");
+    let sandbox = made["sandbox_id"].as_str().expect("an id");
+    let slot = up.data().join("slots").join(sandbox);
+    let image = slot.join("disk.img");
+    if !image.exists() {
+        println!("LEFT OUT: only root has disks of their own");
+        return;
+    }
+    shell(&up, sandbox, "cd /data/user && for name in lost torn edited gone; do echo $name > $name; done");
+    for name in ["lost", "torn", "edited", "gone"] {
+        wait_for("the store has it", || stored(&up, name).filter(|text| *text == format!("{name}\n")));
+    }
+    let stopped = up.call("POST", &format!("/sandbox/{sandbox}/stop"), None).json();
+    assert_eq!(stopped["status"], "stopped", "{stopped}");
+    let is_held = || {
+        let devices = fs::read_dir("/sys/block").expect("lists").flatten();
+        let mut files =
+            devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        files.any(|file| file.contains(sandbox))
+    };
+    let kept = up.data().join("files/hydrated").join(format!("{sandbox}.kept"));
+    wait_for("its files are kept", || (kept.exists() && !is_held()).then_some(()));
+    // Its disk as a machine leaves it that stopped in the middle: one file is not there, another is empty.
+    for order in ["rm data/user/lost", "set_inode_field data/user/torn size 0"] {
+        let done = Command::new("debugfs").args(["-w", "-R", order]).arg(&image).output().expect("runs");
+        assert!(done.status.success(), "{done:?}");
+    }
+    fs::write(slot.join("run"), "another run of the machine").expect("writes");
+    assert_eq!(shell(&up, sandbox, "cd /data/user && cat lost torn"), "lost\ntorn\n");
+    // What it does from then on counts, and nothing else did.
+    shell(&up, sandbox, "cd /data/user && echo more >> edited && rm gone && echo new > new");
+    wait_for("the store has what is new", || stored(&up, "new"));
+    wait_for("what was edited is there", || stored(&up, "edited").filter(|text| text == "edited\nmore\n"));
+    wait_for("what was deleted is not", || stored(&up, "gone").is_none().then_some(()));
+    for name in ["lost", "torn"] {
+        assert_eq!(stored(&up, name), Some(format!("{name}\n")));
+    }
+    let listed = up.told_by("GET", "/users/alice/files").to_string();
+    assert!(!listed.contains("conflict"), "{listed}");
 }

@@ -81,6 +81,10 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let first = timeout(START_TIME, events.next()).await.map_err(|_late| silent(&id))?;
     let pid = match first {
         Ok(Some(Event::Started { pid })) => pid,
+        // It was put to sleep since it was looked at.
+        Ok(Some(Event::Failed { code, message })) if code == "unavailable" => {
+            return Err(super::inside::ended(&id, &code, &message));
+        }
         Ok(Some(Event::Failed { message, .. })) => return Err(not_started(&message)),
         _ => return Err(silent(&id)),
     };

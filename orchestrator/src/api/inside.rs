@@ -49,6 +49,8 @@ pub(super) async fn running(
             api.driver.wait(&row.new.id, made, patience).await.map_err(Refused::from)?
         }
         State::Stopped => woken(api, call, row, patience).await?,
+        // It is being stopped, or pictured: what it is asked now it would refuse.
+        State::Running if api.driver.is_busy(&row.new.id) => left_alone(api, call, row, patience).await?,
         _ => row,
     };
     if row.state == State::Running {
@@ -60,9 +62,23 @@ pub(super) async fn running(
         State::Creating | State::Waking => {
             "it is still being made: try again, or give the call more time".to_owned()
         }
+        State::Stopped => "it could not be woken, and is kept: try again".to_owned(),
         _ => "create a new sandbox for the conversation; `reason` says why this one ended".to_owned(),
     };
     Err(Problem::new(Code::StateConflict, detail).hint(hint))
+}
+
+/// Waits until nobody is at work on a sandbox, and wakes it if it was stopped meanwhile.
+async fn left_alone(
+    api: &Api,
+    call: &Call,
+    row: SandboxRow,
+    patience: Duration,
+) -> Result<SandboxRow, Problem> {
+    // Whoever takes that long goes on; the sandbox itself answers then.
+    let _ = tokio::time::timeout(patience, api.driver.left_alone(&row.new.id)).await.is_ok();
+    let row = api.driver.sandbox(&row.new.id).await.map_err(Refused::from)?;
+    if row.state == State::Stopped { woken(api, call, row, patience).await } else { Ok(row) }
 }
 
 /// Wakes a sandbox, and waits for it; it goes on waking when nobody waits any more.

@@ -89,7 +89,7 @@ impl Driver {
 
     /// Makes it stand still, or go on, as is written. The caller is in its lane, so that what is
     /// written stays while this is done, but for its end.
-    async fn match_in_turn(&self, id: &SandboxId) -> Result<(), DriveError> {
+    pub(super) async fn match_in_turn(&self, id: &SandboxId) -> Result<(), DriveError> {
         let Parts { host, sessions, .. } = self.parts();
         let row = self.sandbox(id).await?;
         match row.state {

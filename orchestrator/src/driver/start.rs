@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Making a sandbox: runtime, files, identity, in this order; then it is `running`.
 
-use super::{AGENT_TIME, Cause, DriveError, Driver, Parts, Written, keep, rest};
+use super::{AGENT_TIME, Cause, DriveError, Driver, Parts, Written, keep, wake};
 use crate::lifecycle::{self, Event};
 use crate::runtime::agent::{Event as ProcessEvent, Identity, Process};
 use crate::runtime::{Agent, AgentError, Isolation, Running, RuntimeError};
@@ -80,7 +80,7 @@ impl Driver {
         self.still_ours(&new.id).await?;
         let (running, reached) = match warm {
             Some((running, agent)) => (running, Some(agent)),
-            None => (parts.host.create(rest::create(row)).await?, None),
+            None => (parts.host.create(wake::create(row)).await?, None),
         };
         if let Some(peer) = parts.host.peer(&new.id) {
             // Before it knows who it is: nobody else's requests are taken for its own.
@@ -125,7 +125,6 @@ impl Driver {
         let (memory, owner) = snapshots.memory(snapshot);
         self.go_on(row, (&memory, owner), kept).await?;
         drop(self.introduce(row, token, None).await?);
-        drop(host.forget_picture(id).await);
         if host.has_syncs() {
             syncs.resume(row);
         }

@@ -40,6 +40,8 @@ struct Stand {
     files: Mutex<Option<PathBuf>>,
     is_shared: bool,
     has_syncs: AtomicBool,
+    keeps_memory: AtomicBool,
+    fails_to_end: AtomicBool,
 }
 
 impl Stand {
@@ -52,6 +54,8 @@ impl Stand {
             files: Mutex::default(),
             is_shared,
             has_syncs: AtomicBool::new(false),
+            keeps_memory: AtomicBool::new(false),
+            fails_to_end: AtomicBool::new(false),
         })
     }
 
@@ -67,7 +71,8 @@ impl Runtime for Stand {
     fn create(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
         Box::pin(async move {
             self.made.lock().expect("no panic").insert(create.sandbox.clone());
-            drop(self.making.acquire().await.expect("is open"));
+            let failed = |_closed| RuntimeError::NotRunning { sandbox: create.sandbox.clone() };
+            drop(self.making.acquire().await.map_err(failed)?);
             let Create { sandbox, limits, .. } = create;
             Ok(Running { sandbox, isolation: Isolation::Namespaces, limits, enforced: Enforced::default() })
         })
@@ -94,8 +99,16 @@ impl Runtime for Stand {
     fn keeps_files(&self) -> bool {
         true
     }
-    fn end<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        Box::pin(async { Ok(()) })
+    fn keeps_memory(&self, _level: Isolation) -> bool {
+        self.keeps_memory.load(Ordering::Relaxed)
+    }
+    fn end<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async {
+            if self.fails_to_end.load(Ordering::Relaxed) {
+                return Err(RuntimeError::NotRunning { sandbox: sandbox.clone() });
+            }
+            Ok(())
+        })
     }
     fn destroy<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async {
@@ -138,6 +151,7 @@ impl Host for Stand {
 }
 
 mod replicas;
+mod stopping;
 
 struct Bench {
     driver: Driver,

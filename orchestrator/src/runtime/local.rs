@@ -205,8 +205,26 @@ impl LocalRuntime {
     ///
     /// # Errors
     /// [`RuntimeError::Machine`] if the machine cannot say.
-    pub async fn is_torn(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
+    pub async fn is_disk_torn(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
         self.blocking(sandbox, "look whether the disk is whole", remains::is_torn).await
+    }
+
+    /// Brings all files of a sandbox whose processes have ended to this machine's disk: from then on it keeps
+    /// them whatever happens. Its disk is shown no more.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`] if it does not, or not all of them.
+    pub async fn settle_disk(&self, sandbox: &SandboxId) -> Result<(), RuntimeError> {
+        self.blocking(sandbox, "bring the disk to the machine's", remains::settle).await
+    }
+
+    /// Notes that the files of a sandbox are what it made of them, though [`LocalRuntime::is_disk_torn`]: they were
+    /// compared with the store.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    pub async fn believe_disk(&self, sandbox: &SandboxId) -> Result<(), RuntimeError> {
+        self.blocking(sandbox, "note what was compared", remains::believe).await
     }
 
     /// Moves the slot of an ended sandbox to where [`Runtime::destroy`] does not look, and tells where;

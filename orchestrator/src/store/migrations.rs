@@ -64,9 +64,9 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     36 "000036_share_sandboxes",
     37 "000037_retain_files",
     38 "000038_share_gateways",
-    39 "000039_keep_memory",
     40 "000040_spend_tickets",
     41 "000041_settle_retention",
+    42 "000042_keep_memory",
 ];
 
 /// What is done about tables that are not up to date.

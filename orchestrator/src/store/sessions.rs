@@ -44,7 +44,8 @@ impl Store {
              CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM sandboxes \
              WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped', 'waking') ON CONFLICT (sandbox_id) DO UPDATE SET \
              peer = excluded.peer, tokens = excluded.tokens, expires_at_micros = excluded.expires_at_micros, \
-             rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = excluded.last_token_until_micros \
+             rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = CASE WHEN excluded.tokens = '[]' \
+             THEN sessions.last_token_until_micros ELSE excluded.last_token_until_micros END \
              WHERE sessions.ended_at_micros IS NULL";
         let mut change = self.change().await?;
         change.still_ours(self, &session.sandbox_id).await?;

@@ -15,6 +15,7 @@ on_each_level!(
     what_is_stopped_wakes_after_a_restart,
     an_end_in_the_middle_of_a_stop_or_a_wake_leaves_a_sandbox_that_wakes,
     a_picture_that_is_not_its_own_is_not_gone_on_from,
+    what_the_machine_lost_of_a_stopped_sandbox_comes_back,
     a_snapshot_with_memory_goes_on_as_another_sandbox,
 );
 
@@ -272,6 +273,48 @@ async fn a_picture_that_is_not_its_own_is_not_gone_on_from(level: Isolation) {
     let events = bench.get(&format!("/events?sandbox_id={own}")).await.text;
     assert!(events.contains("it woke with its files only"), "{events}");
     assert!(bench.shell(&other, "pgrep -f '[c]ount.py' | wc -l").await.trim() != "0", "the control");
+    bench.close().await;
+}
+
+/// The disk of a stopped sandbox as a machine leaves it that stopped in the middle: without one of its files.
+fn cut_off(bench: &Bench, sandbox: &str, lost: &str) {
+    let slot = bench.folder.path().join("slots").join(sandbox);
+    let image = slot.join("disk.img");
+    if image.exists() {
+        let order = format!("rm data/user/{lost}");
+        let removed = std::process::Command::new("debugfs").args(["-w", "-R", &order]).arg(&image).output();
+        assert!(removed.expect("runs").status.success());
+    } else {
+        fs::remove_file(slot.join("files/data/user").join(lost)).expect("is there");
+    }
+    fs::write(slot.join("run"), "another run of the machine").expect("writes");
+}
+
+async fn what_the_machine_lost_of_a_stopped_sandbox_comes_back(level: Isolation) {
+    let bench = open(level).await;
+    let first = bench.sandbox("c1").await;
+    bench.shell(&first, "cd /data/user && for name in lost edited gone; do echo $name > $name; done").await;
+    assert_eq!(bench.delete(&format!("/sandbox/{first}")).await.field("status"), "destroyed");
+    let sandbox = bench.sandbox("c2").await;
+    bench.shell(&sandbox, COUNTER).await;
+    stop(&bench, &sandbox, level).await;
+    // What is stopped is on the disk: neither mounted nor held, and noted to be so.
+    let slot = bench.folder.path().join("slots").join(&sandbox);
+    assert_eq!(fs::read(slot.join("run")).expect("reads"), b"settled\n");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("reads");
+    assert!(!mounts.contains(&sandbox), "{mounts}");
+    cut_off(&bench, &sandbox, "lost");
+    assert_eq!(bench.shell(&sandbox, "cat /data/user/lost; pgrep -f '[c]ount.py' | wc -l").await, "lost\n0\n");
+    if level == Isolation::Gvisor {
+        let events = bench.get(&format!("/events?sandbox_id={sandbox}")).await.text;
+        assert!(events.contains("it woke with its files only"), "{events}");
+    }
+    // From then on what it does counts as before.
+    bench.shell(&sandbox, "cd /data/user && echo more >> edited && rm gone").await;
+    stop(&bench, &sandbox, level).await;
+    assert_eq!(bench.delete(&format!("/sandbox/{sandbox}")).await.field("status"), "destroyed");
+    let last = bench.sandbox("c3").await;
+    assert_eq!(bench.shell(&last, "cd /data/user && ls && cat edited").await, "edited\nlost\nnote\nedited\nmore\n");
     bench.close().await;
 }
 

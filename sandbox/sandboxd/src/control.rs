@@ -78,10 +78,7 @@ impl Services {
                     connect::read_unary(body).await.and_then(|rotation| self.identity.rotate(&rotation))
                 }
                 "Sleep" => match connect::read_unary::<Nothing>(body).await {
-                    Ok(Nothing {}) => {
-                        self.identity.sleep().await;
-                        Ok(())
-                    }
+                    Ok(Nothing {}) => self.identity.sleep().await,
                     Err(failure) => Err(failure),
                 },
                 _ => Err(unimplemented(method)),

@@ -15,6 +15,7 @@ use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -78,6 +79,8 @@ pub(crate) struct Identity {
     bearer: Mutex<Option<HeaderValue>>,
     is_asleep: watch::Sender<bool>,
     stopped: Mutex<Stopped>,
+    /// Whether nothing ran any more when it was put to sleep.
+    stands_still: AtomicBool,
 }
 
 impl Identity {
@@ -112,18 +115,24 @@ impl Identity {
     }
 
     /// Has everything in here stand still and the door wait, without a token, until there is one.
-    pub(crate) async fn sleep(&self) {
-        if self.is_asleep.send_replace(true) {
-            return;
+    ///
+    /// # Errors
+    /// `resource_exhausted` if there is always one more process that runs; it sleeps all the same.
+    pub(crate) async fn sleep(&self) -> Result<(), Failure> {
+        if self.is_asleep.send_replace(true) && self.stands_still.load(Ordering::Relaxed) {
+            return Ok(());
         }
         self.bearer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let stopped = still::stop_all().await;
+        let (stopped, all) = still::stop_all().await;
+        self.stands_still.store(all, Ordering::Relaxed);
         if self.is_asleep() {
-            *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stopped;
+            self.stopped.lock().unwrap_or_else(PoisonError::into_inner).add(stopped);
         } else {
             // It was woken meanwhile.
             stopped.go_on();
         }
+        let restless = "there are processes that do not stand still";
+        if all { Ok(()) } else { Err(Failure::new(Code::ResourceExhausted, restless)) }
     }
 
     /// Whether everything in here sleeps.
@@ -163,7 +172,7 @@ impl Identity {
     /// The environment of every process that is started here, without what its own start adds.
     ///
     /// # Errors
-    /// `failed_precondition` before there is an identity.
+    /// `failed_precondition` before there is an identity, `unavailable` while it sleeps.
     pub(crate) fn environment(&self, home: &str) -> Result<BTreeMap<String, String>, Failure> {
         let mut env = BTreeMap::from([
             ("PATH".to_owned(), PATH.to_owned()),
@@ -172,7 +181,7 @@ impl Identity {
         ]);
         env.extend(self.env()?);
         if self.is_asleep() {
-            return Err(Failure::new(Code::FailedPrecondition, "this sandbox sleeps"));
+            return Err(Failure::new(Code::Unavailable, "this sandbox sleeps"));
         }
         Ok(env)
     }
@@ -233,7 +242,7 @@ mod tests {
         let identity = Identity::default();
         identity.claim(claim(FIRST, "one")).expect("is taken");
         assert!(identity.claim(claim(SECOND, "two")).is_err(), "it has one");
-        identity.sleep().await;
+        identity.sleep().await.expect("sleeps");
         assert!(identity.bearer().is_none(), "what sleeps holds no token");
         assert!(identity.environment("/home/user").is_err(), "nothing is started in it");
         identity.claim(claim(SECOND, "two")).expect("is taken");
@@ -247,7 +256,7 @@ mod tests {
     async fn a_malformed_claim_does_not_wake_it() {
         let identity = Identity::default();
         identity.claim(claim(FIRST, "one")).expect("is taken");
-        identity.sleep().await;
+        identity.sleep().await.expect("sleeps");
         assert!(identity.claim(claim(SECOND, "two\n")).is_err());
         assert!(identity.is_asleep() && identity.bearer().is_none());
         identity.rotate(&rotation("three")).expect("a token is enough to go on");
@@ -261,14 +270,14 @@ mod tests {
         identity.claim(claim(FIRST, "one")).expect("is taken");
         let bearer = identity.bearer_when_awake().await.expect("is awake");
         assert_eq!(bearer.to_str().ok(), Some("Bearer one"));
-        identity.sleep().await;
+        identity.sleep().await.expect("sleeps");
         let waking = async {
             tokio::time::sleep(WAKE_TIME / 2).await;
             identity.rotate(&rotation("two")).expect("is taken");
         };
         let (bearer, ()) = tokio::join!(identity.bearer_when_awake(), waking);
         assert_eq!(bearer.expect("is awake").to_str().ok(), Some("Bearer two"), "never the one of before");
-        identity.sleep().await;
+        identity.sleep().await.expect("sleeps");
         identity.falls_asleep().await;
         assert!(identity.bearer_when_awake().await.is_none(), "nobody wakes it");
     }

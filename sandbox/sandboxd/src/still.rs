@@ -20,11 +20,12 @@ const FIRST: i32 = 1;
 #[derive(Debug, Default)]
 pub(crate) struct Stopped(BTreeMap<i32, i32>);
 
-/// Stops every process but this one that is not stopped already.
-pub(crate) async fn stop_all() -> Stopped {
+/// Stops every process but this one that is not stopped already; which, and whether all stand still. One that
+/// makes others faster than they are stopped is never done with.
+pub(crate) async fn stop_all() -> (Stopped, bool) {
     // INVARIANT: of a machine that is no sandbox nothing is ever stopped.
     if std::process::id().cast_signed() != FIRST {
-        return Stopped::default();
+        return (Stopped::default(), true);
     }
     let (mut stopped, mut others) = (Stopped::default(), None::<BTreeSet<i32>>);
     for _ in 0..LOOKS {
@@ -39,7 +40,7 @@ pub(crate) async fn stop_all() -> Stopped {
             .filter(|it| !matches!(it.state, 'T' | 't' | 'Z' | 'X'))
             .collect();
         if running.is_empty() {
-            break;
+            return (stopped, true);
         }
         for process in running {
             // Another user's cannot be stopped, nor one that has just ended.
@@ -49,10 +50,15 @@ pub(crate) async fn stop_all() -> Stopped {
         }
         tokio::time::sleep(PAUSE).await;
     }
-    stopped
+    (stopped, false)
 }
 
 impl Stopped {
+    /// More that were stopped.
+    pub(crate) fn add(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Lets them go on, children first: a shell that goes on never finds its command stopped.
     pub(crate) fn go_on(self) {
         for pid in self.deepest_first() {

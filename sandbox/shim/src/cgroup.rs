@@ -111,6 +111,18 @@ impl Cgroups {
         bound_memory(group, bytes) || bound_memory(group, bytes)
     }
 
+    /// Moves the bound of memory to below what may be used: what the kernel can do without goes first, which
+    /// version 1 does not do by itself. `false` if it will not.
+    #[must_use]
+    pub fn lower_memory(&self, bytes: u64) -> bool {
+        if self.bound_memory(bytes) {
+            return true;
+        }
+        let Some((Version::One, folder)) = &self.memory else { return false };
+        let _ = write(folder, "memory.force_empty", 0).is_ok();
+        self.bound_memory(bytes)
+    }
+
     fn each(parents: &Parents, name: &str, mut has: impl FnMut(&Path) -> bool) -> Self {
         let mut group = |parent: &Option<(Version, PathBuf)>| {
             let (version, folder) = parent.as_ref()?;

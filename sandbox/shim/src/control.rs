@@ -244,12 +244,15 @@ impl Served {
     }
 
     fn forget_picture(&self) -> Response<Body> {
-        let forgotten = memory::forget(&self.folder);
-        let _ = self.cgroups.bound_memory(self.status.spec.memory_with_runtime());
-        match forgotten {
-            Ok(()) => empty(StatusCode::NO_CONTENT),
-            Err(error) => problem(&Problem::new(Code::RuntimeUnavailable, error.to_string())),
+        if let Err(error) = memory::forget(&self.folder) {
+            return problem(&Problem::new(Code::RuntimeUnavailable, error.to_string()));
         }
+        let is_bounded = self.cgroups.lower_memory(self.status.spec.memory_with_runtime());
+        if is_bounded || !self.status.enforced.memory {
+            return empty(StatusCode::NO_CONTENT);
+        }
+        let detail = "the sandbox uses the memory that its picture took: its limit cannot be lowered again";
+        problem(&Problem::new(Code::RuntimeUnavailable, detail))
     }
 
     /// Answers when it is so: the kernel stops processes one after the other.

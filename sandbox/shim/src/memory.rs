@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The picture of a sandbox's memory while it is written or read: on a file system in memory that is
-//! mounted for it in the run folder, so that nothing of it touches a disk unsealed.
+//! mounted for it in the run folder, so that nothing of it touches a disk unsealed; on a kernel before 6.4
+//! that is true of a machine without swap only.
 
 use crate::folder::RunFolder;
 use crate::mounts;
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use std::ffi::CString;
 use std::fs;
@@ -32,9 +34,14 @@ pub fn make(folder: &RunFolder, memory_bytes: u64) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let options = CString::new(format!("mode=0700,nr_inodes=16,size={}", at_most(memory_bytes)))?;
+    let options = format!("mode=0700,nr_inodes=16,size={}", at_most(memory_bytes));
     let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    Ok(rustix::mount::mount("postern", &at, "tmpfs", flags, options.as_c_str())?)
+    let mount = |options: &CString| rustix::mount::mount("postern", &at, "tmpfs", flags, options.as_c_str());
+    // What is swapped is on a disk too. Kernels before 6.4 do not know the word.
+    match mount(&CString::new(format!("{options},noswap"))?) {
+        Err(Errno::INVAL) => Ok(mount(&CString::new(options)?)?),
+        mounted => Ok(mounted?),
+    }
 }
 
 /// Removes it with all that is in it.

@@ -18,22 +18,30 @@ use std::time::Duration;
 const PICTURE_TIME: Duration = Duration::from_secs(65);
 /// What tells that the software of this machine was changed: a picture holds no copy of files of `/usr`
 /// that are mapped into memory, and goes on with those that it finds.
-const SOFTWARE: [&str; 4] =
-    ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/var/lib/dpkg/status", "/usr/lib/sysimage/rpm"];
+const SOFTWARE: [&str; 6] =
+    ["/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/var/lib/dpkg/status", "/usr/lib/sysimage/rpm"];
 
 /// A digest of all that a picture depends on.
 pub(super) async fn fingerprint(runtime: &LocalRuntime, image: Option<&str>) -> io::Result<String> {
     let root = runtime.image(image).await.map_err(io::Error::other)?;
-    // The copy of process 1 lies where nothing outlives a restart of the machine: its content tells.
-    let process_1 = hex(digest(&SHA256, &fs::read(&runtime.sandboxd)?).as_ref());
-    let mut text = format!("postern picture v1\n{process_1}");
     let found = runtime.settings.search_path.iter().map(|folder| folder.join("runsc"));
+    // Debian's libraries.
+    let libraries = PathBuf::from(format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
     let stamps = runtime.settings.runsc.iter().cloned().chain(found).chain(match root {
         Some(image) => vec![image],
-        None => SOFTWARE.iter().map(PathBuf::from).collect(),
+        None => SOFTWARE.iter().map(PathBuf::from).chain([libraries]).collect(),
     });
+    let (stamps, process_1): (Vec<_>, _) = (stamps.collect(), runtime.sandboxd.clone());
+    let read = tokio::task::spawn_blocking(move || read(&process_1, &stamps)).await;
+    read.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn read(process_1: &Path, stamps: &[PathBuf]) -> io::Result<String> {
+    // The copy of process 1 lies where nothing outlives a restart of the machine: its content tells.
+    let process_1 = hex(digest(&SHA256, &fs::read(process_1)?).as_ref());
+    let mut text = format!("postern picture v1\n{process_1}");
     for path in stamps {
-        stamp(&mut text, &path);
+        stamp(&mut text, path);
     }
     // A picture made by one kind of processor does not go on with another.
     let processor = fs::read_to_string("/proc/cpuinfo")?;

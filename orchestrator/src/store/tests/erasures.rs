@@ -182,8 +182,17 @@ async fn fill(store: &Store, new: &NewSandbox) {
     };
     store.add_sync_session(&sync).await.expect("writes");
     let (id, labels) = (SnapshotId::generate(), BTreeMap::new());
-    let snapshot =
-        SnapshotRow { id, tenant, user_id, sandbox_id: sandbox, template, labels, size_bytes: 1, at };
+    let snapshot = SnapshotRow {
+        id,
+        tenant,
+        user_id,
+        sandbox_id: sandbox,
+        template,
+        labels,
+        size_bytes: 1,
+        memory: None,
+        at,
+    };
     assert!(store.add_snapshot(&snapshot, 9).await.expect("writes"));
     let upload = UploadRow {
         id: UploadId::generate(),

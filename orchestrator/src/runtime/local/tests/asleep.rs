@@ -109,7 +109,7 @@ async fn what_sleeps_stands_still_and_what_was_stopped_before_stays_so(bench: &B
         Ok(mut events) => format!("{:?}", events.next().await),
         Err(error) => format!("{error:?}"),
     };
-    assert!(refused.contains("failed_precondition"), "{message}: {refused}");
+    assert!(refused.contains("unavailable"), "{message}: {refused}");
     sandbox.agent.rotate(&Secret::new("next".to_owned())).await.expect("wakes");
     counts_on(&sandbox.agent, &before).await;
     let told = sandbox.shell("echo line > /tmp/pipe; until [ -s /tmp/told ]; do sleep 0.02; done; cat /tmp/told; cut -d' ' -f3 /proc/$(cat /tmp/stopped)/stat").await;
