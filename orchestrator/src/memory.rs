@@ -272,7 +272,7 @@ mod tests {
     use crate::lifecycle::State;
     use crate::seal::KEY_BYTES;
     use crate::store::tests::{Database, added, go, make, sandbox};
-    use crate::store::{Kept, Quotas};
+    use crate::store::{AddedSandbox, Kept, Quotas};
     use postern_common::secret::Secret;
 
     fn memory(folder: &Path) -> Memory {
@@ -341,7 +341,7 @@ mod tests {
         make(store, "acme").await;
         let new = sandbox(1, "c1");
         let known = new.id.clone();
-        added(store, &new, &Quotas::default()).await;
+        assert_eq!(added(store, &new, &Quotas::default()).await, AddedSandbox::Added);
         for (from, to) in [(State::Creating, State::Running), (State::Running, State::Stopped)] {
             assert!(go(store, &known, from, to).await);
         }

@@ -24,7 +24,6 @@ use crate::seal::SealError;
 use crate::sessions::peers::PeerSessions;
 use crate::sessions::sync::SyncSessions;
 use crate::sessions::{self, Sessions};
-use crate::snapshots::Snapshots;
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,

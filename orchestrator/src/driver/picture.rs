@@ -80,7 +80,7 @@ impl Driver {
         let (driver, of) = (self.clone(), id.clone());
         self.parts().tasks.spawn(async move |shutdown: Stop| {
             let taken = match driver.turn(&of).await {
-                Ok(_turn) => driver.snapshot_in_turn((&snapshots, &shutdown), &of, cause).await,
+                Ok(_turn) => driver.snapshot_in_turn((snapshots.as_ref(), &shutdown), &of, cause).await,
                 Err(ending) => Err(ending),
             };
             // Nobody may be waiting any more.

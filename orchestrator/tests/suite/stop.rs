@@ -304,7 +304,10 @@ async fn what_the_machine_lost_of_a_stopped_sandbox_comes_back(level: Isolation)
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("reads");
     assert!(!mounts.contains(&sandbox), "{mounts}");
     cut_off(&bench, &sandbox, "lost");
-    assert_eq!(bench.shell(&sandbox, "cat /data/user/lost; pgrep -f '[c]ount.py' | wc -l").await, "lost\n0\n");
+    assert_eq!(
+        bench.shell(&sandbox, "cat /data/user/lost; pgrep -f '[c]ount.py' | wc -l").await,
+        "lost\n0\n"
+    );
     if level == Isolation::Gvisor {
         let events = bench.get(&format!("/events?sandbox_id={sandbox}")).await.text;
         assert!(events.contains("it woke with its files only"), "{events}");
@@ -314,7 +317,10 @@ async fn what_the_machine_lost_of_a_stopped_sandbox_comes_back(level: Isolation)
     stop(&bench, &sandbox, level).await;
     assert_eq!(bench.delete(&format!("/sandbox/{sandbox}")).await.field("status"), "destroyed");
     let last = bench.sandbox("c3").await;
-    assert_eq!(bench.shell(&last, "cd /data/user && ls && cat edited").await, "edited\nlost\nnote\nedited\nmore\n");
+    assert_eq!(
+        bench.shell(&last, "cd /data/user && ls && cat edited").await,
+        "edited\nlost\nnote\nedited\nmore\n"
+    );
     bench.close().await;
 }
 

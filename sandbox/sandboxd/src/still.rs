@@ -129,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn outside_a_sandbox_nothing_is_stopped() {
-        assert!(stop_all().await.0.is_empty());
+        assert!(stop_all().await.0.0.is_empty());
     }
 
     #[test]

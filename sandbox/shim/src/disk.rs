@@ -396,7 +396,10 @@ mod tests {
         assert!(!is_mounted(&at), "what was shown is shown no more");
         go_on(&slot, &at).expect("goes on");
         mount_image(&slot, 16 << 20, &at).expect("mounts");
-        assert_eq!(fs::read(slot.join("run")).expect("reads"), fs::read("/proc/sys/kernel/random/boot_id").expect("reads"));
+        assert_eq!(
+            fs::read(slot.join("run")).expect("reads"),
+            fs::read("/proc/sys/kernel/random/boot_id").expect("reads")
+        );
         // What is left of it when the machine stops now.
         fs::write(slot.join("run"), "another run\n").expect("writes");
         settle(&slot, &at).expect_err("is torn");

@@ -11,13 +11,16 @@ async fn a_snapshot_whose_guest_does_not_answer_holds_up_no_end() {
     let id = bench.running().await.new.id;
     let (keys, folder) = (Arc::clone(&bench.driver.parts().keys), bench.folder.path().join("snapshots"));
     let snapshots = Snapshots::open(bench.store.clone(), keys, folder).await.expect("opens");
-    let (driver, of) = (bench.driver.clone(), id.clone());
     // Nobody opens the way into it.
-    let taking = tokio::spawn(async move { driver.snapshot(Arc::new(snapshots), &of, Cause::own("")).await });
-    until("it is being taken", async || bench.driver.0.lanes.is_busy(&id)).await;
+    let mut taking = std::pin::pin!(bench.driver.snapshot(Arc::new(snapshots), &id, Cause::own("")));
+    until("it is being taken", async || {
+        assert!(poll_once(taking.as_mut()).await.is_pending());
+        bench.driver.0.lanes.is_busy(&id)
+    })
+    .await;
     bench.destroy(&id).await;
     assert_eq!(bench.over(&id).await.state, State::Destroyed);
-    taking.await.expect("no panic").expect_err("it was called off");
+    taking.await.expect_err("it was called off");
 }
 
 #[tokio::test]
@@ -25,13 +28,16 @@ async fn a_wake_that_takes_long_holds_up_no_end() {
     let bench = Bench::new().await;
     let id = bench.running().await.new.id;
     bench.driver.stop(&id, Keep::Best, Cause::own("")).await.expect("is stopped");
-    let (driver, of) = (bench.driver.clone(), id.clone());
     // It is never made.
-    let waking = tokio::spawn(async move { driver.wake(&of, Cause::own("")).await });
-    until("it is being made", async || bench.host.made().contains(&id)).await;
+    let mut waking = std::pin::pin!(bench.driver.wake(&id, Cause::own("")));
+    until("it is being made", async || {
+        assert!(poll_once(waking.as_mut()).await.is_pending());
+        bench.host.made().contains(&id)
+    })
+    .await;
     bench.destroy(&id).await;
     assert_eq!(bench.over(&id).await.state, State::Destroyed);
-    waking.await.expect("no panic").expect_err("it was called off");
+    waking.await.expect_err("it was called off");
 }
 
 #[tokio::test]
@@ -111,13 +117,16 @@ async fn a_picture_is_noted_to_be_none_before_anything_may_run_on_from_it() {
     let id = bench.running().await.new.id;
     bench.driver.stop(&id, Keep::Best, Cause::own("")).await.expect("is stopped");
     assert!(bench.store.note_kept(&id, &Kept::Memory(memory())).await.expect("answers"));
-    let (driver, of) = (bench.driver.clone(), id.clone());
-    let waking = tokio::spawn(async move { driver.wake(&of, Cause::own("")).await });
+    let mut waking = std::pin::pin!(bench.driver.wake(&id, Cause::own("")));
     // It is being told who it is: nobody knows whether that has arrived.
-    until("it is noted", async || bench.row(&id).await.kept == Some(Kept::Files)).await;
+    until("it is noted", async || {
+        assert!(poll_once(waking.as_mut()).await.is_pending());
+        bench.row(&id).await.kept == Some(Kept::Files)
+    })
+    .await;
     assert_eq!(bench.row(&id).await.state, State::Waking);
     bench.host.connecting.add_permits(1000);
-    waking.await.expect("no panic").expect_err("it has no agent");
+    waking.await.expect_err("it has no agent");
     until("it is stopped again", async || bench.row(&id).await.state == State::Stopped).await;
     assert_eq!(bench.row(&id).await.kept, Some(Kept::Files));
 }
