@@ -199,6 +199,7 @@ impl Identity {
     /// INVARIANT: what sleeps goes on last, when the token is there.
     fn replace(&self, bearer: HeaderValue) {
         *self.bearer.lock().unwrap_or_else(PoisonError::into_inner) = Some(bearer);
+        self.stands_still.store(false, Ordering::Relaxed);
         if self.is_asleep.send_replace(false) {
             std::mem::take(&mut *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)).go_on();
         }

@@ -106,8 +106,11 @@ async fn a_destroyed_sandbox_is_over_when_the_picture_of_its_memory_is_gone() {
         assert!(!bench.row(&id).await.state.is_over());
     }
     std::fs::remove_dir(folder.join(format!("{id}.one.pages"))).expect("removes");
-    bench.driver.sweep().await.expect("answers");
-    assert_eq!(bench.over(&id).await.state, State::Destroyed);
+    until("it is over", async || {
+        bench.driver.sweep().await.expect("answers");
+        bench.row(&id).await.state == State::Destroyed
+    })
+    .await;
 }
 
 #[tokio::test]
