@@ -187,11 +187,7 @@ impl Prepared {
     pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
         let Self { config, store, keys, signs_as, .. } = self;
         succeed(&store, &config.data_dir.join(REPLICA_FILE)).await?;
-        // Never below the clock's seconds: a database that was restored counts on from before, and
-        // gateways refuse what is older than they know.
-        let before = store.number("epoch").await?;
-        let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
-        let spares_unknown = is_restored(&config.data_dir.join(EPOCH_FILE), before, epoch)?;
+        let (epoch, spares_unknown) = next_epoch(&store, &config.data_dir.join(EPOCH_FILE)).await?;
         let state = sessions::known(&store, clock::now(), None).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
@@ -511,6 +507,15 @@ impl Orchestrator {
         }
         self.api.store.close().await;
     }
+}
+
+/// The number of this start, and whether the database was restored since the last one.
+async fn next_epoch(store: &Store, file: &Path) -> Result<(u64, bool), StartError> {
+    // Never below the clock's seconds: a database that was restored counts on from before, and
+    // gateways refuse what is older than they know.
+    let before = store.number("epoch").await?;
+    let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
+    Ok((epoch, is_restored(file, before, epoch)?))
 }
 
 /// Whether the database is older than what this data folder has seen of it: then it was restored from

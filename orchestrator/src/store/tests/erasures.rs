@@ -194,7 +194,11 @@ async fn fill(store: &Store, new: &NewSandbox) {
         at,
     };
     assert!(store.add_snapshot(&snapshot, 9).await.expect("writes"));
-    let upload = UploadRow {
+    store.add_upload(&upload(at, until), u64::MAX, &audit(Action::UploadBegun)).await.expect("writes");
+}
+
+fn upload(created_at: Timestamp, expires_at: Timestamp) -> UploadRow {
+    UploadRow {
         id: UploadId::generate(),
         owner: owner(),
         path: "up".parse().expect("a path"),
@@ -205,11 +209,10 @@ async fn fill(store: &Store, new: &NewSandbox) {
         mode: None,
         condition: Condition::Anything,
         created_by: "key:x".to_owned(),
-        created_at: at,
-        expires_at: until,
+        created_at,
+        expires_at,
         completed: None,
-    };
-    store.add_upload(&upload, u64::MAX, &audit(Action::UploadBegun)).await.expect("writes");
+    }
 }
 
 /// How many rows of the user each table has that has users.
