@@ -3,12 +3,25 @@
 # Builds the parts of a real cluster that tests run (tests/k8s/go.mod) into $POSTERN_CACHE/k8s, once for
 # each go.sum: API server, controller manager, scheduler, kwok, the agent-sandbox controller, helm; and
 # puts the CRDs and kwok's stages beside them. From nothing about 12 CPU minutes and 3 GB; POSTERN_GO_JOBS
-# says how many compilers run at once [2]. etcd is the Debian package, unpacked and not installed.
+# says how many compilers run at once [2]. etcd and kubectl are Debian's, unpacked and not installed.
 set -euo pipefail
 scripts=$(cd "$(dirname "$0")" && pwd)
 : "${POSTERN_CACHE:=$HOME/.cache/postern}"
 module=$scripts/../tests/k8s
 folder=$POSTERN_CACHE/k8s
+# Debian's, unpacked: installed, etcd would start as a service of this machine.
+debian() { # PACKAGE PROGRAM
+  [[ -x $folder/$2 ]] && return
+  echo "k8s: fetching $2 (apt)"
+  local unpacked
+  unpacked=$(mktemp -d)
+  (cd "$unpacked" && apt-get download -qq "$1" && dpkg-deb -x "$1"_*.deb .)
+  mkdir -p "$folder"
+  install -m 0755 "$unpacked/usr/bin/$2" "$folder/$2"
+  rm -rf "$unpacked"
+}
+debian etcd-server etcd
+debian kubernetes-client kubectl
 key=$(cat "$module/go.mod" "$module/go.sum" | sha256sum | cut -c 1-32)
 if [[ -e $folder/.key && $(<"$folder/.key") == "$key" ]]; then
   echo "k8s: $folder is there already"
@@ -39,14 +52,6 @@ for program in $("$go" list -f '{{.ImportPath}}' tool); do
 done
 mv "$part"/* "$folder/"
 rm -rf "$folder"/.part-*
-if [[ ! -x $folder/etcd ]]; then
-  # Debian's, unpacked: installed, it would start as a service of this machine.
-  echo "k8s: fetching etcd (apt)"
-  unpacked=$(mktemp -d)
-  trap 'rm -rf "$unpacked"' EXIT
-  (cd "$unpacked" && apt-get download -qq etcd-server && dpkg-deb -x etcd-server_*.deb .)
-  install -m 0755 "$unpacked/usr/bin/etcd" "$folder/etcd"
-fi
 sandbox=$(found sigs.k8s.io/agent-sandbox) kwok=$(found sigs.k8s.io/kwok)
 install -d "$folder/crds"
 install -m 0644 "$sandbox"/k8s/crds/*.yaml "$folder/crds/"

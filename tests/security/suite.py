@@ -3,6 +3,7 @@
 
 import os
 import threading
+import urllib.parse
 
 import calls
 import core
@@ -36,6 +37,10 @@ LIMIT_OF = {"fork-bomb": "pids", "nested-fork-bomb": "pids", "threads": "pids", 
 
 # For a server that tells none: bytes, thousandths of a processor, processes, bytes.
 USUAL_LIMITS = {"memory": 512 << 20, "cpu": 1000, "pids": 128, "disk": 1 << 30}
+
+
+WHERE = {"host": "on this machine", "world": "in a throw-away world", "neighbour": "in the neighbour",
+         "pod": "in a pod without walls", "inward": "from a pod without walls, into another"}
 
 
 class Suite:
@@ -99,7 +104,7 @@ class Suite:
         return core.outcome(entry, self.control_target)
 
     def _judge(self, report, entry, found, control):
-        where = {"host": "on this machine", "world": "in a throw-away world", "neighbour": "in the neighbour"}[entry.control]
+        where = WHERE[entry.control]
         said = f"{where}: {control['outcome']}: {control['how']}"
         if found["outcome"] == "reached" and entry.own_kernel and self.has_own_kernel:
             found = {"outcome": "stopped", "how": f"granted by the sandbox's own kernel, not this machine's: {found['how']}"}
@@ -252,8 +257,8 @@ def limits_of(shown):
 
 
 def api_address(url):
-    host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
-    return [host, int(port)]
+    address = urllib.parse.urlsplit(url)
+    return [address.hostname, address.port or {"https": 443}.get(address.scheme, 80)]
 
 
 def traces_of(sandbox):

@@ -25,6 +25,7 @@ class Nothing(Api):
 
     def __init__(self):
         self.url, self.made, self.gateway = "http://127.0.0.1:9", [], None
+        self.interpreter = "/usr/bin/python3"
 
     def sandbox(self, sandbox):
         return {"sandbox_id": sandbox, "isolation": "none", "limits": {}}
