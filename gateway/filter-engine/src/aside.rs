@@ -53,6 +53,15 @@ impl Aside {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::getpriority_process;
+
+    #[tokio::test]
+    async fn the_thread_has_the_lowest_niceness_and_no_other_has() {
+        let before = getpriority_process(None);
+        let aside = Aside::start().expect("starts");
+        assert_eq!(aside.run(async { getpriority_process(None) }).await, Some(Ok(LOWEST)));
+        assert_eq!(getpriority_process(None), before);
+    }
 
     #[tokio::test]
     async fn a_call_runs_on_the_thread_and_its_panic_ends_nothing_else() {
