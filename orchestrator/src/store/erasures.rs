@@ -19,6 +19,8 @@ pub(crate) enum BegunErasure {
     Lives(Vec<SandboxId>),
 }
 
+const MARK: &str = "SELECT begun_at_micros FROM user_erasures WHERE tenant = $1 AND user_id = $2";
+
 impl Store {
     /// Marks a user whose files nobody else changes as being erased.
     ///
@@ -58,7 +60,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn is_being_erased(&self, owner: &FileOwner) -> Result<bool, StoreError> {
-        Ok(self.file_state(owner).await?.is_being_erased)
+        let query = sqlx::query(MARK).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        Ok(query.fetch_optional(&self.pool).await?.is_some())
     }
 }
 
@@ -71,8 +74,7 @@ impl Change {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<bool, StoreError> {
-        let select = "SELECT begun_at_micros FROM user_erasures WHERE tenant = $1 AND user_id = $2";
-        let query = sqlx::query(select).bind(tenant.as_str().to_owned()).bind(user.as_str().to_owned());
+        let query = sqlx::query(MARK).bind(tenant.as_str().to_owned()).bind(user.as_str().to_owned());
         Ok(query.fetch_optional(&mut *self.0).await?.is_some())
     }
 }
