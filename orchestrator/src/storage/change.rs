@@ -80,13 +80,12 @@ impl UserFiles {
         share: Share,
     ) -> Result<Changing<'a>, StorageError> {
         let user = self.prefix.of_user();
-        let locks = self.storage.locks.hold((&user, share), keys).await;
+        let _locks = self.storage.locks.hold((&user, share), keys).await;
         let names: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
         let held = self.storage.store.hold_files((user.as_str(), share), &names).await?;
         // INVARIANT: read under the lock, which who begins an erasure has alone.
         let FileState { usage, is_being_erased } = self.storage.store.file_state(&self.owner).await?;
         let (changes, edits, room, new) = (Vec::new(), Vec::new(), None, Vec::new());
-        let _locks = locks;
         Ok(Changing { files: self, by, usage, is_being_erased, room, new, changes, edits, held, _locks })
     }
 
