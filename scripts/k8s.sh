@@ -1,14 +1,25 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds the parts of a real cluster that tests run (tests/k8s/go.mod) into $POSTERN_CACHE/k8s, once for
-# each go.sum: API server, controller manager, scheduler, kwok, the agent-sandbox controller, helm; and
+# each go.sum: etcd, API server, controller manager, scheduler, kwok, the agent-sandbox controller, helm; and
 # puts the CRDs and kwok's stages beside them. From nothing about 12 CPU minutes and 3 GB; POSTERN_GO_JOBS
-# says how many compilers run at once [2]. etcd is the Debian package, unpacked and not installed.
+# says how many compilers run at once [2]. kubectl is Debian's, unpacked and not installed.
 set -euo pipefail
 scripts=$(cd "$(dirname "$0")" && pwd)
 : "${POSTERN_CACHE:=$HOME/.cache/postern}"
 module=$scripts/../tests/k8s
 folder=$POSTERN_CACHE/k8s
+debian() { # PACKAGE PROGRAM
+  [[ -x $folder/$2 ]] && return
+  echo "k8s: fetching $2 (apt)"
+  local unpacked
+  unpacked=$(mktemp -d)
+  (cd "$unpacked" && apt-get download -qq "$1" && dpkg-deb -x "$1"_*.deb .)
+  mkdir -p "$folder"
+  install -m 0755 "$unpacked/usr/bin/$2" "$folder/$2"
+  rm -rf "$unpacked"
+}
+debian kubernetes-client kubectl
 key=$(cat "$module/go.mod" "$module/go.sum" | sha256sum | cut -c 1-32)
 if [[ -e $folder/.key && $(<"$folder/.key") == "$key" ]]; then
   echo "k8s: $folder is there already"
@@ -32,21 +43,16 @@ stamp+=" -X helm.sh/helm/v4/internal/version.version=$(version helm.sh/helm/v4)"
 part=$folder/.part-$key
 mkdir -p "$part"
 for program in $("$go" list -f '{{.ImportPath}}' tool); do
-  [[ -x $part/${program##*/} ]] && continue
-  echo "k8s: building ${program##*/}"
+  name=${program##*/}
+  # A module's own program has the name of its version.
+  [[ $name == v3 ]] && name=etcd
+  [[ -x $part/$name ]] && continue
+  echo "k8s: building $name"
   "$go" build -p "${POSTERN_GO_JOBS:-2}" -trimpath -ldflags "$stamp" -o "$part/.new" "$program"
-  mv "$part/.new" "$part/${program##*/}"
+  mv "$part/.new" "$part/$name"
 done
 mv "$part"/* "$folder/"
 rm -rf "$folder"/.part-*
-if [[ ! -x $folder/etcd ]]; then
-  # Debian's, unpacked: installed, it would start as a service of this machine.
-  echo "k8s: fetching etcd (apt)"
-  unpacked=$(mktemp -d)
-  trap 'rm -rf "$unpacked"' EXIT
-  (cd "$unpacked" && apt-get download -qq etcd-server && dpkg-deb -x etcd-server_*.deb .)
-  install -m 0755 "$unpacked/usr/bin/etcd" "$folder/etcd"
-fi
 sandbox=$(found sigs.k8s.io/agent-sandbox) kwok=$(found sigs.k8s.io/kwok)
 install -d "$folder/crds"
 install -m 0644 "$sandbox"/k8s/crds/*.yaml "$folder/crds/"

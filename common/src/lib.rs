@@ -5,6 +5,8 @@
 //! settings, the tenant's folder and metrics for the gateway, the orchestrator and the CLI.
 
 pub mod clock;
+#[cfg(feature = "execs")]
+pub mod execs;
 pub mod files;
 pub mod id;
 pub mod problem;

@@ -14,6 +14,7 @@ sys.dont_write_bytecode = True
 
 import validate  # noqa: E402  (the folder is ours to name first)
 from api import Api  # noqa: E402
+from suite import Suite  # noqa: E402
 
 # Listed by the neighbour's traces or the slot's paths, which a plain process has not.
 LEFT_OUT = {"neighbours/runtime-process", "neighbours/slot-path", "neighbours/socket-path"}
@@ -24,6 +25,7 @@ class Nothing(Api):
 
     def __init__(self):
         self.url, self.made, self.gateway = "http://127.0.0.1:9", [], None
+        self.interpreter = "/usr/bin/python3"
 
     def sandbox(self, sandbox):
         return {"sandbox_id": sandbox, "isolation": "none", "limits": {}}
@@ -43,7 +45,7 @@ def main():
     names = [name for name, entry in validate.core.TABLE.items()
              if entry.control == "host" and not entry.breaks and name not in LEFT_OUT]
 
-    class Plain(validate.Suite):
+    class Plain(Suite):
         def _prepare_neighbour(self):
             """There is none."""
 
@@ -52,8 +54,7 @@ def main():
             self.target = self.control_target | {"ports": self.bait.target["ports"], "api": ["127.0.0.1", self.bait.target["tcp4"]]}
             self.control_target = self.target
 
-    validate.Suite = Plain
-    return validate.run(Nothing(), "nothing", names)
+    return validate.run(Nothing(), "nothing", names, Plain)
 
 
 if __name__ == "__main__":

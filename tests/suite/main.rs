@@ -26,6 +26,8 @@ mod ending;
 #[cfg(test)]
 mod exec_crash;
 #[cfg(test)]
+mod following;
+#[cfg(test)]
 mod gateways;
 #[cfg(test)]
 mod isolation;

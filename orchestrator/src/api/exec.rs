@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `POST /sandbox/{id}/exec`: runs a command and streams what it writes, or collects it. Events are
-//! numbered, and the sandbox's shim keeps the last of them: who was cut off goes on from there.
+//! numbered, and the sandbox's shim, or its pod, keeps the last of them: who was cut off goes on from there.
 //!
 //! Everything that comes out of a sandbox is the agent's word: it is bounded and passed on as
 //! data, never interpreted. A command outlives the caller who started it, unless `timeout` ends it.
@@ -17,9 +17,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use postern_common::execs::Execs;
 use postern_common::id::{RequestId, SandboxId};
 use postern_common::problem::{Code, Problem};
-use postern_shim::execs::Execs;
 use serde::Serialize;
 use serde_json::json as value;
 use std::collections::BTreeMap;

@@ -78,7 +78,7 @@ pub(super) async fn list(api: Arc<Api>, call: Call) -> Answer {
             pid: listed.pid,
             command: std::iter::once(cmd).chain(args).collect(),
             cwd,
-            exec_id: listed.tag.filter(|tag| postern_shim::execs::Execs::is_name(tag)),
+            exec_id: listed.tag.filter(|tag| postern_common::execs::Execs::is_name(tag)),
         }
     };
     json(StatusCode::OK, &Page { processes: all.processes.into_iter().map(shown).collect() })

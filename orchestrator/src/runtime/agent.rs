@@ -20,10 +20,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use postern_common::execs::{AFTER, EXEC, FOLLOW, WISH};
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
-use postern_shim::control::{AFTER, EXEC, WISH};
 use seal::Whole;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -303,7 +303,7 @@ impl Agent {
     pub async fn follow(&self, name: &str, after: u64) -> Result<Events, AgentError> {
         let mut request = Request::new(full(Bytes::new()));
         let uri =
-            Uri::builder().scheme("http").authority("sandbox").path_and_query(format!("/shim/exec/{name}"));
+            Uri::builder().scheme("http").authority("sandbox").path_and_query(format!("{FOLLOW}{name}"));
         *request.uri_mut() = uri.build().map_err(|_no_name| AgentError::Malformed)?;
         request.headers_mut().insert(AFTER, HeaderValue::from(after));
         events(self.send(request).await?).await

@@ -7,8 +7,11 @@
 //! local sandbox has on its standard streams; they see no difference.
 //!
 //! ```text
-//! orchestrator ── TCP 49983 ── gate ── in memory ── control (see there)
+//! orchestrator ── TCP 49983 ── gate ─┬─ in memory ── control (see there)
+//!                                    └─ commands whose output is kept
 //! ```
+//!
+//! A pod has no shim: what that keeps of commands for an orchestrator that was restarted, the gate keeps.
 
 use crate::connect::{Body, Code, Failure, unary};
 use crate::control::{Owned, Services};
@@ -18,7 +21,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -26,6 +29,8 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_common::clock;
+use postern_common::execs::{self, About, Execs, NotFollowed};
+use postern_common::problem::{CONTENT_TYPE, Problem};
 use postern_common::signed::{Envelope, FRESH, HEADER, hex};
 use postern_common::tasks::Tasks;
 use std::collections::{HashSet, VecDeque};
@@ -68,6 +73,7 @@ struct Gate {
     sandbox: OnceLock<String>,
     heard: Mutex<Heard>,
     inner: SendRequest<Inward>,
+    execs: Execs,
 }
 
 /// Nonces by the second in which they stop being fresh.
@@ -110,6 +116,7 @@ pub(crate) async fn open(options: Listen, services: Services, tasks: &Tasks) -> 
         sandbox: OnceLock::new(),
         heard: Mutex::default(),
         inner,
+        execs: Execs::new(tasks.clone()),
     });
     let (room, all) = (Arc::new(Semaphore::new(CONNECTIONS)), tasks.clone());
     tasks.spawn(async move |stop| {
@@ -176,10 +183,44 @@ impl Gate {
             Err(refusal) => return unary::<()>(Err(refusal)),
         };
         head.headers.remove(HEADER);
+        if let Some(about) = About::of(&head.method, &head.uri, &head.headers) {
+            return self.kept(about, Request::from_parts(head, body)).await;
+        }
         match self.inner.clone().send_request(Request::from_parts(head, body)).await {
             // One that is cut off inside is cut off outside.
             Ok(response) => response.map(|body| body.map_err(io::Error::other).boxed_unsync()),
             Err(error) => unary::<()>(Err(Failure::new(Code::Internal, error.to_string()))),
+        }
+    }
+
+    /// Starts a command whose output is kept, or follows it.
+    async fn kept(&self, about: About, request: Request<Inward>) -> Response<Body> {
+        let headers = request.headers().clone();
+        let followed = match about {
+            About::Follow => self.execs.follow(request.uri(), &headers),
+            About::Start => {
+                let started = async {
+                    let sent = self.inner.clone().send_request(request).await;
+                    sent.map_err(|error| {
+                        Problem::new(postern_common::problem::Code::UpstreamUnreachable, error.to_string())
+                    })
+                };
+                self.execs.start(&headers, started).await
+            }
+        };
+        match followed {
+            Ok(body) => {
+                told(StatusCode::OK, execs::CONTENT_TYPE, body.map_err(io::Error::other).boxed_unsync())
+            }
+            Err(NotFollowed::Refused(refused)) => {
+                (*refused).map(|body| body.map_err(io::Error::other).boxed_unsync())
+            }
+            Err(NotFollowed::Problem(problem)) => {
+                let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY);
+                // A problem is a map with string keys: it always serializes.
+                let text = serde_json::to_vec(&problem).unwrap_or_default();
+                told(status, CONTENT_TYPE, crate::connect::whole(text.into()))
+            }
         }
     }
 
@@ -223,6 +264,13 @@ impl Gate {
         }
         Ok(envelope)
     }
+}
+
+fn told(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
 /// The body, whole and as it was signed; a streamed one as it comes.

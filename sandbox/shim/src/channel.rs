@@ -4,9 +4,7 @@
 //! What it says is untrusted: header lists, frames and windows are bounded here, so that however
 //! much it sends, only this much of it waits in the shim.
 
-use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -16,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 /// The body of a request to `sandboxd`.
-pub type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+pub use postern_common::execs::Body;
 
 /// Bytes of one stream, and of all together, that may wait for their reader.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;

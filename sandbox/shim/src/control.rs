@@ -5,19 +5,19 @@
 //! here; all else is passed to `sandboxd` and back as it comes, with the flow control of both
 //! connections chained, so a reader that stops stops the process that writes.
 //!
-//! A `Start` that names itself ([`EXEC`]) is kept (see [`execs`](crate::execs)): it is started once,
-//! and can be followed from any message on, also by an orchestrator that was restarted meanwhile.
+//! A `Start` that names itself is kept (see [`execs`]), also for an orchestrator that was restarted
+//! meanwhile.
 
 use crate::cgroup::Cgroups;
 use crate::channel::{Body, Channel, Owned};
-use crate::execs::{Begun, Execs, NotKept};
 use crate::spec::{Enforced, Spec};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use postern_common::execs::{self, About, Execs, NotFollowed};
 use postern_common::id::SandboxId;
 use postern_common::problem::{CONTENT_TYPE, Code, Problem};
 use postern_common::tasks::{Stop, Tasks};
@@ -37,15 +37,6 @@ const SEND_BUFFER_BYTES: usize = 256 << 10;
 const HEADER_BYTES: u32 = 32 << 10;
 /// After a failed accept (no descriptors left) the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Names a command whose output is to be kept.
-pub const EXEC: &str = "postern-exec";
-/// What the command is for: a repeat under its name must say the same.
-pub const WISH: &str = "postern-exec-wish";
-/// The number of the last message that a follower has.
-pub const AFTER: &str = "postern-exec-after";
-const START: &str = "/process.Process/Start";
-const FOLLOW: &str = "/shim/exec/";
 
 /// How long the kernel may take to stop all of a sandbox.
 const FREEZE_TIME: Duration = Duration::from_secs(3);
@@ -133,6 +124,9 @@ async fn converse(connection: UnixStream, served: Arc<Served>, tasks: Tasks) {
 
 impl Served {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if let Some(about) = About::of(request.method(), request.uri(), request.headers()) {
+            return self.kept(about, request).await;
+        }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/shim/status") => {
                 let status = Status { is_frozen: self.cgroups.is_frozen(), ..self.status.clone() };
@@ -145,11 +139,6 @@ impl Served {
             }
             (&Method::POST, "/shim/pause") => self.freeze(true).await,
             (&Method::POST, "/shim/resume") => self.freeze(false).await,
-            (&Method::GET, path) if path.starts_with(FOLLOW) => {
-                let name = path.strip_prefix(FOLLOW).unwrap_or_default();
-                self.follow(name, number(request.headers(), AFTER))
-            }
-            (&Method::POST, START) if request.headers().contains_key(EXEC) => self.start(request).await,
             (_, path) if path.starts_with("/shim/") => {
                 problem(&Problem::new(Code::NotFound, "the shim has no such call"))
             }
@@ -160,48 +149,28 @@ impl Served {
         }
     }
 
-    /// Starts a command whose output is kept, unless it was started before, and follows it from its
-    /// beginning on.
-    async fn start(&self, request: Request<Incoming>) -> Response<Body> {
-        let name = text(request.headers(), EXEC).to_owned();
-        if !Execs::is_name(&name) {
-            return problem(&Problem::new(
-                Code::RequestMalformed,
-                "a command's name has 1 to 64 letters and digits",
-            ));
-        }
-        match self.execs.begin(&name, text(request.headers(), WISH)) {
-            Begun::There => {}
-            Begun::ForAnotherWish => {
-                return problem(&Problem::new(Code::IdempotencyKeyReused, "the key started another command"));
+    /// Starts a command whose output is kept, or follows it.
+    async fn kept(&self, about: About, request: Request<Incoming>) -> Response<Body> {
+        let headers = request.headers().clone();
+        let followed = match about {
+            About::Follow => self.execs.follow(request.uri(), &headers),
+            About::Start => {
+                let started = async {
+                    let sent = self.channel.send(request.map(BodyExt::boxed_unsync)).await;
+                    sent.map_err(|error| Problem::new(Code::UpstreamUnreachable, error.to_string()))
+                };
+                self.execs.start(&headers, started).await
             }
-            Begun::TooMany => {
-                return problem(&Problem::new(
-                    Code::ConcurrencyLimited,
-                    "too many commands run in this sandbox",
-                ));
-            }
-            Begun::New(beginning) => match self.channel.send(request.map(BodyExt::boxed_unsync)).await {
-                Ok(started) if started.status() == StatusCode::OK => beginning.keep(started.into_body()),
-                Ok(refused) => return refused.map(BodyExt::boxed_unsync),
-                Err(error) => return problem(&Problem::new(Code::UpstreamUnreachable, error.to_string())),
-            },
-        }
-        self.follow(&name, 0)
-    }
-
-    fn follow(&self, name: &str, after: u64) -> Response<Body> {
-        match self.execs.follow(name, after) {
+        };
+        match followed {
             Ok(body) => {
                 let mut response = Response::new(body);
-                let kind = HeaderValue::from_static("application/connect+json");
+                let kind = HeaderValue::from_static(execs::CONTENT_TYPE);
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
                 response
             }
-            Err(NotKept::Unknown) => problem(&Problem::new(Code::NotFound, "there is no such command")),
-            Err(NotKept::Gone) => {
-                problem(&Problem::new(Code::PreconditionFailed, "what came after that is no more kept"))
-            }
+            Err(NotFollowed::Problem(told)) => problem(&told),
+            Err(NotFollowed::Refused(refused)) => (*refused).map(BodyExt::boxed_unsync),
         }
     }
 
@@ -222,14 +191,6 @@ impl Served {
         }
         empty(StatusCode::NO_CONTENT)
     }
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-}
-
-fn number(headers: &HeaderMap, name: &str) -> u64 {
-    text(headers, name).parse().unwrap_or(0)
 }
 
 fn problem(problem: &Problem) -> Response<Body> {

@@ -16,7 +16,6 @@ pub mod cgroup;
 pub mod channel;
 pub mod control;
 pub mod disk;
-pub mod execs;
 pub mod exit;
 pub mod folder;
 pub mod gvisor;

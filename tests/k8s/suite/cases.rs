@@ -3,7 +3,10 @@
 
 mod chart;
 mod crashes;
+mod inside;
+mod isolation;
 mod lifecycle;
+mod replicas;
 mod rights;
 mod walls;
 
@@ -28,11 +31,17 @@ cases! {
     lifecycle::a_pause_takes_the_pod_and_a_resume_brings_another_with_the_same_identity,
     lifecycle::a_pod_that_dies_ends_its_sandbox_and_leaves_nothing,
     lifecycle::each_trouble_of_a_cluster_is_told_with_what_to_do,
+    inside::a_command_is_followed_through_kills_of_the_orchestrator,
+    inside::a_pod_s_commands_keep_to_what_a_local_sandbox_s_do,
+    inside::files_of_a_pod_are_written_read_and_not_reached_through_links,
     walls::only_the_gateway_is_reachable_from_a_sandbox,
     walls::a_destroyed_pod_s_address_opens_nothing_with_the_old_token,
     walls::orders_to_a_pod_are_heard_from_the_orchestrator_alone,
+    isolation::the_escape_suite_holds_in_a_namespace_and_sees_walls_that_are_missing,
     chart::every_object_of_the_chart_is_taken_as_it_is_written,
     chart::helm_installs_upgrades_and_rolls_back_without_a_changed_key,
+    chart::helm_s_own_test_finds_walls_and_finds_them_missing,
     rights::the_orchestrator_may_do_what_it_does_and_nothing_else,
+    replicas::either_of_two_orchestrators_may_be_killed_and_nothing_leaks,
     crashes::an_orchestrator_that_is_killed_at_any_moment_leaks_nothing,
 }

@@ -4,6 +4,7 @@
 
 use crate::node::Node;
 use crate::parts::{Part, cache, folder, must, program};
+use crate::surroundings::Surroundings;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
@@ -24,7 +25,7 @@ pub(crate) const ADMIN: &str = "admin-token-of-this-test";
 /// Controllers without which claims, quotas, services and namespaces do not come to their end. Not
 /// the node's: leases of a node that is not one would be missed.
 const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
-    resourcequota-controller,endpointslice-controller";
+    resourcequota-controller,endpointslice-controller,root-ca-certificate-publisher-controller";
 /// How long the control plane may take on a busy machine.
 const READY_TIME: Duration = Duration::from_secs(90);
 
@@ -32,6 +33,7 @@ const READY_TIME: Duration = Duration::from_secs(90);
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) node: Node,
+    _surroundings: Surroundings,
     _parts: Vec<Part>,
 }
 
@@ -89,7 +91,8 @@ impl Cluster {
         parts.push(Part::start("agent-sandbox-controller", &sandboxes));
         parts.reverse();
         let node = Node::start(client.clone()).await;
-        Self { client, node, _parts: parts }
+        let surroundings = Surroundings::start(&client, &node).await;
+        Self { client, node, _surroundings: surroundings, _parts: parts }
     }
 
     /// Applies an object, wherever it belongs; `namespace` where it names none itself.
@@ -184,8 +187,9 @@ fn etcd() -> Command {
         "--initial-cluster=default=http://127.0.0.1:2380",
         // It is gone with the test; nothing of it has to survive a power cut.
         "--unsafe-no-fsync",
+        // The API server asks for it, or its watch caches wait.
+        "--watch-progress-notify-interval=5s",
     ]);
-    etcd.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH);
     etcd
 }
 
@@ -317,7 +321,7 @@ fn resource(version: &str, kind: &str) -> ApiResource {
 const CLUSTER_KINDS: [&str; 6] =
     ["Namespace", "Node", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "RuntimeClass"];
 
-async fn apply(client: &Client, object: &Value, namespace: &str) {
+pub(crate) async fn apply(client: &Client, object: &Value, namespace: &str) {
     let text = |value: &Value| value.as_str().expect("is text").to_owned();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
     let (name, resource) = (text(&object["metadata"]["name"]), resource(&version, &kind));

@@ -2,7 +2,7 @@
 //! Postern on Kubernetes, against the real parts: API server, controller manager, the agent-sandbox
 //! controller, and a node of our own that really runs each pod's containers (`node`).
 //!
-//! All of it lives in a network namespace and a mount namespace that this program makes for itself
+//! All of it lives in namespaces of networks, mounts and processes that this program makes for itself
 //! and that end with it, so that nothing is left and nothing else is touched. The cluster is
 //! started once; the cases run one after the other in namespaces of the API server of their own.
 
@@ -14,6 +14,9 @@ mod bench;
 mod cases;
 #[cfg(test)]
 mod cluster;
+#[cfg(test)]
+#[path = "../../suite/following.rs"]
+mod following;
 #[cfg(test)]
 mod manifests;
 #[cfg(test)]
@@ -28,6 +31,10 @@ mod postern;
 #[path = "../../suite/running.rs"]
 #[expect(dead_code, reason = "shared with the other suite; each uses a part of it")]
 mod running;
+#[cfg(test)]
+mod services;
+#[cfg(test)]
+mod surroundings;
 
 #[cfg(test)]
 fn main() -> std::process::ExitCode {
@@ -124,7 +131,8 @@ mod run {
     fn again_inside(arguments: &[String]) -> ExitCode {
         let own = std::env::current_exe().expect("knows where it is");
         let status = Command::new("unshare")
-            .args(["--net", "--mount", "--propagation", "private", "--kill-child", "--fork"])
+            .args(["--net", "--mount", "--propagation", "private", "--pid", "--mount-proc"])
+            .args(["--kill-child", "--fork"])
             .arg(own)
             .args(arguments)
             .env(INSIDE, "1")

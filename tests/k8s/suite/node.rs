@@ -8,16 +8,19 @@
 //! security is taken from the spec, and what it cannot honour is refused, so that a template which
 //! would not do on a cluster does not do here.
 
+mod container;
+mod given;
 pub(crate) mod pod;
 
 use crate::cluster::{NODE_ADDRESS, pod_address};
 use crate::policy::{Allowed, Walls, Way};
 use futures_util::StreamExt as _;
+use given::Given;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
-use pod::{Running, Wrong};
+use pod::{Ended, Running, Wrong};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -84,7 +87,8 @@ impl Node {
         let works = vec![
             tokio::spawn(Arc::clone(&inner).follow()),
             tokio::spawn(Arc::clone(&inner).look_after()),
-            tokio::spawn(crate::policy::follow(client, Arc::clone(&inner.walls))),
+            tokio::spawn(crate::policy::follow(client.clone(), Arc::clone(&inner.walls))),
+            tokio::spawn(crate::services::follow(client)),
         ];
         Self { works, inner }
     }
@@ -168,7 +172,11 @@ impl Inner {
             return;
         }
         let number = self.address();
-        match Running::start(pod, pod_address(number)) {
+        let started = match Given::read(&self.client, pod).await {
+            Ok(given) => Running::start(pod, &given, pod_address(number)),
+            Err(wrong) => Err(wrong),
+        };
+        match started {
             Ok(running) => {
                 self.pods.lock().expect("no panic").insert(uid, running);
                 // Nothing is answered before the walls around it stand.
@@ -218,15 +226,12 @@ impl Inner {
     async fn look_after(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let ended: Vec<Pod> = {
+            let ended: Vec<Ended> = {
                 let mut pods = self.pods.lock().expect("no panic");
                 pods.values_mut().filter_map(Running::has_ended).collect()
             };
-            for pod in ended {
-                let status = json!({ "phase": "Failed", "reason": "Error", "conditions": [
-                    { "type": "Ready", "status": "False" },
-                ] });
-                self.write(&pod, &status).await;
+            for it in ended {
+                self.write(&it.pod, &over(&it)).await;
             }
         }
     }
@@ -270,6 +275,27 @@ fn up(pod: &Pod, address: IpAddr) -> Value {
         "podIPs": [{ "ip": address }],
         "hostIP": NODE_ADDRESS,
         "conditions": conditions,
+        "containerStatuses": containers,
+    })
+}
+
+/// All containers of a pod end with the first.
+fn over(ended: &Ended) -> Value {
+    let (phase, reason) = if ended.code == 0 { ("Succeeded", "Completed") } else { ("Failed", "Error") };
+    let containers = ended.pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
+    let containers: Vec<_> = containers
+        .iter()
+        .map(|container| {
+            let terminated = json!({ "exitCode": ended.code, "reason": reason, "message": ended.said });
+            json!({
+                "name": container.name, "ready": false, "restartCount": 0, "image": container.image,
+                "imageID": "", "state": { "running": null, "terminated": terminated },
+            })
+        })
+        .collect();
+    json!({
+        "phase": phase,
+        "conditions": [{ "type": "Ready", "status": "False" }],
         "containerStatuses": containers,
     })
 }

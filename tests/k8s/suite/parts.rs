@@ -60,9 +60,9 @@ impl Part {
         assert!(ended.is_none(), "{} ended: {ended:?}\n{}", self.name, self.log());
     }
 
-    /// Whether it still runs.
-    pub(crate) fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
     /// Kills it as a crash would.

@@ -162,16 +162,21 @@ impl Walls {
             "table inet walls\ndelete table inet walls\ntable inet walls {{\n{chains}{}}}\n",
             hooks.concat()
         );
-        let mut nft = Command::new("nft")
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("nft starts (`scripts/setup.sh test` installs it)");
-        nft.stdin.take().expect("is piped").write_all(table.as_bytes()).expect("is taken");
-        let output = nft.wait_with_output().expect("ends");
-        assert!(output.status.success(), "{table}\n{}", String::from_utf8_lossy(&output.stderr));
+        nft(&table);
     }
+}
+
+/// Has the kernel take these rules, all at once.
+pub(crate) fn nft(table: &str) {
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nft starts (`scripts/setup.sh test` installs it)");
+    nft.stdin.take().expect("is piped").write_all(table.as_bytes()).expect("is taken");
+    let output = nft.wait_with_output().expect("ends");
+    assert!(output.status.success(), "{table}\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// One opening as rules that let the packet go on to the next check.

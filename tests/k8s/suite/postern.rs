@@ -29,6 +29,8 @@ pub(crate) const TOKEN: &str = "orchestrator-token-of-this-test";
 pub(crate) const RELEASE: &str = "postern";
 pub(crate) const GATEWAY_ADDRESS: &str = "10.77.0.2";
 pub(crate) const ORCHESTRATOR_ADDRESS: &str = "10.77.0.3";
+/// Of the second replica, where there is one.
+pub(crate) const SECOND_ADDRESS: &str = "10.77.0.5";
 /// The backend is within the gateway's own network: nobody else reaches it.
 const BACKEND: &str = "127.0.0.1:9000";
 const SIGNING_KEY: &str = "0123456789abcdef0123456789abcdef-a-test";
@@ -52,8 +54,11 @@ pub(crate) struct Postern<'a> {
     pub(crate) namespace: String,
     parts: Vec<Part>,
     orchestrator: Option<Part>,
+    second: Option<Part>,
     gateway: Network,
     own: Network,
+    /// Of the second replica, and the database of both.
+    shared: Option<(Network, String)>,
     seed: String,
     authority: PathBuf,
     home: Arc<TempDir>,
@@ -62,24 +67,50 @@ pub(crate) struct Postern<'a> {
 impl<'a> Postern<'a> {
     /// Makes the namespace with its objects, and starts everything.
     pub(crate) async fn start(cluster: &'a Cluster, name: &str) -> Self {
+        Self::start_on(cluster, name, None).await
+    }
+
+    /// The same with two orchestrators on one database.
+    pub(crate) async fn start_two(cluster: &'a Cluster, name: &str, database: String) -> Self {
+        Self::start_on(cluster, name, Some(database)).await
+    }
+
+    async fn start_on(cluster: &'a Cluster, name: &str, database: Option<String>) -> Self {
         let namespace = format!("sandbox-{name}");
         let seed = STANDARD.encode([11; 32]);
         for object in manifests::all(&namespace, &control_key(&seed)) {
             cluster.apply(&object, &namespace).await;
         }
-        let network = |part: &str, address: &str| {
+        let network = |place: &str, part: &str, address: &str| {
             let address: IpAddr = address.parse().expect("an address");
-            cluster.node.add_neighbour(part, RELEASE, &manifests::labels(part), address);
-            Network::new(&format!("{name}-{part}"), address)
+            cluster.node.add_neighbour(place, RELEASE, &manifests::labels(part), address);
+            Network::new(&format!("{name}-{place}"), address)
         };
-        let (gateway, own) =
-            (network("gateway", GATEWAY_ADDRESS), network("orchestrator", ORCHESTRATOR_ADDRESS));
+        let (gateway, own) = (
+            network("gateway", "gateway", GATEWAY_ADDRESS),
+            network("orchestrator", "orchestrator", ORCHESTRATOR_ADDRESS),
+        );
+        let shared = database.map(|url| (network("second", "orchestrator", SECOND_ADDRESS), url));
         let home = Arc::new(tempfile::tempdir().expect("a folder"));
         let [authority, certificate, private] = certificates(home.path());
-        let (parts, orchestrator) = (Vec::new(), None);
-        let mut postern =
-            Self { cluster, namespace, parts, orchestrator, gateway, own, seed, authority, home };
+        let (parts, orchestrator, second) = (Vec::new(), None, None);
+        let mut postern = Self {
+            cluster,
+            namespace,
+            parts,
+            orchestrator,
+            second,
+            gateway,
+            own,
+            shared,
+            seed,
+            authority,
+            home,
+        };
         postern.start_orchestrator();
+        if postern.shared.is_some() {
+            postern.start_second();
+        }
         postern.start_gateway(&certificate, &private);
         postern.configure();
         postern
@@ -87,8 +118,23 @@ impl<'a> Postern<'a> {
 
     /// Starts the orchestrator, on the data that is there.
     pub(crate) fn start_orchestrator(&mut self) {
-        let mut command = self.own.command(programs().join("postern-orchestrator"));
-        let at = |port: u16| format!("{ORCHESTRATOR_ADDRESS}:{port}");
+        self.orchestrator = Some(self.launch(&self.own, ORCHESTRATOR_ADDRESS, "data", "orchestrator"));
+    }
+
+    /// Starts the second replica, on the data that is there.
+    pub(crate) fn start_second(&mut self) {
+        let (network, _) = self.shared.as_ref().expect("there are two");
+        self.second = Some(self.launch(network, SECOND_ADDRESS, "second", "second"));
+    }
+
+    fn launch(&self, network: &Network, address: &str, data: &str, log: &str) -> Part {
+        let mut command = network.command(programs().join("postern-orchestrator"));
+        let at = |port: u16| format!("{address}:{port}");
+        if let Some((_, url)) = &self.shared {
+            let key = STANDARD.encode([12; 32]);
+            command.env("DATABASE_URL", url).env("POSTERN_MIGRATE", "auto").env("POSTERN_MASTER_KEY", key);
+        }
+        let data = self.home.path().join(data);
         command
             .env("POSTERN_RUNTIME", "kubernetes")
             .env("SANDBOX_NAMESPACE", &self.namespace)
@@ -102,17 +148,24 @@ impl<'a> Postern<'a> {
             .env("POSTERN_LOG_FORMAT", "json")
             .args(["--listen", &at(8080), "--control-listen", &at(8082), "--admin-listen", &at(9090)])
             .arg("--data-dir")
-            .arg(self.home.path().join("data"))
+            .arg(&data)
             .current_dir(self.home.path());
-        let mut part = Part::start(&format!("{}-orchestrator", self.namespace), &command);
+        let mut part = Part::start(&format!("{}-{log}", self.namespace), &command);
         let pid = u64::from(part.pid());
         wait_for("postern-orchestrator", || {
             part.must_run();
-            let written = fs::read_to_string(self.home.path().join("data/connection.json")).ok()?;
+            let written = fs::read_to_string(data.join("connection.json")).ok()?;
             let written: Value = serde_json::from_str(&written).ok()?;
             (written.get("pid")?.as_u64()? == pid).then_some(())
         });
-        self.orchestrator = Some(part);
+        part
+    }
+
+    /// Kills the second replica as a crash would.
+    pub(crate) fn crash_second(&mut self) {
+        if let Some(part) = self.second.take() {
+            part.crash();
+        }
     }
 
     /// Kills the orchestrator as a crash would.
@@ -130,11 +183,16 @@ impl<'a> Postern<'a> {
         let mut backend = self.gateway.command("python3");
         backend.arg(project().join("examples/support-desk/backend.py")).args(["--port", "9000"]);
         self.parts.push(Part::start(&format!("{}-backend", self.namespace), &backend));
+        let one = format!("{ORCHESTRATOR_ADDRESS}:8082");
+        let orchestrators = match &self.shared {
+            Some(_) => format!("{one},{SECOND_ADDRESS}:8082"),
+            None => one,
+        };
         let mut gateway = self.gateway.command(programs().join("postern-gateway"));
         gateway
             .env("TOKEN_SIGNING_KEY", SIGNING_KEY)
             .env("POSTERN_GATEWAY_CREDENTIAL_FILE", credential)
-            .env("POSTERN_ORCHESTRATOR", format!("{ORCHESTRATOR_ADDRESS}:8082"))
+            .env("POSTERN_ORCHESTRATOR", orchestrators)
             .env("POSTERN_UPSTREAMS_ALLOW", BACKEND)
             .env("POSTERN_GATEWAY_TLS_CERT", certificate)
             .env("POSTERN_GATEWAY_TLS_KEY", private)
@@ -159,6 +217,11 @@ impl<'a> Postern<'a> {
         self.told(&["apply", config.to_str().expect("is text")]);
     }
 
+    /// Where the orchestrator keeps its data, and says where it is.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
     /// The public half of the key that orders are signed with.
     pub(crate) fn control_key(&self) -> String {
         control_key(&self.seed)
@@ -175,6 +238,22 @@ impl<'a> Postern<'a> {
 
     /// What the gateway answers to a request from this address with this token: status and code.
     pub(crate) fn ask_gateway(&self, from: IpAddr, token: &str) -> String {
+        answer_of(
+            &self
+                .cluster
+                .node
+                .in_network(from, &self.asking(token).iter().map(String::as_str).collect::<Vec<_>>()),
+        )
+    }
+
+    /// The same from where the gateway is.
+    pub(crate) fn ask_gateway_from_own_place(&self, token: &str) -> String {
+        let asking = self.asking(token);
+        let (program, arguments) = asking.split_first().expect("a program");
+        answer_of(&self.gateway.command(program).args(arguments).output().expect("starts"))
+    }
+
+    fn asking(&self, token: &str) -> [String; 7] {
         let script = "import json, ssl, sys, urllib.error, urllib.request as u\n\
             c = ssl.create_default_context(cafile=sys.argv[1])\n\
             r = u.Request(sys.argv[2], headers={'Authorization': 'Bearer ' + sys.argv[3]})\n\
@@ -182,11 +261,7 @@ impl<'a> Postern<'a> {
             except urllib.error.HTTPError as e: print(e.code, json.load(e)['code'])\n";
         let url = format!("https://{GATEWAY_ADDRESS}:8081/support-desk/orders");
         let authority = self.authority.to_str().expect("is text");
-        let command = ["python3", "-I", "-c", script, authority, &url, token];
-        let output = self.cluster.node.in_network(from, &command);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{errors}");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        ["python3", "-I", "-c", script, authority, &url, token].map(str::to_owned)
     }
 
     /// What `sandboxd` in a pod says to an order that nobody signed, from the orchestrator's own place.
@@ -247,10 +322,19 @@ impl<'a> Postern<'a> {
 
     /// A call of the REST API with the admin's key.
     pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        let key = fs::read_to_string(self.home.path().join("data/api-key")).expect("is there");
-        let authorization = format!("Bearer {}", key.trim());
-        let url = format!("http://{ORCHESTRATOR_ADDRESS}:8080");
+        let (url, authorization) = self.caller();
         http(&url, method, path, &[("Authorization", &authorization)], body)
+    }
+
+    /// What a caller needs: where it is, and what to say in `Authorization`.
+    pub(crate) fn caller(&self) -> (String, String) {
+        self.caller_at(ORCHESTRATOR_ADDRESS)
+    }
+
+    /// The same for the replica at this address: a key is every replica's.
+    pub(crate) fn caller_at(&self, address: &str) -> (String, String) {
+        let key = fs::read_to_string(self.home.path().join("data/api-key")).expect("is there");
+        (format!("http://{address}:8080"), format!("Bearer {}", key.trim()))
     }
 
     /// A sandbox for this conversation, running.
@@ -280,13 +364,17 @@ impl<'a> Postern<'a> {
     }
 }
 
+fn answer_of(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 /// A create call for a thread of its own, whose answer does not matter.
-pub(crate) fn create_call(postern: &Postern<'_>, conversation: &str) -> impl FnOnce() + Send + 'static {
-    let key = fs::read_to_string(postern.home.path().join("data/api-key")).expect("is there");
+pub(crate) fn create_call(caller: (String, String), conversation: &str) -> impl FnOnce() + Send + 'static {
     let wanted = json!({ "user_id": "alice", "conversation_id": conversation });
     move || {
-        let authorization = format!("Bearer {}", key.trim());
-        let url = format!("http://{ORCHESTRATOR_ADDRESS}:8080");
+        let (url, authorization) = caller;
         let headers = [("Authorization", authorization.as_str())];
         drop(try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted)));
     }

@@ -45,7 +45,8 @@ class Check:
     wall: str
     attempt: collections.abc.Callable
     # Where the control runs: `host` (a plain process), `world` (a throw-away set of namespaces in
-    # which we are root), `neighbour` (inside the sandbox that is attacked).
+    # which we are root), `neighbour` (inside the sandbox that is attacked), on a cluster `pod` (in a
+    # pod without walls) and `inward` (from there, into such a pod; the attempt goes into a sandbox).
     control: str
     # Whether a sandbox with a kernel of its own may grant this: it is then that kernel's, not ours.
     own_kernel: bool

@@ -29,11 +29,12 @@ def live(token):
     """What the suite leaves running in the neighbour: one of everything that others could want.
 
     Prints `ready` and stays, without a terminal or pipe, until its sandbox ends."""
-    port = 39871
+    port, open_port = 39871, 39872
     for path in ("/tmp", "/dev/shm", "/data/user", "/data/scratch", "/home/user"):
         with open(f"{path}/postern-neighbour", "w") as file:
             file.write(token)
-    listeners = [socket.create_server(("127.0.0.1", port))]
+    # The second is for whoever could come by network; where there is only loopback, nobody can.
+    listeners = [socket.create_server(("127.0.0.1", port)), socket.create_server(("0.0.0.0", open_port))]
     for address in ("\0postern-neighbour", "/tmp/postern-neighbour.sock"):
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(address)

@@ -39,6 +39,8 @@ class Api:
             raise SystemExit("validate_isolation: no key; set POSTERN_API_KEY, or POSTERN_DATA_DIR to the folder of `postern up`")
         self.key = key
         self.gateway = written.get("gateway")
+        # In a sandbox of this machine it is this machine's; an image may have it anywhere.
+        self.interpreter = "/usr/bin/python3"
         self.made = []
 
     def call(self, method, path, body=None, seconds=60):
@@ -103,7 +105,7 @@ class Api:
         return code, *(said.decode(errors="replace") for said in streams.values())
 
     def python(self, sandbox, program, *arguments, seconds=60):
-        return self.run(sandbox, ["/usr/bin/python3", "-I", "-c", program, *arguments], seconds)
+        return self.run(sandbox, [self.interpreter, "-I", "-c", program, *arguments], seconds)
 
 
 def events(response):

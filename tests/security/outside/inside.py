@@ -15,7 +15,7 @@ for name, source in sent["modules"]:
     exec(compile(source, name, "exec"), module.__dict__)
 getattr(sys.modules[sent["module"]], sent["function"])(*sent["arguments"])
 """
-ORDER = ["core", "network", "files", "kernel", "slot", "exhaustion", "neighbours"]
+ORDER = ["core", "network", "files", "kernel", "slot", "exhaustion", "neighbours", "cluster"]
 
 
 def load(folder):
@@ -27,11 +27,15 @@ def load(folder):
     return modules
 
 
+def packed(modules, module, function, *arguments):
+    """A function of the tables with its arguments, for the loader."""
+    sent = {"modules": modules, "module": module, "function": function, "arguments": arguments}
+    return base64.b64encode(zlib.compress(json.dumps(sent).encode(), 9)).decode()
+
+
 def call(api, sandbox, modules, module, function, *arguments, seconds=60):
     """Calls a function of the tables inside; returns exit code, output and errors."""
-    sent = {"modules": modules, "module": module, "function": function, "arguments": arguments}
-    packed = base64.b64encode(zlib.compress(json.dumps(sent).encode(), 9)).decode()
-    return api.python(sandbox, LOADER, packed, seconds=seconds)
+    return api.python(sandbox, LOADER, packed(modules, module, function, *arguments), seconds=seconds)
 
 
 def outcomes(api, sandbox, modules, names, target, seconds=240):

@@ -23,6 +23,7 @@ use std::process::{Child, Command, Stdio};
 /// Where releases are. Sandboxes are in `sandbox-…`, which is cleared after each case.
 const RELEASES: &str = "chart";
 const SANDBOXES: &str = "sandbox-chart";
+const TESTED: &str = "sandbox-tested";
 const RELEASE: &str = "agent-sandbox-kit";
 
 /// Values that turn on whatever can be turned on.
@@ -152,13 +153,15 @@ fn helm(arguments: &[&str]) -> Child {
 /// A release, and the Jobs that were run for it.
 struct Release<'a> {
     cluster: &'a Cluster,
+    /// The namespace of its sandboxes.
+    sandboxes: &'static str,
     ran: BTreeSet<String>,
 }
 
 impl Release<'_> {
     /// Installs or upgrades it.
     async fn put(&mut self, verb: &str, more: &[&str]) {
-        let sandboxes = format!("--set=sandbox.namespace={SANDBOXES}");
+        let sandboxes = format!("--set=sandbox.namespace={}", self.sandboxes);
         let enough = [
             "--set=orchestrator.env.STORAGE_BUCKET=bucket",
             "--set=orchestrator.secrets.DATABASE_URL.name=postern-database",
@@ -168,17 +171,22 @@ impl Release<'_> {
         self.helm(&[&[verb, RELEASE, "CHART"][..], &enough, more].concat()).await;
     }
 
-    /// Runs helm to its end, and its Jobs as they come.
+    /// Runs helm to its end, and its Jobs as they come; it must do what it is told.
     async fn helm(&mut self, arguments: &[&str]) {
+        let (is_done, said) = self.tried(arguments).await;
+        assert!(is_done, "helm {arguments:?}: {said}");
+    }
+
+    /// Whether helm did it, and what it said.
+    async fn tried(&mut self, arguments: &[&str]) -> (bool, String) {
         let mut child = helm(arguments);
         let ended = until("helm ends", async || {
             self.run_jobs().await;
             child.try_wait().expect("can be asked")
         })
         .await;
-        let said = fs::read_to_string(folder().join("helm.log")).expect("a log");
-        assert!(ended.success(), "helm {arguments:?}: {said}");
         self.run_jobs().await;
+        (ended.success(), fs::read_to_string(folder().join("helm.log")).expect("a log"))
     }
 
     /// As the Job controller and a node would: runs each Job that was not run, and says how it ended.
@@ -279,14 +287,19 @@ impl Release<'_> {
     }
 }
 
-pub(crate) async fn helm_installs_upgrades_and_rolls_back_without_a_changed_key(cluster: &Cluster) {
+/// What is there before a release, and nothing of it yet.
+async fn prepared<'a>(cluster: &'a Cluster, sandboxes: &'static str) -> Release<'a> {
     let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": RELEASES } });
     cluster.apply(&namespace, "").await;
     let database = folder().join("chart.db");
     let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "postern-database" },
         "stringData": { "url": format!("sqlite://{}", database.display()) } });
     cluster.apply(&secret, RELEASES).await;
-    let mut release = Release { cluster, ran: BTreeSet::new() };
+    Release { cluster, sandboxes, ran: BTreeSet::new() }
+}
+
+pub(crate) async fn helm_installs_upgrades_and_rolls_back_without_a_changed_key(cluster: &Cluster) {
+    let mut release = prepared(cluster, SANDBOXES).await;
     release.put("install", &[]).await;
     let made = release.keys().await;
     let names: Vec<_> = made.keys().map(String::as_str).collect();
@@ -319,4 +332,38 @@ pub(crate) async fn helm_installs_upgrades_and_rolls_back_without_a_changed_key(
         &ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&()),
     );
     assert!(namespaces.get(SANDBOXES).await.is_ok(), "sandboxes outlive a release");
+}
+
+/// `helm test` asks from where sandboxes are, and from where the release is.
+pub(crate) async fn helm_s_own_test_finds_walls_and_finds_them_missing(cluster: &Cluster) {
+    let class = json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+        "metadata": { "name": "gvisor" }, "handler": "runsc" });
+    cluster.apply(&class, "").await;
+    let mut release = prepared(cluster, TESTED).await;
+    release.put("install", &[]).await;
+    let (is_shut, said) = release.tried(&["test", RELEASE]).await;
+    let control = log_of(&format!("{RELEASE}-test-network-control"));
+    assert!(is_shut, "{said}\n{control}");
+    assert_eq!(control.matches("ok: ").count(), 2, "{control}");
+    let probe = log_of(&format!("{RELEASE}-test-network"));
+    assert_eq!(probe.matches("is closed").count(), 6, "{probe}");
+
+    // The walls are taken away.
+    let policies = cluster.api("networking.k8s.io/v1", "NetworkPolicy", TESTED);
+    let name = format!("{RELEASE}-sandboxes");
+    policies.delete(&name, &kube::api::DeleteParams::default()).await.expect("is deleted");
+    let (is_shut, said) = release.tried(&["test", RELEASE]).await;
+    let probe = log_of(&format!("{RELEASE}-test-network"));
+    assert!(!is_shut, "{said}\n{probe}");
+    for told in
+        ["NOT OK: ApiServer is open", "NOT OK: Names is open", "NOT OK: Address(169.254.169.254:80) is open"]
+    {
+        assert!(probe.contains(told), "{told}: {probe}");
+    }
+    release.helm(&["uninstall", RELEASE]).await;
+}
+
+/// What the only container of a pod of `helm test` has written, all runs together.
+fn log_of(pod: &str) -> String {
+    fs::read_to_string(folder().join(format!("pod-{pod}-probe.log"))).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ const ROUNDS: u32 = 4;
 /// Sandboxes that are being made, or destroyed, when it is killed.
 const AT_ONCE: u32 = 4;
 
-fn rounds() -> u32 {
+pub(super) fn rounds() -> u32 {
     std::env::var_os("ROUNDS").and_then(|it| it.to_str()?.parse().ok()).unwrap_or(ROUNDS)
 }
 
@@ -23,7 +23,7 @@ fn listed(postern: &Postern<'_>) -> Vec<Value> {
 }
 
 /// Those that are neither running nor over.
-fn on_their_way(sandboxes: &[Value]) -> bool {
+pub(super) fn on_their_way(sandboxes: &[Value]) -> bool {
     let is_settled = |it: &Value| matches!(it["status"].as_str(), Some("running" | "destroyed" | "failed"));
     sandboxes.iter().any(|it| !is_settled(it))
 }
@@ -32,7 +32,7 @@ pub(crate) async fn an_orchestrator_that_is_killed_at_any_moment_leaks_nothing(c
     let mut postern = Postern::start(cluster, "crash").await;
     for round in 0..rounds() {
         let calls: Vec<_> = (0..AT_ONCE)
-            .map(|number| std::thread::spawn(create_call(&postern, &format!("r{round}-{number}"))))
+            .map(|number| std::thread::spawn(create_call(postern.caller(), &format!("r{round}-{number}"))))
             .collect();
         // Somewhere between the first claim and the last answer; another place in each round.
         tokio::time::sleep(Duration::from_millis(u64::from(40 + 90 * (round % 8)))).await;

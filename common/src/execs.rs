@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Commands whose output outlives whoever follows it: the shim reads each from `sandboxd` itself and
-//! keeps its last messages, so that an orchestrator that was restarted goes on where its caller was.
+//! Commands whose output outlives whoever follows it: somebody beside the sandbox's processes (the shim;
+//! in a pod, `sandboxd` itself) reads each and keeps its last messages, so that an orchestrator that was
+//! restarted goes on where its caller was. A `Start` that names itself ([`EXEC`]) is kept: it is started
+//! once, and can be followed from any message on.
 //!
 //! ```text
 //!   sandboxd ──▶ pump ──▶ kept: number first … number last ──▶ follower (from any kept number on)
@@ -11,16 +13,33 @@
 //! then the oldest goes, since a command outlives its caller. Messages are `sandboxd`'s word: each and
 //! all of them are bounded, and none is understood here but for its length.
 
-use crate::channel::Body;
+use crate::problem::{Code, Problem};
+use crate::tasks::{Stop, Tasks};
 use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use postern_common::tasks::{Stop, Tasks};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+
+/// What is passed on.
+pub type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// Names a command whose output is to be kept.
+pub const EXEC: &str = "postern-exec";
+/// What the command is for: a repeat under its name must say the same.
+pub const WISH: &str = "postern-exec-wish";
+/// The number of the last message that a follower has.
+pub const AFTER: &str = "postern-exec-after";
+/// The call that follows a kept command, with its name behind.
+pub const FOLLOW: &str = "/shim/exec/";
+/// The media type of what it answers.
+pub const CONTENT_TYPE: &str = "application/connect+json";
+const START: &str = "/process.Process/Start";
 
 /// What is kept of one command at most, and of all together.
 const KEPT_BYTES: usize = 1 << 20;
@@ -75,9 +94,40 @@ impl Default for Kept {
     }
 }
 
+/// A call that is about a kept command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// Starts one.
+    Start,
+    /// Follows one.
+    Follow,
+}
+
+impl About {
+    /// What a call is about, if about one of these.
+    #[must_use]
+    pub fn of(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
+        let path = uri.path();
+        match *method {
+            Method::GET if path.starts_with(FOLLOW) => Some(Self::Follow),
+            Method::POST if path == START && headers.contains_key(EXEC) => Some(Self::Start),
+            _ => None,
+        }
+    }
+}
+
+/// Why a command is not followed.
+#[derive(Debug)]
+pub enum NotFollowed {
+    /// Our own no.
+    Problem(Box<Problem>),
+    /// Whoever starts commands said no.
+    Refused(Box<Response<Incoming>>),
+}
+
 /// What became of the wish to start a command under a name.
 #[derive(Debug)]
-pub enum Begun {
+enum Begun {
     /// The name is the caller's.
     New(Beginning),
     /// It runs, or has run, for the same wish.
@@ -90,7 +140,7 @@ pub enum Begun {
 
 /// A command that is being started; dropped, its name is free again.
 #[derive(Debug)]
-pub struct Beginning {
+struct Beginning {
     execs: Execs,
     name: String,
     exec: Option<Arc<Exec>>,
@@ -98,7 +148,7 @@ pub struct Beginning {
 
 impl Beginning {
     /// It has started: keeps what comes out of `stream`.
-    pub fn keep(mut self, stream: Incoming) {
+    fn keep(mut self, stream: Incoming) {
         let Some(exec) = self.exec.take() else { return };
         let (execs, name) = (self.execs.clone(), self.name.clone());
         self.execs.tasks.spawn(async move |stop: Stop| {
@@ -124,7 +174,7 @@ impl Drop for Beginning {
 
 /// What is kept does not reach back so far, or there is no such command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotKept {
+enum NotKept {
     /// No command of this name, or it ended too long ago.
     Unknown,
     /// Messages after the wanted number are gone.
@@ -148,9 +198,62 @@ impl Execs {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Starts a command by `start` unless it was started before, and follows it from its beginning on.
+    ///
+    /// # Errors
+    /// [`NotFollowed`].
+    pub async fn start(
+        &self,
+        headers: &HeaderMap,
+        start: impl Future<Output = Result<Response<Incoming>, Problem>>,
+    ) -> Result<Body, NotFollowed> {
+        let name = text(headers, EXEC);
+        let refused =
+            |code, detail: &'static str| Err(NotFollowed::Problem(Box::new(Problem::new(code, detail))));
+        if !Self::is_name(name) {
+            return refused(Code::RequestMalformed, "a command's name has 1 to 64 letters and digits");
+        }
+        match self.begin(name, text(headers, WISH)) {
+            Begun::There => {}
+            Begun::ForAnotherWish => {
+                return refused(Code::IdempotencyKeyReused, "the key started another command");
+            }
+            Begun::TooMany => {
+                return refused(Code::ConcurrencyLimited, "too many commands run in this sandbox");
+            }
+            Begun::New(beginning) => {
+                let started = start.await.map_err(|problem| NotFollowed::Problem(Box::new(problem)))?;
+                if started.status() != StatusCode::OK {
+                    return Err(NotFollowed::Refused(Box::new(started)));
+                }
+                beginning.keep(started.into_body());
+            }
+        }
+        self.pass_on(name, 0)
+    }
+
+    /// The messages that a call asks for by the command's name in its path.
+    ///
+    /// # Errors
+    /// [`NotFollowed::Problem`].
+    pub fn follow(&self, uri: &Uri, headers: &HeaderMap) -> Result<Body, NotFollowed> {
+        let name = uri.path().strip_prefix(FOLLOW).unwrap_or_default();
+        self.pass_on(name, text(headers, AFTER).parse().unwrap_or(0))
+    }
+
+    fn pass_on(&self, name: &str, after: u64) -> Result<Body, NotFollowed> {
+        self.after(name, after).map_err(|error| {
+            NotFollowed::Problem(Box::new(match error {
+                NotKept::Unknown => Problem::new(Code::NotFound, "there is no such command"),
+                NotKept::Gone => {
+                    Problem::new(Code::PreconditionFailed, "what came after that is no more kept")
+                }
+            }))
+        })
+    }
+
     /// Takes a name for a command that is about to be started for this wish.
-    #[must_use]
-    pub fn begin(&self, name: &str, wish: &str) -> Begun {
+    fn begin(&self, name: &str, wish: &str) -> Begun {
         let mut all = self.lock();
         if let Some(exec) = all.get(name) {
             return if exec.wish == wish { Begun::There } else { Begun::ForAnotherWish };
@@ -164,10 +267,7 @@ impl Execs {
     }
 
     /// The messages of a command after number `after`, those that are kept and those to come.
-    ///
-    /// # Errors
-    /// [`NotKept`].
-    pub fn follow(&self, name: &str, after: u64) -> Result<Body, NotKept> {
+    fn after(&self, name: &str, after: u64) -> Result<Body, NotKept> {
         let exec = self.lock().get(name).cloned().ok_or(NotKept::Unknown)?;
         {
             let mut kept = exec.lock();
@@ -316,6 +416,10 @@ impl Kept {
     }
 }
 
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
 struct TooLong;
 
 /// Takes a whole message off what was read, with its head.
@@ -389,6 +493,20 @@ mod tests {
         assert!(kept.make_room(100, 250, now).is_some_and(|wait| wait <= GRACE), "somebody may come back");
         assert!(kept.make_room(100, 250, now + GRACE + Duration::from_secs(1)).is_none());
         assert_eq!((kept.first, kept.bytes), (2, 105));
+    }
+
+    #[test]
+    fn only_a_named_start_and_a_follow_are_about_kept_commands() {
+        let of = |method: Method, path: &'static str, is_named: bool| {
+            let name =
+                is_named.then(|| (http::HeaderName::from_static(EXEC), http::HeaderValue::from_static("a")));
+            About::of(&method, &Uri::from_static(path), &name.into_iter().collect())
+        };
+        assert_eq!(of(Method::POST, "/process.Process/Start", true), Some(About::Start));
+        assert_eq!(of(Method::POST, "/process.Process/Start", false), None);
+        assert_eq!(of(Method::POST, "/process.Process/Connect", true), None);
+        assert_eq!(of(Method::GET, "/shim/exec/abc", false), Some(About::Follow));
+        assert_eq!(of(Method::POST, "/shim/exec/abc", true), None);
     }
 
     #[test]

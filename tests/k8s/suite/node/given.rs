@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod's spec refers to: ConfigMaps, Secrets and a token of its account, read before it starts,
+//! as a kubelet does.
+
+use super::pod::Wrong;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount, Volume};
+use kube::api::PostParams;
+use kube::{Api, Client, ResourceExt as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// The API server's address for pods, as every cluster's kubelet tells them.
+pub(super) const API_SERVER: (&str, &str) = ("10.96.0.1", "443");
+
+/// A kubelet tries again for as long as it takes; here the next pod waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What an object holds, by key.
+type Data = BTreeMap<String, Vec<u8>>;
+
+/// Everything that was read for one pod.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    maps: BTreeMap<String, Data>,
+    secrets: BTreeMap<String, Data>,
+    token: Option<String>,
+}
+
+impl Given {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Wrong::Spec`] names what is not there.
+    pub(super) async fn read(client: &Client, pod: &Pod) -> Result<Self, Wrong> {
+        let namespace = pod.namespace().expect("has one");
+        let (map_names, secret_names) = names(pod);
+        let mut given = Self::default();
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+        for name in map_names {
+            let found = patiently(&maps, &name).await;
+            let found = found.ok_or_else(|| Wrong::Spec(format!("configmap \"{name}\" not found")))?;
+            let data = found.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes()));
+            given.maps.insert(name, data.collect());
+        }
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+        for name in secret_names {
+            let found = secrets.get_opt(&name).await.expect("is told");
+            let found = found.ok_or_else(|| Wrong::Spec(format!("secret \"{name}\" not found")))?;
+            let data = found.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0));
+            given.secrets.insert(name, data.collect());
+        }
+        if volumes(pod).iter().any(wants_token) {
+            let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+            let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &namespace);
+            let wanted = TokenRequest::default();
+            let account = account.unwrap_or_else(|| "default".to_owned());
+            let made = accounts.create_token_request(&account, &PostParams::default(), &wanted).await;
+            given.token = made.expect("a token").status.map(|status| status.token);
+        }
+        Ok(given)
+    }
+
+    /// One value of a ConfigMap.
+    pub(super) fn of_map(&self, name: &str, key: &str) -> Option<String> {
+        text(self.maps.get(name)?.get(key)?)
+    }
+
+    /// One value of a Secret.
+    pub(super) fn of_secret(&self, name: &str, key: &str) -> Option<String> {
+        text(self.secrets.get(name)?.get(key)?)
+    }
+
+    /// The files that a volume begins with; none: it is empty.
+    ///
+    /// # Errors
+    /// [`Wrong::Spec`]: it is of a kind that this node has not.
+    pub(super) fn files(&self, volume: &Volume) -> Result<Data, Wrong> {
+        let refused = || Wrong::Spec(format!("volume {} is of a kind that is not to be had", volume.name));
+        if volume.empty_dir.is_some() {
+            return Ok(Data::new());
+        }
+        if let Some(map) = &volume.config_map {
+            return self.maps.get(&map.name).cloned().ok_or_else(refused);
+        }
+        if let Some(secret) = &volume.secret {
+            let name = secret.secret_name.clone().unwrap_or_default();
+            return self.secrets.get(&name).cloned().ok_or_else(refused);
+        }
+        let sources = volume.projected.as_ref().ok_or_else(refused)?.sources.as_deref().unwrap_or_default();
+        let mut files = Data::new();
+        for source in sources {
+            if let Some(token) = source.service_account_token.as_ref() {
+                files.insert(token.path.clone(), self.token.clone().unwrap_or_default().into_bytes());
+            }
+            if let Some(map) = &source.config_map {
+                files.extend(self.maps.get(&map.name).cloned().unwrap_or_default());
+            }
+            if let Some(secret) = &source.secret {
+                files.extend(self.secrets.get(&secret.name).cloned().unwrap_or_default());
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// A ConfigMap that a controller may be about to make: a new namespace's certificates of the cluster.
+async fn patiently(maps: &Api<ConfigMap>, name: &str) -> Option<ConfigMap> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let found = maps.get_opt(name).await.expect("is told");
+        if found.is_some() || tokio::time::Instant::now() > deadline {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    String::from_utf8(bytes.to_vec()).ok()
+}
+
+fn volumes(pod: &Pod) -> &[Volume] {
+    pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
+}
+
+fn wants_token(volume: &Volume) -> bool {
+    let sources = volume.projected.as_ref().and_then(|projected| projected.sources.as_deref());
+    sources.unwrap_or_default().iter().any(|source| source.service_account_token.is_some())
+}
+
+/// The ConfigMaps and Secrets that volumes and variables name.
+fn names(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+    for volume in volumes(pod) {
+        maps.extend(volume.config_map.as_ref().map(|map| map.name.clone()));
+        secrets.extend(volume.secret.as_ref().and_then(|secret| secret.secret_name.clone()));
+        let sources = volume.projected.as_ref().and_then(|projected| projected.sources.as_deref());
+        for source in sources.unwrap_or_default() {
+            maps.extend(source.config_map.as_ref().map(|map| map.name.clone()));
+            secrets.extend(source.secret.as_ref().map(|secret| secret.name.clone()));
+        }
+    }
+    let containers =
+        pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    for from in containers.flat_map(|it| it.env.iter().flatten()).filter_map(|it| it.value_from.as_ref()) {
+        maps.extend(from.config_map_key_ref.as_ref().map(|map| map.name.clone()));
+        secrets.extend(from.secret_key_ref.as_ref().map(|secret| secret.name.clone()));
+    }
+    (maps, secrets)
+}
