@@ -488,9 +488,10 @@ pub struct TemplateFile {
     )]
     #[schemars(with = "Option<String>")]
     pub idle: Option<Duration>,
-    /// What becomes of a sandbox that was unused for that long.
-    #[serde(skip_serializing_if = "OnIdle::is_destroy")]
-    pub on_idle: OnIdle,
+    /// What becomes of a sandbox that was unused for that long; if absent it is stopped where its files
+    /// can be kept on disk, else destroyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_idle: Option<OnIdle>,
     /// How long a sandbox stays paused before it is destroyed, its files kept; until its own end
     /// if absent.
     #[serde(
@@ -519,20 +520,15 @@ pub struct TemplateFile {
 }
 
 /// What becomes of a sandbox that is unused for too long.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnIdle {
     /// It is destroyed, its user's files are kept.
-    #[default]
     Destroy,
     /// It is frozen with its memory, until somebody resumes it.
     Pause,
-}
-
-impl OnIdle {
-    const fn is_destroy(&self) -> bool {
-        matches!(self, Self::Destroy)
-    }
+    /// It is kept on disk, with its memory where that can be, until somebody uses it.
+    Stop,
 }
 
 mod as_base64 {

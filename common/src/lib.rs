@@ -4,6 +4,7 @@
 //! Small programs (`sandboxd`, the shim) take it as it is; the feature `server` adds tokens,
 //! settings, the tenant's folder and metrics for the gateway, the orchestrator and the CLI.
 
+pub mod channel;
 pub mod clock;
 #[cfg(feature = "execs")]
 pub mod execs;

@@ -73,7 +73,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let sandboxes = Family::<[(&str, &str); 1], Gauge>::default();
     let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
     for row in &live {
-        *counts.entry(row.state.as_str()).or_default() += 1;
+        *counts.entry(row.state.shown()).or_default() += 1;
     }
     for (status, count) in counts {
         sandboxes.get_or_create(&[("status", status)]).set(count);

@@ -12,9 +12,14 @@ mod claims;
 mod freeze;
 mod keep;
 mod lanes;
+mod picture;
+mod rest;
 mod start;
+mod tokens;
+mod wake;
 mod watch;
 
+pub(crate) use rest::Keep;
 pub(crate) use start::First;
 pub use watch::Reconciled;
 
@@ -22,6 +27,7 @@ use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
 use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
+use crate::memory::Memory;
 use crate::pool::{Claim, Pool};
 use crate::runtime::{Agent, Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
@@ -41,7 +47,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 
 /// State changes that a slow waiter may miss before it looks at the database instead.
 const CHANGES: usize = 1024;
@@ -49,6 +55,10 @@ const CHANGES: usize = 1024;
 const HAND_OVER_AGAIN: Duration = Duration::from_secs(15);
 /// How long a call into a sandbox may take.
 const AGENT_TIME: Duration = Duration::from_secs(10);
+/// How long keeping a memory, or going on from one, may take: as the largest disk at 100 MB/s, and some.
+const PICTURE_TIME: Duration = Duration::from_secs(300);
+/// Pictures of memory at a time that are not sealed: each takes its sandbox's memory a second time.
+const PICTURES: usize = 2;
 
 /// Something could not be done to a sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +78,9 @@ pub(crate) enum DriveError {
     /// It stands still.
     #[error("sandbox `{0}` is paused")]
     Paused(SandboxId),
+    /// It is kept on disk only.
+    #[error("sandbox `{0}` is stopped")]
+    Stopped(SandboxId),
     /// Its tenant may have no more.
     #[error(transparent)]
     Quota(#[from] OverQuota),
@@ -107,6 +120,9 @@ pub(crate) enum DriveError {
     /// It runs on another machine.
     #[error("sandbox `{0}` is driven by the orchestrator on its own machine")]
     Elsewhere(SandboxId),
+    /// It cannot be kept, or not with its memory.
+    #[error("the {1} of sandbox `{0}` cannot be kept here")]
+    NotKept(SandboxId, &'static str),
     /// Its processes did not answer in time.
     #[error("sandbox `{0}` does not answer")]
     Silent(SandboxId),
@@ -171,6 +187,8 @@ pub(crate) struct Parts {
     pub(crate) syncs: Syncs,
     /// Sandboxes that are kept ready.
     pub(crate) pool: Pool,
+    /// Where the memory of stopped ones is kept.
+    pub(crate) memory: Memory,
     /// Opens what is sealed.
     pub(crate) keys: Arc<InstallationKeys>,
     /// What the database does not know is only told of, for the database may have forgotten it.
@@ -189,6 +207,8 @@ struct Inner {
     lanes: Lanes,
     changes: broadcast::Sender<SandboxId>,
     startups: Startups,
+    /// Room for pictures of memory.
+    pictures: Semaphore,
 }
 
 /// By `runtime`, and `start`: `warm` or `cold`.
@@ -200,7 +220,8 @@ impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
         let startups = Startups::new_with_constructor(|| Histogram::new(SECONDS));
-        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups }))
+        let pictures = Semaphore::new(PICTURES);
+        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups, pictures }))
     }
 
     /// How long sandboxes took from their create call until they ran.
@@ -277,7 +298,8 @@ impl Driver {
         let now = clock::now();
         let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
         let (state, place) = (State::Creating, self.parts().store.place().to_owned());
-        let row = SandboxRow { new, state, reason: None, running: None, created_at: now, idle_at, place };
+        let (reason, running, kept, created_at) = (None, None, None, now);
+        let row = SandboxRow { new, state, reason, running, created_at, idle_at, place, kept };
         let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
         if let Some(too_much) =
             too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?
@@ -335,8 +357,8 @@ impl Driver {
             let mut entry = entry(&row.new, Action::SandboxChanged, &cause);
             entry.change = Some((row.state.as_str(), to.as_str()));
             let reason = to.outcome().and(cause.reason.clone());
-            // Whoever makes it or tears it down does so in its turn; an end may come from anywhere.
-            let is_claimed = matches!(event, Event::Started | Event::TornDown);
+            // Whoever makes it, wakes it or tears it down does so in its turn; an end may come from anywhere.
+            let is_claimed = matches!(event, Event::Started | Event::Woken | Event::TornDown);
             let transition = Transition { from: row.state, to, reason, running: running.clone(), is_claimed };
             if !self.parts().store.move_sandbox(id, &transition, &entry).await? {
                 // Somebody was faster: look again.
@@ -391,6 +413,10 @@ impl Driver {
         match effect {
             Effect::Freeze => host.pause(id).await?,
             Effect::Thaw => host.resume(id).await?,
+            Effect::Rest => {
+                self.rest(id, Keep::Best).await?;
+                self.keep_files_of_rest(id).await;
+            }
             Effect::EndSession => sessions.end(id, clock::now()).await?,
             Effect::EndProcesses => {
                 // It would be begun again otherwise; what it has not carried yet is, before the slot goes.
@@ -402,6 +428,8 @@ impl Driver {
                 self.parts().syncs.end_session(id).await?;
                 host.destroy(id).await?;
                 self.parts().files.forget(id).await;
+                let forgotten = self.parts().memory.remove_all(id).await;
+                forgotten.map_err(start::machine(row, "remove the picture of the memory"))?;
                 self.torn_down(id).await?;
             }
         }
@@ -484,26 +512,6 @@ impl Driver {
         }
     }
 
-    /// Replaces the token of a running sandbox's session, also inside it, and returns it. A caller
-    /// who leaves interrupts nothing of that.
-    ///
-    /// # Errors
-    /// [`DriveError`]; [`DriveError::Silent`] if the sandbox did not take it, which leaves the
-    /// token before it good for a minute.
-    pub(crate) async fn refresh(
-        &self,
-        id: &SandboxId,
-        cause: Cause,
-    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        let (told, answer) = oneshot::channel();
-        let (driver, of) = (self.clone(), id.clone());
-        self.parts().tasks.spawn(async move |_finishes: Stop| {
-            // Nobody may be waiting any more.
-            let _ = told.send(driver.replace_token(&of, cause).await).is_ok();
-        });
-        answer.await.unwrap_or_else(|_stopped| Err(DriveError::Silent(id.clone())))
-    }
-
     /// Changes a live sandbox's deadlines or labels, and what gateways know of them; its token is
     /// replaced by one that is good for as long as it may be now. A caller who leaves interrupts
     /// nothing of that.
@@ -547,55 +555,6 @@ impl Driver {
         }
         drop(turn);
         self.sandbox(id).await
-    }
-
-    async fn replace_token(
-        &self,
-        id: &SandboxId,
-        cause: Cause,
-    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        let _turn = self.turn(id).await?;
-        self.replace_in_turn(id, cause).await
-    }
-
-    /// The caller is in the sandbox's lane.
-    async fn replace_in_turn(
-        &self,
-        id: &SandboxId,
-        cause: Cause,
-    ) -> Result<(SandboxRow, Secret<String>), DriveError> {
-        let row = self.here(id).await?;
-        if row.state == State::Paused {
-            return Err(DriveError::Paused(id.clone()));
-        }
-        if row.state != State::Running {
-            if row.state.is_over() {
-                self.0.lanes.remove(id);
-            }
-            return Err(SessionError::Ended(id.clone()).into());
-        }
-        let level = row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation);
-        // Until the sandbox has it, it holds a token that is good for a minute only: whatever
-        // cuts this off, it is begun again before.
-        let soon = clock::now().saturating_add(signed(HAND_OVER_AGAIN)).unwrap_or(row.new.expires_at);
-        let replaced = self.parts().sessions.refresh(&row, level, clock::now(), soon).await?;
-        self.hand_over(id, &replaced.token).await?;
-        self.parts().store.rotate_session_at(id, replaced.rotate_at).await?;
-        self.parts().store.record(&entry(&row.new, Action::TokenRefreshed, &cause)).await?;
-        Ok((row, replaced.token))
-    }
-
-    /// Gives a sandbox the token that its door is to use.
-    async fn hand_over(&self, id: &SandboxId, token: &Secret<String>) -> Result<(), DriveError> {
-        // INVARIANT: a sandbox takes the last token that it is given. One that is not ours any more may
-        // have been given a newer one already.
-        self.still_ours(id).await?;
-        let handed = async {
-            let agent = self.parts().host.connect(id).await?;
-            agent.rotate(token).await.map_err(|source| RuntimeError::Agent { sandbox: id.clone(), source })
-        };
-        let handed = tokio::time::timeout(AGENT_TIME, handed).await;
-        Ok(handed.map_err(|_late| DriveError::Silent(id.clone()))??)
     }
 
     /// Destroys every sandbox and waits until all are gone, at most `patience`; returns how many

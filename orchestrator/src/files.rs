@@ -198,6 +198,19 @@ impl UserFiles {
         self.manifest(sandbox).note_kept()
     }
 
+    /// Whether a sandbox was given files that are not kept yet.
+    pub(crate) fn is_owed(&self, sandbox: &SandboxId) -> bool {
+        self.manifest(sandbox).is_owed()
+    }
+
+    /// Notes that a sandbox whose files were kept goes on, so that it is known if they are lost.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn note_owed(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.manifest(sandbox).note_owed()
+    }
+
     /// Forgets what had been carried into a sandbox that is gone.
     pub(crate) async fn forget(&self, sandbox: &SandboxId) {
         let manifest = self.manifest(sandbox);

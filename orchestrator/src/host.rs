@@ -51,6 +51,30 @@ pub trait Host: Runtime {
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>>;
 
+    /// Brings all files of an ended sandbox to this machine's disk, where they are whatever it does next.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`] if not all of them are there.
+    fn settle<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Whether the files of a sandbox may lack what was written to them, because the machine stopped meanwhile.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    fn is_torn<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
+    /// Notes that they were compared with the store: from then on what is missing was deleted.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    fn believe<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Puts the files of an ended sandbox where nothing removes them, because they could not be
     /// kept, and tells where; `None` if there is nothing of them.
     fn set_aside<'a>(
@@ -113,8 +137,20 @@ impl Host for LocalRuntime {
     ) -> BoxFuture<'a, Result<Option<UserFolder>, RuntimeError>> {
         Box::pin(async {
             let Some((path, owner)) = self.find_user_files(sandbox).await? else { return Ok(None) };
-            Ok(Some(UserFolder { path, owner, is_torn: self.is_torn(sandbox).await? }))
+            Ok(Some(UserFolder { path, owner, is_torn: self.is_disk_torn(sandbox).await? }))
         })
+    }
+
+    fn settle<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(self.settle_disk(sandbox))
+    }
+
+    fn is_torn<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(self.is_disk_torn(sandbox))
+    }
+
+    fn believe<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(self.believe_disk(sandbox))
     }
 
     fn set_aside<'a>(
@@ -130,7 +166,7 @@ impl Host for LocalRuntime {
     ) -> BoxFuture<'a, Result<Option<PreparedSync>, RuntimeError>> {
         Box::pin(async {
             let Some((socket, state, command)) = self.prepare_sync(sandbox).await? else { return Ok(None) };
-            let is_torn = self.is_torn(sandbox).await?;
+            let is_torn = self.is_disk_torn(sandbox).await?;
             Ok(Some(PreparedSync { peer: Peer::Socket(socket), state, command, is_torn }))
         })
     }

@@ -79,7 +79,7 @@ pub struct InstallationKeys {
     pub(crate) token: SigningKey,
     old_tokens: Vec<SigningKey>,
     /// Seals what the database keeps secret.
-    pub(crate) data: DataKey,
+    pub(crate) data: Arc<DataKey>,
     artefact: Ed25519KeyPair,
     api_keys: hmac::Key,
     digests: hmac::Key,
@@ -134,7 +134,7 @@ impl InstallationKeys {
         Ok(Self {
             token,
             old_tokens: given.old_tokens,
-            data,
+            data: Arc::new(data),
             artefact,
             api_keys,
             digests,

@@ -3,12 +3,15 @@
 //! another, and what has to be done on the way. Doing it is the driver's job.
 //!
 //! ```text
-//!            started           pause
-//!  creating ────────▶ running ◀──────▶ paused        stopped
-//!     │ start failed    │ resume          │              │
-//!     │ destroy         │ destroy, ended  │              │
-//!     ▼                 ▼                 ▼              ▼
+//!            started           pause             stop
+//!  creating ────────▶ running ◀──────▶ paused ──────────▶ stopped ◀──────────┐
+//!     │                 │  ▲  resume     │                  │  wake         │ not woken
+//!     │                 │  └─────────────┼── woken ─── waking ◀─────────────┤
+//!     │ start failed    │ destroy, ended │                  │ destroy       │
+//!     ▼                 ▼                ▼                  ▼               │
 //!  destroying ───────── torn down ─────────────▶ destroyed | failed
+//!
+//!  (running is stopped in one step too)
 //! ```
 //!
 //! The new state is written down before its effects begin. Every effect may be repeated, so after
@@ -47,6 +50,8 @@ pub(crate) enum State {
     Paused,
     /// Kept on disk only.
     Stopped,
+    /// On its way from there back to running.
+    Waking,
     /// On its way out.
     Destroying(Outcome),
     /// Gone after a life.
@@ -57,18 +62,19 @@ pub(crate) enum State {
 
 impl State {
     /// Every state.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Creating,
         Self::Running,
         Self::Paused,
         Self::Stopped,
+        Self::Waking,
         Self::Destroying(Outcome::Destroyed),
         Self::Destroying(Outcome::Failed),
         Self::Destroyed,
         Self::Failed,
     ];
 
-    /// The status that the API shows.
+    /// The status in the database.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -76,10 +82,26 @@ impl State {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
+            Self::Waking => "waking",
             Self::Destroying(_) => "destroying",
             Self::Destroyed => "destroyed",
             Self::Failed => "failed",
         }
+    }
+
+    /// The status that the API shows: what wakes is waited for like what is made.
+    #[must_use]
+    pub(crate) const fn shown(self) -> &'static str {
+        match self {
+            Self::Waking => Self::Creating.as_str(),
+            other => other.as_str(),
+        }
+    }
+
+    /// Whether it will run in a moment.
+    #[must_use]
+    pub(crate) const fn is_beginning(self) -> bool {
+        matches!(self, Self::Creating | Self::Waking)
     }
 
     /// Where it will end, while it is being destroyed.
@@ -114,16 +136,17 @@ impl State {
         match self {
             Self::Creating => Unfinished::Happened(Event::StartFailed),
             Self::Destroying(outcome) => Unfinished::Effects(ending(outcome)),
-            Self::Running | Self::Paused | Self::Stopped | Self::Destroyed | Self::Failed => {
-                Unfinished::Effects(&[])
-            }
+            // What of it was done is found out.
+            Self::Stopped => Unfinished::Effects(&[Effect::Rest]),
+            Self::Waking => Unfinished::Happened(Event::NotWoken),
+            Self::Running | Self::Paused | Self::Destroyed | Self::Failed => Unfinished::Effects(&[]),
         }
     }
 }
 
 impl fmt::Display for State {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
+        formatter.write_str(self.shown())
     }
 }
 
@@ -147,6 +170,14 @@ pub(crate) enum Event {
     Pause,
     /// Somebody wants it to go on.
     Resume,
+    /// Somebody wants it kept on disk only.
+    Stop,
+    /// Somebody wants it back from there.
+    Wake,
+    /// It is back.
+    Woken,
+    /// It could not be brought back.
+    NotWoken,
     /// Somebody, or a deadline, wants it gone.
     Destroy,
     /// It ended by itself, or was killed.
@@ -158,11 +189,15 @@ pub(crate) enum Event {
 #[cfg(test)]
 impl Event {
     /// Every event.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Started,
         Self::StartFailed,
         Self::Pause,
         Self::Resume,
+        Self::Stop,
+        Self::Wake,
+        Self::Woken,
+        Self::NotWoken,
         Self::Destroy,
         Self::Ended,
         Self::TornDown,
@@ -176,6 +211,8 @@ pub(crate) enum Effect {
     Freeze,
     /// Undo that.
     Thaw,
+    /// Keep what can be kept of it, and end its processes; gateways refuse its tokens until it is back.
+    Rest,
     /// Make gateways refuse its tokens.
     EndSession,
     /// End its processes, so that its files hold still.
@@ -202,6 +239,9 @@ const fn what(event: &Event) -> &'static str {
         Event::StartFailed => "fail to start",
         Event::Pause => "be paused",
         Event::Resume => "be resumed",
+        Event::Stop => "be stopped",
+        Event::Wake | Event::Woken => "be woken",
+        Event::NotWoken => "fail to wake",
         Event::Destroy => "be destroyed",
         Event::Ended => "end",
         Event::TornDown => "be torn down",
@@ -233,7 +273,13 @@ pub(crate) const fn next(state: State, event: Event) -> Result<(State, &'static 
         }
         (State::Running, Event::Pause) => Ok((State::Paused, &[Effect::Freeze])),
         (State::Paused, Event::Resume) => Ok((State::Running, &[Effect::Thaw])),
-        (State::Running | State::Paused | State::Stopped, Event::Destroy | Event::Ended) => {
+        (State::Running | State::Paused, Event::Stop) => Ok((State::Stopped, &[Effect::Rest])),
+        // The driver brings it back: how far it comes is not an effect's to tell.
+        (State::Stopped, Event::Wake) => Ok((State::Waking, &[])),
+        (State::Waking, Event::Woken) => Ok((State::Running, &[])),
+        (State::Waking, Event::NotWoken) => Ok((State::Stopped, &[Effect::Rest])),
+        (State::Running | State::Paused, Event::Destroy | Event::Ended)
+        | (State::Stopped | State::Waking, Event::Destroy) => {
             Ok((State::Destroying(Destroyed), ending(Destroyed)))
         }
         // Asking again is no mistake, and changes nothing.
@@ -242,7 +288,11 @@ pub(crate) const fn next(state: State, event: Event) -> Result<(State, &'static 
         }
         (State::Destroying(Destroyed), Event::TornDown) => Ok((State::Destroyed, &[])),
         (State::Destroying(Failed), Event::TornDown) => Ok((State::Failed, &[])),
-        (State::Running, Event::Resume) | (State::Paused, Event::Pause) => Ok((state, &[])),
+        (State::Running, Event::Resume | Event::Wake)
+        | (State::Paused, Event::Pause)
+        | (State::Stopped, Event::Stop)
+        // Nothing runs there that could end.
+        | (State::Stopped | State::Waking, Event::Ended) => Ok((state, &[])),
         _ => Err(Refusal { state, event }),
     }
 }
@@ -339,6 +389,25 @@ mod tests {
             assert_eq!(State::Destroying(outcome).unfinished(), Unfinished::Effects(begun));
         }
         assert_eq!(State::Running.unfinished(), Unfinished::Effects(&[]));
+        assert_eq!(State::Stopped.unfinished(), Unfinished::Effects(&[Effect::Rest]));
+        assert_eq!(State::Waking.unfinished(), Unfinished::Happened(Event::NotWoken));
+    }
+
+    #[test]
+    fn what_is_stopped_comes_back_or_stays_and_its_end_is_only_asked_for() {
+        let after = |state, event| next(state, event).map(|(state, _)| state);
+        for from in [State::Running, State::Paused] {
+            assert_eq!(next(from, Event::Stop), Ok((State::Stopped, &[Effect::Rest][..])));
+        }
+        assert_eq!(after(State::Stopped, Event::Wake), Ok(State::Waking));
+        assert_eq!(after(State::Waking, Event::Woken), Ok(State::Running));
+        assert_eq!(next(State::Waking, Event::NotWoken), Ok((State::Stopped, &[Effect::Rest][..])));
+        for state in [State::Stopped, State::Waking] {
+            assert_eq!(after(state, Event::Ended), Ok(state), "its processes are not expected to be there");
+            assert_eq!(after(state, Event::Destroy), Ok(State::Destroying(Outcome::Destroyed)));
+        }
+        assert!(next(State::Creating, Event::Stop).is_err() && next(State::Stopped, Event::Resume).is_err());
+        assert_eq!(State::Waking.shown(), "creating", "callers wait for it as for one that is made");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the parts together, in the one order that is safe.
 
+mod kept;
+
 use crate::admin::{self, Admin};
 use crate::api::{self, Api, Drain, Ports};
 use crate::artefacts::{Artefacts, UnusableCompiler};
@@ -22,7 +24,6 @@ use crate::seal::SealError;
 use crate::sessions::peers::PeerSessions;
 use crate::sessions::sync::SyncSessions;
 use crate::sessions::{self, Sessions};
-use crate::snapshots::Snapshots;
 use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
@@ -186,11 +187,7 @@ impl Prepared {
     pub async fn start(self, host: Arc<dyn Host>, tasks: &Tasks) -> Result<Orchestrator, StartError> {
         let Self { config, store, keys, signs_as, .. } = self;
         succeed(&store, &config.data_dir.join(REPLICA_FILE)).await?;
-        // Never below the clock's seconds: a database that was restored counts on from before, and
-        // gateways refuse what is older than they know.
-        let before = store.number("epoch").await?;
-        let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
-        let spares_unknown = is_restored(&config.data_dir.join(EPOCH_FILE), before, epoch)?;
+        let (epoch, spares_unknown) = next_epoch(&store, &config.data_dir.join(EPOCH_FILE)).await?;
         let state = sessions::known(&store, clock::now(), None).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
@@ -203,7 +200,9 @@ impl Prepared {
         let pool = Pool::new(store.clone(), Arc::clone(&host), tasks.clone());
         let files_api = FilesApi::new(store.clone(), storage.clone(), gateways.clone(), tasks.stop_token());
         let syncs = SyncSessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
+        let memory = kept::memory(&store, &keys, config.data_dir.join("memory"), spares_unknown).await?;
         let driver = Driver::new(Parts {
+            memory,
             syncs: Syncs::new(Arc::clone(&host), syncs, storage.clone(), tasks.clone()),
             store: store.clone(),
             host: Arc::clone(&host),
@@ -221,7 +220,7 @@ impl Prepared {
         watch(tasks, (driver.clone(), uses), retention.clone(), (pool.clone(), wants));
         let told = (configuration.clone(), gateways.clone(), driver.clone());
         let stream = control_stream(config.database(), (&store, &keys), told, tasks).await?;
-        let snapshots = open_snapshots(&store, &keys, config.data_dir.join("snapshots"), tasks).await?;
+        let snapshots = kept::snapshots(&store, &keys, config.data_dir.join("snapshots"), tasks).await?;
         let api = Api {
             peers: PeerSessions::new(store.clone(), Arc::clone(&keys), gateways.clone()),
             snapshots,
@@ -310,20 +309,6 @@ async fn control_stream(
     };
     tasks.spawn(async move |stop: Stop| replicas.follow(stop).await);
     Ok(stream)
-}
-
-async fn open_snapshots(
-    store: &Store,
-    keys: &Arc<InstallationKeys>,
-    folder: PathBuf,
-    tasks: &Tasks,
-) -> Result<Arc<Snapshots>, StartError> {
-    let opened = Snapshots::open(store.clone(), Arc::clone(keys), folder.clone()).await;
-    let failed = |error| StartError::Folder { path: folder, source: io::Error::other(error) };
-    let opened = Arc::new(opened.map_err(failed)?);
-    let watched = Arc::clone(&opened);
-    tasks.spawn(async move |stop: Stop| watched.watch(stop).await);
-    Ok(opened)
 }
 
 /// Keeps reality at what the database says, until the tasks are stopped.
@@ -522,6 +507,15 @@ impl Orchestrator {
         }
         self.api.store.close().await;
     }
+}
+
+/// The number of this start, and whether the database was restored since the last one.
+async fn next_epoch(store: &Store, file: &Path) -> Result<(u64, bool), StartError> {
+    // Never below the clock's seconds: a database that was restored counts on from before, and
+    // gateways refuse what is older than they know.
+    let before = store.number("epoch").await?;
+    let epoch = store.next_number("epoch", clock::unix_seconds(clock::now())).await?;
+    Ok((epoch, is_restored(file, before, epoch)?))
 }
 
 /// Whether the database is older than what this data folder has seen of it: then it was restored from

@@ -20,6 +20,7 @@ pub use postern_shim::exit::{Exit, Reason};
 pub use postern_shim::spec::{Enforced, Limits};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::PathBuf;
 
 /// Which isolation a sandbox is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -279,6 +280,47 @@ pub trait Runtime: fmt::Debug + Send + Sync {
 
     /// Undoes [`Runtime::pause`].
     fn resume<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// Whether a sandbox that ended can be made again with the files that it had.
+    fn keeps_files(&self) -> bool {
+        false
+    }
+
+    /// Whether the memory of a sandbox of this isolation can be pictured, and gone on from.
+    fn keeps_memory(&self, _level: Isolation) -> bool {
+        false
+    }
+
+    /// What a picture depends on that is made here of a sandbox with this image, in a few characters.
+    fn fingerprint<'a>(&'a self, _image: Option<&'a str>) -> BoxFuture<'a, std::io::Result<String>> {
+        Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
+    }
+
+    /// Pictures the memory of a sandbox that sleeps; the folder that the picture is in, until
+    /// [`Runtime::forget_picture`] or its end. It is as it was whatever comes of this.
+    fn picture<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<PathBuf, RuntimeError>> {
+        Box::pin(std::future::ready(Err(RuntimeError::NotRunning { sandbox: sandbox.clone() })))
+    }
+
+    /// An empty folder for a picture that a sandbox, which does not run, is to go on from.
+    fn place_for_picture<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        _memory_bytes: u64,
+    ) -> BoxFuture<'a, Result<PathBuf, RuntimeError>> {
+        Box::pin(std::future::ready(Err(RuntimeError::NotRunning { sandbox: sandbox.clone() })))
+    }
+
+    /// Removes a picture.
+    fn forget_picture<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// [`Runtime::create`] from the picture in [`Runtime::place_for_picture`]; it sleeps when this
+    /// returns. Its files are those that are there.
+    fn restore(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
+        Box::pin(std::future::ready(Err(RuntimeError::NotRunning { sandbox: create.sandbox })))
+    }
 
     /// Ends every process of it; its files stay, so that they can be saved.
     fn end<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>>;

@@ -6,6 +6,7 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
 use aws_lc_rs::rand;
 use postern_common::secret::Secret;
 use std::fmt;
@@ -61,6 +62,13 @@ pub(crate) enum Place<'a> {
         /// Whose it is, which, and which piece of it: nothing of it can be changed places.
         piece: &'a str,
     },
+    /// A piece of the picture of a sandbox's memory.
+    Memory {
+        /// The tenant.
+        tenant: &'a str,
+        /// Whose it is, of which sandbox, which picture and which piece of it.
+        piece: &'a str,
+    },
     /// The root secret.
     Root,
     /// The control stream's certificate authority.
@@ -77,6 +85,7 @@ impl Place<'_> {
             Self::Template { tenant, name } => ["template", tenant, name],
             Self::Environment { tenant, sandbox } => ["environment", tenant, sandbox],
             Self::Snapshot { tenant, piece } => ["snapshot", tenant, piece],
+            Self::Memory { tenant, piece } => ["memory", tenant, piece],
             Self::Root => ["root", "", ""],
             Self::Authority => ["authority", "", ""],
             Self::ArtefactSeed => ["artefact-seed", "", ""],
@@ -89,6 +98,8 @@ impl Place<'_> {
 pub(crate) struct DataKey {
     key: LessSafeKey,
     id: [u8; KEY_ID_BYTES],
+    /// What keys of large things are derived from.
+    root: Prk,
 }
 
 impl fmt::Debug for DataKey {
@@ -106,7 +117,21 @@ impl DataKey {
         labelled.extend_from_slice(bytes.reveal());
         let id = *digest(&SHA256, &labelled).as_ref().first_chunk()?;
         labelled.fill(0);
-        Some(Self { key: LessSafeKey::new(unbound), id })
+        let root = Salt::new(HKDF_SHA256, b"postern derived data keys v1").extract(bytes.reveal());
+        Some(Self { key: LessSafeKey::new(unbound), id, root })
+    }
+
+    /// The key of one thing of many pieces, by a name that no other has: its pieces use up none of the values
+    /// that may be sealed under this one.
+    ///
+    /// # Errors
+    /// [`SealError::NoRandomness`], which does not happen: the length is right.
+    pub(crate) fn derived(&self, name: &str) -> Result<Self, SealError> {
+        let mut bytes = vec![0; KEY_BYTES];
+        let info = [name.as_bytes()];
+        let derived = self.root.expand(&info, HKDF_SHA256).and_then(|key| key.fill(&mut bytes));
+        derived.map_err(|_unspecified| SealError::NoRandomness)?;
+        Self::new(&Secret::new(bytes)).ok_or(SealError::NoRandomness)
     }
 
     /// Seals `value` for its place.

@@ -121,6 +121,20 @@ impl Sessions {
         Ok(Replaced { token, rotate_at })
     }
 
+    /// Has gateways refuse every token of a session that is to come back, until [`Sessions::open`].
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub(crate) async fn silence(&self, sandbox: &SandboxRow, level: Isolation) -> Result<(), SessionError> {
+        let id = &sandbox.new.id;
+        let before = self.store.session(id).await?.ok_or_else(|| SessionError::Ended(id.clone()))?;
+        if before.tokens.is_empty() {
+            return Ok(());
+        }
+        let rotate_at = before.expires_at;
+        self.put(sandbox, SessionRow { tokens: Vec::new(), rotate_at, ..before }, level).await
+    }
+
     /// Says where a live session's requests come from, once that is known, and again when it has
     /// changed: what came from before is refused from then on.
     ///
@@ -240,8 +254,8 @@ pub(crate) async fn known(
     for row in live {
         // One that is being made is told of by whoever makes it; of one that is over nobody is.
         let is_known = match row.state {
-            Status::Running | Status::Paused => true,
-            Status::Creating => only.is_some(),
+            Status::Running | Status::Paused | Status::Stopped => true,
+            Status::Creating | Status::Waking => only.is_some(),
             _ => false,
         };
         if !is_known {

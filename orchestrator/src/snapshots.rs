@@ -4,19 +4,21 @@
 //! and are what they are now.
 //!
 //! ```text
-//! snapshots/<id>.home  <id>.scratch     pieces, each: length (32 bits), sealed
+//! snapshots/<id>.home  <id>.scratch         sealed (`sealed`)
+//! snapshots/<id>.<generation>.…            its memory, if that is in it (`memory`)
 //! ```
 //!
-//! Each piece is sealed for its place: tenant, user, snapshot, folder, number, and whether it is the
-//! last. So no piece can be moved, left out or taken for another's, and a file that was cut short does
-//! not open. What is archived is the agent's word; it goes back into a sandbox and nowhere else.
+//! What is archived is the agent's word; it goes back into a sandbox and nowhere else.
 
 use crate::keys::InstallationKeys;
+use crate::memory::{Memory, Owner};
 use crate::runtime::agent::{Body, about_path, accepted, full};
 use crate::runtime::{Agent, AgentError};
-use crate::seal::{Place, SealError};
+use crate::seal::SealError;
+use crate::sealed::{HEAD_BYTES, Kind, Label, PIECE_BYTES, Pieces};
 use crate::store::{SandboxRow, SnapshotRow, Store, StoreError};
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
@@ -33,10 +35,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The folders of a sandbox that are in its snapshot, each with the name of its file.
 const FOLDERS: [(&str, &str); 2] = [("home", "~"), ("scratch", "/data/scratch")];
-/// What is sealed at a time.
-const PIECE_BYTES: usize = 1 << 20;
-/// A sealed piece is a little longer.
-const SEALED_BYTES: usize = PIECE_BYTES + 256;
 /// Beside its files an archive holds a header for each; a sandbox whose files say that they are more than
 /// twice its disk (holes) has no snapshot.
 const OVERHEAD_BYTES: u64 = 64 << 20;
@@ -53,6 +51,12 @@ pub(crate) enum SnapshotError {
     /// The sandbox did not give or take its files.
     #[error("the sandbox did not hand its files over")]
     Agent(#[from] AgentError),
+    /// Its memory could not be pictured.
+    #[error("the sandbox's memory could not be kept: {0}; a snapshot of its files alone can be taken")]
+    Picture(String),
+    /// Its memory is not for this machine.
+    #[error("the snapshot's memory cannot be gone on from: {0}; ask for `\"restore\": \"files\"`")]
+    Unusable(&'static str),
     /// A file of ours.
     #[error("a snapshot's file could not be read or written")]
     File(#[from] io::Error),
@@ -143,11 +147,35 @@ impl Snapshots {
         self.folder.join(format!("{id}.{part}"))
     }
 
-    /// Takes a snapshot of a running sandbox.
+    fn pieces(&self, snapshot: &SnapshotRow, part: &'static str) -> Pieces {
+        let label = Label {
+            kind: Kind::Snapshot,
+            tenant: snapshot.tenant.clone(),
+            user: snapshot.user_id.clone(),
+            thing: snapshot.id.to_string(),
+            part,
+        };
+        Pieces::of(&self.keys.data, label)
+    }
+
+    /// Where a snapshot's memory is kept.
+    pub(crate) fn memory(&self, snapshot: &SnapshotRow) -> (Memory, Owner) {
+        let memory = Memory::new(Arc::clone(&self.keys.data), self.folder.clone());
+        let (tenant, user) = (snapshot.tenant.clone(), snapshot.user_id.clone());
+        (memory, Owner { kind: Kind::Snapshot, tenant, user, thing: snapshot.id.to_string() })
+    }
+
+    /// Takes a snapshot of a running sandbox: of its files, and then of its memory if it is written by
+    /// `picture`, as the place says that it is given.
     ///
     /// # Errors
     /// [`SnapshotError`]; then nothing is kept of it.
-    pub(crate) async fn take(&self, row: &SandboxRow, agent: &Agent) -> Result<SnapshotRow, SnapshotError> {
+    pub(crate) async fn take(
+        &self,
+        row: &SandboxRow,
+        agent: &Agent,
+        picture: Option<BoxFuture<'_, Result<(PathBuf, String), SnapshotError>>>,
+    ) -> Result<SnapshotRow, SnapshotError> {
         let mut snapshot = SnapshotRow {
             id: SnapshotId::generate(),
             tenant: row.new.tenant.clone(),
@@ -156,6 +184,7 @@ impl Snapshots {
             template: row.new.template.clone(),
             labels: row.new.labels.clone(),
             size_bytes: 0,
+            memory: None,
             at: crate::store::whole_micros(clock::now()),
         };
         let most = row.new.asked.limits.disk_bytes.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
@@ -163,6 +192,13 @@ impl Snapshots {
             for (part, path) in FOLDERS {
                 let size = self.archive(&snapshot, (part, path), agent, most).await?;
                 snapshot.size_bytes += size;
+            }
+            if let Some(picture) = picture {
+                let (from, fingerprint) = picture.await?;
+                let (memory, owner) = self.memory(&snapshot);
+                let kept = memory.keep(owner, from, fingerprint).await?;
+                snapshot.size_bytes += kept.size_bytes;
+                snapshot.memory = Some(kept);
             }
             if self.store.add_snapshot(&snapshot, PER_TENANT).await? {
                 Ok(())
@@ -196,7 +232,7 @@ impl Snapshots {
             .mode(0o600)
             .open(self.path(&snapshot.id, part))
             .await?;
-        let mut sealing = Sealing { keys: &self.keys, snapshot, part, file, number: 0 };
+        let mut sealing = Sealing { pieces: self.pieces(snapshot, part), file };
         let (mut piece, mut size) = (BytesMut::new(), 0_u64);
         while let Some(frame) = archive.frame().await {
             let Ok(bytes) = frame.map_err(AgentError::Broken)?.into_data() else { continue };
@@ -221,14 +257,7 @@ impl Snapshots {
     pub(crate) async fn put_back(&self, snapshot: &SnapshotRow, agent: &Agent) -> Result<(), SnapshotError> {
         for (part, path) in FOLDERS {
             let file = File::open(self.path(&snapshot.id, part)).await?;
-            let opening = Opening {
-                keys: Arc::clone(&self.keys),
-                snapshot: snapshot.clone(),
-                part,
-                file,
-                number: 0,
-                is_over: false,
-            };
+            let opening = Opening { pieces: self.pieces(snapshot, part), file, is_over: false };
             let frames = futures_util::stream::unfold(Some(opening), async |opening| {
                 let mut opening = opening?;
                 match opening.next().await {
@@ -262,6 +291,9 @@ impl Snapshots {
 
     /// Removes its files. What cannot be removed now, or lies elsewhere, goes by and by.
     async fn forget(&self, id: &SnapshotId) {
+        if let Err(error) = crate::memory::remove(&self.folder, id.as_str(), None) {
+            tracing::warn!(snapshot = %id, error = &error as &dyn std::error::Error, "its memory stays");
+        }
         for (part, _) in FOLDERS {
             match fs::remove_file(self.path(id, part)).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -273,44 +305,22 @@ impl Snapshots {
     }
 }
 
-fn place(snapshot: &SnapshotRow, part: &str, number: u64, is_last: bool) -> String {
-    // No id holds a line break.
-    format!("{}\n{}\n{part}\n{number}\n{is_last}", snapshot.user_id, snapshot.id)
-}
-
 /// Writes sealed pieces.
-struct Sealing<'a> {
-    keys: &'a InstallationKeys,
-    snapshot: &'a SnapshotRow,
-    part: &'static str,
+struct Sealing {
+    pieces: Pieces,
     file: File,
-    number: u64,
 }
 
-impl Sealing<'_> {
+impl Sealing {
     async fn write(&mut self, piece: &[u8], is_last: bool) -> Result<(), SnapshotError> {
-        let place = place(self.snapshot, self.part, self.number, is_last);
-        let tenant = self.snapshot.tenant.as_str();
-        let sealed = self.keys.data.seal(Place::Snapshot { tenant, piece: &place }, piece)?;
-        let length = u32::try_from(sealed.len()).map_err(io::Error::other)?;
-        // The length's highest bit says whether it is the last; a lie about it does not open.
-        let length = length | if is_last { LAST } else { 0 };
-        self.file.write_all(&length.to_be_bytes()).await?;
-        self.file.write_all(&sealed).await?;
-        self.number += 1;
-        Ok(())
+        Ok(self.file.write_all(&self.pieces.seal(piece, is_last)?).await?)
     }
 }
 
-const LAST: u32 = 1 << 31;
-
 /// Reads sealed pieces.
 struct Opening {
-    keys: Arc<InstallationKeys>,
-    snapshot: SnapshotRow,
-    part: &'static str,
+    pieces: Pieces,
     file: File,
-    number: u64,
     is_over: bool,
 }
 
@@ -320,19 +330,13 @@ impl Opening {
         if self.is_over {
             return Ok(None);
         }
-        let head = self.file.read_u32().await?;
-        self.is_over = head & LAST != 0;
-        let length = usize::try_from(head & !LAST).unwrap_or(usize::MAX);
-        if length > SEALED_BYTES {
-            return Err(SealError::Damaged.into());
-        }
+        let mut head = [0; HEAD_BYTES];
+        self.file.read_exact(&mut head).await?;
+        let (length, is_last) = Pieces::head(head)?;
+        self.is_over = is_last;
         let mut sealed = vec![0; length];
         self.file.read_exact(&mut sealed).await?;
-        let place = place(&self.snapshot, self.part, self.number, self.is_over);
-        let tenant = self.snapshot.tenant.as_str();
-        let opened = self.keys.data.open(Place::Snapshot { tenant, piece: &place }, &sealed)?;
-        self.number += 1;
-        Ok(Some(Bytes::copy_from_slice(opened.reveal())))
+        Ok(Some(self.pieces.open(&sealed, is_last)?))
     }
 }
 
@@ -360,6 +364,7 @@ mod tests {
             template: of.template,
             labels: of.labels,
             size_bytes: 1,
+            memory: None,
             at: crate::store::whole_micros(clock::now()),
         };
         assert!(store.add_snapshot(&kept, 9).await.expect("writes"));

@@ -19,6 +19,7 @@ mod following;
 mod gateways;
 mod idempotency;
 mod installation;
+mod memory;
 mod migrations;
 mod notices;
 mod peer_sessions;
@@ -49,6 +50,7 @@ pub(crate) use files::{FileChange, FileOwner, FileRow, FileState, FilesHeld, Sha
 pub(crate) use filter_versions::FilterVersion;
 pub(crate) use gateways::GatewayRow;
 pub(crate) use idempotency::{IdempotencyKey, KeptAnswer};
+pub(crate) use memory::{Kept, KeptMemory};
 pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migrations};
 pub(crate) use notices::Notice;
 pub(crate) use peer_sessions::PeerSessionRow;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kill -9` of an `up` that is in the middle of making, claiming, pausing, resuming and destroying
-//! sandboxes and of running commands in them, at many moments; and what the next start makes of each.
+//! `kill -9` of an `up` that is in the middle of making, claiming, pausing, resuming, stopping, waking
+//! and destroying sandboxes and of running commands in them, at many moments; and what the next start makes of each.
 //!
 //! `make prove-crash ROUNDS=` plays many rounds of the same, and tells in how many each transition was
 //! cut in the middle.
@@ -68,7 +68,7 @@ impl Caller {
     }
 
     /// Calls until nobody answers any more: makes a sandbox or claims one that is ready, writes a file
-    /// in it, pauses and resumes some, and destroys every second one.
+    /// in it, pauses and resumes, stops and wakes some, and destroys every second one.
     fn call_on(&self) -> Option<()> {
         let user = format!("user-{}", self.number);
         for turn in 0.. {
@@ -86,6 +86,8 @@ impl Caller {
             if turn % 2 == 0 {
                 self.send("pausing", "POST", &format!("/sandbox/{id}/pause"), None)?;
                 self.send("resuming", "POST", &format!("/sandbox/{id}/resume"), None)?;
+                self.send("stopping", "POST", &format!("/sandbox/{id}/stop"), None)?;
+                self.send("waking", "POST", &format!("/sandbox/{id}/resume"), None)?;
             } else {
                 self.note(id, |told| told.asked_to_go = true);
                 let gone = self.send("destroying", "DELETE", &format!("/sandbox/{id}"), None)?;
@@ -98,7 +100,7 @@ impl Caller {
 
 /// The points at which rounds kill: the first sight of something that comes and goes, or the middle
 /// of a call.
-const POINTS: [(&str, Point); 14] = [
+const POINTS: [(&str, Point); 18] = [
     ("a sandbox has a folder", Point::Run("")),
     ("a command has run", Point::Told(|told| told.wrote)),
     ("a sandbox has ended, and its files are still here", Point::Run("exit.json")),
@@ -113,15 +115,21 @@ const POINTS: [(&str, Point); 14] = [
     ("a shim answers", Point::Run("control.sock")),
     ("a command runs", Point::Doing("running a command")),
     ("files were kept", Point::Files(".kept")),
+    ("a sandbox is being stopped", Point::Doing("stopping")),
+    ("a sandbox is waking", Point::Doing("waking")),
+    ("the picture of a sandbox's memory is written or read", Point::Run("memory/pages.img")),
+    ("memory was sealed", Point::Memory),
 ];
 
 /// The transitions that a round may cut.
-const TRANSITIONS: [&str; 8] = [
+const TRANSITIONS: [&str; 10] = [
     "creating",
     "claiming",
     "running a command",
     "pausing",
     "resuming",
+    "stopping",
+    "waking",
     "destroying",
     "making a warm one",
     "ending a warm one",
@@ -133,6 +141,8 @@ enum Point {
     Run(&'static str),
     /// A file beside the users' files with this ending.
     Files(&'static str),
+    /// The sealed picture of a sandbox's memory.
+    Memory,
     /// What a caller was told.
     Told(fn(&Told) -> bool),
     /// What a caller is in the middle of.
@@ -153,6 +163,7 @@ impl Point {
                 let files = names(&data.join("files/hydrated"));
                 files.iter().filter(|path| path.to_string_lossy().ends_with(ending)).count()
             }
+            Self::Memory => names(&data.join("memory")).len(),
             Self::Told(is_so) => known.lock().expect("no panic").values().filter(|told| is_so(told)).count(),
             Self::Doing(what) => doing.lock().expect("no panic").values().filter(|it| **it == what).count(),
         }
@@ -267,7 +278,7 @@ fn check(up: &Up, known: &Known, over: &mut BTreeSet<String>) -> Duration {
             let found = up.call("GET", &format!("/sandbox/{id}"), None).json();
             (!matches!(found["status"].as_str(), Some("creating" | "destroying"))).then_some(found)
         });
-        if settled["status"] == "paused" {
+        if settled["status"] == "paused" || settled["status"] == "stopped" {
             settled = up.call("POST", &format!("/sandbox/{id}/resume"), None).json();
         }
         let told = known.get(id).cloned().unwrap_or_default();

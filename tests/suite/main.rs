@@ -8,6 +8,8 @@ mod apply;
 #[cfg(test)]
 mod artefacts;
 #[cfg(test)]
+mod asleep;
+#[cfg(test)]
 mod author;
 #[cfg(test)]
 mod chart;

@@ -60,6 +60,9 @@ pub(crate) enum Sandbox {
     Snapshot {
         /// The sandbox.
         id: String,
+        /// Keep its processes with their memory too.
+        #[arg(long)]
+        memory: bool,
     },
     /// List snapshots, newest first.
     Snapshots {
@@ -76,7 +79,16 @@ pub(crate) enum Sandbox {
         #[arg(required = true)]
         ids: Vec<String>,
     },
-    /// Let paused sandboxes go on.
+    /// Keep sandboxes on disk until they are used, with their memory where that can be.
+    Stop {
+        /// The sandboxes.
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// What must be kept: with `memory` one whose memory cannot be runs on.
+        #[arg(long, value_parser = ["memory", "files"])]
+        keep: Option<String>,
+    },
+    /// Let paused sandboxes go on, and wake stopped ones.
     Resume {
         /// The sandboxes.
         #[arg(required = true)]
@@ -120,9 +132,12 @@ pub(crate) struct Create {
     /// How long it may be unused, such as 5m.
     #[arg(long)]
     pub idle: Option<String>,
-    /// A snapshot of the same user whose files it begins with.
+    /// A snapshot of the same user that it begins with.
     #[arg(long)]
     pub snapshot: Option<String>,
+    /// What of the snapshot: its memory too, if that is in it (as if absent), or its files.
+    #[arg(long, requires = "snapshot", value_parser = ["memory", "files"])]
+    pub restore: Option<String>,
 }
 
 /// `postern sandbox exec`.

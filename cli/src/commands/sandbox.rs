@@ -37,8 +37,9 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
         Sandbox::Cp { from, to } => copy::copy(server, &from, &to).await,
         Sandbox::Logs { id, follow } => logs(server, &id, follow).await,
         Sandbox::Top { ids, once } => top::top(server, &ids, once).await,
-        Sandbox::Snapshot { id } => {
-            let taken = server.post(&format!("/sandbox/{}/snapshot", segment(&id)), &json!({})).await?;
+        Sandbox::Snapshot { id, memory } => {
+            let body = json!({ "memory": memory });
+            let taken = server.post(&format!("/sandbox/{}/snapshot", segment(&id)), &body).await?;
             server.output.answer(&taken, || cell(&taken, "snapshot_id"));
             Ok(())
         }
@@ -57,6 +58,14 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
         }
         Sandbox::Pause { ids } => freeze(server, ids, "pause").await,
         Sandbox::Resume { ids } => freeze(server, ids, "resume").await,
+        Sandbox::Stop { ids, keep } => {
+            for id in ids {
+                let stopped =
+                    server.post(&format!("/sandbox/{}/stop", segment(&id)), &json!({ "keep": keep })).await?;
+                server.output.note(&format!("{id} is stopped; kept is its {}", cell(&stopped, "kept")));
+            }
+            Ok(())
+        }
         Sandbox::Rm { ids } => {
             for id in ids {
                 server.delete(&format!("/sandbox/{}", segment(&id))).await?;
@@ -124,6 +133,7 @@ fn create_body(wanted: Create) -> Value {
         ("ttl", wanted.ttl),
         ("idle", wanted.idle),
         ("snapshot", wanted.snapshot),
+        ("restore", wanted.restore),
     ];
     body.extend(optional.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?.into()))));
     if !wanted.operations.is_empty() {
@@ -164,6 +174,7 @@ mod tests {
             ttl: Some("5m".into()),
             idle: None,
             snapshot: None,
+            restore: None,
         };
         let wanted = json!({"user_id": "alice", "conversation_id": "c1", "ttl": "5m", "env": {"A": "b"}});
         assert_eq!(create_body(create), wanted);

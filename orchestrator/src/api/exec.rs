@@ -72,7 +72,7 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let kept = kept_as(&api, &call, &row.new.id, wanted.process.has_stdin)?;
     let name = kept.name.clone();
     wanted.process.kept = Some(kept);
-    let row = running(&api, row, wanted.process.timeout.unwrap_or(STARTED_TIME)).await?;
+    let row = running(&api, &call, row, wanted.process.timeout.unwrap_or(STARTED_TIME)).await?;
     api.driver.used(&row).await;
     let id = row.new.id;
     let agent = api.host.connect(&id).await.map_err(Refused::from)?;
@@ -81,6 +81,10 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
     let first = timeout(START_TIME, events.next()).await.map_err(|_late| silent(&id))?;
     let pid = match first {
         Ok(Some(Event::Started { pid })) => pid,
+        // It was put to sleep since it was looked at.
+        Ok(Some(Event::Failed { code, message })) if code == "unavailable" => {
+            return Err(super::inside::ended(&id, &code, &message));
+        }
         Ok(Some(Event::Failed { message, .. })) => return Err(not_started(&message)),
         _ => return Err(silent(&id)),
     };
@@ -98,7 +102,7 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
 pub(super) async fn follow(api: Arc<Api>, call: Call) -> Answer {
     let row = named(&api, &call, "id").await?;
     let name: String = call.path("exec")?;
-    let row = running(&api, row, STARTED_TIME).await?;
+    let row = running(&api, &call, row, STARTED_TIME).await?;
     if !Execs::is_name(&name) {
         return Err(no_command(&name));
     }

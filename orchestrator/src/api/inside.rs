@@ -21,27 +21,36 @@ pub(super) const ANSWER_TIME: Duration = Duration::from_secs(60);
 /// The longest path (`PATH_MAX` of Linux).
 const PATH_BYTES: usize = 4096;
 
-/// The sandbox that the path names and a connection into it. One that is being made is waited for,
-/// at most `patience`.
+/// The sandbox that the path names and a connection into it. One that is being made is waited for, and
+/// one that is stopped is woken, at most `patience`.
 pub(super) async fn enter(
     api: &Api,
     call: &Call,
     patience: Duration,
 ) -> Result<(SandboxRow, Agent), Problem> {
-    let row = running(api, named(api, call, "id").await?, patience).await?;
+    let row = running(api, call, named(api, call, "id").await?, patience).await?;
     api.driver.used(&row).await;
     let agent = api.host.connect(&row.new.id).await.map_err(Refused::from)?;
     Ok((row, agent))
 }
 
-/// A sandbox that runs, or its problem.
-pub(super) async fn running(api: &Api, row: SandboxRow, patience: Duration) -> Result<SandboxRow, Problem> {
+/// A sandbox that runs, or its problem. One that is stopped is woken.
+pub(super) async fn running(
+    api: &Api,
+    call: &Call,
+    row: SandboxRow,
+    patience: Duration,
+) -> Result<SandboxRow, Problem> {
     api.driver.is_here(&row).map_err(Refused::from)?;
+    let patience = patience.min(START_TIME);
     let row = match row.state {
-        State::Creating => {
-            let made = |state| state != State::Creating;
-            api.driver.wait(&row.new.id, made, patience.min(START_TIME)).await.map_err(Refused::from)?
+        State::Creating | State::Waking => {
+            let made = |state: State| !state.is_beginning();
+            api.driver.wait(&row.new.id, made, patience).await.map_err(Refused::from)?
         }
+        State::Stopped => woken(api, call, row, patience).await?,
+        // It is being stopped, or pictured: what it is asked now it would refuse.
+        State::Running if api.driver.is_busy(&row.new.id) => left_alone(api, call, row, patience).await?,
         _ => row,
     };
     if row.state == State::Running {
@@ -50,10 +59,39 @@ pub(super) async fn running(api: &Api, row: SandboxRow, patience: Duration) -> R
     let detail = format!("sandbox `{}` is `{}`, not `running`", row.new.id, row.state);
     let hint = match row.state {
         State::Paused => format!("resume it first: `POST /sandbox/{}/resume`", row.new.id),
-        State::Creating => "it is still being made: try again, or give the call more time".to_owned(),
+        State::Creating | State::Waking => {
+            "it is still being made: try again, or give the call more time".to_owned()
+        }
+        State::Stopped => "it could not be woken, and is kept: try again".to_owned(),
         _ => "create a new sandbox for the conversation; `reason` says why this one ended".to_owned(),
     };
     Err(Problem::new(Code::StateConflict, detail).hint(hint))
+}
+
+/// Waits until nobody is at work on a sandbox, and wakes it if it was stopped meanwhile.
+async fn left_alone(
+    api: &Api,
+    call: &Call,
+    row: SandboxRow,
+    patience: Duration,
+) -> Result<SandboxRow, Problem> {
+    // Whoever takes that long goes on; the sandbox itself answers then.
+    let _ = tokio::time::timeout(patience, api.driver.left_alone(&row.new.id)).await.is_ok();
+    let row = api.driver.sandbox(&row.new.id).await.map_err(Refused::from)?;
+    if row.state == State::Stopped { woken(api, call, row, patience).await } else { Ok(row) }
+}
+
+/// Wakes a sandbox, and waits for it; it goes on waking when nobody waits any more.
+pub(super) async fn woken(
+    api: &Api,
+    call: &Call,
+    row: SandboxRow,
+    patience: Duration,
+) -> Result<SandboxRow, Problem> {
+    match tokio::time::timeout(patience, api.driver.wake(&row.new.id, call.cause(None)?)).await {
+        Ok(woken) => Ok(woken.map_err(Refused::from)?),
+        Err(_late) => Ok(api.driver.sandbox(&row.new.id).await.map_err(Refused::from)?),
+    }
 }
 
 /// Gives a sandbox [`ANSWER_TIME`] to answer.

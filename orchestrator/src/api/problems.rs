@@ -155,6 +155,10 @@ impl From<DriveError> for Refused {
             }
             DriveError::Paused(ref id) => Problem::new(Code::StateConflict, error.to_string())
                 .hint(format!("resume it first: `POST /sandbox/{id}/resume`")),
+            DriveError::Stopped(ref id) => Problem::new(Code::StateConflict, error.to_string())
+                .hint(format!("wake it first: `POST /sandbox/{id}/resume`, or use it")),
+            DriveError::NotKept(..) => Problem::new(Code::StateConflict, error.to_string())
+                .hint("memory is kept of gVisor sandboxes whose orchestrator runs as root; ask for its files, or pause it"),
             DriveError::Quota(_) => Problem::new(Code::QuotaExceeded, error.to_string())
                 .hint("destroy sandboxes, wait, or raise it in `limits.toml`"),
             DriveError::TooMuch(_) => Problem::new(Code::QuotaExceeded, error.to_string())
@@ -234,8 +238,12 @@ fn snapshot(error: &SnapshotError) -> Problem {
         SnapshotError::TooLarge | SnapshotError::TooMany => {
             Problem::new(Code::QuotaExceeded, error.to_string()).hint("`DELETE /snapshots/{id}` removes one")
         }
+        SnapshotError::Unusable(_) => Problem::new(Code::StateConflict, error.to_string()),
         SnapshotError::Store(error) => unavailable(error),
-        SnapshotError::Agent(_) | SnapshotError::File(_) | SnapshotError::Seal(_) => {
+        SnapshotError::Agent(_)
+        | SnapshotError::File(_)
+        | SnapshotError::Seal(_)
+        | SnapshotError::Picture(_) => {
             let cause = error as &dyn std::error::Error;
             tracing::error!(error = cause, cause = cause.source(), "a snapshot");
             Problem::new(Code::RuntimeUnavailable, error.to_string())

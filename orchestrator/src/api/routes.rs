@@ -75,7 +75,8 @@ routes! {
         &[(200, "it is gone"), (202, "it is being destroyed")],
         sandboxes::destroy, "Ends the session, keeps the files and removes the sandbox; may be repeated";
     POST "/sandbox/{id}/pause" "pauseSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::pause, "Has all of a sandbox stand still, with its memory, until it is resumed";
-    POST "/sandbox/{id}/resume" "resumeSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::resume, "Lets a paused sandbox go on";
+    POST "/sandbox/{id}/resume" "resumeSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::resume, "Lets a paused sandbox go on, or wakes one that is stopped";
+    POST "/sandbox/{id}/stop" "stopSandbox" USE, Kind::Json(JSON_BYTES), OF_TENANT, OK, sandboxes::stop, "Keeps a sandbox on disk until it is used: with its memory (`kept` `memory`) where that can be, else its files; `keep` asks for one of them";
     POST "/sandbox/{id}/exec" "exec" USE, Kind::Json(JSON_BYTES),
         &[TENANT, ("collect", "answer with the whole output when the command has ended")],
         &[(200, "server-sent events `start`, `stdout`, `stderr`, `exit`, `error`; or the whole, collected")],
@@ -117,7 +118,7 @@ routes! {
         &[TENANT, ("recursive", "the folders in it too")],
         &[(200, "server-sent events `created`, `written`, `moved`, `removed`, `changed`, with `name` within the folder; or `error`")],
         sandbox_files::watch, "Tells what happens in a folder";
-    POST "/sandbox/{id}/snapshot" "takeSnapshot" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "taken")], snapshots::take, "Keeps a sandbox's home folder and `/data/scratch`, sealed, for other sandboxes of its user (`POST /sandbox` with `snapshot`)";
+    POST "/sandbox/{id}/snapshot" "takeSnapshot" USE, Kind::Json(JSON_BYTES), OF_TENANT, &[(201, "taken")], snapshots::take, "Keeps a sandbox's home folder and `/data/scratch`, and with `memory` `true` its processes, sealed, for other sandboxes of its user (`POST /sandbox` with `snapshot`)";
     GET "/snapshots" "listSnapshots" READ, Kind::None,
         &[TENANT, LIMIT, ("user_id", "of this user"), ("before", "older than this snapshot, for the next page")],
         OK, snapshots::list, "Lists snapshots, newest first";

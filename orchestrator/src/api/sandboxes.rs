@@ -3,14 +3,15 @@
 
 mod wanted;
 
+use super::inside::{running, woken};
 use super::problems::Refused;
 use super::{Answer, Api, Call, idempotency, json, scope};
-use crate::driver::{DriveError, First, Wish};
+use crate::driver::{DriveError, First, Keep, Wish};
 use crate::keys::random;
 use crate::lifecycle::{Event, State};
 use crate::pool::{Claim, Place};
 use crate::runtime::{Enforced, Isolation, RuntimeError};
-use crate::store::{IdempotencyKey, KeptAnswer, SandboxFilter, SandboxRow};
+use crate::store::{IdempotencyKey, Kept, KeptAnswer, SandboxFilter, SandboxRow};
 use crate::tenant::Tenant;
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
@@ -42,6 +43,9 @@ pub(super) struct Shown {
     user_id: String,
     conversation_id: String,
     status: &'static str,
+    /// Once it is stopped: `memory`, it goes on where it was, or `files`, it begins anew with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     runtime: &'static str,
@@ -81,7 +85,8 @@ impl Shown {
             tenant: new.tenant.to_string(),
             user_id: new.user_id.to_string(),
             conversation_id: new.conversation_id.to_string(),
-            status: row.state.as_str(),
+            status: row.state.shown(),
+            kept: row.kept.as_ref().filter(|_| row.state == State::Stopped).map(Kept::as_str),
             reason: row.reason.clone(),
             runtime: api.host.name(),
             isolation: row.running.as_ref().map(|running| running.isolation.as_str()),
@@ -176,7 +181,8 @@ async fn make(
     let mut new = wanted.sandbox(api, call, tenant, (&judged, fresh_id()?), clock::now())?;
     scope::new_sandbox(api, call, tenant, &new)?;
     let quotas = tenant.files.limits.quotas.clone();
-    let start = First { snapshot: wanted.snapshot(api, call, tenant).await?, commands: judged.start() };
+    let (snapshot, with_memory) = (wanted.snapshot(api, call, tenant).await?, wanted.with_memory());
+    let start = First { snapshot, with_memory, commands: judged.start() };
     let written = api.drain.enter().await?;
     let place = Place { tenant: tenant.row.name.clone(), template: wanted.template()? };
     let claim = api.pool.take(&place, &new.asked).await;
@@ -245,8 +251,9 @@ async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> 
     scope::sandbox(api, call, &row).await?;
     // Its token can be replaced once it runs; until then the one that made it is waited for, and one
     // that is paused goes on.
-    let is_waited_for = until_running || row.state == State::Creating;
+    let is_waited_for = until_running || row.state.is_beginning();
     let row = if is_waited_for { until_made(api, row, START_TIME).await? } else { row };
+    let row = if row.state == State::Stopped { woken(api, call, row, START_TIME).await? } else { row };
     if row.state == State::Paused {
         let resumed = api.driver.freeze(&row.new.id, Event::Resume, call.cause(None)?).await;
         resumed.map_err(Refused::from)?;
@@ -257,7 +264,7 @@ async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> 
 
 /// Waits until a sandbox runs. That it failed is a problem which says why.
 async fn until_made(api: &Api, row: SandboxRow, patience: Duration) -> Result<SandboxRow, Problem> {
-    let made = |state| state != State::Creating;
+    let made = |state: State| !state.is_beginning();
     let row = api.driver.wait(&row.new.id, made, patience).await.map_err(Refused::from)?;
     if row.state.outcome().is_none() && !row.state.is_over() {
         return Ok(row);
@@ -397,7 +404,31 @@ pub(super) async fn pause(api: Arc<Api>, call: Call) -> Answer {
 
 /// `POST /sandbox/{id}/resume`.
 pub(super) async fn resume(api: Arc<Api>, call: Call) -> Answer {
+    let row = named(&api, &call, "id").await?;
+    if matches!(row.state, State::Stopped | State::Waking) {
+        super::input::Fields::read(&call.body)?.finish()?;
+        let row = running(&api, &call, row, START_TIME).await?;
+        return json(StatusCode::OK, &Shown::of(&api, &row, None));
+    }
     freeze(&api, &call, Event::Resume).await
+}
+
+/// `POST /sandbox/{id}/stop`.
+pub(super) async fn stop(api: Arc<Api>, call: Call) -> Answer {
+    let mut fields = super::input::Fields::read(&call.body)?;
+    let keep = match fields.text("keep").as_deref() {
+        None => Keep::Best,
+        Some("memory") => Keep::Memory,
+        Some("files") => Keep::Files,
+        Some(_) => {
+            fields.mistake("/keep", "expected `memory` or `files`");
+            Keep::Best
+        }
+    };
+    fields.finish()?;
+    let row = named(&api, &call, "id").await?;
+    let row = api.driver.stop(&row.new.id, keep, call.cause(None)?).await.map_err(Refused::from)?;
+    json(StatusCode::OK, &Shown::of(&api, &row, None))
 }
 
 async fn freeze(api: &Api, call: &Call, event: Event) -> Answer {

@@ -24,7 +24,7 @@ pub(super) struct Shown {
     sandbox_id: String,
     template: String,
     labels: BTreeMap<String, String>,
-    /// `files`: the home folder and `/data/scratch`. Processes and memory are in none yet.
+    /// `files`: the home folder and `/data/scratch`; `memory`: all processes with their memory too.
     kind: &'static str,
     size_bytes: u64,
     #[schemars(with = "String")]
@@ -40,7 +40,7 @@ impl From<SnapshotRow> for Shown {
             sandbox_id: row.sandbox_id.to_string(),
             template: row.template.to_string(),
             labels: row.labels,
-            kind: "files",
+            kind: if row.memory.is_some() { "memory" } else { "files" },
             size_bytes: row.size_bytes,
             created_at: row.at,
         }
@@ -49,9 +49,16 @@ impl From<SnapshotRow> for Shown {
 
 /// `POST /sandbox/{id}/snapshot`.
 pub(super) async fn take(api: Arc<Api>, call: Call) -> Answer {
-    input::Fields::read(&call.body)?.finish()?;
+    let mut fields = input::Fields::read(&call.body)?;
+    let with_memory = fields.flag("memory").unwrap_or(false);
+    fields.finish()?;
     let (row, agent) = enter(&api, &call, START_TIME).await?;
-    let taken = api.snapshots.take(&row, &agent).await.map_err(Refused::from)?;
+    let taken = if with_memory {
+        let snapshots = Arc::clone(&api.snapshots);
+        api.driver.snapshot(snapshots, &row.new.id, call.cause(None)?).await.map_err(Refused::from)?
+    } else {
+        api.snapshots.take(&row, &agent, None).await.map_err(Refused::from)?
+    };
     json(StatusCode::CREATED, &Shown::from(taken))
 }
 

@@ -45,11 +45,11 @@ impl Driver {
         event: Event,
         cause: &Cause,
     ) -> Result<SandboxRow, DriveError> {
-        let (before, to) = self.write_frozen(id, event, cause).await?;
+        let (before, to) = self.write_state(id, event, cause).await?;
         if let Err(error) = self.match_in_turn(id).await {
             if before == State::Running && to == State::Paused {
                 log(id, &error, "pause it");
-                self.write_frozen(id, Event::Resume, &Cause::own("")).await?;
+                self.write_state(id, Event::Resume, &Cause::own("")).await?;
             }
             return Err(error);
         }
@@ -59,8 +59,8 @@ impl Driver {
         self.sandbox(id).await
     }
 
-    /// Writes down that it is paused, or runs again: the state before, and the one now.
-    async fn write_frozen(
+    /// Writes down what an event leads to, and does nothing of it: the state before, and the one now.
+    pub(super) async fn write_state(
         &self,
         id: &SandboxId,
         event: Event,
@@ -89,7 +89,7 @@ impl Driver {
 
     /// Makes it stand still, or go on, as is written. The caller is in its lane, so that what is
     /// written stays while this is done, but for its end.
-    async fn match_in_turn(&self, id: &SandboxId) -> Result<(), DriveError> {
+    pub(super) async fn match_in_turn(&self, id: &SandboxId) -> Result<(), DriveError> {
         let Parts { host, sessions, .. } = self.parts();
         let row = self.sandbox(id).await?;
         match row.state {
@@ -152,6 +152,6 @@ impl Driver {
 }
 
 /// The isolation that a sandbox turned out to have.
-fn level(row: &SandboxRow) -> Isolation {
+pub(super) fn level(row: &SandboxRow) -> Isolation {
     row.running.as_ref().map_or(Isolation::Namespaces, |running| running.isolation)
 }

@@ -28,7 +28,8 @@ impl Driver {
             .await
     }
 
-    async fn try_to_keep(&self, row: &SandboxRow) -> Result<(), DriveError> {
+    /// One try to keep the files, which sets nothing aside when it fails.
+    pub(super) async fn try_to_keep(&self, row: &SandboxRow) -> Result<(), DriveError> {
         let id = &row.new.id;
         if let Some(report) = self.parts().syncs.finish(row).await? {
             let failed =

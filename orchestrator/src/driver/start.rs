@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Making a sandbox: runtime, files, identity, in this order; then it is `running`.
 
-use super::{AGENT_TIME, Cause, DriveError, Driver, Written, keep};
+use super::{AGENT_TIME, Cause, DriveError, Driver, Parts, Written, keep, wake};
 use crate::lifecycle::{self, Event};
 use crate::runtime::agent::{Event as ProcessEvent, Identity, Process};
-use crate::runtime::{Agent, AgentError, Create, Isolation, Running, RuntimeError};
+use crate::runtime::{Agent, AgentError, Isolation, Running, RuntimeError};
 use crate::seal::Place;
-use crate::snapshots::Snapshots;
-use crate::store::{Asked, SandboxRow, SnapshotRow};
+use crate::snapshots::{SnapshotError, Snapshots};
+use crate::store::{KeptMemory, SandboxRow, SnapshotRow};
 use postern_common::clock;
 use postern_common::secret::Secret;
 use postern_common::tasks::Stop;
@@ -27,6 +27,8 @@ const SHOWN: usize = 400;
 pub(crate) struct First {
     /// The snapshot, and where it is kept.
     pub(crate) snapshot: Option<(Arc<Snapshots>, SnapshotRow)>,
+    /// Whether it goes on from the snapshot's memory, if that is in it.
+    pub(crate) with_memory: bool,
     /// The template's start commands.
     pub(crate) commands: Vec<String>,
 }
@@ -78,28 +80,55 @@ impl Driver {
         self.still_ours(&new.id).await?;
         let (running, reached) = match warm {
             Some((running, agent)) => (running, Some(agent)),
-            None => {
-                let Asked { isolation, limits, kubernetes, image } = new.asked.clone();
-                let create = Create { sandbox: new.id.clone(), isolation, limits, kubernetes, image };
-                (parts.host.create(create).await?, None)
-            }
+            None => (parts.host.create(wake::create(row)).await?, None),
         };
         if let Some(peer) = parts.host.peer(&new.id) {
             // Before it knows who it is: nobody else's requests are taken for its own.
             parts.sessions.bind(row, peer, running.isolation).await?;
         }
         self.bring_files(row).await?;
-        let agent = self.introduce(row, token, reached).await?;
+        let agent = self.introduce(row, token.clone(), reached).await?;
+        let mut goes_on = false;
         if let Some((snapshots, snapshot)) = &first.snapshot {
             snapshots.put_back(snapshot, &agent).await?;
+            if let Some(kept) = snapshot.memory.as_ref().filter(|_| first.with_memory) {
+                if !parts.host.keeps_memory(running.isolation) {
+                    return Err(SnapshotError::Unusable("this sandbox's isolation cannot").into());
+                }
+                self.go_on_from(row, token, (snapshots.as_ref(), snapshot), kept).await?;
+                goes_on = true;
+            }
         }
-        self.run_first(row, &agent, &first.commands).await?;
+        if !goes_on {
+            self.run_first(row, &agent, &first.commands).await?;
+        }
         if running.isolation != level
             && let Some(session) = parts.store.session(&new.id).await?
         {
             parts.sessions.publish(row, session, running.isolation).await;
         }
         Ok(running)
+    }
+
+    /// Has a sandbox that is being made, whose files are there, go on from a snapshot's memory under its
+    /// own identity. Its first processes were none but `sandboxd`.
+    async fn go_on_from(
+        &self,
+        row: &SandboxRow,
+        token: Secret<String>,
+        (snapshots, snapshot): (&Snapshots, &SnapshotRow),
+        kept: &KeptMemory,
+    ) -> Result<(), DriveError> {
+        let (Parts { host, syncs, .. }, id) = (self.parts(), &row.new.id);
+        syncs.stop(id).await;
+        host.end(id).await?;
+        let (memory, owner) = snapshots.memory(snapshot);
+        self.go_on(row, (&memory, owner), kept).await?;
+        drop(self.introduce(row, token, None).await?);
+        if host.has_syncs() {
+            syncs.resume(row);
+        }
+        Ok(())
     }
 
     /// Tells a sandbox who it is.
@@ -222,7 +251,7 @@ fn told(row: &SandboxRow, error: &DriveError) -> String {
     let cause: &dyn std::error::Error = error;
     tracing::error!(sandbox = %row.new.id, error = cause, cause = cause.source(), "a sandbox was not made");
     match error {
-        DriveError::StartCommand(..) => error.to_string(),
+        DriveError::StartCommand(..) | DriveError::Snapshot(SnapshotError::Unusable(_)) => error.to_string(),
         DriveError::Runtime(
             RuntimeError::Cluster { trouble, .. } | RuntimeError::Template { trouble, .. },
         ) => trouble.to_string(),

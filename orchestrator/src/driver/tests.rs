@@ -12,7 +12,7 @@ use crate::runtime::{Agent, Create, Enforced, Found, Probed, Runtime, Swept};
 use crate::sessions::sync::SyncSessions;
 use crate::storage::{Quota, Storage, StorageSettings};
 use crate::store::tests::{Database, make, sandbox};
-use crate::store::{AuditFilter, SessionRow};
+use crate::store::{AuditFilter, Kept, SessionRow};
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use postern_common::session::Peer;
@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -38,6 +39,9 @@ struct Stand {
     connecting: Semaphore,
     files: Mutex<Option<PathBuf>>,
     is_shared: bool,
+    has_syncs: AtomicBool,
+    keeps_memory: AtomicBool,
+    fails_to_end: AtomicBool,
 }
 
 impl Stand {
@@ -49,6 +53,9 @@ impl Stand {
             connecting: Semaphore::new(0),
             files: Mutex::default(),
             is_shared,
+            has_syncs: AtomicBool::new(false),
+            keeps_memory: AtomicBool::new(false),
+            fails_to_end: AtomicBool::new(false),
         })
     }
 
@@ -64,7 +71,8 @@ impl Runtime for Stand {
     fn create(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
         Box::pin(async move {
             self.made.lock().expect("no panic").insert(create.sandbox.clone());
-            drop(self.making.acquire().await.expect("is open"));
+            let failed = |_closed| RuntimeError::NotRunning { sandbox: create.sandbox.clone() };
+            drop(self.making.acquire().await.map_err(failed)?);
             let Create { sandbox, limits, .. } = create;
             Ok(Running { sandbox, isolation: Isolation::Namespaces, limits, enforced: Enforced::default() })
         })
@@ -88,8 +96,19 @@ impl Runtime for Stand {
     fn resume<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async { Ok(()) })
     }
-    fn end<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        Box::pin(async { Ok(()) })
+    fn keeps_files(&self) -> bool {
+        true
+    }
+    fn keeps_memory(&self, _level: Isolation) -> bool {
+        self.keeps_memory.load(Ordering::Relaxed)
+    }
+    fn end<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async {
+            if self.fails_to_end.load(Ordering::Relaxed) {
+                return Err(RuntimeError::NotRunning { sandbox: sandbox.clone() });
+            }
+            Ok(())
+        })
     }
     fn destroy<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async {
@@ -126,9 +145,13 @@ impl Host for Stand {
     fn is_shared(&self) -> bool {
         self.is_shared
     }
+    fn has_syncs(&self) -> bool {
+        self.has_syncs.load(Ordering::Relaxed)
+    }
 }
 
 mod replicas;
+mod stopping;
 
 struct Bench {
     driver: Driver,
@@ -169,6 +192,7 @@ impl Bench {
             sessions: Sessions::new(store.clone(), Arc::clone(&keys), gateways, Duration::from_secs(3600)),
             pool: Pool::new(store.clone(), Arc::clone(&host) as Arc<dyn Host>, tasks.clone()),
             files: UserFiles::new(folder.path().join("files"), Bounds::default()),
+            memory: Memory::new(Arc::clone(&keys.data), folder.path().join("memory")),
             keys,
             tasks: tasks.clone(),
         });
@@ -419,6 +443,57 @@ async fn files_that_are_gone_from_the_machine_are_an_event() {
     bench.destroy(&row.new.id).await;
     bench.over(&row.new.id).await;
     assert_eq!(bench.reasons(Action::FilesLost).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_stopped_has_no_token_and_what_could_not_be_woken_is_stopped_again() {
+    let bench = Bench::new().await;
+    bench.open_all_doors();
+    let id = bench.running().await.new.id;
+    let stopped = bench.driver.stop(&id, Keep::Best, Cause::own("")).await.expect("is stopped");
+    assert_eq!((stopped.state, stopped.kept), (State::Stopped, Some(Kept::Files)));
+    assert_eq!(bench.session(&id).await.expect("is there still").tokens, []);
+    let far = clock::now().saturating_add(SignedDuration::from_hours(48)).expect("in range");
+    assert_eq!(bench.store.sessions_to_rotate(far).await.expect("answers"), [], "nobody makes it one");
+    assert!(matches!(bench.driver.refresh(&id, Cause::own("")).await, Err(DriveError::Stopped(_))));
+    // It has no agent, so it cannot be told who it is.
+    bench.driver.wake(&id, Cause::own("")).await.expect_err("does not wake");
+    until("nothing of the try is left", async || {
+        !bench.driver.0.lanes.is_busy(&id) && bench.session(&id).await.expect("is there").tokens.is_empty()
+    })
+    .await;
+    assert_eq!(bench.row(&id).await.state, State::Stopped);
+    bench.destroy(&id).await;
+    assert_eq!(bench.over(&id).await.state, State::Destroyed);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_was_used_meanwhile_is_not_stopped_as_unused() {
+    let bench = Bench::new().await;
+    let id = bench.running().await.new.id;
+    bench.driver.stop_if_unused(&id, Cause::own("")).await.expect("is left alone");
+    assert_eq!(bench.row(&id).await.state, State::Running);
+    bench.driver.stop(&id, Keep::Best, Cause::own("")).await.expect("the control: it can be stopped");
+    assert_eq!(bench.row(&id).await.state, State::Stopped);
+}
+
+#[tokio::test]
+async fn files_that_cannot_go_to_the_store_yet_stay_where_a_stopped_sandbox_has_them() {
+    let bench = Bench::new().await;
+    let id = bench.running().await.new.id;
+    bench.driver.parts().files.note_given(&id).expect("is noted");
+    std::fs::write(bench.folder.path().join("files/tenants"), "the store is none").expect("writes");
+    let slot = bench.folder.path().join("slot");
+    std::fs::create_dir(&slot).expect("makes");
+    *bench.host.files.lock().expect("no panic") = Some(slot);
+    bench.host.has_syncs.store(true, Ordering::Relaxed);
+    bench.driver.stop(&id, Keep::Best, Cause::own("")).await.expect("is stopped");
+    let failed = bench.driver.try_to_keep(&bench.row(&id).await).await;
+    failed.expect_err("the control: they cannot be kept");
+    for _ in 0..keep::KEEP_ATTEMPTS + 1 {
+        bench.driver.keep_files_of_rest(&id).await;
+    }
+    assert_eq!(*bench.host.aside.lock().expect("no panic"), []);
 }
 
 #[tokio::test]

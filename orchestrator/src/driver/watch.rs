@@ -3,7 +3,7 @@
 //! rotation of tokens are looked at here too.
 
 use super::{Cause, DriveError, Driver, log, signed};
-use crate::lifecycle::{Event, State, Unfinished};
+use crate::lifecycle::{Effect, Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
 use crate::store::{Due, OnIdle, SandboxRow, StoreError};
 use jiff::Timestamp;
@@ -19,6 +19,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const TICK: Duration = Duration::from_secs(1);
 /// How often the machine is compared with the database: each sandbox is asked then.
 const TICKS_BETWEEN_SWEEPS: u32 = 10;
+/// How often is looked for pictures of memory that nobody goes on from.
+const TICKS_BETWEEN_PICTURES: u32 = 600;
 /// A sandbox in use is noted this often at most.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 /// Sandboxes whose last use is remembered; beyond, the memory is begun anew.
@@ -31,7 +33,7 @@ const START_TIME: Duration = Duration::from_secs(90);
 /// What a reconciliation found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Sandboxes that run on.
+    /// Sandboxes that run on, or are kept on disk.
     pub adopted: Vec<SandboxId>,
     /// Sandboxes that had ended, or whose making or ending was interrupted.
     pub ended: Vec<SandboxId>,
@@ -92,19 +94,25 @@ impl Driver {
     async fn settle(&self, row: SandboxRow, found: Option<&Found>) -> Result<bool, DriveError> {
         match row.state.unfinished() {
             Unfinished::Happened(event) => {
-                let cause = Cause::own("the orchestrator stopped while it was being made");
+                let is_kept = row.state == State::Waking;
+                let being = if is_kept { "woken" } else { "made" };
+                let cause = Cause::own(format!("the orchestrator stopped while it was being {being}"));
                 self.happen(&row.new.id, event, None, cause).await?;
-                return Ok(false);
+                return Ok(is_kept);
             }
             Unfinished::Effects([]) => {}
             Unfinished::Effects(effects) => {
+                let is_kept = row.state == State::Stopped;
                 self.perform(row, effects);
-                return Ok(false);
+                return Ok(is_kept);
             }
         }
         match found {
             Some(found @ (Found::Running(_) | Found::Paused(_))) => {
                 self.match_if_other(&row, found);
+                // One that was pictured when the orchestrator before ended: what is left of that is memory that
+                // it has too much.
+                self.forget_picture(&row.new.id).await;
                 // Its sync ended with the orchestrator before.
                 self.parts().syncs.resume(&row);
                 Ok(true)
@@ -146,6 +154,9 @@ impl Driver {
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     self.look(ticks.is_multiple_of(TICKS_BETWEEN_SWEEPS)).await;
+                    if ticks.is_multiple_of(TICKS_BETWEEN_PICTURES) && !self.parts().spares_unknown {
+                        self.parts().memory.sweep_old(&self.parts().store).await;
+                    }
                 }
             }
         }
@@ -210,6 +221,10 @@ impl Driver {
                     self.pause_unused(id);
                     continue;
                 }
+                Due::Unused(OnIdle::Stop) => {
+                    self.stop_unused(id);
+                    continue;
+                }
                 Due::Unused(OnIdle::Destroy) => "it was unused for too long",
                 Due::PausedTooLong => "it was paused for too long",
                 Due::Over => "its time was over",
@@ -221,7 +236,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Where this machine cannot pause it, it is destroyed: unused it shall not run on.
+    /// Where this machine cannot pause it, it is destroyed: unused it shall not run on. What may be otherwise
+    /// in a moment is tried again.
     fn pause_unused(&self, id: SandboxId) {
         if self.0.lanes.is_busy(&id) {
             return;
@@ -230,7 +246,31 @@ impl Driver {
         self.parts().tasks.spawn(async move |_finishes: Stop| {
             let unused = Cause::own("it was unused for too long");
             let Err(error) = driver.freeze(&id, Event::Pause, unused.clone()).await else { return };
+            if !matches!(error, DriveError::Runtime(_)) {
+                return log(&id, &error, "pause it");
+            }
             log(&id, &error, "pause it; it is destroyed instead");
+            if let Err(error) = driver.happen(&id, Event::Destroy, None, unused).await {
+                log(&id, &error, "end it in time");
+            }
+        });
+    }
+
+    /// Where no sandbox can be kept, it is destroyed: unused it shall not run on. Whatever else went wrong, it
+    /// or its files are there: it is tried again, by the next tick or, once it is written down, by the sweep.
+    pub(super) fn stop_unused(&self, id: SandboxId) {
+        // Those that wait for room would be in nobody's way only if they had not begun.
+        if self.0.lanes.is_busy(&id) || self.0.pictures.available_permits() == 0 {
+            return;
+        }
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let unused = Cause::own("it was unused for too long");
+            let Err(error) = driver.stop_if_unused(&id, unused.clone()).await else { return };
+            if !matches!(error, DriveError::NotKept(_, "files")) {
+                return log(&id, &error, "stop it");
+            }
+            log(&id, &error, "stop it; it is destroyed instead");
             if let Err(error) = driver.happen(&id, Event::Destroy, None, unused).await {
                 log(&id, &error, "end it in time");
             }
@@ -323,6 +363,20 @@ impl Driver {
                     Err(DriveError::Refused(_)) => Ok(()),
                     happened => happened.map(drop),
                 }
+            }
+            (State::Waking, _) if !self.0.lanes.is_busy(&row.new.id) => {
+                let cause = Cause::own("waking it was interrupted");
+                match self.happen(&row.new.id, Event::NotWoken, None, cause).await {
+                    // It woke since the database was read.
+                    Err(DriveError::Refused(_)) => Ok(()),
+                    happened => happened.map(drop),
+                }
+            }
+            (State::Stopped, Some(Found::Running(_) | Found::Paused(_)))
+                if !self.0.lanes.is_busy(&row.new.id) =>
+            {
+                self.perform(row.clone(), &[Effect::Rest]);
+                Ok(())
             }
             (State::Destroying(_), _) if !self.0.lanes.is_busy(&row.new.id) => {
                 if let Unfinished::Effects(effects) = row.state.unfinished() {

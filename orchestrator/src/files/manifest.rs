@@ -96,6 +96,14 @@ impl Places {
         }
     }
 
+    /// Undoes [`Places::note_kept`].
+    pub(super) fn note_owed(&self) -> io::Result<()> {
+        match fs::rename(&self.kept, &self.given) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        }
+    }
+
     /// Removes it; nothing there is what is wanted.
     pub(super) fn forget(&self) {
         for path in [&self.given, &self.kept] {

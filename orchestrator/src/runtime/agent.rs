@@ -257,6 +257,16 @@ impl Agent {
         self.call::<Done>("/postern.Control/Token", &message).await.map(|Done {}| ())
     }
 
+    /// Has everything in the sandbox stand still, and its door wait, until it is given a token or an
+    /// identity. Asking again changes nothing.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn sleep(&self) -> Result<(), AgentError> {
+        let nothing = serde_json::json!({});
+        self.call::<Done>("/postern.Control/Sleep", &nothing).await.map(|Done {}| ())
+    }
+
     /// Starts a process and follows it. It lives on when the stream is dropped.
     ///
     /// # Errors

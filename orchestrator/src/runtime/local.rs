@@ -12,6 +12,7 @@
 
 mod aside;
 mod images;
+mod memory;
 mod probe;
 mod remains;
 mod start;
@@ -204,8 +205,26 @@ impl LocalRuntime {
     ///
     /// # Errors
     /// [`RuntimeError::Machine`] if the machine cannot say.
-    pub async fn is_torn(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
+    pub async fn is_disk_torn(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
         self.blocking(sandbox, "look whether the disk is whole", remains::is_torn).await
+    }
+
+    /// Brings all files of a sandbox whose processes have ended to this machine's disk: from then on it keeps
+    /// them whatever happens. Its disk is shown no more.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`] if it does not, or not all of them.
+    pub async fn settle_disk(&self, sandbox: &SandboxId) -> Result<(), RuntimeError> {
+        self.blocking(sandbox, "bring the disk to the machine's", remains::settle).await
+    }
+
+    /// Notes that the files of a sandbox are what it made of them, though [`LocalRuntime::is_disk_torn`]: they were
+    /// compared with the store.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    pub async fn believe_disk(&self, sandbox: &SandboxId) -> Result<(), RuntimeError> {
+        self.blocking(sandbox, "note what was compared", remains::believe).await
     }
 
     /// Moves the slot of an ended sandbox to where [`Runtime::destroy`] does not look, and tells where;
@@ -227,12 +246,18 @@ impl LocalRuntime {
 
     /// The image that a sandbox is to have for its root, if any.
     async fn root(&self, create: &Create) -> Result<Option<PathBuf>, RuntimeError> {
-        let Some(name) = create.image.clone() else { return Ok(None) };
+        self.image(create.image.as_deref())
+            .await
+            .map_err(|why| RuntimeError::Start { sandbox: create.sandbox.clone(), why })
+    }
+
+    /// The folder of an image.
+    async fn image(&self, name: Option<&str>) -> Result<Option<PathBuf>, String> {
+        let Some(name) = name.map(str::to_owned) else { return Ok(None) };
         let images = self.images.clone();
         let found =
             tokio::task::spawn_blocking(move || images.root(&name).map_err(|error| error.to_string()));
-        let found = found.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
-        found.map(Some).map_err(|why| RuntimeError::Start { sandbox: create.sandbox.clone(), why })
+        found.await.unwrap_or_else(|panicked| Err(panicked.to_string())).map(Some)
     }
 
     fn groups(&self, sandbox: &SandboxId) -> Cgroups {
@@ -270,7 +295,17 @@ impl LocalRuntime {
         method: Method,
         path: &'static str,
     ) -> Result<Vec<u8>, RuntimeError> {
-        let answered = tokio::time::timeout(SHIM_TIME, async {
+        self.ask_within(SHIM_TIME, sandbox, method, path).await
+    }
+
+    async fn ask_within(
+        &self,
+        time: Duration,
+        sandbox: &SandboxId,
+        method: Method,
+        path: &'static str,
+    ) -> Result<Vec<u8>, RuntimeError> {
+        let answered = tokio::time::timeout(time, async {
             let mut request = Request::new(super::agent::full(bytes::Bytes::new()));
             *request.method_mut() = method;
             *request.uri_mut() = Uri::from_static(path);
@@ -349,7 +384,44 @@ impl Runtime for LocalRuntime {
         Box::pin(async move {
             let (isolation, holds) = probe::choose(self, create.isolation).await?;
             let root = self.root(&create).await?;
-            start::start(self, &create.sandbox, (isolation, root), create.limits, holds).await
+            start::start(self, &create.sandbox, (isolation, root), (create.limits, holds), false).await
+        })
+    }
+
+    fn keeps_files(&self) -> bool {
+        true
+    }
+
+    fn keeps_memory(&self, level: Isolation) -> bool {
+        // gVisor restores for root only.
+        self.is_root && level == Isolation::Gvisor
+    }
+
+    fn fingerprint<'a>(&'a self, image: Option<&'a str>) -> BoxFuture<'a, io::Result<String>> {
+        Box::pin(memory::fingerprint(self, image))
+    }
+
+    fn picture<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<PathBuf, RuntimeError>> {
+        Box::pin(memory::picture(self, sandbox))
+    }
+
+    fn place_for_picture<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        memory_bytes: u64,
+    ) -> BoxFuture<'a, Result<PathBuf, RuntimeError>> {
+        Box::pin(memory::place(self, sandbox, memory_bytes))
+    }
+
+    fn forget_picture<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(memory::forget(self, sandbox))
+    }
+
+    fn restore(&self, create: Create) -> BoxFuture<'_, Result<Running, RuntimeError>> {
+        Box::pin(async move {
+            let (isolation, holds) = probe::choose(self, create.isolation).await?;
+            let root = self.root(&create).await?;
+            start::start(self, &create.sandbox, (isolation, root), (create.limits, holds), true).await
         })
     }
 

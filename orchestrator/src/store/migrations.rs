@@ -66,6 +66,7 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     38 "000038_share_gateways",
     40 "000040_spend_tickets",
     41 "000041_settle_retention",
+    42 "000042_keep_memory",
 ];
 
 /// What is done about tables that are not up to date.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sandboxes: what was asked for, what became of it, and its deadlines.
+//! Sandboxes: what was asked for, what became of it, and its deadlines. It is long because each query about
+//! a sandbox stands here.
 
+use super::memory::{Kept, kept};
 use super::{
     AuditEntry, Change, Columns, Dialect, IdempotencyKey, Select, Store, StoreError, duration_micros,
     json_text, micros,
@@ -216,6 +218,8 @@ pub(crate) struct SandboxRow {
     pub(crate) idle_at: Timestamp,
     /// Where it runs.
     pub(crate) place: String,
+    /// What is kept of it, once it is stopped.
+    pub(crate) kept: Option<Kept>,
 }
 
 /// Which sandboxes to list.
@@ -263,13 +267,14 @@ pub(crate) struct Transition {
 
 const fn on_idle_text(on_idle: OnIdle) -> &'static str {
     match on_idle {
+        OnIdle::Stop => "stop",
         OnIdle::Destroy => "destroy",
         OnIdle::Pause => "pause",
     }
 }
 
 pub(super) fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
-    let all = [OnIdle::Destroy, OnIdle::Pause];
+    let all = [OnIdle::Destroy, OnIdle::Pause, OnIdle::Stop];
     let found = all.into_iter().find(|it| on_idle_text(*it) == text);
     found.ok_or(StoreError::Corrupt { what: "on_idle" })
 }
@@ -306,6 +311,7 @@ fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
         created_at: row.time("created_at_micros")?,
         idle_at: row.time("idle_at_micros")?,
         place: row.text("place")?,
+        kept: row.maybe_text("kept")?.map(|text| kept(&text)).transpose()?,
     })
 }
 
@@ -442,8 +448,10 @@ impl Store {
              running = COALESCE($6, running), \
              env_sealed = CASE WHEN $7 = 1 THEN NULL ELSE env_sealed END, \
              ended_at_micros = CASE WHEN $7 = 1 THEN $8 ELSE ended_at_micros END, \
+             kept = CASE WHEN $7 = 1 OR $3 = 'running' THEN NULL ELSE kept END, \
              idle_at_micros = CASE WHEN $3 = 'paused' THEN COALESCE($8 + paused_micros, expires_at_micros) \
-             WHEN $2 = 'paused' AND $3 = 'running' THEN $8 + idle_micros ELSE idle_at_micros END \
+             WHEN $3 = 'stopped' THEN expires_at_micros \
+             WHEN $2 IN ('paused', 'waking') AND $3 = 'running' THEN $8 + idle_micros ELSE idle_at_micros END \
              WHERE id = $1 AND status = $2";
         let updated = sqlx::query(update)
             .bind(id.as_str().to_owned())
@@ -477,9 +485,10 @@ impl Store {
         let mut change = self.change().await?;
         let update = "UPDATE sandboxes SET expires_at_micros = COALESCE($2, expires_at_micros), \
              idle_micros = COALESCE($3, idle_micros), \
-             idle_at_micros = CASE WHEN $3 IS NULL OR status = 'paused' THEN idle_at_micros ELSE $4 + $3 END, \
+             idle_at_micros = CASE WHEN status = 'stopped' THEN COALESCE($2, expires_at_micros) \
+             WHEN $3 IS NULL OR status = 'paused' THEN idle_at_micros ELSE $4 + $3 END, \
              labels = COALESCE($5, labels) \
-             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped')";
+             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped', 'waking')";
         let updated = sqlx::query(update)
             .bind(id.as_str().to_owned())
             .bind(new.expires_at.map(micros))
@@ -551,11 +560,15 @@ impl Store {
     pub(crate) async fn list_sandboxes(&self, filter: &SandboxFilter) -> Result<Listing, StoreError> {
         let limit = super::page_size(filter.limit);
         let after = "(created_at_micros, id) < (SELECT created_at_micros, id FROM sandboxes WHERE id = ?)";
+        // What wakes is shown as one that is being made.
+        let creating = filter.status.as_deref().filter(|status| *status == State::Creating.as_str());
+        let other = filter.status.as_deref().filter(|_| creating.is_none());
         let rows = Select::of("SELECT * FROM sandboxes")
             .and("tenant = ?", filter.tenant.as_ref().map(TenantId::as_str))
             .and("user_id = ?", filter.user.as_ref().map(UserId::as_str))
             .and("conversation_id = ?", filter.conversation.as_ref().map(ConversationId::as_str))
-            .and("status = ?", filter.status.as_deref())
+            .and("status = ?", other)
+            .and("status IN (?, 'waking')", creating)
             .and_label(self.dialect, filter.label.as_ref())
             .and(after, filter.after.as_ref().map(SandboxId::as_str))
             .page("created_at_micros DESC, id DESC", limit + 1, &self.pool)

@@ -42,9 +42,10 @@ impl Store {
         let upsert = "INSERT INTO sessions (sandbox_id, peer, tokens, expires_at_micros, rotate_at_micros, \
              last_token_until_micros) SELECT id, CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS BIGINT), \
              CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM sandboxes \
-             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped') ON CONFLICT (sandbox_id) DO UPDATE SET \
+             WHERE id = $1 AND status IN ('creating', 'running', 'paused', 'stopped', 'waking') ON CONFLICT (sandbox_id) DO UPDATE SET \
              peer = excluded.peer, tokens = excluded.tokens, expires_at_micros = excluded.expires_at_micros, \
-             rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = excluded.last_token_until_micros \
+             rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = CASE WHEN excluded.tokens = '[]' \
+             THEN sessions.last_token_until_micros ELSE excluded.last_token_until_micros END \
              WHERE sessions.ended_at_micros IS NULL";
         let mut change = self.change().await?;
         change.still_ours(self, &session.sandbox_id).await?;
@@ -73,14 +74,14 @@ impl Store {
     }
 
     /// Sessions of this place whose token is to be replaced. That of a paused sandbox, which cannot take one, is
-    /// replaced when it is resumed.
+    /// replaced when it is resumed; that of a stopped one has none.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
         let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
-             AND expires_at_micros > $1 \
-             AND sandbox_id IN (SELECT id FROM sandboxes WHERE status <> 'paused' AND place = $2) \
+             AND expires_at_micros > $1 AND sandbox_id IN \
+             (SELECT id FROM sandboxes WHERE status NOT IN ('paused', 'stopped', 'waking') AND place = $2) \
              ORDER BY rotate_at_micros LIMIT 1000";
         let rows =
             sqlx::query(select).bind(micros(now)).bind(self.place.to_string()).fetch_all(&self.pool).await?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is known of snapshots of sandboxes.
 
-use super::{Columns, Store, StoreError, json_text, micros, page_size};
+use super::memory::kept_memory;
+use super::{Columns, KeptMemory, Store, StoreError, json_text, micros, page_size};
 use jiff::Timestamp;
 use postern_common::id::{SandboxId, SnapshotId, TemplateName, TenantId, UserId};
 use std::collections::BTreeMap;
@@ -21,8 +22,10 @@ pub(crate) struct SnapshotRow {
     pub(crate) template: TemplateName,
     /// That sandbox's labels.
     pub(crate) labels: BTreeMap<String, String>,
-    /// Bytes of its files, archived.
+    /// Bytes of its files, archived, and of its memory.
     pub(crate) size_bytes: u64,
+    /// Its memory, where that is in it.
+    pub(crate) memory: Option<KeptMemory>,
     /// When.
     pub(crate) at: Timestamp,
 }
@@ -49,6 +52,7 @@ fn row(row: &impl Columns) -> Result<SnapshotRow, StoreError> {
         template: row.parsed("template")?,
         labels: row.json("labels")?,
         size_bytes: u64::try_from(row.number("size_bytes")?).unwrap_or(0),
+        memory: row.maybe_text("memory")?.map(|text| kept_memory(&text)).transpose()?,
         at: row.time("at_micros")?,
     })
 }
@@ -59,8 +63,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn add_snapshot(&self, snapshot: &SnapshotRow, most: u32) -> Result<bool, StoreError> {
-        let insert = "INSERT INTO snapshots (id, tenant, user_id, sandbox_id, template, labels, size_bytes, at_micros) \
-             SELECT $1, $2, $3, $4, $5, $6, CAST($7 AS BIGINT), CAST($8 AS BIGINT) \
+        let insert = "INSERT INTO snapshots (id, tenant, user_id, sandbox_id, template, labels, size_bytes, at_micros, \
+             memory) SELECT $1, $2, $3, $4, $5, $6, CAST($7 AS BIGINT), CAST($8 AS BIGINT), CAST($10 AS TEXT) \
              WHERE (SELECT COUNT(*) FROM snapshots WHERE tenant = $2) < $9";
         let added = sqlx::query(insert)
             .bind(snapshot.id.as_str().to_owned())
@@ -72,6 +76,7 @@ impl Store {
             .bind(i64::try_from(snapshot.size_bytes).unwrap_or(i64::MAX))
             .bind(micros(snapshot.at))
             .bind(i64::from(most))
+            .bind(snapshot.memory.as_ref().map(|memory| json_text(memory, "memory")).transpose()?)
             .execute(&self.pool)
             .await?;
         Ok(added.rows_affected() == 1)

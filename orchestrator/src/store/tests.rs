@@ -69,10 +69,10 @@ mod claims;
 mod connections;
 mod erasures;
 mod files;
-mod migrating;
-
 mod gateways;
 mod idempotency;
+mod memory;
+mod migrating;
 use files::{
     an_upload_is_remembered_until_it_expires_or_its_user_is_erased,
     files_are_kept_as_they_were_written_and_paged_byte_by_byte,
@@ -134,7 +134,7 @@ async fn add(store: &Store, new: &NewSandbox) -> bool {
     added(store, new, &Quotas::default()).await == AddedSandbox::Added
 }
 
-async fn added(store: &Store, new: &NewSandbox, quotas: &Quotas) -> AddedSandbox {
+pub(crate) async fn added(store: &Store, new: &NewSandbox, quotas: &Quotas) -> AddedSandbox {
     store
         .add_sandbox(
             new,
@@ -154,7 +154,7 @@ async fn remove(store: &Store) -> RemovedTenant {
     store.remove_tenant(&tenant(), &audit(Action::TenantRemoved)).await.expect("answers")
 }
 
-async fn go(store: &Store, id: &SandboxId, from: State, to: State) -> bool {
+pub(crate) async fn go(store: &Store, id: &SandboxId, from: State, to: State) -> bool {
     let transition =
         Transition { from, to, reason: Some("a reason".to_owned()), running: None, is_claimed: true };
     store.move_sandbox(id, &transition, &audit(Action::SandboxChanged)).await.expect("answers")

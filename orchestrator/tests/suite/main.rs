@@ -36,3 +36,5 @@ mod sandboxes;
 mod scopes;
 #[cfg(test)]
 mod snapshots;
+#[cfg(test)]
+mod stop;

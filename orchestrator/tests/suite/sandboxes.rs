@@ -124,7 +124,9 @@ async fn a_sandbox_ends_at_its_deadline_and_says_why() {
     let path = format!("/sandbox/{sandbox}");
     until("it is destroyed", async || bench.get(&path).await.field("status") == "destroyed").await;
     assert_eq!(bench.get(&path).await.field("reason"), "its time was over");
-    let body = json!({ "user_id": "alice", "conversation_id": "c2", "idle": "1s" });
+    let template = json!({ "idle": "1s", "on_idle": "destroy" });
+    assert_eq!(bench.put("/templates/brief", template).await.status, StatusCode::CREATED);
+    let body = json!({ "user_id": "alice", "conversation_id": "c2", "template": "brief" });
     let sandbox = bench.post("/sandbox?wait=running", body).await.field("sandbox_id");
     let path = format!("/sandbox/{sandbox}");
     until("it is destroyed", async || bench.get(&path).await.field("status") == "destroyed").await;

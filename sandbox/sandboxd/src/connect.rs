@@ -43,6 +43,7 @@ pub(crate) enum Code {
     ResourceExhausted,
     FailedPrecondition,
     Unimplemented,
+    Unavailable,
     Internal,
 }
 
@@ -58,6 +59,7 @@ impl Code {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -36,6 +36,11 @@ impl Services {
         Self { identity, processes, files }
     }
 
+    /// Whether everything in here sleeps.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.identity.is_asleep()
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
@@ -63,12 +68,19 @@ impl Services {
     async fn control(&self, method: &str, body: Incoming) -> Response<Body> {
         #[derive(serde::Serialize)]
         struct Done {}
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Nothing {}
         connect::unary(
             match method {
                 "Identify" => connect::read_unary(body).await.and_then(|claim| self.identity.claim(claim)),
                 "Token" => {
                     connect::read_unary(body).await.and_then(|rotation| self.identity.rotate(&rotation))
                 }
+                "Sleep" => match connect::read_unary::<Nothing>(body).await {
+                    Ok(Nothing {}) => self.identity.sleep().await,
+                    Err(failure) => Err(failure),
+                },
                 _ => Err(unimplemented(method)),
             }
             .map(|()| Done {}),

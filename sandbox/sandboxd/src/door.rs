@@ -105,7 +105,7 @@ impl Door {
 
     /// Carries one request to the gateway and its answer back.
     async fn carry(&self, mut request: Request<Incoming>) -> Response<Body> {
-        let Some(bearer) = self.identity.bearer() else {
+        let Some(bearer) = self.identity.bearer_when_awake().await else {
             return refusal(
                 &Problem::new(Code::TokenMissing, "this sandbox has no session yet")
                     .hint("a sandbox that is kept ready has no way out until a conversation claims it"),
@@ -137,8 +137,12 @@ impl Door {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if let Some(theirs) = theirs {
                 let ours = hyper::upgrade::on(&mut response);
+                let identity = Arc::clone(&self.identity);
                 self.tasks.spawn(async move |stop| {
-                    let _ = stop.run_until_cancelled(join(theirs, ours)).await;
+                    let awake = async {
+                        tokio::select! { () = join(theirs, ours) => {}, () = identity.falls_asleep() => {} }
+                    };
+                    let _ = stop.run_until_cancelled(awake).await;
                 });
             }
         } else {

@@ -27,6 +27,7 @@ mod options;
 mod probe;
 mod process;
 mod reaper;
+mod still;
 mod user;
 
 use options::Options;
@@ -53,6 +54,8 @@ enum StartError {
     Door { address: std::net::SocketAddr, source: std::io::Error },
     #[error("the control channel failed")]
     Control(#[source] hyper::Error),
+    #[error("nobody spoke on the control channel after a sleep")]
+    Awake(#[source] std::io::Error),
     #[error("could not copy this program")]
     Install(#[source] std::io::Error),
     #[cfg(feature = "pod")]
@@ -134,11 +137,28 @@ async fn run(mut options: Options) -> Result<(), StartError> {
     let processes = process::Processes::new(exits, Arc::clone(&identity), options.home, tasks.clone());
     let services = control::Services::new(identity, processes, files);
     let served = match (channel, listen) {
-        (Some(channel), _) => control::serve(channel, services, &tasks).await.map_err(StartError::Control),
+        (Some(channel), _) => converse(&channel, &services, &tasks).await,
         (None, listen) => in_a_pod(listen, services, &tasks).await.map_err(StartError::Listen),
     };
     tasks.stop();
     served
+}
+
+/// Serves until the other end closes the channel. Where all in here sleeps, a conversation that breaks
+/// off is that of before a restore, and another follows it.
+async fn converse(
+    channel: &channel::Streams,
+    services: &control::Services,
+    tasks: &Tasks,
+) -> Result<(), StartError> {
+    loop {
+        let opened = channel.open().map_err(StartError::Channel)?;
+        let served = control::serve(opened, services.clone(), tasks).await;
+        if !services.is_asleep() {
+            return served.map_err(StartError::Control);
+        }
+        channel.begin_anew().await.map_err(StartError::Awake)?;
+    }
 }
 
 /// Serves signed requests until SIGTERM, which process 1 has to ask for.

@@ -103,6 +103,26 @@ impl Cgroups {
         (groups, enforced)
     }
 
+    /// Moves the bound of memory; `false` if there is none, or the kernel will not.
+    #[must_use]
+    pub fn bound_memory(&self, bytes: u64) -> bool {
+        let Some(group) = &self.memory else { return false };
+        // One of the two bounds of version 1 is always in the other's way: whichever it is.
+        bound_memory(group, bytes) || bound_memory(group, bytes)
+    }
+
+    /// Moves the bound of memory to below what may be used: what the kernel can do without goes first, which
+    /// version 1 does not do by itself. `false` if it will not.
+    #[must_use]
+    pub fn lower_memory(&self, bytes: u64) -> bool {
+        if self.bound_memory(bytes) {
+            return true;
+        }
+        let Some((Version::One, folder)) = &self.memory else { return false };
+        let _ = write(folder, "memory.force_empty", 0).is_ok();
+        self.bound_memory(bytes)
+    }
+
     fn each(parents: &Parents, name: &str, mut has: impl FnMut(&Path) -> bool) -> Self {
         let mut group = |parent: &Option<(Version, PathBuf)>| {
             let (version, folder) = parent.as_ref()?;

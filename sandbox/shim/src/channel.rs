@@ -9,8 +9,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
+use postern_common::channel::{FLOOD, FLOOD_BYTES, GO, MARK};
 use postern_common::tasks::Tasks;
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 /// The body of a request to `sandboxd`.
@@ -31,6 +33,9 @@ pub enum ChannelError {
     /// The channel broke, or it broke its bounds.
     #[error("the control channel of the sandbox broke")]
     Broken(#[source] hyper::Error),
+    /// It was restored and does not listen.
+    #[error("process 1 of the sandbox did not come back to its control channel")]
+    Anew(#[source] io::Error),
     /// It says that it is not well.
     #[error("process 1 of the sandbox says that it is not ready: {0}")]
     NotHealthy(StatusCode),
@@ -88,6 +93,38 @@ impl Channel {
     }
 }
 
+/// Ends the conversation that a restored `sandboxd` is in the middle of ([`postern_common::channel`]);
+/// after it [`Channel::open`] begins another.
+///
+/// # Errors
+/// [`ChannelError::Anew`].
+pub async fn begin_anew(streams: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<(), ChannelError> {
+    let begun = async {
+        // What is left of before may have to be read before more can be written.
+        let (mut from, mut to) = tokio::io::split(streams);
+        let flood = async { to.write_all(&[FLOOD; FLOOD_BYTES]).await };
+        let (flooded, found) = tokio::join!(flood, until_mark(&mut from));
+        flooded.and(found)?;
+        to.write_all(&[GO]).await?;
+        until_mark(&mut from).await
+    };
+    begun.await.map_err(ChannelError::Anew)
+}
+
+async fn until_mark(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+    let mut last = [0; MARK.len()];
+    loop {
+        last.rotate_left(1);
+        let byte = from.read_u8().await?;
+        if let Some(end) = last.last_mut() {
+            *end = byte;
+        }
+        if &last == MARK {
+            return Ok(());
+        }
+    }
+}
+
 /// Lets hyper start its tasks within ours.
 #[derive(Debug, Clone)]
 pub struct Owned(pub Tasks);
@@ -98,5 +135,39 @@ where
 {
     fn execute(&self, task: Task) {
         self.0.spawn(|_stop| task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_left_of_before_is_passed_over_and_the_new_begins_after_it() {
+        let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
+        let restored = async {
+            // A part of a frame, and most of a mark: output that was on its way.
+            theirs.write_all(b"\0\0\x40\0\0").await.expect("room");
+            theirs.write_all(&MARK[..MARK.len() - 1]).await.expect("room");
+            let mut flood = vec![0; FLOOD_BYTES];
+            theirs.read_exact(&mut flood).await.expect("comes");
+            assert!(flood.iter().all(|byte| *byte == FLOOD));
+            theirs.write_all(MARK).await.expect("room");
+            assert_eq!(theirs.read_u8().await.expect("comes"), GO);
+            theirs.write_all(MARK).await.expect("room");
+            theirs.write_all(b"settings").await.expect("room");
+        };
+        let (begun, ()) = tokio::join!(begin_anew(&mut ours), restored);
+        begun.expect("begins");
+        let mut next = [0; 8];
+        ours.read_exact(&mut next).await.expect("comes");
+        assert_eq!(&next, b"settings", "nothing of the new conversation is passed over");
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_come_back_is_an_error() {
+        let (mut ours, theirs) = tokio::io::duplex(64 << 10);
+        drop(theirs);
+        assert!(matches!(begin_anew(&mut ours).await, Err(ChannelError::Anew(_))));
     }
 }

@@ -10,10 +10,10 @@ mod attach;
 mod blank;
 mod torn;
 
-pub use torn::is_torn;
+pub use torn::{believe, is_torn};
 
 use crate::folder::RunFolder;
-use crate::mounts::is_mounted;
+use crate::mounts::{is_mounted, unmount_below};
 use crate::spec::Spec;
 use rustix::fs::{Gid, Uid};
 use std::fs;
@@ -96,11 +96,13 @@ pub fn prepare(spec: &Spec, folder: &RunFolder) -> Result<bool, DiskError> {
     create(&folder.disk())?;
     let image = spec.slot.join(IMAGE);
     let was_there = image.exists();
-    if !was_there && !plain(&spec.slot).exists() {
+    if was_there || plain(&spec.slot).exists() {
+        go_on(&spec.slot, &folder.disk()).map_err(failed(&spec.slot))?;
+    } else {
         torn::note_run(&spec.slot).map_err(failed(&spec.slot))?;
     }
     let mounted = match spec.guest {
-        Some(_) => mount_image(spec, &folder.disk()),
+        Some(_) => mount_image(&spec.slot, spec.limits.disk_bytes, &folder.disk()),
         None => Err(io::Error::other("only root can mount one")),
     };
     let is_sized = mounted.is_ok();
@@ -152,6 +154,76 @@ pub fn show_again(slot: &Path, at: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Prepares the disk of before, which is at hand at `at` if it is at all, for being written again. What was
+/// cut off in the middle is put right first: new files would take the blocks of others there.
+fn go_on(slot: &Path, at: &Path) -> io::Result<()> {
+    if torn::is_live(at)? {
+        return Ok(());
+    }
+    if is_mounted(at) {
+        // It was shown after it was settled, so that its files could be saved.
+        unmount_below(at, None)?;
+    }
+    if !torn::begin_again(slot)? {
+        let image = slot.join(IMAGE);
+        let_go(&image)?;
+        repair(&image)?;
+    }
+    Ok(())
+}
+
+/// Has `e2fsck` put right what is wrong with an image, as far as nothing has to be decided for that.
+fn repair(image: &Path) -> io::Result<()> {
+    /// e2fsck(8): errors were corrected.
+    const CORRECTED: i32 = 1;
+    match command(Command::new("e2fsck").args(["-f", "-p"]).arg(image)).status()?.code() {
+        Some(0 | CORRECTED) => Ok(()),
+        code => Err(io::Error::other(format!("the disk image is damaged: `e2fsck -p` ended with {code:?}"))),
+    }
+}
+
+/// Brings all of the disk of a sandbox whose processes have ended to the machine's own disk, and shows it no
+/// more. Whatever the machine does from then on, it is there: if it is torn that is an error, for then it is not.
+///
+/// # Errors
+/// If not all of it is there; it may be repeated.
+pub fn settle(slot: &Path, at: &Path) -> io::Result<()> {
+    let (image, plain) = (slot.join(IMAGE), plain(slot));
+    let is_torn = torn::is_of_another_run(slot, torn::is_live(at)?)?;
+    unmount_below(at, None)?;
+    let is_whole = if image.is_file() {
+        let_go(&image)?;
+        fs::File::open(&image)?.sync_all()?;
+        torn::is_whole(&image)?
+    } else if plain.is_dir() {
+        rustix::fs::syncfs(fs::File::open(&plain)?)?;
+        true
+    } else {
+        return Ok(());
+    };
+    if is_torn || !is_whole {
+        return Err(io::Error::other("it may lack what was written to it"));
+    }
+    if !torn::is_settled(slot)? {
+        // The slot's own name comes first.
+        slot.parent().map_or(Ok(()), |slots| fs::File::open(slots)?.sync_all())?;
+        torn::note_settled(slot)?;
+    }
+    Ok(())
+}
+
+/// Waits until the kernel holds an image no more.
+fn let_go(image: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + LOOP_TIME;
+    while attach::is_held(image)? {
+        if Instant::now() > deadline {
+            return Err(io::Error::other("what was mounted of it before is still in use"));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
 /// Mounts an image that was mounted before, once the kernel has let go of it.
 ///
 /// INVARIANT: never through a second loop device beside the first. The unmount that we made may
@@ -172,15 +244,15 @@ fn mount_again(image: &Path, at: &Path, is_read_only: bool, within: Duration) ->
     }
 }
 
-fn mount_image(spec: &Spec, at: &Path) -> io::Result<()> {
+fn mount_image(slot: &Path, bytes: u64, at: &Path) -> io::Result<()> {
     if is_mounted(at) {
         return Ok(());
     }
-    let image = spec.slot.join(IMAGE);
+    let image = slot.join(IMAGE);
     if image.exists() {
         return mount_again(&image, at, false, LOOP_TIME);
     }
-    make_and_mount(&spec.slot, spec.limits.disk_bytes, at)
+    make_and_mount(slot, bytes, at)
 }
 
 /// Makes an image and mounts it. If it cannot be mounted the blank that it was copied from may be damaged:
@@ -198,14 +270,14 @@ fn make_and_mount(slot: &Path, bytes: u64, at: &Path) -> io::Result<()> {
     }
 }
 
-fn run(command: &mut Command) -> io::Result<()> {
-    let done = command
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?;
+/// A program of this machine that hears nothing and is not heard.
+fn command(command: &mut Command) -> &mut Command {
+    let path = "/usr/sbin:/usr/bin:/sbin:/bin";
+    command.env_clear().env("PATH", path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
+}
+
+fn run(program: &mut Command) -> io::Result<()> {
+    let done = command(program).status()?;
     if done.success() { Ok(()) } else { Err(io::Error::other(done.to_string())) }
 }
 
@@ -293,6 +365,98 @@ mod tests {
         assert!(refused.to_string().contains("still in use"), "{refused}");
         drop(holder);
         assert!(show_again(folder.path(), &at).expect("mounts again"));
+        assert_eq!(fs::read_to_string(at.join("kept")).expect("is there"), "text");
+        unmount(&at, UnmountFlags::empty()).expect("unmounts");
+    }
+
+    /// A slot with a file, whose image is mounted.
+    fn written(folder: &Path) -> (PathBuf, PathBuf) {
+        let (slot, at) = (folder.join("slot"), folder.join("at"));
+        fs::create_dir(&slot).expect("a folder");
+        fs::create_dir(&at).expect("a folder");
+        torn::note_run(&slot).expect("notes");
+        make_and_mount(&slot, 16 << 20, &at).expect("is made");
+        fs::write(at.join("kept"), "text").expect("writes");
+        (slot, at)
+    }
+
+    #[test]
+    fn what_was_settled_is_whole_whatever_the_machine_does_until_it_is_written_again() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (slot, at) = written(folder.path());
+        settle(&slot, &at).expect("settles");
+        assert!(!is_mounted(&at) && !attach::is_held(&slot.join(IMAGE)).expect("is there"));
+        assert_eq!(fs::read(slot.join("run")).expect("reads"), b"settled\n", "whichever run of it this is");
+        assert!(!is_torn(&slot, &at).expect("answers"));
+        assert!(show_again(&slot, &at).expect("is shown"));
+        settle(&slot, &at).expect("settles again");
+        assert!(!is_mounted(&at), "what was shown is shown no more");
+        go_on(&slot, &at).expect("goes on");
+        mount_image(&slot, 16 << 20, &at).expect("mounts");
+        assert_eq!(
+            fs::read(slot.join("run")).expect("reads"),
+            fs::read("/proc/sys/kernel/random/boot_id").expect("reads")
+        );
+        // What is left of it when the machine stops now.
+        fs::write(slot.join("run"), "another run\n").expect("writes");
+        settle(&slot, &at).expect_err("is torn");
+        assert!(is_torn(&slot, &at).expect("answers"), "and stays so");
+        go_on(&slot, &at).expect("goes on");
+        mount_image(&slot, 16 << 20, &at).expect("mounts");
+        assert!(is_torn(&slot, &at).expect("answers"), "also when it is written again");
+        believe(&slot).expect("notes");
+        assert!(!is_torn(&slot, &at).expect("answers"), "until somebody has compared it");
+        settle(&slot, &at).expect("settles");
+    }
+
+    #[test]
+    fn an_image_that_was_cut_off_is_put_right_before_it_is_written() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (slot, at) = written(folder.path());
+        settle(&slot, &at).expect("settles");
+        let image = slot.join(IMAGE);
+        // The inode of a file that is there counts as free, and nobody unmounted it.
+        for order in ["freei kept", "set_super_value state 0"] {
+            let damaged = Command::new("debugfs").args(["-w", "-R", order]).arg(&image).output();
+            assert!(damaged.expect("runs").status.success());
+        }
+        let is_whole = || {
+            let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output();
+            checked.expect("runs").status.success()
+        };
+        assert!(!is_whole(), "the control: it is damaged");
+        assert!(is_torn(&slot, &at).expect("answers"));
+        go_on(&slot, &at).expect("is put right");
+        assert!(is_whole());
+        mount_image(&slot, 16 << 20, &at).expect("mounts");
+        assert_eq!(fs::read_to_string(at.join("kept")).expect("is there"), "text");
+        assert!(is_torn(&slot, &at).expect("answers"), "what it holds is not believed yet");
+        unmount_below(&at, None).expect("unmounts");
+        let_go(&image).expect("is let go of");
+        fs::write(&image, vec![0; 1 << 20]).expect("writes");
+        go_on(&slot, &at).expect_err("what cannot be put right is not written");
+    }
+
+    #[test]
+    fn a_disk_that_was_shown_to_be_read_can_be_written_by_a_sandbox_that_wakes() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (image, at) = (folder.path().join(IMAGE), folder.path().join("at"));
+        blank::copy(folder.path(), 16 << 20, &image).expect("a blank");
+        assert!(show_again(folder.path(), &at).expect("mounts"));
+        assert!(fs::write(at.join("kept"), "text").is_err(), "the control: it can only be read");
+        go_on(folder.path(), &at).expect("is let go of");
+        mount_image(folder.path(), 16 << 20, &at).expect("mounts");
+        fs::write(at.join("kept"), "text").expect("writes");
+        mount_image(folder.path(), 16 << 20, &at).expect("is mounted");
         assert_eq!(fs::read_to_string(at.join("kept")).expect("is there"), "text");
         unmount(&at, UnmountFlags::empty()).expect("unmounts");
     }

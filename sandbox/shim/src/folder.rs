@@ -75,6 +75,12 @@ impl RunFolder {
         self.0.join("bundle")
     }
 
+    /// Where the picture of its memory is, while it is written or read.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.0.join("memory")
+    }
+
     /// gVisor's state of this sandbox.
     #[must_use]
     pub fn runsc_state(&self) -> PathBuf {

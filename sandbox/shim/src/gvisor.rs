@@ -22,7 +22,11 @@ const OPEN_FILES: u32 = 65_536;
 /// If the run folder is full or gone.
 pub fn write_bundle(spec: &Spec, folder: &RunFolder, disk: &Disk) -> io::Result<()> {
     fs::create_dir_all(folder.bundle())?;
-    fs::create_dir_all(folder.runsc_state())?;
+    // What is left of a sandbox of this name that ended would be taken for this one.
+    match fs::remove_dir_all(folder.runsc_state()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir_all(folder.runsc_state())?,
+    }
     fs::write(folder.bundle().join("config.json"), serde_json::to_vec(&config(spec, folder, disk))?)
 }
 
@@ -33,6 +37,30 @@ pub fn write_bundle(spec: &Spec, folder: &RunFolder, disk: &Disk) -> io::Result<
 /// apply the bundle's filter.
 #[must_use]
 pub fn arguments(spec: &Spec, folder: &RunFolder) -> Vec<OsString> {
+    let mut line = common(spec, folder);
+    if spec.is_restored {
+        // Whoever is restored as another sandbox is another user outside, which nothing in the picture
+        // knows. The bundle is ours, and so is the picture: it was sealed.
+        line.push("--restore-spec-validation=ignore".into());
+        line.extend(["restore".into(), "-image-path".into(), folder.memory().into()]);
+    } else {
+        line.push("run".into());
+    }
+    line.extend(["-bundle".into(), folder.bundle().into(), spec.sandbox.as_str().into()]);
+    line
+}
+
+/// The arguments of a call that writes the picture of a running sandbox's memory, and lets it run on.
+#[must_use]
+pub fn picture(spec: &Spec, folder: &RunFolder) -> Vec<OsString> {
+    let mut line = common(spec, folder);
+    line.extend(["checkpoint", "-leave-running", "-compression=none", "-image-path"].map(OsString::from));
+    line.extend([folder.memory().into(), spec.sandbox.as_str().into()]);
+    line
+}
+
+/// What every call of `runsc` about this sandbox begins with.
+fn common(spec: &Spec, folder: &RunFolder) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["--root".into(), folder.runsc_state().into()];
     line.extend(
         [
@@ -48,7 +76,6 @@ pub fn arguments(spec: &Spec, folder: &RunFolder) -> Vec<OsString> {
     if spec.guest.is_none() {
         line.push("--rootless".into());
     }
-    line.extend(["run".into(), "-bundle".into(), folder.bundle().into(), spec.sandbox.as_str().into()]);
     line
 }
 

@@ -22,6 +22,7 @@ pub mod gvisor;
 pub mod image;
 pub mod inherited;
 pub mod launch;
+pub mod memory;
 pub mod mounts;
 pub mod processes;
 pub mod restrictions;

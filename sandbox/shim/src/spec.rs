@@ -5,12 +5,18 @@ use postern_common::id::{InvalidId, SandboxId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The user and group that an agent has inside (contracts.md).
 pub const INSIDE_UID: u32 = 1000;
 /// Room for the runtime's own processes on top of a gVisor sandbox's memory limit: sentry and
 /// gofer take some 16 MiB idle (facts: density), twice that is safe.
 pub const GVISOR_MEMORY_BYTES: u64 = 32 << 20;
+
+/// The slowest start seen on a machine at load 10 took 0.5 s.
+const START_TIME: Duration = Duration::from_secs(20);
+/// A restore reads all memory: 50 MB took 0.2 s, so this is for some 10 GB.
+const RESTORE_TIME: Duration = Duration::from_secs(60);
 
 /// The installation that a sandbox belongs to. It is in the name of everything that we make, so
 /// that two installations on one machine never touch each other's.
@@ -157,6 +163,9 @@ pub struct Spec {
     /// Which limits are known to work on this machine: without one of these nothing starts.
     #[serde(default)]
     pub must_hold: Enforced,
+    /// It goes on from the picture of its memory that lies in the run folder.
+    #[serde(default)]
+    pub is_restored: bool,
 }
 
 impl Spec {
@@ -170,6 +179,12 @@ impl Spec {
             (IsolatedBy::Gvisor { .. }, None) => 0,
             _ => INSIDE_UID,
         }
+    }
+
+    /// A start that takes longer has failed.
+    #[must_use]
+    pub const fn start_time(&self) -> Duration {
+        if self.is_restored { RESTORE_TIME } else { START_TIME }
     }
 
     /// The memory to allow for sandbox and runtime together.

@@ -3,7 +3,7 @@
 //! of it.
 
 use crate::cgroup::{Bounds, CgroupError, Cgroups, Parents};
-use crate::channel::{Channel, ChannelError};
+use crate::channel::{self, Channel, ChannelError};
 use crate::control::{self, Served, Status};
 use crate::disk::{self, Disk, DiskError};
 use crate::exit::{Exit, Reason};
@@ -24,8 +24,6 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-/// A start that takes longer has failed: the slowest seen on a machine at load 10 took 0.5 s.
-const START_TIME: Duration = Duration::from_secs(20);
 /// The runtime's last words that are kept.
 const LAST_WORDS_BYTES: usize = 4096;
 const END_TIME: Duration = Duration::from_secs(2);
@@ -59,8 +57,8 @@ pub enum StartError {
         last_words: String,
     },
     /// It does not answer.
-    #[error("the sandbox was not ready within {START_TIME:?}")]
-    Late,
+    #[error("the sandbox was not ready within {0:?}")]
+    Late(Duration),
     /// It answers wrongly.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -126,7 +124,7 @@ async fn live(
         return Err(StartError::Limit(lost));
     }
     let opened = tokio::select! {
-        opened = tokio::time::timeout(START_TIME, open(&mut child, tasks)) => opened.map_err(|_late| StartError::Late)?,
+        opened = tokio::time::timeout(spec.start_time(), open(spec, &mut child, tasks)) => opened.map_err(|_late| StartError::Late(spec.start_time()))?,
         () = last_words.read_all() => return Err(StartError::Ended { last_words: last_words.text() }),
     };
     let (channel, closed) = match opened {
@@ -151,8 +149,14 @@ async fn live(
         is_frozen: false,
     };
     let execs = Execs::new(tasks.clone());
-    let served =
-        Served { status: status.clone(), cgroups: cgroups.clone(), channel, execs, ending: ending.clone() };
+    let served = Served {
+        status: status.clone(),
+        cgroups: cgroups.clone(),
+        channel,
+        execs,
+        folder: folder.clone(),
+        ending: ending.clone(),
+    };
     control::serve(&folder.control_socket(), served, tasks)
         .map_err(|error| StartError::Prepare("control socket", error))?;
     // Whoever knows of it may end it from then on.
@@ -210,8 +214,12 @@ fn launch(spec: &Spec, folder: &RunFolder, cgroups: &Cgroups) -> Result<(Child, 
     Ok((child, LastWords::of(stderr)))
 }
 
-async fn open(child: &mut Child, tasks: &Tasks) -> Result<(Channel, oneshot::Receiver<()>), ChannelError> {
-    let streams = match (child.stdout.take(), child.stdin.take()) {
+async fn open(
+    spec: &Spec,
+    child: &mut Child,
+    tasks: &Tasks,
+) -> Result<(Channel, oneshot::Receiver<()>), ChannelError> {
+    let mut streams = match (child.stdout.take(), child.stdin.take()) {
         (Some(output), Some(mut input)) => {
             // If it has ended, so has the channel.
             drop(input.write_all(launch::WORD).await);
@@ -220,6 +228,9 @@ async fn open(child: &mut Child, tasks: &Tasks) -> Result<(Channel, oneshot::Rec
         // Both were asked for above and are taken only here.
         _ => return std::future::pending().await,
     };
+    if spec.is_restored {
+        channel::begin_anew(&mut streams).await?;
+    }
     let (channel, closed) = Channel::open(streams, tasks).await?;
     channel.check_health().await?;
     Ok((channel, closed))

@@ -16,7 +16,7 @@ use crate::state::{Agreed, State};
 use crate::tree::{Kind, Seen, Stamp, Tree};
 use crate::watch::{Dirty, Watch};
 use postern_common::files::orders::{Begin, Told};
-use postern_common::files::{Bounds, Entry, FilePath, Report, What};
+use postern_common::files::{Bounds, Entry, FilePath, Report, Version, What};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -39,6 +39,8 @@ const FLUSH_TRIES: u32 = 6;
 /// What is told of a disk that was cut off.
 const TORN: &str = "the machine stopped while it was written: what differs from the store, or is new, is kept \
      beside what the store has, and what is missing counts as lost, not as deleted; compare the two";
+/// The version of a torn copy, which no store gives.
+const TORN_VERSION: &str = "torn";
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -385,18 +387,25 @@ impl Engine {
         let (tree, before) = (Arc::clone(&self.tree), self.state.take_all());
         let same = tokio::task::spawn_blocking(move || {
             let mut same = Vec::new();
-            for entry in listing.entries {
+            for mut entry in listing.entries {
                 let Ok(Some(seen)) = tree.look(&entry.path) else { continue };
-                if was_agreed(before.get(&entry.path), &entry, &seen) || is_same(&tree, &entry, &seen) {
-                    same.push((entry, seen.stamp));
+                if !is_same(&tree, &entry, &seen) {
+                    if !was_agreed(before.get(&entry.path), &entry, &seen) {
+                        continue;
+                    }
+                    // Nobody's change, and not what the store has: whoever pulls next brings that.
+                    let Some(torn) = Version::new(TORN_VERSION.to_owned()) else { continue };
+                    entry.version = torn;
                 }
+                same.push((entry, seen.stamp));
             }
             same
         });
         for (entry, stamp) in same.await.map_err(io::Error::other)? {
             self.state.agree(entry, stamp);
         }
-        self.state.save();
+        // INVARIANT: whoever reads it next does not take what is missing here for agreed on.
+        self.state.save_anew();
         Ok(())
     }
 }
@@ -467,7 +476,6 @@ fn is_passing_call(error: &CallError) -> bool {
 mod tests {
     use super::*;
     use crate::tree::tests::{path, stamp};
-    use postern_common::files::Version;
 
     #[test]
     fn what_nobody_changed_since_it_was_agreed_on_is_a_torn_copy_of_it_and_nothing_else_is() {

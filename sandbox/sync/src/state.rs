@@ -178,6 +178,16 @@ impl State {
         }
     }
 
+    /// Writes all that is agreed on, and so forgets the rest for whoever reads the log later too. Where that
+    /// fails the log goes: then nothing was ever agreed on.
+    pub(crate) fn save_anew(&mut self) {
+        if self.log.is_some() && self.rewrite().is_err() {
+            // A disk that is full has room for that.
+            let _ = fs::remove_file(self.folder.join(NAME)).is_ok();
+        }
+        self.fresh.clear();
+    }
+
     /// Writes what was noted. A disk that is full costs only what is known after a restart.
     pub(crate) fn save(&mut self) {
         if self.lines > self.agreed.len().saturating_mul(2).saturating_add(SLACK) && self.rewrite().is_ok() {
@@ -240,6 +250,21 @@ mod tests {
         assert_eq!(state.all().len(), 1);
         let agreed = state.get("a\n\"b").expect("is there");
         assert_eq!((agreed.version.as_str(), agreed.stamp), ("v3", stamp(4)));
+    }
+
+    #[test]
+    fn what_is_not_believed_any_more_is_not_read_again_either() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut state = State::open(folder.path()).expect("opens");
+        state.agree(entry("lost", 1), stamp(1));
+        state.agree(entry("there", 2), stamp(2));
+        state.save();
+        assert_eq!(state.take_all().len(), 2);
+        state.agree(entry("there", 2), stamp(3));
+        state.save_anew();
+        let again = State::open(folder.path()).expect("opens");
+        assert_eq!(again.all().keys().map(FilePath::as_str).collect::<Vec<_>>(), ["there"]);
+        assert_eq!(again.get("there").map(|it| it.stamp), Some(stamp(3)));
     }
 
     #[test]

@@ -83,6 +83,37 @@ class Bare:
             raise SystemExit(f"the bare command wrote {got} bytes of {size}")
         return got / took
 
+    def keep(self, command):
+        """Seconds that `runsc` takes to write a checkpoint of a command that has begun to print lines, and
+        to restore it until it prints the next."""
+        self.number += 1
+        config = json.load(open(f"{self.folder}/bundle/config.json"))
+        config["process"]["args"] = command
+        os.makedirs(f"{self.folder}/plain", exist_ok=True)
+        json.dump(config, open(f"{self.folder}/plain/config.json", "w"))
+        common = self.words[:self.words.index("-bundle")]
+        verb = next(word for word in ("run", "restore") if word in common)
+        common, image = common[:common.index(verb)], f"{self.folder}/image-{self.number}"
+        spawn = lambda words: subprocess.Popen([*common, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin"})
+        first, second = f"bare-{os.getpid()}-{self.number}-a", f"bare-{os.getpid()}-{self.number}-b"
+        process = spawn(["run", "-bundle", f"{self.folder}/plain", first])
+        process.stdout.readline()
+        begun = time.perf_counter()
+        subprocess.run([*common, "checkpoint", "-compression=none", "-image-path", image, first], check=True, stdout=subprocess.DEVNULL)
+        kept = time.perf_counter() - begun
+        process.stdout.close()
+        process.kill()
+        process.wait()
+        begun = time.perf_counter()
+        process = spawn(["restore", "-image-path", image, "-bundle", f"{self.folder}/plain", second])
+        if not process.stdout.readline():
+            raise SystemExit("the bare sandbox was not restored")
+        restored = time.perf_counter() - begun
+        process.kill()
+        process.wait()
+        shutil.rmtree(image)
+        return kept, restored
+
     def close(self):
         shutil.rmtree(self.folder, ignore_errors=True)
 

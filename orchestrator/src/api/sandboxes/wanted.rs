@@ -11,7 +11,7 @@ use crate::operations::{Ungrantable, resolve};
 use crate::runtime::{self, Isolation, Offer};
 use crate::seal::Place;
 use crate::snapshots::Snapshots;
-use crate::store::{Asked, NewSandbox, SandboxChange, SandboxRow, SnapshotRow};
+use crate::store::{Asked, NewSandbox, OnIdle, SandboxChange, SandboxRow, SnapshotRow};
 use crate::tenant::{DEFAULT_TEMPLATE, Tenant};
 use jiff::Timestamp;
 use postern_common::folder::TemplateFile;
@@ -47,6 +47,8 @@ pub(super) struct Wanted {
     idle: Option<Duration>,
     /// What a new one is made from besides; a repeat that finds one is not compared by it.
     snapshot: Option<SnapshotId>,
+    /// What of it is put back: `memory` (as if absent, where it is in it) or `files`.
+    restore: Option<String>,
 }
 
 /// What a new sandbox is made of, and what it may call.
@@ -79,7 +81,10 @@ impl Wanted {
             fields.mistake("/claims", format!("claims have at most {CLAIMS_BYTES} bytes"));
         }
         let labels = fields.labels("labels").unwrap_or_default();
-        let snapshot = fields.parsed("snapshot");
+        let (snapshot, restore) = (fields.parsed("snapshot"), fields.text("restore"));
+        if restore.as_deref().is_some_and(|restore| !matches!(restore, "memory" | "files")) {
+            fields.mistake("/restore", "expected `memory` or `files`");
+        }
         let (ttl, idle) = times(&mut fields);
         if !fields.is_right() {
             judge(&mut fields, api, call, tenant, (template.as_ref(), operations.as_deref()))?;
@@ -102,6 +107,7 @@ impl Wanted {
             ttl,
             idle,
             snapshot,
+            restore,
         })
     }
 
@@ -122,7 +128,17 @@ impl Wanted {
             let detail = format!("snapshot `{id}` is on the disk of another orchestrator");
             return Err(Problem::new(Code::OwnedElsewhere, detail).hint("ask the one that took it"));
         }
+        if self.restore.as_deref() == Some("memory") && found.memory.is_none() {
+            let detail = format!("snapshot `{id}` holds files only");
+            return Err(Problem::new(Code::StateConflict, detail)
+                .hint("leave `restore` out; `\"memory\": true` when it is taken keeps its processes"));
+        }
         Ok(Some((Arc::clone(&api.snapshots), found)))
+    }
+
+    /// Whether a snapshot's memory is gone on from, if it is in it.
+    pub(super) fn with_memory(&self) -> bool {
+        self.restore.as_deref() != Some("files")
     }
 
     /// Judges what a new sandbox would be, by template, key and operator.
@@ -194,6 +210,8 @@ impl Wanted {
             serde_json::to_vec(&env).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
         let env_sealed =
             (!env.is_empty()).then(|| api.keys.data.seal(place, &text)).transpose().map_err(unsealed)?;
+        // What is unused is kept where that can be.
+        let on_idle = if api.host.keeps_files() { OnIdle::Stop } else { OnIdle::Destroy };
         let ttl = self.ttl.or(made_of.ttl).unwrap_or(TTL).min(caps.ttl);
         Ok(NewSandbox {
             id,
@@ -210,7 +228,7 @@ impl Wanted {
             created_by: call.actor()?.to_string(),
             expires_at: end(now, ttl),
             idle: self.idle.or(made_of.idle).unwrap_or(IDLE).min(caps.ttl),
-            on_idle: made_of.on_idle,
+            on_idle: made_of.on_idle.unwrap_or(on_idle),
             paused: made_of.paused,
         })
     }

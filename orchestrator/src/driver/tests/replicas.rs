@@ -151,6 +151,8 @@ async fn sandboxes_of_another_machine_are_seen_and_ended_and_else_left_to_it() {
     let elsewhere = |error: Option<DriveError>| matches!(error, Some(DriveError::Elsewhere(_)));
     assert!(elsewhere(second.driver.refresh(id, Cause::own("")).await.err()));
     assert!(elsewhere(second.driver.freeze(id, Event::Pause, Cause::own("")).await.err()));
+    assert!(elsewhere(second.driver.stop(id, Keep::Best, Cause::own("")).await.err()));
+    assert!(elsewhere(second.driver.wake(id, Cause::own("")).await.err()));
     let change = SandboxChange { idle: Some(Duration::from_secs(9)), ..SandboxChange::default() };
     assert!(elsewhere(second.driver.change(id, change, Cause::own("")).await.err()));
     // Its end is written, its session is over; the machine does the rest once it hears.

@@ -31,7 +31,7 @@ async fn one(runtime: &LocalRuntime, level: Isolation) -> Result<Enforced, Strin
     // Called off, not dropped: what was begun is cleaned up also when the whole start is ended.
     let stop = runtime.tasks.stop_token();
     // What holds here is just being found out.
-    let start = start::start(runtime, &sandbox, (isolation, None), LIMITS, Enforced::default());
+    let start = start::start(runtime, &sandbox, (isolation, None), (LIMITS, Enforced::default()), false);
     let started = tokio::time::timeout(TIME, stop.run_until_cancelled(start)).await;
     let cleaned = runtime.destroy(&sandbox).await;
     let late = |_elapsed| format!("it did not start within {} s", TIME.as_secs());

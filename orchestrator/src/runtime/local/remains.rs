@@ -170,6 +170,16 @@ pub(super) fn is_torn(remains: &Remains) -> io::Result<bool> {
     disk::is_torn(&remains.slot, &remains.folder.disk())
 }
 
+/// Brings what is shown of a slot to the disk, and shows it no more.
+pub(super) fn settle(remains: &Remains) -> io::Result<()> {
+    disk::settle(&remains.slot, &remains.folder.disk())
+}
+
+/// Notes that what a slot holds was compared with the store.
+pub(super) fn believe(remains: &Remains) -> io::Result<()> {
+    disk::believe(&remains.slot)
+}
+
 fn was_there(removed: io::Result<()>) -> io::Result<bool> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -15,21 +15,22 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
-/// The shim gives its sandbox 20 s; this is for a shim that hangs itself.
-const START_TIME: Duration = Duration::from_secs(25);
+/// The shim gives its sandbox a time; this is for a shim that hangs itself.
+const SHIM_MARGIN: Duration = Duration::from_secs(5);
 /// What is kept of a shim's complaint.
 const COMPLAINT_BYTES: u64 = 8 << 10;
 /// What is read of what it tells of itself.
 const STATUS_BYTES: u64 = 64 << 10;
 
 /// Starts a sandbox of exactly this isolation, on this image if one is named, in which these limits
-/// hold. If that fails, nothing of it runs; its folders are left to `destroy`.
+/// hold, anew or from the picture of its memory that lies in its folder. If that fails, nothing of it
+/// runs; its folders are left to `destroy`.
 pub(super) async fn start(
     runtime: &LocalRuntime,
     sandbox: &SandboxId,
     (isolation, image): (IsolatedBy, Option<PathBuf>),
-    limits: Limits,
-    must_hold: Enforced,
+    (limits, must_hold): (Limits, Enforced),
+    is_restored: bool,
 ) -> Result<Running, RuntimeError> {
     let failed = |why: String| RuntimeError::Start { sandbox: sandbox.clone(), why };
     runtime.prepare(sandbox)?;
@@ -44,12 +45,15 @@ pub(super) async fn start(
         guest: runtime.is_root.then(|| guest_uid(sandbox)),
         limits,
         must_hold,
+        is_restored,
     };
     let folder = runtime.folder(sandbox);
+    // How it ended before, if it did, is over.
+    drop(fs::remove_file(folder.exit()));
     let mut shim = write(&spec, &folder)
         .and_then(|()| spawn(runtime, &folder))
         .map_err(|error| failed(error.to_string()))?;
-    let ready = tokio::time::timeout(START_TIME, until_ready(&mut shim)).await;
+    let ready = tokio::time::timeout(spec.start_time() + SHIM_MARGIN, until_ready(&mut shim)).await;
     let ready = ready.unwrap_or_else(|_late| Err("its shim did not answer in time".to_owned()));
     let status = match ready {
         Ok(status) => status,

@@ -4,6 +4,7 @@
 //! Each test runs in real sandboxes of gVisor and of namespaces. Without `runsc` those of gVisor
 //! fail; `POSTERN_ALLOW_SKIP=1` leaves them out instead, and they say so.
 
+mod asleep;
 mod bench;
 mod escape;
 mod hostile;

@@ -68,6 +68,7 @@ async fn who_has_lost_a_claim_writes_nothing_for_its_sandbox() {
         let lost = |error: Option<StoreError>| matches!(error, Some(StoreError::TakenOver { .. }));
         assert!(lost(one.put_session(&session).await.err()));
         assert!(lost(one.rotate_session_at(&new.id, now()).await.err()));
+        assert!(lost(one.note_kept(&new.id, &Kept::Files).await.err()));
         let started = Transition {
             from: State::Creating,
             to: State::Running,

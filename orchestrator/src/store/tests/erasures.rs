@@ -182,10 +182,23 @@ async fn fill(store: &Store, new: &NewSandbox) {
     };
     store.add_sync_session(&sync).await.expect("writes");
     let (id, labels) = (SnapshotId::generate(), BTreeMap::new());
-    let snapshot =
-        SnapshotRow { id, tenant, user_id, sandbox_id: sandbox, template, labels, size_bytes: 1, at };
+    let snapshot = SnapshotRow {
+        id,
+        tenant,
+        user_id,
+        sandbox_id: sandbox,
+        template,
+        labels,
+        size_bytes: 1,
+        memory: None,
+        at,
+    };
     assert!(store.add_snapshot(&snapshot, 9).await.expect("writes"));
-    let upload = UploadRow {
+    store.add_upload(&upload(at, until), u64::MAX, &audit(Action::UploadBegun)).await.expect("writes");
+}
+
+fn upload(created_at: Timestamp, expires_at: Timestamp) -> UploadRow {
+    UploadRow {
         id: UploadId::generate(),
         owner: owner(),
         path: "up".parse().expect("a path"),
@@ -196,11 +209,10 @@ async fn fill(store: &Store, new: &NewSandbox) {
         mode: None,
         condition: Condition::Anything,
         created_by: "key:x".to_owned(),
-        created_at: at,
-        expires_at: until,
+        created_at,
+        expires_at,
         completed: None,
-    };
-    store.add_upload(&upload, u64::MAX, &audit(Action::UploadBegun)).await.expect("writes");
+    }
 }
 
 /// How many rows of the user each table has that has users.

@@ -17,6 +17,17 @@ fn newest() -> i64 {
     MIGRATIONS.last().expect("some").version
 }
 
+/// A database that is at one of these does the steps after it and no other.
+const RELEASED: [i64; 27] =
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19, 22, 24, 28, 29, 36, 37, 38, 40, 41];
+
+#[test]
+fn steps_are_added_at_the_end_only() {
+    let versions: Vec<i64> = MIGRATIONS.iter().map(|step| step.version).collect();
+    assert!(versions.is_sorted());
+    assert_eq!(versions[..RELEASED.len()], RELEASED);
+}
+
 async fn version(store: &Store) -> i64 {
     Migrations::of(store).status().await.expect("answers").version
 }

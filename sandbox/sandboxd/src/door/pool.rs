@@ -90,9 +90,14 @@ impl Pool {
         let stream = way::connect(way).await.map_err(SendError::Connect)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(SendError::Broken)?;
         let carried = connection.with_upgrades().boxed();
+        let identity = Arc::clone(&self.identity);
         self.tasks.spawn(async move |stop| {
-            // Its end is seen by whoever waits for an answer.
-            drop(stop.run_until_cancelled(carried).await);
+            // Its end is seen by whoever waits for an answer. What sleeps has no connection: the other
+            // end would be gone when it wakes.
+            let awake = async {
+                tokio::select! { _ended = carried => {}, () = identity.falls_asleep() => {} }
+            };
+            let _ = stop.run_until_cancelled(awake).await;
         });
         Ok(sender)
     }

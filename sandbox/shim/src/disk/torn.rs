@@ -6,6 +6,13 @@
 //! on the machine's own file system. A folder may then lack files that a log beside it says are there.
 //! So a slot remembers during which run of the machine it was made, and an image says itself whether it
 //! was unmounted.
+//!
+//! ```text
+//! note:  run of the machine ─ settled ─▶ settled ─ woken ─▶ run of the machine
+//!                └────────── cut off ──▶ torn ── believed ──────────▲
+//! ```
+//! A slot that was settled, as that of a stopped sandbox is, has lost nothing whatever the machine does. One
+//! that is torn stays so until the orchestrator has compared it with the store.
 
 use super::IMAGE;
 use crate::mounts::is_mounted;
@@ -17,6 +24,10 @@ use std::path::Path;
 
 /// The note in a slot.
 const RUN: &str = "run";
+/// It says that all of the slot is on the machine's disk, and that nothing is written to it.
+const SETTLED: &[u8] = b"settled\n";
+/// It says what no run of the machine is called.
+const TORN: &[u8] = b"torn\n";
 /// Another after each start of the machine (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Where `s_state` lies in an ext4 image: byte 0x3A of the superblock, which begins at 1024.
@@ -38,28 +49,82 @@ pub(super) fn note_run(slot: &Path) -> io::Result<()> {
     }
 }
 
+/// Notes that all of a slot is on the disk; it is noted there when this returns.
+pub(super) fn note_settled(slot: &Path) -> io::Result<()> {
+    note(slot, SETTLED)
+}
+
+/// Whether it was noted that all of a slot is on the disk, and nothing was written to it since.
+pub(super) fn is_settled(slot: &Path) -> io::Result<bool> {
+    Ok(noted(slot)?.as_deref() == Some(SETTLED))
+}
+
+/// Notes, before anything is written to a slot that was made before and is not shown to be written, that this
+/// run of the machine does so, or that what is there is torn; whether its image is whole.
+///
+/// INVARIANT: on the disk before the first write is. Else a slot that is cut off then would count as settled.
+pub(super) fn begin_again(slot: &Path) -> io::Result<bool> {
+    let image = slot.join(IMAGE);
+    let is_whole = !image.is_file() || is_whole(&image)?;
+    match noted(slot)? {
+        Some(noted) if is_whole && noted == SETTLED => note(slot, &fs::read(BOOT_ID)?)?,
+        Some(_) if is_whole => {}
+        _ => note(slot, TORN)?,
+    }
+    Ok(is_whole)
+}
+
+/// Notes that what a slot holds now is its sandbox's doing: it was compared with the store.
+///
+/// # Errors
+/// If it cannot be noted.
+pub fn believe(slot: &Path) -> io::Result<()> {
+    note(slot, &fs::read(BOOT_ID)?)
+}
+
+fn noted(slot: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(slot.join(RUN)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Replaces the note; it is on the disk when this returns.
+fn note(slot: &Path, text: &[u8]) -> io::Result<()> {
+    let draft = slot.join("run.draft");
+    let mut file = File::create(&draft)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&draft, slot.join(RUN))?;
+    File::open(slot)?.sync_all()
+}
+
+/// Whether a slot is shown at `at` to be written. No mount outlives the run of the machine that it was made in.
+pub(super) fn is_live(at: &Path) -> io::Result<bool> {
+    Ok(is_mounted(at) && !rustix::fs::statvfs(at)?.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
 /// Whether a slot, which is shown at `at` if it is shown at all, may have lost writes, so that nothing
 /// that is missing or differs there is believed to be its sandbox's doing.
 ///
 /// # Errors
 /// If the machine cannot say.
 pub fn is_torn(slot: &Path, at: &Path) -> io::Result<bool> {
-    // No mount outlives the run of the machine that it was made in.
-    let is_live = is_mounted(at) && !rustix::fs::statvfs(at)?.f_flag.contains(StatVfsMountFlags::RDONLY);
-    match fs::read(slot.join(RUN)) {
-        Ok(noted) if noted == fs::read(BOOT_ID)? => {}
-        Ok(_another) => return Ok(true),
+    let (is_live, image) = (is_live(at)?, slot.join(IMAGE));
+    Ok(is_of_another_run(slot, is_live)? || (!is_live && image.is_file() && !is_whole(&image)?))
+}
+
+/// Whether a slot was written in another run of the machine, and not settled then.
+pub(super) fn is_of_another_run(slot: &Path, is_live: bool) -> io::Result<bool> {
+    match noted(slot)? {
+        Some(noted) => Ok(noted != SETTLED && noted != fs::read(BOOT_ID)?),
         // It was made before slots had notes.
-        Err(error) if error.kind() == ErrorKind::NotFound && is_live => return Ok(false),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(error),
+        None => Ok(!is_live),
     }
-    let image = slot.join(IMAGE);
-    Ok(!is_live && image.is_file() && !is_whole(&image)?)
 }
 
 /// Whether an image that is not mounted to be written says that it was unmounted, and nothing failed.
-fn is_whole(image: &Path) -> io::Result<bool> {
+pub(super) fn is_whole(image: &Path) -> io::Result<bool> {
     let mut state = [0; 2];
     File::open(image)?.read_exact_at(&mut state, STATE_AT)?;
     let state = u16::from_le_bytes(state);

@@ -85,7 +85,7 @@ async fn after_a_restart_of_the_machine_its_files_are_found(bench: &Bench) {
 async fn a_disk_that_was_cut_off_is_told_from_one_that_was_unmounted(bench: &Bench) {
     let sandbox = bench.sandbox().await;
     let slot = bench.settings.slot_root.join(sandbox.id.as_str());
-    let is_torn = async || bench.runtime.is_torn(&sandbox.id).await.expect("answers");
+    let is_torn = async || bench.runtime.is_disk_torn(&sandbox.id).await.expect("answers");
     sandbox.shell("echo kept > /data/user/file && sync").await;
     assert!(!is_torn().await, "it runs");
     let image = slot.join("disk.img");
