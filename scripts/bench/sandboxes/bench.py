@@ -216,7 +216,7 @@ def measure(programs, runsc, level, parts, report):
         if "cold" in parts:
             creates(up, level, report)
         if "inside" in parts:
-            inside.measure(up, programs, level, report)
+            inside.measure(up, level, report)
         if "burst" in parts:
             burst(up, level, report)
         sandboxes = idle(up, level, report) if "idle" in parts else []
@@ -229,9 +229,12 @@ def main():
     if unknown := [word for word in wanted if word not in LEVELS + PARTS]:
         raise SystemExit(f"bench: there is no {unknown[0]}; levels are {', '.join(LEVELS)}, parts {', '.join(PARTS)}")
     report = Report(path)
+    parts = {part for part in PARTS if part in wanted} or set(PARTS)
     try:
+        if "inside" in parts:
+            inside.size(programs, report)
         for level in [level for level in LEVELS if level in wanted] or LEVELS:
-            measure(programs, runsc, level, {part for part in PARTS if part in wanted} or set(PARTS), report)
+            measure(programs, runsc, level, parts, report)
     finally:
         report.write()
 

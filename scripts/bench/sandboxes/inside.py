@@ -13,6 +13,10 @@ ROUNDS = 200
 # A Python process whose heap holds this, and how often it is kept and brought back.
 HEAP = 50 << 20
 KEEPS = 10
+# Process 1 as the sandbox's own view names it (`inside::SANDBOXD` of the shim).
+PROCESS_ONE = b"/opt/postern/sandboxd\0"
+# Until a process that was brought back has to have gone on.
+GOES_ON = "10s"
 HELD = f"import os,time\nheap=os.urandom(1<<20)*{HEAP >> 20}\nwhile True:\n    print(len(heap), flush=True)\n    time.sleep(0.002)\n"
 
 
@@ -64,13 +68,13 @@ def resident(run, sandbox):
         try:
             line = open(f"{folder}/cmdline", "rb").read()
             # The runtime's own line names the sandbox; process 1 has its descendants' place below it.
-            if not line.startswith(b"/run/postern/sandboxd\0") or not is_below(int(os.path.basename(folder)), f"{run}/{sandbox}"):
+            if not line.startswith(PROCESS_ONE) or not is_below(int(os.path.basename(folder)), f"{run}/{sandbox}"):
                 continue
             text = open(status).read()
             return next(int(row.split()[1]) for row in text.splitlines() if row.startswith("VmRSS:")) / 1000
         except (OSError, StopIteration):
             continue
-    return None
+    raise SystemExit(f"process 1 of {sandbox} was not found; run this as root")
 
 
 def is_below(pid, name):
@@ -81,17 +85,27 @@ def is_below(pid, name):
     return False
 
 
+def goes_on(up, sandbox):
+    """The process that was kept is the one that runs, and it writes: else it was no restore that was timed."""
+    script = "kill -0 $(cat /data/scratch/pid) || exit 1; was=$(stat -c %s /data/scratch/out); until [ $(stat -c %s /data/scratch/out) -gt $was ]; do sleep 0.01; done"
+    ran = up.call("POST", f"/sandbox/{sandbox}/exec", {"command": ["sh", "-c", script], "collect": True, "timeout": GOES_ON})
+    if ran.get("exit_code") != 0:
+        raise SystemExit(f"the process did not go on after a resume: {ran}")
+
+
 def keep(up, report):
     """A sandbox with 50 MB of Python to disk and back, sealed, beside runsc's own checkpoint and restore."""
     sandbox = up.create("cold", "?wait=running")
-    body = {"command": ["sh", "-c", f"python3 -I -S -c '{HELD}' >/data/scratch/out 2>&1 & until [ -s /data/scratch/out ]; do sleep 0.01; done"], "collect": True}
+    body = {"command": ["sh", "-c", f"python3 -I -S -c '{HELD}' >/data/scratch/out 2>&1 & echo $! >/data/scratch/pid; until [ -s /data/scratch/out ]; do sleep 0.01; done"], "collect": True}
     up.call("POST", f"/sandbox/{sandbox}/exec", body)
+    goes_on(up, sandbox)
     bare, ours, plain = Bare(up.run, sandbox), ([], []), ([], [])
     for _ in range(KEEPS):
         for rows, took in zip(plain, bare.keep(["/usr/bin/python3", "-I", "-S", "-c", HELD])):
             rows.append(took * 1000)
         ours[0].append(timed(lambda: up.call("POST", f"/sandbox/{sandbox}/stop", {"keep": "memory"})))
         ours[1].append(timed(lambda: up.call("POST", f"/sandbox/{sandbox}/resume", {})))
+        goes_on(up, sandbox)
     bare.close()
     for name, ours, plain in zip(("checkpoint", "restore"), ours, plain):
         beside = quantile(plain, 50)
@@ -99,7 +113,12 @@ def keep(up, report):
     up.destroy(sandbox)
 
 
-def measure(up, programs, level, report):
+def size(programs, report):
+    """Of the binary, which is the same at every level."""
+    report.add("sandboxd_size", os.path.getsize(f"{programs}/postern-sandboxd") / 1e6, "MB", None, 6)
+
+
+def measure(up, level, report):
     if level == "gvisor":
         keep(up, report)
     sandbox = up.create("cold", "?wait=running")
@@ -120,7 +139,6 @@ def measure(up, programs, level, report):
     ours = [stream(up, sandbox) / 1e6 for _ in range(STREAMS)]
     bare.close()
     report.least(f"exec_stream.{level}", max(ours), "MB/s", max(plain), 0.5 * max(plain))
-    report.add("sandboxd_size", os.path.getsize(f"{programs}/postern-sandboxd") / 1e6, "MB", None, 6)
     if held is not None:
         report.add("sandboxd_rss", held, "MB", None, 3)
     up.destroy(sandbox)
