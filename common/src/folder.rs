@@ -517,6 +517,10 @@ pub struct TemplateFile {
     /// Environment of every process inside. No secrets: they are readable inside.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Whether the session's token lies inside in a file that `SANDBOX_TOKEN_FILE` names, for clients that
+    /// insist on one; the door needs none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub token_file: bool,
 }
 
 /// What becomes of a sandbox that is unused for too long.

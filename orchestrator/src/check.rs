@@ -25,8 +25,10 @@ pub(crate) const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 const MISTAKES: usize = 200;
 /// Backends, filters, templates or policy files of one tenant.
 const MAX_NAMED: usize = 1000;
-/// Environment that a sandbox is given must not say who it is or where its door is.
-const OWN_VARIABLES: [&str; 3] = ["SANDBOX_ID", "CONVERSATION_ID", "GATEWAY_URL"];
+/// Says inside where the token is (contracts.md, session token); `sandboxd` writes it there.
+pub(crate) const TOKEN_FILE_VARIABLE: &str = "SANDBOX_TOKEN_FILE";
+/// Environment that a sandbox is given must not say who it is or where its door and its token are.
+const OWN_VARIABLES: [&str; 4] = ["SANDBOX_ID", "CONVERSATION_ID", "GATEWAY_URL", TOKEN_FILE_VARIABLE];
 /// Commands that a template may run at a start, and the length of each.
 const MAX_START_COMMANDS: usize = 16;
 const MAX_START_BYTES: usize = 16 * 1024;

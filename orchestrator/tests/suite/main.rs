@@ -38,3 +38,5 @@ mod scopes;
 mod snapshots;
 #[cfg(test)]
 mod stop;
+#[cfg(test)]
+mod token_file;

@@ -6,15 +6,18 @@
 //!
 //! A sandbox whose memory is about to be kept is put to *sleep*: it forgets its token, all processes
 //! stand still and the door waits. It goes on with a token (in place) or with an identity (restored,
-//! perhaps as another sandbox), and not before it has that.
+//! perhaps as another sandbox), and not before it has that. Where a template wants the token in a file too
+//! (`token_file`), that is gone while it sleeps and has the new one before anything goes on.
 
 use crate::connect::{Code, Failure};
 use crate::still::{self, Stopped};
+use crate::token_file;
 use http::HeaderValue;
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -110,7 +113,7 @@ impl Identity {
             self.gateway.set(gateway).map_err(|_set| again(()))?;
         }
         *self.env.lock().unwrap_or_else(PoisonError::into_inner) = Some(env);
-        self.replace(bearer);
+        self.replace(bearer, &claim.token);
         Ok(())
     }
 
@@ -126,6 +129,10 @@ impl Identity {
         let (stopped, all) = still::stop_all().await;
         self.stands_still.store(all, Ordering::Relaxed);
         if self.is_asleep() {
+            // Nothing runs any more that would miss it.
+            if let Some(path) = self.token_file() {
+                token_file::remove(&path);
+            }
             self.stopped.lock().unwrap_or_else(PoisonError::into_inner).add(stopped);
         } else {
             // It was woken meanwhile.
@@ -165,7 +172,7 @@ impl Identity {
     pub(crate) fn rotate(&self, rotation: &Rotation) -> Result<(), Failure> {
         let bearer = bearer(&rotation.token)?;
         self.env()?;
-        self.replace(bearer);
+        self.replace(bearer, &rotation.token);
         Ok(())
     }
 
@@ -196,8 +203,17 @@ impl Identity {
         self.env.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(missing)
     }
 
+    /// Where the token lies for the agent, if it does.
+    fn token_file(&self) -> Option<PathBuf> {
+        self.env().ok()?.get(token_file::VARIABLE).map(PathBuf::from)
+    }
+
     /// INVARIANT: what sleeps goes on last, when the token is there.
-    fn replace(&self, bearer: HeaderValue) {
+    fn replace(&self, bearer: HeaderValue, token: &Secret<String>) {
+        if let Some(path) = self.token_file() {
+            // The agent may have spoilt the place, and then has no file.
+            let _ = token_file::replace(&path, token.reveal()).is_ok();
+        }
         *self.bearer.lock().unwrap_or_else(PoisonError::into_inner) = Some(bearer);
         self.stands_still.store(false, Ordering::Relaxed);
         if self.is_asleep.send_replace(false) {
@@ -263,6 +279,53 @@ mod tests {
         identity.rotate(&rotation("three")).expect("a token is enough to go on");
         assert!(!identity.is_asleep());
         assert_eq!(identity.environment("/").expect("is awake")["SANDBOX_ID"], FIRST);
+    }
+
+    /// A claim of a template that wants the token in this file.
+    fn claim_with_file(id: &str, token: &str, path: &std::path::Path) -> Claim {
+        let env = serde_json::json!({ "SANDBOX_TOKEN_FILE": path });
+        let json =
+            serde_json::json!({ "sandbox_id": id, "conversation_id": "c1", "token": token, "env": env });
+        serde_json::from_value(json).expect("a claim")
+    }
+
+    #[tokio::test]
+    async fn a_token_file_has_the_token_of_now_and_what_sleeps_has_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token");
+        let read = || std::fs::read_to_string(&path).ok();
+        let identity = Identity::default();
+        identity.claim(claim_with_file(FIRST, "one", &path)).expect("is taken");
+        assert_eq!(read().as_deref(), Some("one"));
+        identity.rotate(&rotation("two")).expect("is taken");
+        assert_eq!(read().as_deref(), Some("two"), "rotated");
+        identity.sleep().await.expect("sleeps");
+        assert_eq!(read(), None, "no picture holds it");
+        identity.rotate(&rotation("three")).expect("is taken");
+        assert_eq!(read().as_deref(), Some("three"), "woken in place");
+        identity.sleep().await.expect("sleeps");
+        assert!(identity.claim(claim_with_file(SECOND, "four\n", &path)).is_err());
+        assert_eq!(read(), None, "a malformed claim brings none");
+        identity.claim(claim_with_file(SECOND, "four", &path)).expect("is taken");
+        assert_eq!(read().as_deref(), Some("four"), "restored as another");
+        assert_eq!(
+            identity.environment("/").expect("is awake")["SANDBOX_TOKEN_FILE"],
+            path.to_str().expect("text")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_spoilt_place_for_the_token_file_keeps_nobody_out() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let identity = Identity::default();
+        identity.claim(claim(FIRST, "one")).expect("is taken");
+        identity.sleep().await.expect("sleeps");
+        // The agent put a folder there.
+        let path = folder.path().join("token");
+        std::fs::create_dir(&path).expect("makes");
+        identity.claim(claim_with_file(SECOND, "two", &path)).expect("is taken all the same");
+        assert_eq!(identity.bearer().expect("has one").to_str().ok(), Some("Bearer two"));
+        assert!(!identity.is_asleep() && path.is_dir());
     }
 
     #[tokio::test(start_paused = true)]

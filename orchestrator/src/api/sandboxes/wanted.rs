@@ -6,7 +6,7 @@ use crate::api::input::{Fields, escaped};
 use crate::api::problems::Refused;
 use crate::api::{Api, Call, snapshots};
 use crate::asked;
-use crate::check::{MAX_TTL, compact, environment_mistakes};
+use crate::check::{MAX_TTL, TOKEN_FILE_VARIABLE, compact, environment_mistakes};
 use crate::operations::{Ungrantable, resolve};
 use crate::runtime::{self, Isolation, Offer};
 use crate::seal::Place;
@@ -28,6 +28,9 @@ use std::time::Duration;
 const TTL: Duration = Duration::from_secs(3600);
 /// How long it may be unused.
 const IDLE: Duration = Duration::from_secs(15 * 60);
+/// Where a token lies inside that a template wants in a file: in memory, in no snapshot of files and in nobody's
+/// store.
+const TOKEN_FILE: &str = "/tmp/sandbox-token";
 /// Claims are shown to policies and filters on each request: they stay small.
 const CLAIMS_BYTES: usize = 8 * 1024;
 
@@ -204,6 +207,9 @@ impl Wanted {
         let unsealed = |error: crate::seal::SealError| Problem::new(Code::Internal, error.to_string());
         let mut env = made_of.env.clone();
         env.extend(self.env.clone().unwrap_or_default());
+        if made_of.token_file {
+            env.insert(TOKEN_FILE_VARIABLE.to_owned(), TOKEN_FILE.to_owned());
+        }
         let name = &tenant.row.name;
         let place = Place::Environment { tenant: name.as_str(), sandbox: id.as_str() };
         let text =
