@@ -2,7 +2,7 @@
 //! The package `e2b`, as it is on the registry, works with a sandbox of ours through the port that the
 //! orchestrator opens to it; and what that port does not give.
 
-use crate::running::{Backend, Up, project};
+use crate::running::{Answer, Backend, Up, http, project};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::Command;
@@ -71,4 +71,45 @@ fn an_agent_works_with_an_unchanged_sdk_and_the_port_gives_no_more_than_that() {
     assert_eq!(up.call("POST", &ports, Some(&json!({ "ttl": "2h" }))).code(), "invalid-input");
     assert_eq!(up.call("DELETE", &ports, None).status, 204);
     assert_eq!(curl(&["--max-time", "10", &format!("{url}/health")]), "000", "it is closed");
+}
+
+#[test]
+fn an_open_port_wakes_what_is_stopped_and_says_of_it_that_it_does_not_run() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let made = up.sandbox("alice", "port");
+    let sandbox = made["sandbox_id"].as_str().expect("an id");
+    let at = |what: &str| format!("/sandbox/{sandbox}{what}");
+    let body = json!({ "command": "echo kept > /data/user/note", "collect": true });
+    assert_eq!(up.call("POST", &at("/exec"), Some(&body)).json()["exit_code"], 0);
+    let opened = up.call("POST", &at("/ports"), Some(&json!({}))).json();
+    let (base, secret) = opened["url"].as_str().expect("a URL").rsplit_once('/').expect("a secret");
+    let through = |method: &str, path: &str, body: Option<&serde_json::Value>| -> Answer {
+        http(base, method, &format!("/{secret}{path}"), &[], body)
+    };
+    let status = || up.told_by("GET", &at(""))["status"].as_str().expect("text").to_owned();
+    let stop = || assert_eq!(up.call("POST", &at("/stop"), None).json()["status"], "stopped");
+    assert_eq!(through("GET", "/health", None).status, 204, "the control");
+
+    stop();
+    assert_eq!(through("GET", "/health", None).status, 502, "is asked of clients whether it runs");
+    assert_eq!(status(), "stopped", "and wakes nothing");
+    let read = through("GET", "/files?path=/data/user/note", None);
+    assert_eq!((read.status, read.text.as_str()), (200, "kept\n"));
+    assert_eq!(status(), "running");
+
+    stop();
+    let listed = through("POST", "/process.Process/List", Some(&json!({})));
+    assert_eq!(listed.status, 200, "{listed:?}");
+    assert_eq!(status(), "running");
+    let events = up.told_by("GET", &format!("/events?sandbox_id={sandbox}")).to_string();
+    assert!(events.contains("\"waking\""), "{events}");
+
+    if up.call("POST", &at("/pause"), None).status == 200 {
+        let refused = through("GET", "/files?path=/data/user/note", None);
+        assert_eq!(refused.status, 409, "what was paused on purpose stays so: {refused:?}");
+        assert_eq!(status(), "paused");
+    }
+    assert_eq!(up.call("DELETE", &at(""), None).json()["status"], "destroyed");
+    assert_eq!(through("GET", "/files?path=/data/user/note", None).status, 502, "it is no more");
 }

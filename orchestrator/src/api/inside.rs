@@ -5,6 +5,7 @@
 use super::problems::Refused;
 use super::sandboxes::named;
 use super::{Api, Call};
+use crate::driver::Cause;
 use crate::lifecycle::State;
 use crate::runtime::{Agent, AgentError, RuntimeError};
 use crate::store::SandboxRow;
@@ -41,6 +42,16 @@ pub(super) async fn running(
     row: SandboxRow,
     patience: Duration,
 ) -> Result<SandboxRow, Problem> {
+    running_for(api, call.cause(None)?, row, patience).await
+}
+
+/// The same for whoever `cause` names, where there is no call of theirs.
+pub(super) async fn running_for(
+    api: &Api,
+    cause: Cause,
+    row: SandboxRow,
+    patience: Duration,
+) -> Result<SandboxRow, Problem> {
     api.driver.is_here(&row).map_err(Refused::from)?;
     let patience = patience.min(START_TIME);
     let row = match row.state {
@@ -48,9 +59,9 @@ pub(super) async fn running(
             let made = |state: State| !state.is_beginning();
             api.driver.wait(&row.new.id, made, patience).await.map_err(Refused::from)?
         }
-        State::Stopped => woken(api, call, row, patience).await?,
+        State::Stopped => woken(api, cause, row, patience).await?,
         // It is being stopped, or pictured: what it is asked now it would refuse.
-        State::Running if api.driver.is_busy(&row.new.id) => left_alone(api, call, row, patience).await?,
+        State::Running if api.driver.is_busy(&row.new.id) => left_alone(api, cause, row, patience).await?,
         _ => row,
     };
     if row.state == State::Running {
@@ -71,24 +82,24 @@ pub(super) async fn running(
 /// Waits until nobody is at work on a sandbox, and wakes it if it was stopped meanwhile.
 async fn left_alone(
     api: &Api,
-    call: &Call,
+    cause: Cause,
     row: SandboxRow,
     patience: Duration,
 ) -> Result<SandboxRow, Problem> {
     // Whoever takes that long goes on; the sandbox itself answers then.
     let _ = tokio::time::timeout(patience, api.driver.left_alone(&row.new.id)).await.is_ok();
     let row = api.driver.sandbox(&row.new.id).await.map_err(Refused::from)?;
-    if row.state == State::Stopped { woken(api, call, row, patience).await } else { Ok(row) }
+    if row.state == State::Stopped { woken(api, cause, row, patience).await } else { Ok(row) }
 }
 
 /// Wakes a sandbox, and waits for it; it goes on waking when nobody waits any more.
 pub(super) async fn woken(
     api: &Api,
-    call: &Call,
+    cause: Cause,
     row: SandboxRow,
     patience: Duration,
 ) -> Result<SandboxRow, Problem> {
-    match tokio::time::timeout(patience, api.driver.wake(&row.new.id, call.cause(None)?)).await {
+    match tokio::time::timeout(patience, api.driver.wake(&row.new.id, cause)).await {
         Ok(woken) => Ok(woken.map_err(Refused::from)?),
         Err(_late) => Ok(api.driver.sandbox(&row.new.id).await.map_err(Refused::from)?),
     }

@@ -6,10 +6,14 @@
 //! URL, whose path begins with 128 random bits; nothing else of the sandbox, of its shim or of this
 //! process. It closes by itself, within an hour at most, and with every key that could open it gone
 //! it still ends then.
+//!
+//! A call wakes a sandbox that is stopped, in the name of whoever opened the port; asking for its health
+//! does not.
 
-use super::inside::{START_TIME, enter};
+use super::inside::{START_TIME, enter, running_for};
 use super::sandboxes::named;
 use super::{Answer, Api, Call, empty, input, is_local_host, json};
+use crate::driver::Cause;
 use crate::keys::{hex, random};
 use crate::lifecycle::State;
 use crate::runtime::agent::Body as AgentBody;
@@ -46,6 +50,8 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 const HEAD_BYTES: usize = 32 << 10;
 /// 128 bits.
 const SECRET_BYTES: usize = 16;
+/// Asks whether it runs, and is no use of it.
+const HEALTH: &str = "/health";
 /// After a failed accept (no descriptors left) the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What belongs to one connection, and what is between the shim and us.
@@ -112,6 +118,7 @@ pub(super) async fn open(api: Arc<Api>, call: Call) -> Answer {
         return Err(Problem::new(Code::StateConflict, "sandboxes do not run on this machine")
             .hint("use `exec`, `files` and `terminal`"));
     }
+    let cause = call.cause(None)?;
     let (row, _agent) = enter(&api, &call, START_TIME).await?;
     let full = || {
         Problem::new(Code::ConcurrencyLimited, "16 ports are open already")
@@ -124,7 +131,7 @@ pub(super) async fn open(api: Arc<Api>, call: Call) -> Answer {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| internal(&error))?;
     let address = listener.local_addr().map_err(|error| internal(&error))?;
     let tasks = api.ports.take(&id, &api.tasks).ok_or_else(full)?;
-    let port = Arc::new(Port { api: Arc::clone(&api), id, secret: secret.clone() });
+    let port = Arc::new(Port { api: Arc::clone(&api), id, secret: secret.clone(), cause });
     serve(port, listener, &tasks, time);
     let expires_at = clock::now() + crate::driver::signed(time);
     json(StatusCode::CREATED, &Opened { url: format!("http://{address}/{secret}"), expires_at })
@@ -166,6 +173,8 @@ struct Port {
     api: Arc<Api>,
     id: SandboxId,
     secret: String,
+    /// Whoever opened it.
+    cause: Cause,
 }
 
 impl Port {
@@ -187,11 +196,9 @@ impl Port {
         let Some(target) = self.target(request.method(), request.uri()) else {
             return said(StatusCode::NOT_FOUND, "there is no such call here");
         };
-        // E2B's clients read this text: the sandbox is no more.
-        let gone = || said(StatusCode::BAD_GATEWAY, "The sandbox was not found");
-        match self.api.driver.sandbox(&self.id).await {
-            Ok(row) if row.state == State::Running => self.api.driver.used(&row).await,
-            _ => return gone(),
+        let is_needed = target.path() != HEALTH;
+        if let Err(refused) = self.run(is_needed).await {
+            return refused;
         }
         let Ok(agent) = self.api.host.connect(&self.id).await else { return gone() };
         match agent.send(passed_on(request, target)).await {
@@ -203,6 +210,24 @@ impl Port {
         }
     }
 
+    /// Sees to it that the sandbox runs, and has it woken if it `is_needed`.
+    async fn run(&self, is_needed: bool) -> Result<(), Response<Body>> {
+        let found = self.api.driver.sandbox(&self.id).await.map_err(|_unknown| gone())?;
+        let ends = found.state.is_over() || found.state.outcome().is_some();
+        if ends {
+            return Err(gone());
+        }
+        if !is_needed {
+            return if found.state == State::Running { Ok(()) } else { Err(gone()) };
+        }
+        let running = running_for(&self.api, self.cause.clone(), found, START_TIME).await;
+        let row = running.map_err(|problem| {
+            said(StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY), &problem.detail)
+        })?;
+        self.api.driver.used(&row).await;
+        Ok(())
+    }
+
     /// What the request is for inside, if it knows the secret and may be made.
     fn target(&self, method: &Method, uri: &Uri) -> Option<Uri> {
         let (secret, _) = uri.path().strip_prefix('/')?.split_once('/')?;
@@ -212,7 +237,7 @@ impl Port {
         let whole = uri.path_and_query()?.as_str();
         let rest = PathAndQuery::try_from(whole.get(1 + secret.len()..)?).ok()?;
         let allowed = match (method, rest.path()) {
-            (&Method::GET, "/health") | (&Method::GET | &Method::POST, "/files") => true,
+            (&Method::GET, HEALTH) | (&Method::GET | &Method::POST, "/files") => true,
             (&Method::POST, path) => {
                 let call = path
                     .strip_prefix("/process.Process/")
@@ -244,6 +269,11 @@ fn remove(headers: &mut HeaderMap) {
     for name in &NOT_PASSED_ON {
         headers.remove(name);
     }
+}
+
+/// E2B's clients read this text: the sandbox is no more, or does not run.
+fn gone() -> Response<Body> {
+    said(StatusCode::BAD_GATEWAY, "The sandbox was not found")
 }
 
 fn said(status: StatusCode, message: &str) -> Response<Body> {

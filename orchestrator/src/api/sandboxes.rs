@@ -253,7 +253,8 @@ async fn found(api: &Api, call: &Call, row: SandboxRow, until_running: bool) -> 
     // that is paused goes on.
     let is_waited_for = until_running || row.state.is_beginning();
     let row = if is_waited_for { until_made(api, row, START_TIME).await? } else { row };
-    let row = if row.state == State::Stopped { woken(api, call, row, START_TIME).await? } else { row };
+    let row =
+        if row.state == State::Stopped { woken(api, call.cause(None)?, row, START_TIME).await? } else { row };
     if row.state == State::Paused {
         let resumed = api.driver.freeze(&row.new.id, Event::Resume, call.cause(None)?).await;
         resumed.map_err(Refused::from)?;
