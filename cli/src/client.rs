@@ -33,6 +33,9 @@ use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// Until the head of an answer is there: creating a sandbox may take a cold start.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
+/// The same where memory is kept or gone on from: a server gives that five minutes, and whoever comes third
+/// waits for one of two to be done.
+pub(crate) const PICTURE_TIME: Duration = Duration::from_secs(660);
 
 /// Talks to one server. Clones are the same.
 #[derive(Debug, Clone)]
@@ -63,7 +66,19 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Answer, Failure> {
-        let response = self.send(method, path, body, "application/json").await?;
+        self.call_within(ANSWER_TIME, method, path, body).await
+    }
+
+    /// Makes a call whose answer may take this long.
+    pub(crate) async fn call_within(
+        &self,
+        time: Duration,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let request = self.request(method, path, body, "application/json")?;
+        let response = self.exchange_within(time, request).await?;
         let (head, body) = response.into_parts();
         let body = collected(body).await?;
         let body = if body.is_empty() { Value::Null } else { json(&body)? };
@@ -178,10 +193,18 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        self.exchange_within(ANSWER_TIME, request).await
+    }
+
+    async fn exchange_within(
+        &self,
+        time: Duration,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Failure> {
         let mut sender = self.dial().await?;
-        let answer = tokio::time::timeout(ANSWER_TIME, sender.send_request(request)).await;
+        let answer = tokio::time::timeout(time, sender.send_request(request)).await;
         let response = answer
-            .map_err(|_elapsed| self.unreachable(format!("no answer within {} s", ANSWER_TIME.as_secs())))?
+            .map_err(|_elapsed| self.unreachable(format!("no answer within {} s", time.as_secs())))?
             .map_err(|error| self.unreachable(error.to_string()))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
     }

@@ -21,7 +21,7 @@ mod tenant;
 mod token;
 
 use crate::arguments::{Arguments, Command, ConfigCommand};
-use crate::client::Client;
+use crate::client::{Client, PICTURE_TIME};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -110,6 +110,12 @@ impl Server {
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         Ok(self.client.call(Method::POST, &self.path(path), Some(body)).await?.body)
+    }
+
+    /// [`Server::post`] where memory is kept or gone on from, which may take minutes.
+    async fn post_patiently(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let call = self.client.call_within(PICTURE_TIME, Method::POST, &self.path(path), Some(body));
+        Ok(call.await?.body)
     }
 
     /// Reads a stream of events.

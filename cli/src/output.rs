@@ -67,6 +67,11 @@ impl Output {
         if self.json { self.record(value) } else { self.line(&text()) }
     }
 
+    /// What was done to one of many: JSON on a line of its own if that is wanted, else a note beside the answer.
+    pub(crate) fn done(self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        if self.json { self.record(value) } else { self.note(&text()) }
+    }
+
     /// Why the command failed.
     pub(crate) fn failure(self, failure: &Failure) {
         match failure {

@@ -33,7 +33,7 @@ fn a_command_is_followed_through_any_number_of_kills() {
         stream = follower.open(&up.caller(), &sandbox, COUNT);
         println!("round {} of {rounds} passed: event {}", round + 1, follower.last);
     }
-    up.told(&["sandbox", "exec", &sandbox, "--", "touch", "/data/scratch/stop"]);
+    up.done(&["sandbox", "exec", &sandbox, "--", "touch", "/data/scratch/stop"]);
     follower.read(&mut stream, |follower| follower.code.is_some());
     assert_eq!(follower.code, Some(7), "{}", up.log());
     follower.has_all();

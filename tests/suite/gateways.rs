@@ -153,7 +153,7 @@ fn a_second_gateway_obeys_and_sends_its_decisions_home() {
     // POST answers only when every gateway knows the session, so the first request finds it.
     let (_, second) = world.session();
     assert_eq!(gateway.ask(&second).status, 200);
-    world.up.told(&["sessions", "rm", &id]);
+    world.up.done(&["sessions", "rm", &id]);
     let answer = gateway.ask(&token);
     assert_eq!((answer.status, answer.code().as_str()), (401, "token-revoked"), "at once, when rm is done");
     assert_eq!(gateway.ask(&second).status, 200, "the control: another session goes on");
@@ -181,7 +181,7 @@ fn a_revoked_gateway_is_cut_off_and_turns_stale() {
     let gateway = world.gateway();
     let (_, token) = world.session();
     gateway.until(&token, 200, "");
-    world.up.told(&["gateways", "rm", "edge"]);
+    world.up.done(&["gateways", "rm", "edge"]);
     gateway.until(&token, 503, "state-stale");
     assert_eq!((gateway.admin("/healthz").status, gateway.admin("/readyz").status), (200, 503));
     assert!(gateway.log.lock().expect("no panic").contains("revoked"), "its log says why");

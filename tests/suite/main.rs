@@ -66,4 +66,6 @@ mod sync;
 #[cfg(test)]
 mod tokens;
 #[cfg(test)]
+mod verbs;
+#[cfg(test)]
 mod websocket;

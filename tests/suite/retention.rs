@@ -31,7 +31,7 @@ fn retention_is_run_by_command_and_by_the_job_and_holds_are_listed() {
     );
     let erased = up.call("DELETE", "/users/alice", None);
     assert_eq!(erased.json()["kept"][0]["count"], 1, "{erased:?}");
-    up.told(&["retention", "release", "alice"]);
+    up.done(&["retention", "release", "alice"]);
     assert_eq!(up.told(&["retention", "holds"])["holds"], json!([]));
     assert_eq!(up.call("DELETE", "/users/alice", None).json()["erased"]["files"], 1);
 

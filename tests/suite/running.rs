@@ -40,6 +40,22 @@ pub(crate) fn wait_for<Found>(what: &str, mut found: impl FnMut() -> Option<Foun
     }
 }
 
+/// Says that something is left out, and why; without `POSTERN_ALLOW_SKIP=1` nothing is, and the test fails.
+pub(crate) fn leave_out(what: &str) {
+    let is_allowed = std::env::var_os("POSTERN_ALLOW_SKIP").is_some_and(|value| value == "1");
+    assert!(is_allowed, "{what}; POSTERN_ALLOW_SKIP=1 leaves that out");
+    println!("LEFT OUT: {what}");
+}
+
+/// Whether this sandbox's memory can be kept; if not, that is left out.
+pub(crate) fn keeps_memory(made: &Value) -> bool {
+    let keeps = made["isolation"] == "gvisor" && rustix::process::geteuid().is_root();
+    if !keeps {
+        leave_out("memory is kept by gVisor and for root only");
+    }
+    keeps
+}
+
 /// The example's backend on a free port.
 #[derive(Debug)]
 pub(crate) struct Backend {
@@ -192,10 +208,17 @@ impl Up {
 
     /// Runs `postern` against it; what it prints is JSON.
     pub(crate) fn told(&self, arguments: &[&str]) -> Value {
+        let printed = self.done(arguments);
+        serde_json::from_str(&printed)
+            .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {printed:?}"))
+    }
+
+    /// Runs `postern` against it, which must end well; returns what it prints.
+    pub(crate) fn done(&self, arguments: &[&str]) -> String {
         let output = self.postern(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {errors}\n{}", self.log());
-        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// What the REST API answers, which must be good.

@@ -12,13 +12,15 @@ use crate::arguments::{Create, Sandbox};
 use crate::client::segment;
 use crate::failure::Failure;
 use anyhow::Context as _;
+use progress::waiting;
 use serde_json::{Map, Value, json};
 
 /// Runs one of the commands.
 pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure> {
     match wanted {
         Sandbox::Create(create) => {
-            let made = server.post("/sandbox?wait=running", &create_body(create)).await?;
+            let body = create_body(create);
+            let made = waiting("making the sandbox", server.post("/sandbox?wait=running", &body)).await?;
             server.output.answer(&made, || cell(&made, "sandbox_id"));
             Ok(())
         }
@@ -38,8 +40,9 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
         Sandbox::Logs { id, follow } => logs(server, &id, follow).await,
         Sandbox::Top { ids, once } => top::top(server, &ids, once).await,
         Sandbox::Snapshot { id, memory } => {
-            let body = json!({ "memory": memory });
-            let taken = server.post(&format!("/sandbox/{}/snapshot", segment(&id)), &body).await?;
+            let (path, body) = (format!("/sandbox/{}/snapshot", segment(&id)), json!({ "memory": memory }));
+            let what = format!("taking a snapshot of {id}");
+            let taken = waiting(&what, server.post_patiently(&path, &body)).await?;
             server.output.answer(&taken, || cell(&taken, "snapshot_id"));
             Ok(())
         }
@@ -52,24 +55,20 @@ pub(super) async fn run(server: &Server, wanted: Sandbox) -> Result<(), Failure>
         Sandbox::Snapshots { rm, .. } => {
             for id in rm {
                 server.delete(&format!("/snapshots/{}", segment(&id))).await?;
-                server.output.note(&format!("{id} is removed"));
+                let removed = json!({ "snapshot_id": id, "removed": true });
+                server.output.done(&removed, || format!("{id} is removed"));
             }
             Ok(())
         }
-        Sandbox::Pause { ids } => freeze(server, ids, "pause").await,
-        Sandbox::Resume { ids } => freeze(server, ids, "resume").await,
+        Sandbox::Pause { ids } => change(server, &ids, ("pause", "pausing"), &json!({})).await,
+        Sandbox::Resume { ids } => change(server, &ids, ("resume", "resuming"), &json!({})).await,
         Sandbox::Stop { ids, keep } => {
-            for id in ids {
-                let stopped =
-                    server.post(&format!("/sandbox/{}/stop", segment(&id)), &json!({ "keep": keep })).await?;
-                server.output.note(&format!("{id} is stopped; kept is its {}", cell(&stopped, "kept")));
-            }
-            Ok(())
+            change(server, &ids, ("stop", "stopping"), &json!({ "keep": keep })).await
         }
         Sandbox::Rm { ids } => {
             for id in ids {
-                server.delete(&format!("/sandbox/{}", segment(&id))).await?;
-                server.output.note(&format!("{id} is destroyed"));
+                let now = server.delete(&format!("/sandbox/{}", segment(&id))).await?;
+                server.output.done(&now, || format!("{id} is {}", cell(&now, "status")));
             }
             Ok(())
         }
@@ -115,13 +114,28 @@ fn log_line(event: &Value) -> String {
     format!("{at}  {action}{state}{reason}  ({actor})")
 }
 
-/// Pauses or resumes them, one after the other.
-async fn freeze(server: &Server, ids: Vec<String>, verb: &str) -> Result<(), Failure> {
+/// Has them paused, stopped or go on, one after the other; `doing` is shown while one takes long.
+async fn change(
+    server: &Server,
+    ids: &[String],
+    (verb, doing): (&str, &str),
+    body: &Value,
+) -> Result<(), Failure> {
     for id in ids {
-        let now = server.post(&format!("/sandbox/{}/{verb}", segment(&id)), &json!({})).await?;
-        server.output.note(&format!("{id} is {}", cell(&now, "status")));
+        let path = format!("/sandbox/{}/{verb}", segment(id));
+        let now = waiting(&format!("{doing} {id}"), server.post_patiently(&path, body)).await?;
+        server.output.done(&now, || now_is(id, &now));
     }
     Ok(())
+}
+
+/// What has become of a sandbox, for people.
+fn now_is(id: &str, now: &Value) -> String {
+    let kept = match cell(now, "kept").as_str() {
+        "-" => String::new(),
+        kept => format!("; kept is its {kept}"),
+    };
+    format!("{id} is {}{kept}", cell(now, "status"))
 }
 
 fn create_body(wanted: Create) -> Value {
@@ -178,6 +192,13 @@ mod tests {
         };
         let wanted = json!({"user_id": "alice", "conversation_id": "c1", "ttl": "5m", "env": {"A": "b"}});
         assert_eq!(create_body(create), wanted);
+    }
+
+    #[test]
+    fn what_has_become_of_it_says_what_is_kept() {
+        assert_eq!(now_is("a", &json!({ "status": "paused" })), "a is paused");
+        let stopped = json!({ "status": "stopped", "kept": "memory" });
+        assert_eq!(now_is("a", &stopped), "a is stopped; kept is its memory");
     }
 
     #[test]

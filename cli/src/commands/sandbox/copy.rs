@@ -14,6 +14,7 @@ use http::Method;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use postern_common::tree::{self, Links};
+use serde_json::json;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -54,7 +55,10 @@ impl Place {
 /// Copies.
 pub(super) async fn copy(server: &Server, from: &str, to: &str) -> Result<(), Failure> {
     let progress = Arc::new(Progress::new());
-    let carried = match (Place::read(from), Place::read(to)) {
+    let (source, target) = (Place::read(from), Place::read(to));
+    // Standard output is then the copy's own.
+    let is_piped = target == Place::Pipe;
+    let carried = match (source, target) {
         (Place::Sandbox { id, path }, Place::Here(to)) => out(server, (&id, &path), to, &progress).await,
         (Place::Sandbox { id, path }, Place::Pipe) => out_to_pipe(server, (&id, &path), &progress).await,
         (Place::Here(from), Place::Sandbox { id, path }) => into(server, from, (&id, &path), &progress).await,
@@ -69,7 +73,12 @@ pub(super) async fn copy(server: &Server, from: &str, to: &str) -> Result<(), Fa
     };
     progress.end();
     carried?;
-    server.output.note(&format!("copied {}", progress.text()));
+    let told = || format!("copied {}", progress.text());
+    if is_piped {
+        server.output.note(&told());
+    } else {
+        server.output.done(&json!({ "from": from, "to": to, "bytes": progress.carried() }), told);
+    }
     Ok(())
 }
 

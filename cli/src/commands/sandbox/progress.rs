@@ -1,13 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How far something that takes long has got: one line on a terminal, nothing anywhere else.
 
+use crate::output::escaped;
 use http::HeaderValue;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::time::interval_at;
 
 /// The line is written anew this often at most, in milliseconds.
 const EVERY: u64 = 100;
+
+/// What is waited for is told from then on, and this often.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// Waits for something of unknown length, and tells what, and for how long by now.
+pub(super) async fn waiting<Done>(what: &str, work: impl Future<Output = Done>) -> Done {
+    let is_shown = std::io::stderr().is_terminal();
+    let what = escaped(what);
+    telling(&what, work, |line| {
+        if is_shown {
+            // Carriage return and "erase to the end of the line": the line is ours.
+            drop(write!(std::io::stderr().lock(), "\r\u{1b}[K{line}"));
+        }
+    })
+    .await
+}
+
+/// Tells it to `show`; an empty line in the end, if there was any.
+async fn telling<Done>(what: &str, work: impl Future<Output = Done>, mut show: impl FnMut(&str)) -> Done {
+    let begun = tokio::time::Instant::now();
+    let mut told = interval_at(begun + TOLD_EVERY, TOLD_EVERY);
+    let mut is_told = false;
+    let mut work = std::pin::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            now = told.tick() => {
+                is_told = true;
+                show(&format!("{what}: {} s", (now - begun).as_secs()));
+            }
+        }
+    };
+    if is_told {
+        show("");
+    }
+    done
+}
 
 /// Bytes that were carried, and how many there are if that is known.
 #[derive(Debug)]
@@ -61,9 +100,14 @@ impl Progress {
         }
     }
 
+    /// What was carried, in bytes.
+    pub(super) fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+
     /// What was carried, for people.
     pub(super) fn text(&self) -> String {
-        size(self.carried.load(Ordering::Relaxed))
+        size(self.carried())
     }
 }
 
@@ -86,5 +130,24 @@ mod tests {
     #[test]
     fn sizes_are_for_people() {
         assert_eq!([0, 1023, 1024, 1_572_864].map(size), ["0 B", "1023 B", "1.0 KiB", "1.5 MiB"]);
+    }
+
+    async fn told_of(work: impl Future<Output = u8>) -> (u8, Vec<String>) {
+        let mut lines = Vec::new();
+        let done = telling("stopping x", work, |line| lines.push(line.to_owned())).await;
+        (done, lines)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_is_told_and_its_line_taken_away() {
+        let long = async {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            7
+        };
+        assert_eq!(
+            told_of(long).await,
+            (7, ["stopping x: 1 s", "stopping x: 2 s", ""].map(str::to_owned).to_vec())
+        );
+        assert_eq!(told_of(async { 3 }).await, (3, Vec::new()), "what is quick leaves no line");
     }
 }
