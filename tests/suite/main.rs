@@ -66,6 +66,8 @@ mod sync;
 #[cfg(test)]
 mod tokens;
 #[cfg(test)]
+mod unread;
+#[cfg(test)]
 mod verbs;
 #[cfg(test)]
 mod websocket;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `postern sandbox shell`, `exec` and `cp` as a person has them: at a terminal, which a test drives.
 
-use crate::running::{Backend, Up, postern, project, wait_for};
+use crate::running::{Backend, Up, postern, project};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 /// Drives `postern ARGUMENTS` through a terminal, step by step.
@@ -85,55 +85,6 @@ fn a_shell_is_a_terminal_with_colours_sizes_interrupts_and_an_exit_code() {
     assert_eq!(code, 125, "{shown}");
     let piped = run(&up, &["sandbox", "shell", &sandbox]);
     assert_eq!(piped.status.code(), Some(125), "{piped:?}");
-}
-
-#[test]
-fn a_client_that_does_not_read_costs_no_memory_anywhere() {
-    let backend = Backend::start();
-    let up = Up::start(&backend);
-    let sandbox = id(&up.sandbox("alice", "yes"));
-    let memory = || -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", up.pid())).expect("runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("is told");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    };
-    let inside = || {
-        up.told_by("GET", &format!("/sandbox/{sandbox}/usage"))["memory_bytes"].as_u64().unwrap_or(0) >> 10
-    };
-    let mut child = postern(up.folder.path())
-        .args(["sandbox", "exec", &sandbox, "--", "yes"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut output = child.stdout.take().expect("is piped");
-    output.read_exact(&mut [0; 4096]).expect("it writes");
-    let cpu =
-        || up.told_by("GET", &format!("/sandbox/{sandbox}/usage"))["cpu_microseconds"].as_u64().unwrap_or(0);
-    let looks = |count: u64| {
-        (0..count)
-            .map(|_| {
-                std::thread::park_timeout(std::time::Duration::from_millis(50));
-                cpu()
-            })
-            .max()
-    };
-    // Once every buffer is full, `yes` does nothing more.
-    wait_for("`yes` stands still", || {
-        let before = cpu();
-        let after = looks(20).unwrap_or(0);
-        (after.saturating_sub(before) < 100_000).then_some(())
-    });
-    let (was, was_inside) = (memory(), inside());
-    looks(40);
-    let (is, is_inside) = (memory(), inside());
-    assert!(is < was + 8192, "the server grew from {was} to {is} KiB");
-    assert!(is_inside < was_inside + 8192, "the sandbox grew from {was_inside} to {is_inside} KiB");
-    assert!(was < 512 << 10, "the server holds {was} KiB");
-    // The control: read on, and it writes on.
-    let mut more = vec![0; 64 << 20];
-    output.read_exact(&mut more).expect("it goes on");
-    child.kill().expect("ends");
-    drop(child.wait());
 }
 
 #[test]
