@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files, processes and terminals through the API, at each isolation.
+//! Files and processes through the API, at each isolation.
 
 use crate::bench::{Answer, Bench, new_folder, on_each_level, until};
 use http::{Method, StatusCode};

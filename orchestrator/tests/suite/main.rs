@@ -39,4 +39,6 @@ mod snapshots;
 #[cfg(test)]
 mod stop;
 #[cfg(test)]
+mod terminals;
+#[cfg(test)]
 mod token_file;
