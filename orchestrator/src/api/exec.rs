@@ -16,6 +16,8 @@ use crate::runtime::{Agent, AgentError, RuntimeError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::try_unfold;
 use http::{HeaderMap, StatusCode, header};
 use postern_common::execs::Execs;
 use postern_common::id::{RequestId, SandboxId};
@@ -23,6 +25,7 @@ use postern_common::problem::{Code, Problem};
 use serde::Serialize;
 use serde_json::json as value;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -158,10 +161,19 @@ pub(super) fn stream(
     events: Events,
 ) -> axum::response::Response {
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
-    let stream = Stream { api: Arc::clone(api), id, request_id, sender, number: after };
+    let touch = {
+        let (api, id) = (Arc::clone(api), id.clone());
+        move || {
+            let (api, id) = (Arc::clone(&api), id.clone());
+            async move { api.driver.touch(&id).await }
+        }
+    };
+    let stream = Stream { id, request_id, sender, number: after };
+    let events =
+        try_unfold(events, async |mut events: Events| Ok(events.next().await?.map(|event| (event, events))));
     api.tasks.spawn(async move |stop| {
         // At shutdown the reader sees the stream end without `exit`.
-        let _ = stop.run_until_cancelled(stream.carry(start, events)).await;
+        let _ = stop.run_until_cancelled(stream.carry(start, events, touch)).await;
     });
     sse::response(receiver)
 }
@@ -305,7 +317,6 @@ fn append(all: &mut Vec<u8>, bytes: &[u8]) -> bool {
 
 /// A command's events on their way to the caller.
 struct Stream {
-    api: Arc<Api>,
     id: SandboxId,
     request_id: RequestId,
     sender: mpsc::Sender<Bytes>,
@@ -313,18 +324,25 @@ struct Stream {
 }
 
 impl Stream {
-    async fn carry(mut self, start: Option<serde_json::Value>, mut events: Events) {
+    /// Carries them to the last; `touch` notes that the sandbox is in use.
+    async fn carry<Touching: Future<Output = ()>>(
+        mut self,
+        start: Option<serde_json::Value>,
+        events: impl futures_util::Stream<Item = Result<Event, AgentError>>,
+        touch: impl Fn() -> Touching,
+    ) {
         if let Some(start) = start
             && !self.send("start", &start).await
         {
             return;
         }
+        let mut events = pin!(events);
         let mut note = interval_at(Instant::now() + NOTE_EVERY, NOTE_EVERY);
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
                 _ = note.tick() => {
-                    self.api.driver.touch(&self.id).await;
+                    touch().await;
                     if self.sender.send(sse::KEEP_ALIVE).await.is_err() { return; }
                     continue;
                 }
@@ -332,13 +350,13 @@ impl Stream {
                 () = self.sender.closed() => return,
             };
             match event {
-                Ok(Some(event)) => {
+                Some(Ok(event)) => {
                     if !self.pass(event).await {
                         return;
                     }
                 }
-                Ok(None) => return,
-                Err(error) => return self.broken(error).await,
+                None => return,
+                Some(Err(error)) => return self.broken(error).await,
             }
         }
     }
@@ -398,6 +416,7 @@ fn not_started(message: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn an_end_is_a_code_or_a_signal() {
@@ -413,5 +432,57 @@ mod tests {
         assert!(!append(&mut all, b"abc"));
         assert!(append(&mut all, b"d"));
         assert_eq!(all.len(), COLLECTED_BYTES);
+    }
+
+    /// What a command did, each so many seconds after its start.
+    fn happening(events: Vec<(u64, Event)>) -> impl futures_util::Stream<Item = Result<Event, AgentError>> {
+        let begun = Instant::now();
+        futures_util::stream::iter(events).then(async move |(at, event)| {
+            tokio::time::sleep_until(begun + Duration::from_secs(at)).await;
+            Ok(event)
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_hears_every_15_seconds_that_a_quiet_command_is_there() {
+        let (sender, mut receiver) = mpsc::channel(QUEUED_EVENTS);
+        let id = SandboxId::parse("sandbox-aaaaaaaaaaaa").expect("an id");
+        let stream = Stream { id, request_id: RequestId::generate(), sender, number: 0 };
+        let touched = AtomicUsize::new(0);
+        let touch = || async { drop(touched.fetch_add(1, Ordering::Relaxed)) };
+        let ended = Event::Ended { exit_code: 0, status: "exit status 0".to_owned() };
+        let events = happening(vec![(40, Event::Stdout(Bytes::from_static(b"x"))), (46, ended)]);
+        let begun = Instant::now();
+        let reading = async {
+            let mut seen = Vec::new();
+            while let Some(bytes) = receiver.recv().await {
+                let text = String::from_utf8(bytes.to_vec()).expect("is text");
+                let line = text.lines().find(|line| !line.starts_with("id:")).expect("a line").to_owned();
+                seen.push(((Instant::now() - begun).as_secs(), line));
+            }
+            seen
+        };
+        let ((), seen) = tokio::join!(stream.carry(Some(value!({ "pid": 7 })), events, touch), reading);
+        let wanted = [
+            (0, "event: start"),
+            (15, ": still here"),
+            (30, ": still here"),
+            (40, "event: stdout"),
+            (45, ": still here"),
+            (46, "event: exit"),
+        ];
+        assert_eq!(seen, wanted.map(|(at, line)| (at, line.to_owned())));
+        assert_eq!(touched.into_inner(), 3, "and its sandbox counts as used");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_left_is_carried_no_more() {
+        let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
+        let id = SandboxId::parse("sandbox-aaaaaaaaaaaa").expect("an id");
+        let stream = Stream { id, request_id: RequestId::generate(), sender, number: 0 };
+        drop(receiver);
+        let begun = Instant::now();
+        stream.carry(None, futures_util::stream::pending(), async || {}).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO, "at once, not with the next comment");
     }
 }
