@@ -19,11 +19,11 @@ import time
 import urllib.parse
 from typing import Callable
 
+import swaps
+
 SWAP_SECONDS = 3
-# Exchanges a folder and a link without a pause; it lives until its sandbox ends.
-SWAP = ("import ctypes, os, sys\nif os.fork(): os._exit(0)\nos.setsid()\nnull = os.open('/dev/null', 2)\n"
-        "for i in range(3): os.dup2(null, i)\nlibc = ctypes.CDLL(None)\na, b = os.fsencode(sys.argv[1] + '/a'), os.fsencode(sys.argv[1] + '/b')\n"
-        "while True: libc.renameat2(-100, a, -100, b, 2)\n")
+# Where the swaps are counted inside.
+COUNT = "/data/scratch/swaps"
 
 
 class Calls:
@@ -65,7 +65,8 @@ class Here:
             if (method, what) == ("GET", "folders"):
                 return 200, " ".join(os.listdir(path)).encode()
             if (method, what) == ("DELETE", "files"):
-                return 204, b"" if shutil.rmtree(os.path.realpath(path)) is None else b""
+                shutil.rmtree(os.path.realpath(path)) if os.path.isdir(path) else os.unlink(path)
+                return 204, b""
             if (method, what) == ("GET", "trees"):
                 packed = io.BytesIO()
                 with tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
@@ -132,13 +133,34 @@ def remove(place, calls):
     return not os.path.exists(place.victim)
 
 
-def race(place, calls):
-    """Whether one of many reads, while a folder and a link change places, gets out."""
-    end = time.monotonic() + SWAP_SECONDS
-    while time.monotonic() < end:
-        if has_secret(place, calls.send("GET", "files", quoted(f"{place.user}/a/{place.unique}"))):
-            return True
-    return False
+def race(once):
+    """Whether one of many calls, while a folder and a link change places, gets out."""
+    def act(place, calls):
+        end = time.monotonic() + SWAP_SECONDS
+        while time.monotonic() < end:
+            if once(place, calls):
+                return True
+        return False
+    return act
+
+
+def read_in(place, calls):
+    return has_secret(place, calls.send("GET", "files", quoted(f"{place.user}/a/{place.unique}")))
+
+
+def write_in(place, calls):
+    calls.send("PUT", "files", quoted(f"{place.user}/a/mark"), place.mark)
+    return place.is_marked()
+
+
+def list_in(place, calls):
+    status, answer = calls.send("GET", "folders", quoted(f"{place.user}/a"))
+    return status == 200 and place.unique.encode() in answer
+
+
+def remove_in(place, calls):
+    calls.send("DELETE", "files", quoted(f"{place.user}/a/{place.unique}"))
+    return not os.path.exists(place.victim_file)
 
 
 def memory(place, calls):
@@ -156,6 +178,7 @@ class Trap:
     wall: str
 
 
+SWAPPED = 'mkdir "$USER/a"; ln -s "$VICTIM" "$USER/b"; FOLDER=$USER; ' + swaps.CALL
 OWN_FILES = "a sandbox's calls are answered inside, where this machine's files are not"
 ONE_WAY = "a path is read in one way: dots are refused"
 SIEVE = "archives are read and written anew"
@@ -176,8 +199,10 @@ TRAPS = [
          write(lambda place: quoted(place.user) + "/.." * 12 + "/" + quoted(f"{place.victim}/mark")), ONE_WAY),
     Trap("list-link", "a folder of this machine listed through a link", 'ln -s "$VICTIM" "$USER/leak"', list_outside, OWN_FILES),
     Trap("remove-link", "a folder of this machine removed through a link", 'ln -s "$VICTIM" "$USER/leak"', remove, OWN_FILES),
-    Trap("swap", "a file of this machine while a folder and a link change places",
-         'mkdir "$USER/a"; ln -s "$VICTIM" "$USER/b"; python3 -I -c "$SWAP" "$USER"', race, OWN_FILES),
+    Trap("swap", "a file of this machine while a folder and a link change places", SWAPPED, race(read_in), OWN_FILES),
+    Trap("swap-write", "a file of this machine written meanwhile", SWAPPED, race(write_in), OWN_FILES),
+    Trap("swap-list", "a folder of this machine listed meanwhile", SWAPPED, race(list_in), OWN_FILES),
+    Trap("swap-remove", "a file of this machine removed meanwhile", SWAPPED, race(remove_in), OWN_FILES),
     Trap("pack-links", "files of this machine in the archive of a tree with links", 'ln -s "$VICTIM" "$USER/leak"', pack, OWN_FILES),
     Trap("unpack-dots", "a file of this machine written by an archive whose names have `..`", 'mkdir "$USER/unpacked"',
          unpack(lambda place: [("../" * 14 + place.victim.lstrip("/") + "/mark", "", place.mark)]), SIEVE),
@@ -208,7 +233,7 @@ class Place:
             return False
 
     def environment(self):
-        return {"USER": self.user, "VICTIM": self.victim, "UNIQUE": self.unique, "SWAP": SWAP, "PATH": "/usr/bin:/bin"}
+        return {"USER": self.user, "VICTIM": self.victim, "UNIQUE": self.unique, "COUNT": COUNT, "PATH": "/usr/bin:/bin"}
 
     def gone(self):
         shutil.rmtree(self.victim, ignore_errors=True)
@@ -219,14 +244,20 @@ def spring(api, like, trap):
     place = Place("/data/user")
     sandbox = api.create(like)["sandbox_id"]
     try:
-        exports = "; ".join(f"export {name}='{value}'" for name, value in place.environment().items() if name != "SWAP")
-        code, _, errors = api.run(sandbox, ["/bin/sh", "-c", f"{exports}; SWAP=$1; {trap.lay}", "sh", SWAP])
+        exports = "; ".join(f"export {name}='{value}'" for name, value in place.environment().items())
+        code, _, errors = api.run(sandbox, ["/bin/sh", "-c", f"{exports}; SWAP=$1; {trap.lay}", "sh", swaps.PROGRAM])
         if code != 0:
             return "undecided", f"it could not be laid: {errors.strip()[-200:]}"
         if trap.step(place, Calls(api, sandbox)):
             return "reached", "this machine's file was read, written or removed"
+        how = "nothing of this machine was reached"
+        if swaps.CALL in trap.lay:
+            count = swaps.told(api.run(sandbox, ["/bin/cat", COUNT])[1])
+            if count < swaps.LEAST:
+                return "undecided", f"names changed places {count} times only"
+            how += f" while names changed places {count} times"
         code, said, _ = api.run(sandbox, ["/bin/echo", "alive"])
-        return ("stopped", "nothing of this machine was reached") if said == "alive\n" else ("undecided", "the sandbox does not answer any more")
+        return ("stopped", how) if said == "alive\n" else ("undecided", "the sandbox does not answer any more")
     finally:
         api.destroy(sandbox)
         place.gone()
@@ -238,10 +269,10 @@ def control(trap):
     place = Place(folder)
     swapping = None
     try:
-        lay = trap.lay.replace('python3 -I -c "$SWAP" "$USER"', "true")
+        lay = trap.lay.replace(swaps.CALL, "true")
         subprocess.run(["/bin/sh", "-c", lay], check=True, capture_output=True, env=place.environment())
         if lay != trap.lay:
-            swapping = subprocess.Popen(["/usr/bin/python3", "-I", "-c", SWAP.replace("if os.fork(): os._exit(0)\n", ""), folder])
+            swapping = swaps.begin_here(folder, f"{place.victim}/swaps")
         reached = trap.step(place, Here())
         return ("reached", "a server that follows paths steps into it") if reached else ("stopped", "nothing was reached here either")
     finally:

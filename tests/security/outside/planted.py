@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 
+import swaps
 from api import ApiError
 
 END_SECONDS = 40
@@ -63,10 +65,9 @@ TRAPS = [
          'python3 -I -c "import os\nos.chdir(os.environ[\'USER\'])\nfor _ in range(3000): os.mkdir(\'ddd\'); os.chdir(\'ddd\')"',
          False),
 ]
-# Swaps names without a pause; it lives until its sandbox ends.
-RACE = ("import ctypes, os\nif os.fork(): os._exit(0)\nos.setsid()\nnull = os.open('/dev/null', 2)\n"
-        "for i in range(3): os.dup2(null, i)\nlibc = ctypes.CDLL(None)\n"
-        "while True: libc.renameat2(-100, b'/data/user/a', -100, b'/data/user/b', 2)\n")
+# Where swaps are counted inside, and how long enough of them may take.
+COUNT = "/data/scratch/swaps"
+SWAP_SECONDS = 30
 
 
 def are_kept(api, like):
@@ -92,8 +93,9 @@ def spring(api, like, trap, bait):
         return "stopped", "it cannot be planted: `/data` itself is the host's"
     if code != 0:
         return "undecided", f"it could not be planted: {errors.strip()[-200:]}"
-    if trap.name == "race":
-        api.python(first, RACE)
+    if trap.name == "race" and (count := _race(api, first)) < swaps.LEAST:
+        api.destroy(first)
+        return "undecided", f"names changed places {count} times only"
     try:
         api.destroy(first, seconds=END_SECONDS)
     except ApiError as error:
@@ -106,6 +108,16 @@ def spring(api, like, trap, bait):
     if bait.target["secret_digest"] in found:
         return "reached", "the user's next conversation has this machine's secret"
     return "stopped", "it was saved as what it is, or left out"
+
+
+def _race(api, sandbox):
+    """Has names change places until the sandbox ends; how often they have when there were enough, or it is late."""
+    command = f"SWAP=$1 FOLDER=/data/user COUNT={COUNT}; {swaps.CALL}"
+    api.run(sandbox, ["/bin/sh", "-c", command, "sh", swaps.PROGRAM])
+    end = time.monotonic() + SWAP_SECONDS
+    while (count := swaps.told(api.run(sandbox, ["/bin/cat", COUNT])[1])) < swaps.LEAST and time.monotonic() < end:
+        pass
+    return count
 
 
 def control(trap, bait):
