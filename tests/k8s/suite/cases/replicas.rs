@@ -85,9 +85,9 @@ pub(crate) async fn either_of_two_orchestrators_may_be_killed_and_nothing_leaks(
         // Somewhere between the first claim and the last answer; another place in each round.
         tokio::time::sleep(Duration::from_millis(u64::from(40 + 110 * (round % 8)))).await;
         if victim == 0 {
-            postern.crash_orchestrator()
+            postern.crash_orchestrator();
         } else {
-            postern.crash_second()
+            postern.crash_second();
         }
         calls.into_iter().for_each(|call| call.join().expect("no panic"));
         // The other takes over what it was at; nobody starts it again meanwhile.
@@ -106,9 +106,9 @@ pub(crate) async fn either_of_two_orchestrators_may_be_killed_and_nothing_leaks(
         let pods: Vec<_> =
             futures_util::future::join_all(running.iter().map(|it| address(&postern, it))).await;
         if victim == 0 {
-            postern.start_orchestrator()
+            postern.start_orchestrator();
         } else {
-            postern.start_second()
+            postern.start_second();
         }
         let tokens: Vec<String> = running.iter().map(|sandbox| fresh_token(&postern, sandbox)).collect();
         for (sandbox, (pod, token)) in running.iter().zip(pods.iter().zip(&tokens)) {
