@@ -108,7 +108,8 @@ impl Driver {
             }
         }
         match found {
-            Some(found @ (Found::Running(_) | Found::Paused(_))) => {
+            // One that does not answer is looked at again by each sweep.
+            Some(found @ (Found::Running(_) | Found::Paused(_) | Found::Silent { .. })) => {
                 self.match_if_other(&row, found);
                 // One that was pictured when the orchestrator before ended: what is left of that is memory that
                 // it has too much.
@@ -350,6 +351,7 @@ impl Driver {
                 let cause = Cause::own("the cluster replaced its pod");
                 self.happen(&row.new.id, Event::Ended, None, cause).await.map(drop)
             }
+            // Of one that does not answer nothing is known: the next sweep looks again.
             (State::Running | State::Paused, Some(found)) => {
                 self.match_if_other(row, found);
                 Ok(())
@@ -372,7 +374,7 @@ impl Driver {
                     happened => happened.map(drop),
                 }
             }
-            (State::Stopped, Some(Found::Running(_) | Found::Paused(_)))
+            (State::Stopped, Some(Found::Running(_) | Found::Paused(_) | Found::Silent { .. }))
                 if !self.0.lanes.is_busy(&row.new.id) =>
             {
                 self.perform(row.clone(), &[Effect::Rest]);

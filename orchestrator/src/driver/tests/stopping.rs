@@ -61,6 +61,22 @@ async fn an_unused_sandbox_that_cannot_be_stopped_right_now_is_not_destroyed() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_does_not_answer_is_not_ended_by_the_sweep_nor_by_a_restart() {
+    let bench = Bench::new().await;
+    let id = bench.running().await.new.id;
+    bench.host.made.lock().expect("no panic").insert(id.clone());
+    bench.host.is_silent.store(true, Ordering::Relaxed);
+    bench.driver.sweep().await.expect("answers");
+    let reconciled = bench.driver.reconcile().await.expect("answers");
+    assert_eq!((reconciled.adopted, reconciled.ended), (vec![id.clone()], Vec::new()));
+    assert_eq!(bench.row(&id).await.state, State::Running);
+    // The control: once it is known to have ended, it is.
+    bench.host.is_silent.store(false, Ordering::Relaxed);
+    bench.driver.sweep().await.expect("answers");
+    assert_eq!(bench.over(&id).await.state, State::Destroyed);
+}
+
+#[tokio::test]
 async fn what_is_asked_of_a_stopped_sandbox_is_what_it_keeps() {
     let bench = Bench::new().await;
     let id = bench.running().await.new.id;
