@@ -34,6 +34,7 @@ use postern_common::id::SandboxId;
 use postern_common::tasks::Tasks;
 use postern_shim::cgroup::{Cgroups, Parents};
 use postern_shim::folder::RunFolder;
+pub use postern_shim::kernel::has_landlock;
 use postern_shim::rootfs::{SkeletonError, make_skeleton};
 pub use postern_shim::spec::Installation;
 use postern_shim::spec::{IsolatedBy, guest_uid};
@@ -237,6 +238,12 @@ impl LocalRuntime {
     /// [`RuntimeError::Machine`].
     pub async fn set_slot_aside(&self, sandbox: &SandboxId) -> Result<Option<PathBuf>, RuntimeError> {
         self.blocking(sandbox, "set the slot aside", aside::set_aside).await
+    }
+
+    /// Whether its sandboxes can be paused: it needs groups that the kernel freezes.
+    #[must_use]
+    pub const fn can_pause(&self) -> bool {
+        self.cgroups.can_freeze()
     }
 
     fn folder(&self, sandbox: &SandboxId) -> RunFolder {

@@ -67,6 +67,12 @@ impl Parents {
         }
     }
 
+    /// Whether groups can be made here that the kernel freezes.
+    #[must_use]
+    pub const fn can_freeze(&self) -> bool {
+        self.freezer.is_some()
+    }
+
     /// The names of all groups under these parents.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
@@ -226,6 +232,7 @@ mod tests {
             .one("freezer", "freezer");
         let found = machine.found(OWN_ONE, me());
         assert_eq!((found.memory, found.cpu), (one(&machine, "memory"), one(&machine, "cpu,cpuacct")));
+        assert!(found.can_freeze());
         assert_eq!((found.pids, found.freezer), (one(&machine, "pids"), one(&machine, "freezer")));
         assert_eq!(machine.found(OWN_ONE, STRANGER), Parents::default(), "who owns no group bounds nothing");
     }
