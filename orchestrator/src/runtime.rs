@@ -129,6 +129,21 @@ pub enum Kind {
     Claim,
 }
 
+impl Kind {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Cgroup => "cgroup",
+            Self::Mount => "mount",
+            Self::Socket => "socket",
+            Self::Folder => "folder",
+            Self::Claim => "claim",
+        }
+    }
+}
+
 /// Something that a sweep removed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Swept {

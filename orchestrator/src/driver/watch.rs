@@ -73,6 +73,7 @@ impl Driver {
         } else {
             let orphans = host.sweep(&known).await;
             tracing::info!(?orphans, "removed what nobody knows");
+            orphans.iter().for_each(|orphan| self.0.counts.removed(orphan.kind.as_str()));
             reconciled.orphans = orphans.len();
         }
         self.parts().pool.reconcile(warm, &found);
@@ -326,8 +327,11 @@ impl Driver {
 
     async fn remove_orphan(&self, sandbox: &SandboxId) {
         tracing::warn!(%sandbox, "removing what nobody knows");
-        if let Err(error) = self.parts().host.destroy(sandbox).await {
-            log(sandbox, &error.into(), "remove what nobody knows");
+        match self.parts().host.destroy(sandbox).await {
+            Ok(()) => self.0.counts.removed("sandbox"),
+            Err(error) => {
+                log(sandbox, &error.into(), "remove what nobody knows");
+            }
         }
     }
 

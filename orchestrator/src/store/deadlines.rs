@@ -24,6 +24,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn touch_sandbox(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
+        let _under_way = self.time("touch_sandbox");
         let update = "UPDATE sandboxes SET idle_at_micros = $2 + idle_micros WHERE id = $1 AND status = 'running' \
              AND idle_at_micros < $2 + idle_micros";
         sqlx::query(update).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
@@ -35,6 +36,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, Due)>, StoreError> {
+        let _under_way = self.time("due_sandboxes");
         let select = "SELECT id, status, on_idle, expires_at_micros FROM sandboxes \
              WHERE place = $2 AND status IN ('running', 'paused', 'stopped') AND (expires_at_micros <= $1 \
              OR (status = 'running' AND idle_at_micros <= $1) \
