@@ -2,10 +2,10 @@
 //! Makes reality match what is written: once at start, then at intervals. Deadlines and the
 //! rotation of tokens are looked at here too.
 
-use super::{Cause, DriveError, Driver, log, signed};
+use super::{Cause, DriveError, Driver, entry, log, signed};
 use crate::lifecycle::{Effect, Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
-use crate::store::{Due, OnIdle, SandboxRow, StoreError};
+use crate::store::{Action, Due, OnIdle, SandboxRow, StoreError};
 use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::SandboxId;
@@ -205,6 +205,7 @@ impl Driver {
             return Ok(());
         }
         self.end_due(now).await?;
+        self.tell_deadlines(now).await?;
         for id in self.parts().store.sessions_to_rotate(now).await? {
             self.rotate(id);
         }
@@ -234,6 +235,15 @@ impl Driver {
             if let Err(error) = self.happen(&id, Event::Destroy, None, Cause::own(reason)).await {
                 log(&id, &error, "end it in time");
             }
+        }
+        Ok(())
+    }
+
+    /// Tells whoever follows the events of each deadline that comes soon, once.
+    pub(super) async fn tell_deadlines(&self, now: Timestamp) -> Result<(), StoreError> {
+        for (row, deadline) in self.parts().store.deadlines_soon(now).await? {
+            let audit = entry(&row.new, Action::DeadlineNear, &Cause::own(what_comes(&row, deadline)));
+            self.parts().store.tell_deadline(&row.new.id, deadline, &audit).await?;
         }
         Ok(())
     }
@@ -400,6 +410,19 @@ impl Driver {
     /// once; without claims its age does.
     fn is_left(&self, row: &SandboxRow) -> bool {
         self.parts().store.has_others() || is_old(row)
+    }
+}
+
+/// What becomes of a sandbox at a deadline.
+fn what_comes(row: &SandboxRow, deadline: Timestamp) -> String {
+    if deadline == row.new.expires_at {
+        return format!("its time is over at {deadline}");
+    }
+    match (row.state, row.new.on_idle) {
+        (State::Paused, _) => format!("it will have been paused for too long at {deadline}"),
+        (_, OnIdle::Pause) => format!("unused it is paused at {deadline}"),
+        (_, OnIdle::Stop) => format!("unused it is stopped at {deadline}"),
+        (_, OnIdle::Destroy) => format!("unused it is destroyed at {deadline}"),
     }
 }
 

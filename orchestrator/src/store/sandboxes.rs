@@ -279,7 +279,7 @@ pub(super) fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
     found.ok_or(StoreError::Corrupt { what: "on_idle" })
 }
 
-fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
+pub(super) fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
     let state = State::parse(&row.text("status")?, row.maybe_text("outcome")?.as_deref())
         .ok_or(StoreError::Corrupt { what: "status" })?;
     let running = row.maybe_text("running")?.map(|text| RunningRecord::read(&text)).transpose()?;
