@@ -47,8 +47,9 @@ async fn an_end_is_told_of_whatever_else_comes_before(store: &Store) {
     let new = running(store, Duration::from_secs(60)).await;
     assert_eq!(soon(store, 30).await, [], "who has but a minute knows");
     store.touch_sandbox(&new.id, after(3520)).await.expect("answers");
-    assert_eq!(soon(store, 3530).await, [new.expires_at]);
-    assert!(told(store, &new.id, new.expires_at).await);
+    let end = whole_micros(new.expires_at);
+    assert_eq!(soon(store, 3530).await, [end]);
+    assert!(told(store, &new.id, end).await);
     assert_eq!(soon(store, 3531).await, []);
     // Extended, it has another end; stopped, it still has.
     let later = whole_micros(after(9000));
