@@ -372,8 +372,8 @@ impl Orchestrator {
     pub fn serve_admin(&self, listener: TcpListener) {
         let Api { store, pool, driver, .. } = &*self.api;
         let (store, gateways, pool) = (store.clone(), self.gateways.clone(), pool.clone());
-        let (startups, syncs) = (driver.startups(), driver.syncs());
-        let admin = Admin { store, gateways, pool, startups, syncs };
+        let (driver, syncs) = (driver.clone(), driver.syncs());
+        let admin = Admin { store, gateways, pool, driver, syncs };
         admin::serve(admin, listener, &self.tasks);
     }
 

@@ -32,6 +32,8 @@ mod following;
 #[cfg(test)]
 mod gateways;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod loss;

@@ -276,11 +276,14 @@ pub(crate) fn configured(backend: &Backend) -> tempfile::TempDir {
     folder
 }
 
+/// Where what was built once lies, gVisor too: no setting of an installation.
+const CACHE: &str = "POSTERN_CACHE";
+
 /// `postern` with nothing of this process's own settings, on this folder's data.
 pub(crate) fn postern(folder: &Path) -> Command {
     let mut command = Command::new(programs().join("postern"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("POSTERN_") {
+        if name.to_string_lossy().starts_with("POSTERN_") && name != CACHE {
             command.env_remove(name);
         }
     }

@@ -23,6 +23,8 @@ fn good() -> Facts {
             Probed { level: Isolation::Gvisor, outcome: Ok(ALL) },
             Probed { level: Isolation::Namespaces, outcome: Ok(ALL) },
         ]),
+        can_pause: Some(true),
+        has_landlock: true,
         wanted: None,
         is_root: true,
         cgroups: CgroupMounts { one: false, two: true },
@@ -92,11 +94,21 @@ fn what_is_not_enforced_is_a_warning_and_what_was_asked_for_and_fails_is_a_failu
 }
 
 #[test]
+fn a_kernel_without_freezer_and_landlock_is_told_of() {
+    insta::assert_snapshot!(told(|facts| {
+        facts.is_root = false;
+        facts.can_pause = Some(false);
+        facts.has_landlock = false;
+    }));
+}
+
+#[test]
 fn ports_settings_programs_disk_leftovers_and_clock_are_judged() {
     insta::assert_snapshot!(told(|facts| {
         facts.settings = vec!["TOKEN_TTL: `2h` is out of range: from 1m to 1h".to_owned()];
         facts.programs = Err("`postern-shim` is not in `/usr/bin`; `make build` puts it there".to_owned());
         facts.isolation = Err("the companion programs are missing".to_owned());
+        facts.can_pause = None;
         facts.ports[0].taken = Some("another process has it".to_owned());
         facts.ports[1].taken = Some("another process has it".to_owned());
         facts.ports[1].is_given = true;
