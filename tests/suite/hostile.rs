@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A process 1 that is the agent's accomplice, and callers who ask it through the API: what it answers never
 //! ends, or lies about its length. Every call comes to an end, a neighbour notices nothing, and `up` takes no
-//! more memory than its bounds say. (That its shim stands it: orchestrator, local::tests::hostile.)
+//! more memory than its bounds say. (That its shim stands it: orchestrator, `local::tests::hostile`.)
 
 use crate::running::{Backend, Up};
 use serde_json::json;

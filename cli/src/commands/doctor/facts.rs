@@ -34,8 +34,6 @@ pub(super) struct Facts {
     pub(super) isolation: Result<Vec<Probed>, String>,
     /// Whether sandboxes can be paused; `None` if none could be tried.
     pub(super) can_pause: Option<bool>,
-    /// Whether the kernel has Landlock.
-    pub(super) has_landlock: bool,
     /// The isolation that was asked for; `None`: any.
     pub(super) wanted: Option<String>,
     /// Whether we are root.
@@ -44,8 +42,8 @@ pub(super) struct Facts {
     pub(super) cgroups: CgroupMounts,
     /// The kernel's settings of user namespaces.
     pub(super) namespaces: Namespaces,
-    /// Whether there is `/dev/loop-control`.
-    pub(super) has_loop: bool,
+    /// What else the kernel has.
+    pub(super) kernel: Kernel,
     /// Each listener of `up`.
     pub(super) ports: Vec<Port>,
     /// Whether plain HTTP off loopback is allowed.
@@ -61,6 +59,14 @@ pub(super) struct Facts {
 pub(super) struct CgroupMounts {
     pub(super) one: bool,
     pub(super) two: bool,
+}
+
+/// What a kernel may have been built without.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    /// Whether there is `/dev/loop-control`.
+    pub(super) has_loop: bool,
+    pub(super) has_landlock: bool,
 }
 
 /// The kernel's words on user namespaces; `None` where it has no such setting.
@@ -131,7 +137,6 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
         programs,
         isolation: isolation.map(|(probed, _)| probed),
         can_pause,
-        has_landlock: has_landlock(),
         wanted,
         is_root: rustix::process::geteuid().is_root(),
         cgroups: cgroup_mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
@@ -140,7 +145,7 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
             clone: kernel("kernel/unprivileged_userns_clone"),
             apparmor: kernel("kernel/apparmor_restrict_unprivileged_userns"),
         },
-        has_loop: Path::new("/dev/loop-control").exists(),
+        kernel: Kernel { has_loop: Path::new("/dev/loop-control").exists(), has_landlock: has_landlock() },
         ports: ports(settings),
         is_insecure_allowed: settings.is_insecure_listen_allowed(),
         data: data_facts(&data),

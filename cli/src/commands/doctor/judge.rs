@@ -185,7 +185,7 @@ fn pausing(facts: &Facts) -> Finding {
 
 /// It matters to namespaces only: gVisor has a kernel of its own.
 fn landlock(facts: &Facts) -> Finding {
-    if facts.has_landlock {
+    if facts.kernel.has_landlock {
         return Finding::ok("landlock", "there: a second wall around the files of namespaces");
     }
     let what = "not there: in namespaces only mounts keep files from being written";
@@ -225,7 +225,7 @@ fn disks(facts: &Facts) -> Finding {
         }
         Some(_) => {}
     }
-    let (what, remedy) = match (facts.is_root, facts.has_loop) {
+    let (what, remedy) = match (facts.is_root, facts.kernel.has_loop) {
         (false, _) => ("only root may mount a sandbox's own disk", "run `postern up` as root"),
         (true, false) => {
             ("there is no /dev/loop-control", "`modprobe loop`, or give the container /dev/loop*")

@@ -252,8 +252,8 @@ mod tests {
             .one("pids", "pids")
             .one("freezer", "freezer");
         let found = machine.found(OWN_ONE, me());
-        assert_eq!((found.memory, found.cpu), (one(&machine, "memory"), one(&machine, "cpu,cpuacct")));
         assert!(found.can_freeze());
+        assert_eq!((found.memory, found.cpu), (one(&machine, "memory"), one(&machine, "cpu,cpuacct")));
         assert_eq!((found.pids, found.freezer), (one(&machine, "pids"), one(&machine, "freezer")));
         assert_eq!(machine.found(OWN_ONE, STRANGER), Parents::default(), "who owns no group bounds nothing");
     }
