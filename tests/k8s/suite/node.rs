@@ -172,25 +172,27 @@ impl Inner {
             return;
         }
         let number = self.address();
+        let address = pod_address(number);
+        // Nothing of it runs before the walls around it stand.
+        self.wall(pod, address);
         let started = match Given::read(&self.client, pod).await {
-            Ok(given) => Running::start(pod, &given, pod_address(number)),
+            Ok(given) => Running::start(pod, &given, address),
             Err(wrong) => Err(wrong),
         };
         match started {
             Ok(running) => {
                 self.pods.lock().expect("no panic").insert(uid, running);
-                // Nothing is answered before the walls around it stand.
-                self.rebuild(pod, pod_address(number));
-                self.write(pod, &up(pod, pod_address(number))).await;
+                self.write(pod, &up(pod, address)).await;
             }
             Err(wrong) => {
+                self.walls.lock().expect("no panic").remove_pod(&uid);
                 self.addresses.lock().expect("no panic").0.remove(&number);
                 self.write(pod, &refused(pod, &wrong)).await;
             }
         }
     }
 
-    fn rebuild(&self, pod: &Pod, address: IpAddr) {
+    fn wall(&self, pod: &Pod, address: IpAddr) {
         let labels = pod.metadata.labels.clone().unwrap_or_default();
         let namespace = pod.namespace().unwrap_or_default();
         self.walls.lock().expect("no panic").add_pod(
