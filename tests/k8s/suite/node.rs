@@ -181,8 +181,12 @@ impl Inner {
         };
         match started {
             Ok(running) => {
-                self.pods.lock().expect("no panic").insert(uid, running);
+                self.pods.lock().expect("no panic").insert(uid.clone(), running);
                 self.write(pod, &up(pod, address)).await;
+                // INVARIANT: an end is written after the beginning, or the pod would seem to run for ever.
+                if let Some(running) = self.pods.lock().expect("no panic").get_mut(&uid) {
+                    running.told();
+                }
             }
             Err(wrong) => {
                 self.walls.lock().expect("no panic").remove_pod(&uid);

@@ -44,6 +44,8 @@ pub(super) struct Running {
     network: Network,
     volumes: PathBuf,
     containers: Vec<Started>,
+    /// Its status says that it runs.
+    is_told: bool,
     is_over: bool,
 }
 
@@ -119,6 +121,7 @@ impl Running {
             network: Network::new(&uid, address),
             volumes,
             containers: Vec::new(),
+            is_told: false,
             is_over: false,
         };
         running.make_volumes(spec.volumes.as_deref().unwrap_or_default(), given)?;
@@ -150,9 +153,14 @@ impl Running {
         self.containers.clear();
     }
 
+    /// Its status says now that it runs: from here on its end can be told.
+    pub(super) const fn told(&mut self) {
+        self.is_told = true;
+    }
+
     /// How it ended, once, if one of its containers has.
     pub(super) fn has_ended(&mut self) -> Option<Ended> {
-        if self.is_over {
+        if self.is_over || !self.is_told {
             return None;
         }
         let (code, said) = match self.containers.iter_mut().find_map(|it| Some((it.ended()?, it.said()))) {
