@@ -223,6 +223,15 @@ fn judge(pod: &Pod, spec: &PodSpec) -> Result<(), Wrong> {
         if security.read_only_root_filesystem != Some(true) {
             return Err(Wrong::Spec(format!("the root of container {} can be written", container.name)));
         }
+        // Containers have no more than this here (`container`), so none may pass that asks for less.
+        let capabilities = security.capabilities.unwrap_or_default();
+        let drops_all = capabilities.drop.iter().flatten().any(|name| name == "ALL");
+        if !drops_all || capabilities.add.is_some_and(|added| !added.is_empty()) {
+            return Err(Wrong::Spec(format!("container {} keeps capabilities", container.name)));
+        }
+        if security.allow_privilege_escalation != Some(false) || security.privileged == Some(true) {
+            return Err(Wrong::Spec(format!("container {} can gain privileges", container.name)));
+        }
     }
     Ok(())
 }
