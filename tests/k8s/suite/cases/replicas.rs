@@ -19,8 +19,20 @@ use std::time::Duration;
 const AT_ONCE: u32 = 3;
 const NOBODY: &str = "65534";
 
+/// A Postgres. Dropped, it is asked to end: killed, it would leave its processes and shared memory.
+#[derive(Debug)]
+struct Postgres(Option<Part>);
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(part) = self.0.take() {
+            part.interrupt();
+        }
+    }
+}
+
 /// A Postgres on a socket, which ends with the case; and its URL.
-fn postgres(home: &Path) -> (Part, String) {
+fn postgres(home: &Path) -> (Postgres, String) {
     let folders = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
     let found =
         folders.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
@@ -32,7 +44,8 @@ fn postgres(home: &Path) -> (Part, String) {
     let (init, server) =
         (bin.join("initdb").display().to_string(), bin.join("postgres").display().to_string());
     let wanted = [init.as_str(), "-A", "trust", "-U", "postgres", "--no-sync", "-D", &data];
-    must("setpriv", &[&as_nobody[..], &wanted].concat());
+    // From where nobody may be: it goes back to where it was started.
+    must("env", &[&["--chdir=/", "setpriv"][..], &as_nobody[..], &wanted].concat());
     let mut command = Command::new("setpriv");
     command.args(as_nobody).arg(server).args([
         "-c",
@@ -50,7 +63,10 @@ fn postgres(home: &Path) -> (Part, String) {
         part.must_run();
         part.log().contains("ready to accept connections").then_some(())
     });
-    (part, format!("postgres://postgres@localhost/postgres?host={}", home.replace('/', "%2F")))
+    (
+        Postgres(Some(part)),
+        format!("postgres://postgres@localhost/postgres?host={}", home.replace('/', "%2F")),
+    )
 }
 
 /// A call of whichever answers; who is asked first changes.
