@@ -119,6 +119,14 @@ impl Node {
         self.inner.walls.lock().expect("no panic").add_pod(name, namespace, labels, address);
     }
 
+    /// It has no address any more.
+    pub(crate) fn remove_neighbour(&self, name: &str) {
+        // A case that failed in the middle of a change has said so already.
+        if let Ok(mut walls) = self.inner.walls.lock() {
+            walls.remove_pod(name);
+        }
+    }
+
     /// What all policies together allow the pod at this address.
     pub(crate) fn allowed(&self, address: IpAddr, way: Way) -> Allowed {
         self.inner.walls.lock().expect("no panic").allowed(address, way)

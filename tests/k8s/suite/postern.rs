@@ -22,6 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// The parts that are no pods, as the node knows them.
+const GATEWAY: &str = "gateway";
+const ORCHESTRATOR: &str = "orchestrator";
+const SECOND: &str = "second";
 /// Who the orchestrator is for the API server, and its token in this test.
 pub(crate) const ACCOUNT: &str = "agent-sandbox-kit-orchestrator";
 pub(crate) const TOKEN: &str = "orchestrator-token-of-this-test";
@@ -64,6 +68,14 @@ pub(crate) struct Postern<'a> {
     home: Arc<TempDir>,
 }
 
+impl Drop for Postern<'_> {
+    fn drop(&mut self) {
+        for place in [GATEWAY, ORCHESTRATOR, SECOND] {
+            self.cluster.node.remove_neighbour(place);
+        }
+    }
+}
+
 impl<'a> Postern<'a> {
     /// Makes the namespace with its objects, and starts everything.
     pub(crate) async fn start(cluster: &'a Cluster, name: &str) -> Self {
@@ -87,10 +99,10 @@ impl<'a> Postern<'a> {
             Network::new(&format!("{name}-{place}"), address)
         };
         let (gateway, own) = (
-            network("gateway", "gateway", GATEWAY_ADDRESS),
-            network("orchestrator", "orchestrator", ORCHESTRATOR_ADDRESS),
+            network(GATEWAY, GATEWAY, GATEWAY_ADDRESS),
+            network(ORCHESTRATOR, ORCHESTRATOR, ORCHESTRATOR_ADDRESS),
         );
-        let shared = database.map(|url| (network("second", "orchestrator", SECOND_ADDRESS), url));
+        let shared = database.map(|url| (network(SECOND, ORCHESTRATOR, SECOND_ADDRESS), url));
         let home = Arc::new(tempfile::tempdir().expect("a folder"));
         let [authority, certificate, private] = certificates(home.path());
         let (parts, orchestrator, second) = (Vec::new(), None, None);
