@@ -382,13 +382,28 @@ fn answer_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// A create call for a thread of its own, whose answer does not matter.
-pub(crate) fn create_call(caller: (String, String), conversation: &str) -> impl FnOnce() + Send + 'static {
+/// A create call for a thread of its own; its answer, if one came.
+pub(crate) fn create_call(
+    caller: (String, String),
+    conversation: &str,
+) -> impl FnOnce() -> Option<Answer> + Send + 'static {
     let wanted = json!({ "user_id": "alice", "conversation_id": conversation });
     move || {
         let (url, authorization) = caller;
         let headers = [("Authorization", authorization.as_str())];
-        drop(try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted)));
+        try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted)).ok()
+    }
+}
+
+/// The same for a destroy.
+pub(crate) fn destroy_call(
+    caller: (String, String),
+    sandbox: &str,
+) -> impl FnOnce() -> Option<Answer> + Send + 'static {
+    let path = format!("/sandbox/{sandbox}");
+    move || {
+        let (url, authorization) = caller;
+        try_http(&url, "DELETE", &path, &[("Authorization", authorization.as_str())], None).ok()
     }
 }
 
