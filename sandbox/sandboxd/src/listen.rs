@@ -199,8 +199,9 @@ impl Gate {
         let followed = match about {
             About::Follow => self.execs.follow(request.uri(), &headers),
             About::Start => {
-                let started = async {
-                    let sent = self.inner.clone().send_request(request).await;
+                let mut inner = self.inner.clone();
+                let started = async move {
+                    let sent = inner.send_request(request).await;
                     sent.map_err(|error| {
                         Problem::new(postern_common::problem::Code::UpstreamUnreachable, error.to_string())
                     })
