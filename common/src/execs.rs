@@ -75,7 +75,7 @@ pub struct Execs {
 struct Total {
     /// INVARIANT: the lengths of all [`Room`]s; at most [`ALL_KEPT_BYTES`].
     bytes: AtomicUsize,
-    /// Some room was given back.
+    /// Some room was given back, or may be now.
     freed: Notify,
 }
 
@@ -114,6 +114,7 @@ struct Exec {
     /// What it was started for: a repeat must want the same.
     wish: String,
     kept: Mutex<Kept>,
+    total: Arc<Total>,
     /// Something was kept or taken, or a follower came or left.
     changed: Notify,
     /// Its place is another's.
@@ -325,6 +326,7 @@ impl Execs {
         let exec = Arc::new(Exec {
             wish: wish.to_owned(),
             kept: Mutex::default(),
+            total: Arc::clone(&self.total),
             changed: Notify::new(),
             forgotten: Notify::new(),
         });
@@ -443,7 +445,7 @@ impl Execs {
         }
         let waits = all.values().filter_map(|exec| {
             let kept = exec.lock();
-            if kept.messages.is_empty() { None } else { kept.is_held(now) }
+            if kept.messages.is_empty() { None } else { kept.held_for(now) }
         });
         Some(waits.min().unwrap_or(GRACE))
     }
@@ -492,6 +494,7 @@ impl Exec {
                     after += 1;
                     self.lock().take(after);
                     self.changed.notify_waiters();
+                    self.total.freed.notify_waiters();
                 }
                 Next::ToCome => tokio::select! { () = changed => {}, () = to.closed() => return },
                 Next::None => return,
@@ -537,14 +540,14 @@ impl Kept {
     fn make_room(&mut self, length: usize, most: usize, now: Instant) -> Option<Duration> {
         while !self.messages.is_empty() && self.bytes + length > most {
             if !self.drop_oldest(now) {
-                return self.is_held(now);
+                return self.held_for(now);
             }
         }
         None
     }
 
     /// How long the oldest message may not be dropped; `None`: it may.
-    fn is_held(&self, now: Instant) -> Option<Duration> {
+    fn held_for(&self, now: Instant) -> Option<Duration> {
         let alone = now.saturating_duration_since(self.left_at);
         let is_lost = self.followers == 0 && alone >= GRACE;
         if self.first <= self.taken || is_lost {
@@ -555,7 +558,7 @@ impl Kept {
 
     /// Drops the oldest message, if there is one and it may be.
     fn drop_oldest(&mut self, now: Instant) -> bool {
-        if self.is_held(now).is_some() {
+        if self.held_for(now).is_some() {
             return false;
         }
         let Some(oldest) = self.messages.pop_front() else { return false };

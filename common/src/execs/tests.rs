@@ -123,6 +123,18 @@ async fn all_commands_together_keep_no_more_than_their_bound() {
     assert_eq!(total(&execs), 0, "nothing is kept of what is forgotten");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_follower_takes_is_room_for_another_command_at_once() {
+    let execs = Execs::new(Tasks::new());
+    let all = all(&execs);
+    let count = all.iter().take_while(|it| keep(&execs, &it.exec, 88 << 10).is_ok()).count();
+    let since = Instant::now();
+    let mut body = execs.after("c0", 0).expect("is kept");
+    let (_room, taken) = tokio::join!(execs.room(&all[count].exec, 88 << 10), body.frame());
+    assert!(taken.is_some_and(|frame| frame.is_ok()));
+    assert_eq!(since.elapsed(), Duration::ZERO, "nobody waited for the grace");
+}
+
 #[test]
 fn who_keeps_nothing_has_room_beside_those_whose_output_is_not_read() {
     let execs = Execs::new(Tasks::new());
