@@ -167,8 +167,9 @@ impl Served {
         let followed = match about {
             About::Follow => self.execs.follow(request.uri(), &headers),
             About::Start => {
-                let started = async {
-                    let sent = self.channel.send(request.map(BodyExt::boxed_unsync)).await;
+                let channel = self.channel.clone();
+                let started = async move {
+                    let sent = channel.send(request.map(BodyExt::boxed_unsync)).await;
                     sent.map_err(|error| Problem::new(Code::UpstreamUnreachable, error.to_string()))
                 };
                 self.execs.start(&headers, started).await
