@@ -2,6 +2,7 @@
 //! A filter's author, from an empty folder to a gateway that applies the filter: through the built
 //! programs, with nothing of this project beside the folder.
 
+use crate::handmade::{laborious_component, wasi_component};
 use crate::running::{Backend, Up, http, postern, programs, project, wait_for};
 use serde_json::Value;
 use std::fs;
@@ -101,17 +102,6 @@ fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// A component that imports an instance `wasi:clocks/wall-clock@0.2.0` with nothing in it.
-fn wasi_component() -> Vec<u8> {
-    let name = b"wasi:clocks/wall-clock@0.2.0";
-    let length = u8::try_from(name.len()).expect("a short name");
-    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
-    bytes.extend([0x07, 0x03, 0x01, 0x42, 0x00, 0x0a, length + 5, 0x01, 0x00, length]);
-    bytes.extend(name);
-    bytes.extend([0x05, 0x00]);
-    bytes
-}
-
 #[test]
 fn what_cannot_be_a_filter_is_refused_and_the_last_good_one_serves_on() {
     let backend = Backend::start();
@@ -153,6 +143,38 @@ fn what_cannot_be_a_filter_is_refused_and_the_last_good_one_serves_on() {
     let answer = up.call("PUT", "/filters/card-guard", Some(&body));
     assert!(answer.text.contains("uses `counter`"), "{answer:?}");
     serves("a filter that the gateway refuses");
+}
+
+#[test]
+fn what_is_too_much_for_the_compiler_is_refused_and_the_last_good_one_serves_on() {
+    let backend = Backend::start();
+    let bounds = [("POSTERN_FILTER_COMPILE_CPU", "3s"), ("POSTERN_FILTER_COMPILE_MEMORY", "512MiB")];
+    let up = Up::by_api_with(&backend, &bounds);
+    let sandbox = up.sandbox("alice", "c1");
+    let id = sandbox["sandbox_id"].as_str().expect("an id");
+    let note = r#"{"order_id": "ord-1001", "amount": 1.0, "note": "4111 1111 1111 1111"}"#;
+    let serves = |what: &str| {
+        let answer = up.agent(id, &["POST", "/refunds", note]);
+        assert_eq!(answer["status"], 422, "{what}: {answer}");
+    };
+    serves("the control: card-guard itself was compiled within these bounds");
+    let manifest = project().join("examples/support-desk/config/filters/card-guard/filter.toml");
+    let manifest = fs::read_to_string(manifest).expect("reads");
+    let mut large = b"\0asm\x0d\0\x01\0".to_vec();
+    large.resize(64 * 1024 * 1024 + 1, 0);
+    for (what, component, wanted) in [
+        ("too large", large, "the component is larger than 64 MiB"),
+        ("too slow", laborious_component(2_000, 3_000), "compiling took longer than 3s"),
+        ("too much memory", laborious_component(1, 500_000), "may have needed more than 512 MiB"),
+    ] {
+        let body = serde_json::json!({ "manifest": manifest, "component": base64(&component) });
+        let answer = up.call("PUT", "/filters/card-guard", Some(&body));
+        assert_eq!(answer.status, 422, "{what}: {answer:?}");
+        assert!(answer.text.contains(wanted), "{what}: {answer:?}");
+        let versions = up.told_by("GET", "/filters/card-guard/versions");
+        assert_eq!(versions["in_force"], 1, "{what}: {versions}");
+        serves(what);
+    }
 }
 
 #[test]

@@ -32,6 +32,9 @@ mod following;
 #[cfg(test)]
 mod gateways;
 #[cfg(test)]
+#[path = "../../gateway/compile/tests/compile/handmade.rs"]
+mod handmade;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod loss;
