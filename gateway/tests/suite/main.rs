@@ -20,6 +20,7 @@ mod filters;
 mod fuzz;
 mod h2spec;
 mod identity;
+mod logged;
 mod multiparts;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]
 mod plugins;
