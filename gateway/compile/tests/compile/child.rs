@@ -6,7 +6,7 @@ use crate::handmade::{laborious_component, wasi_component};
 use postern_filter_engine::Digest;
 use postern_filter_engine::artefact::Compiled;
 use postern_filter_engine::child::{
-    Bounds, Complaint, CompileInChildError, compile_in_child, engine_of_compiler,
+    Bounds, CompileInChildError, Complaint, compile_in_child, engine_of_compiler,
 };
 use postern_filter_engine::settings::fingerprint;
 use std::path::{Path, PathBuf};
@@ -71,6 +71,28 @@ async fn what_is_no_filter_is_refused_by_its_own_code_with_what_to_do() {
         ("too large", &large, "too-large", "larger than 64 MiB; build it with `--release`"),
     ] {
         assert_refused(what, component, code, words).await;
+    }
+}
+
+#[tokio::test]
+async fn a_filter_of_a_later_contract_is_refused_and_one_of_this_is_compiled() {
+    let own = module();
+    let version = |wanted: &[u8; 6]| {
+        let mut changed = own.clone();
+        let places: Vec<usize> =
+            own.windows(6).enumerate().filter(|(_, it)| *it == b"@1.0.0").map(|(place, _)| place).collect();
+        assert!(!places.is_empty(), "its imports say what it was built with");
+        places.into_iter().for_each(|place| changed[place..place + 6].copy_from_slice(wanted));
+        changed
+    };
+    assert_eq!(version(b"@1.0.0"), own);
+    for same in [b"@1.0.0", b"@1.0.3"] {
+        let compiled = run(&version(same), Bounds::default()).await;
+        assert!(compiled.is_ok(), "{compiled:?}");
+    }
+    for other in [b"@1.3.0", b"@2.0.0"] {
+        let words = "and filters are run by postern:filter@1.0 here; upgrade Postern";
+        assert_refused("another contract", &version(other), "other-contract", words).await;
     }
 }
 
