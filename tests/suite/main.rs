@@ -37,6 +37,8 @@ mod handmade;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod kit;
+#[cfg(test)]
 mod loss;
 #[cfg(test)]
 mod quickstart;
