@@ -15,6 +15,7 @@ mod answers;
 mod backends;
 mod bodies;
 mod certificates;
+mod chains;
 mod disguises;
 mod filters;
 mod fuzz;
