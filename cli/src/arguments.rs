@@ -397,7 +397,7 @@ pub(crate) enum Secret {
 pub(crate) enum Key {
     /// Make a key; it is shown once.
     Create {
-        /// admin, developer or auditor.
+        /// admin, developer, auditor, or one right alone: filters:push, filters:activate.
         #[arg(long, default_value = "developer")]
         role: String,
         /// What people call it.

@@ -202,6 +202,32 @@ fn pushing_and_putting_in_force_are_two_rights_and_versions_only_rise() {
     let older = up.call("POST", "/filters/card-guard/activate", Some(&serde_json::json!({ "version": 1 })));
     assert!(older.status == 409 && older.text.contains("rollback"), "{older:?}");
     assert_eq!(up.told(&["filter", "rollback", "card-guard"])["filter_version"], 3);
+    // Each of the two alone: who pushes does not activate, and who activates does nothing else.
+    let key = |role: &str| {
+        let made = up.told(&["key", "create", "--role", role]);
+        format!("Bearer {}", made["key"].as_str().expect("a key"))
+    };
+    let (pusher, activator) = (key("filters:push"), key("filters:activate"));
+    let call = |key: &str, method: &str, path: &str, body: Option<&Value>| {
+        http(&up.written("url"), method, path, &[("Authorization", key)], body).status
+    };
+    let (push, activate) = ("/filters/card-guard/versions", "/filters/card-guard/activate");
+    let (newer, nothing) = (version("four"), serde_json::json!({}));
+    assert_eq!(call(&activator, "POST", push, Some(&newer)), 403);
+    assert_eq!(call(&pusher, "POST", push, Some(&newer)), 201);
+    assert_eq!(call(&pusher, "POST", activate, Some(&nothing)), 403);
+    assert_eq!(in_force(), Some(3), "it is pushed and not in force");
+    for key in [&pusher, &activator] {
+        assert_eq!(call(key, "GET", push, None), 200, "both see what there is");
+        assert_eq!(call(key, "PUT", "/filters/card-guard", Some(&newer)), 403, "both in one");
+        for path in ["/keys", "/secrets", "/sandbox", "/policies", "/events"] {
+            assert_eq!(call(key, "GET", path, None), 403, "{path}");
+        }
+        let without = up.told_by("GET", "/backends/support-desk");
+        assert_eq!(call(key, "PUT", "/backends/support-desk", Some(&without)), 403);
+    }
+    assert_eq!(call(&activator, "POST", activate, Some(&nothing)), 200);
+    assert_eq!(in_force(), Some(4));
     // Removal does not begin at one again.
     let mut without = up.told_by("GET", "/backends/support-desk");
     without["backend"]["filters"] = serde_json::json!([]);
@@ -209,7 +235,7 @@ fn pushing_and_putting_in_force_are_two_rights_and_versions_only_rise() {
     assert_eq!(up.call("DELETE", "/filters/card-guard", None).status, 204);
     assert_eq!(in_force(), None);
     assert_eq!(up.call("PUT", "/filters/card-guard", Some(&version("again"))).status, 201);
-    assert_eq!(in_force(), Some(4));
+    assert_eq!(in_force(), Some(5));
 }
 
 #[test]
