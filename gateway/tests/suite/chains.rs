@@ -74,7 +74,9 @@ async fn an_attachment_to_an_operation_that_does_not_exist_is_refused_and_the_la
 
 /// The hostile code under another name, in the way that its attachment says.
 fn hostile(named: &str, phases: &str) -> FilterArtefact {
-    let manifest = format!("phases = {phases}\nhost = [\"session\", \"log\", \"counter\", \"rate-limit\"]\ncounters = [\"known\"]\nlimits = {{ time = \"1s\" }}\n[buckets.known]\nper_second = 1.0\nburst = 2\n");
+    let manifest = format!(
+        "phases = {phases}\nhost = [\"session\", \"log\", \"counter\", \"rate-limit\"]\ncounters = [\"known\"]\nlimits = {{ time = \"1s\" }}\n[buckets.known]\nper_second = 1.0\nburst = 2\n"
+    );
     let artefact = sign(&compiled("hostile"), ("acme", named), 1, &manifest).into();
     FilterArtefact { manifest: Arc::from(manifest), artefact, version: 1 }
 }
@@ -98,7 +100,11 @@ async fn answers_pass_the_chain_backwards() {
     for (ways, status) in [([("one", trap), ("two", reject)], 403), ([("one", reject), ("two", trap)], 500)] {
         assert_eq!(world.put(two(&world, r#"["response"]"#, ways)).await, Applied::InForce);
         let answer = ask(&sandbox, "listOrders").await;
-        assert_eq!(answer.status, status, "the one that is attached last decides: {ways:?}: {:?}", answer.body);
+        assert_eq!(
+            answer.status, status,
+            "the one that is attached last decides: {ways:?}: {:?}",
+            answer.body
+        );
     }
     let both = two(&world, r#"["request", "response"]"#, [("one", ""), ("two", "")]);
     assert_eq!(world.put(both).await, Applied::InForce);
@@ -138,4 +144,26 @@ async fn one_filter_may_be_attached_twice_with_settings_of_each() {
         let records = world.decisions();
         assert_eq!(records.last().expect("a record").filters.len(), runs, "{operation}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_was_removed_does_not_come_back_in_an_older_version() {
+    let world = world().await;
+    let plugin = "claim-injection";
+    let put = async |version: Option<u64>| {
+        let attached = if version.is_some() { json!([plugin]) } else { json!([]) };
+        let mut config = chain(&world, "acme", &[], &attached);
+        if let Some(version) = version {
+            config.filters.insert(name(plugin), artefact(plugin, "acme", version, &patient(plugin)));
+        }
+        world.put(config).await
+    };
+    assert_eq!(put(Some(2)).await, Applied::InForce);
+    // Removed, and something else changed since.
+    for _ in 0..2 {
+        assert_eq!(put(None).await, Applied::InForce);
+    }
+    let Applied::Refused(told) = put(Some(1)).await else { panic!("an older version was taken") };
+    assert!(told[0].contains("version 1 is older than version 2, which has been in force"), "{told:?}");
+    assert_eq!(put(Some(3)).await, Applied::InForce, "a newer one is taken");
 }
