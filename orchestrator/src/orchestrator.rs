@@ -270,7 +270,7 @@ async fn configurations(
     (made_on, tasks): (MadeOn, &Tasks),
 ) -> Result<(Configuration, Artefacts), StartError> {
     let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), keys)?;
-    let artefacts = artefacts.with_others(&config.other_compilers).await?;
+    let artefacts = artefacts.within(config.compiling).with_others(&config.other_compilers).await?;
     let configuration = Configuration::new(configuration::Parts {
         store: store.clone(),
         keys: Arc::clone(keys),

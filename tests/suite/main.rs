@@ -33,8 +33,12 @@ mod following;
 mod gateways;
 #[cfg(test)]
 mod hostile;
+#[path = "../../gateway/compile/tests/compile/handmade.rs"]
+mod handmade;
 #[cfg(test)]
 mod isolation;
+#[cfg(test)]
+mod kit;
 #[cfg(test)]
 mod loss;
 #[cfg(test)]

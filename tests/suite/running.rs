@@ -110,15 +110,25 @@ impl Up {
 
     /// Starts without a watched folder: the API owns the tenant, and `config/` waits to be applied.
     pub(crate) fn unwatched(backend: &Backend) -> Self {
+        Self::unwatched_with(backend, &[])
+    }
+
+    fn unwatched_with(backend: &Backend, settings: &[(&str, &str)]) -> Self {
         let folder = Arc::new(configured(backend));
         let mut command = postern(folder.path());
         command.arg("up").env("POSTERN_UPSTREAMS_ALLOW", format!("127.0.0.1:{}", backend.port));
+        command.envs(settings.iter().copied());
         Self::launch(folder, command)
     }
 
     /// The same, and the configuration is applied.
     pub(crate) fn by_api(backend: &Backend) -> Self {
-        let up = Self::unwatched(backend);
+        Self::by_api_with(backend, &[])
+    }
+
+    /// The same with settings of the test's own.
+    pub(crate) fn by_api_with(backend: &Backend, settings: &[(&str, &str)]) -> Self {
+        let up = Self::unwatched_with(backend, settings);
         up.told(&["apply", up.config().to_str().expect("is text")]);
         up
     }
