@@ -32,9 +32,10 @@ mod following;
 #[cfg(test)]
 mod gateways;
 #[cfg(test)]
-mod hostile;
 #[path = "../../gateway/compile/tests/compile/handmade.rs"]
 mod handmade;
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! It waits so that all of this goes on while the shim makes the disk.
 //!
 //! gVisor goes into a namespace of mounts without other sandboxes' disks first. What is mounted when its
-//! gofer makes a namespace for another user is locked to the root there (mount_namespaces(7)), and `runsc`
+//! gofer makes a namespace for another user is locked to the root there (`mount_namespaces(7)`), and `runsc`
 //! keeps files of that root open: so the disk of each sandbox would be held for as long as any lives that
 //! began after it, and could not be settled when it is stopped.
 //!
@@ -19,7 +19,7 @@ use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::retry_on_intr;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use rustix::thread::{UnshareFlags, unshare};
+use rustix::thread::UnshareFlags;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -184,7 +184,7 @@ fn wait_for_word() -> Result<(), LaunchError> {
 /// Goes into a namespace of mounts of our own, where nothing is mounted beside this run folder.
 fn part(folder: &Path) -> rustix::io::Result<()> {
     #[expect(deprecated, reason = "it is unsound for tables of files alone")]
-    unshare(UnshareFlags::NEWNS)?;
+    rustix::thread::unshare(UnshareFlags::NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let beside = folder.parent().map(|all| mounts::below(all, None)).unwrap_or_default();
     for at in beside.iter().filter(|at| !at.starts_with(folder)) {

@@ -114,7 +114,7 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::net::TcpListener;
 
-    fn placed(filters: Value, operations: &[&str]) -> Result<Value, String> {
+    fn placed(filters: &Value, operations: &[&str]) -> Result<Value, String> {
         let operations: Vec<String> = operations.iter().map(|it| (*it).to_owned()).collect();
         let mut found = json!({ "backend": { "url": "http://desk", "filters": filters } });
         let is_new = place(&mut found, "guard", ("desk", &operations)).map_err(|error| error.to_string())?;
@@ -126,18 +126,18 @@ mod tests {
     fn a_filter_goes_to_the_end_of_the_chain_or_is_widened() {
         let as_it_was = Ok(json!("as it was"));
         let of = |operations: &[&str]| json!({ "name": "guard", "operations": operations });
-        assert_eq!(placed(json!(["first"]), &[]), Ok(json!(["first", "guard"])));
-        assert_eq!(placed(json!(["first"]), &["read"]), Ok(json!(["first", of(&["read"])])));
-        assert_eq!(placed(json!(["guard", "last"]), &[]), as_it_was);
-        assert_eq!(placed(json!([of(&["read"])]), &[]), as_it_was);
-        assert_eq!(placed(json!([of(&["read"])]), &["read"]), as_it_was);
+        assert_eq!(placed(&json!(["first"]), &[]), Ok(json!(["first", "guard"])));
+        assert_eq!(placed(&json!(["first"]), &["read"]), Ok(json!(["first", of(&["read"])])));
+        assert_eq!(placed(&json!(["guard", "last"]), &[]), as_it_was);
+        assert_eq!(placed(&json!([of(&["read"])]), &[]), as_it_was);
+        assert_eq!(placed(&json!([of(&["read"])]), &["read"]), as_it_was);
         let widened = json!([of(&["read", "write"]), "last"]);
-        assert_eq!(placed(json!([of(&["read"]), "last"]), &["write", "read"]), Ok(widened));
+        assert_eq!(placed(&json!([of(&["read"]), "last"]), &["write", "read"]), Ok(widened));
         for all in [json!(["guard"]), json!([{ "name": "guard", "mode": "shadow" }]), json!([of(&[])])] {
-            let told = placed(all.clone(), &["read"]).expect_err("would take the filter away from others");
+            let told = placed(&all, &["read"]).expect_err("would take the filter away from others");
             assert!(told.contains("for every operation: leave out --operation"), "{all}: {told}");
         }
-        let told = placed(json!([of(&["read"]), of(&["write"])]), &["read"]).expect_err("which of them?");
+        let told = placed(&json!([of(&["read"]), of(&["write"])]), &["read"]).expect_err("which of them?");
         assert!(told.contains("more than once"), "{told}");
     }
 
