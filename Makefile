@@ -85,7 +85,7 @@ docker-push: ## pushes what docker-build made (REGISTRY=)
 bench-%: ## (not there yet)
 	@echo "make $@: no such benchmark yet" >&2; exit 1
 
-prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash, exec, loss, reload, hostile, revocation (ROUNDS=)
+prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash (ROUNDS=, LEVELS=), exec, loss, reload, hostile, revocation (ROUNDS=)
 	@[[ -x scripts/prove/$*.sh ]] || { echo "make $@: no such proof yet" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/prove/$*.sh

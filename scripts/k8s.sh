@@ -1,25 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds the parts of a real cluster that tests run (tests/k8s/go.mod) into $POSTERN_CACHE/k8s, once for
-# each go.sum: etcd, API server, controller manager, scheduler, kwok, the agent-sandbox controller, helm; and
-# puts the CRDs and kwok's stages beside them. From nothing about 12 CPU minutes and 3 GB; POSTERN_GO_JOBS
-# says how many compilers run at once [2]. kubectl is Debian's, unpacked and not installed.
+# each go.sum: etcd, API server, controller manager, scheduler, kwok, the agent-sandbox controller, helm,
+# kubectl; and puts the CRDs and kwok's stages beside them. From nothing about 12 CPU minutes and 3 GB;
+# POSTERN_GO_JOBS says how many compilers run at once [2].
 set -euo pipefail
 scripts=$(cd "$(dirname "$0")" && pwd)
 : "${POSTERN_CACHE:=$HOME/.cache/postern}"
 module=$scripts/../tests/k8s
 folder=$POSTERN_CACHE/k8s
-debian() { # PACKAGE PROGRAM
-  [[ -x $folder/$2 ]] && return
-  echo "k8s: fetching $2 (apt)"
-  local unpacked
-  unpacked=$(mktemp -d)
-  (cd "$unpacked" && apt-get download -qq "$1" && dpkg-deb -x "$1"_*.deb .)
-  mkdir -p "$folder"
-  install -m 0755 "$unpacked/usr/bin/$2" "$folder/$2"
-  rm -rf "$unpacked"
-}
-debian kubernetes-client kubectl
 key=$(cat "$module/go.mod" "$module/go.sum" | sha256sum | cut -c 1-32)
 if [[ -e $folder/.key && $(<"$folder/.key") == "$key" ]]; then
   echo "k8s: $folder is there already"

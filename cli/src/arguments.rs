@@ -15,6 +15,7 @@ pub(crate) use sandbox::{Create, Exec, Sandbox, Shell};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postern_common::settings::name;
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 /// One small door for untrusted agent sandboxes.
@@ -308,6 +309,9 @@ pub(crate) enum Filter {
         /// Only cases whose name holds this.
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
+        /// How long all of it may take: slow calls are made less often.
+        #[arg(long, value_name = "SECONDS", default_value = "30")]
+        seconds: NonZeroU16,
     },
     /// Show what a filter is and what it may do.
     Inspect {
@@ -366,7 +370,7 @@ pub(crate) struct PushFilter {
     /// Also put it at the end of this backend's chain, if it is not in it.
     #[arg(long, value_name = "BACKEND", conflicts_with = "no_activate")]
     pub attach: Option<String>,
-    /// Attach it to this operation, group or tag only; may be repeated.
+    /// Attach it to this operation, group or tag only, or to this one too; may be repeated.
     #[arg(long = "operation", value_name = "OPERATION", requires = "attach")]
     pub operations: Vec<String>,
 }
@@ -393,7 +397,7 @@ pub(crate) enum Secret {
 pub(crate) enum Key {
     /// Make a key; it is shown once.
     Create {
-        /// admin, developer or auditor.
+        /// admin, developer, auditor, or one right alone: filters:push, filters:activate.
         #[arg(long, default_value = "developer")]
         role: String,
         /// What people call it.

@@ -17,7 +17,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, HOST, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -51,6 +51,19 @@ pub(crate) struct Answer {
     pub status: StatusCode,
     /// Its JSON; `null` if there was no body.
     pub body: Value,
+    /// The version that it shows, if it shows one.
+    pub tag: Option<HeaderValue>,
+}
+
+/// In whose place something is put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Whatever is there.
+    Anything,
+    /// Nothing: there is none yet.
+    Nothing,
+    /// The version with this tag.
+    Tagged(HeaderValue),
 }
 
 impl Client {
@@ -78,11 +91,18 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Answer, Failure> {
         let request = self.request(method, path, body, "application/json")?;
-        let response = self.exchange_within(time, request).await?;
-        let (head, body) = response.into_parts();
-        let body = collected(body).await?;
-        let body = if body.is_empty() { Value::Null } else { json(&body)? };
-        Ok(Answer { status: head.status, body })
+        answer(self.exchange_within(time, request).await?).await
+    }
+
+    /// Puts something in the place of what is expected there; refused (412) if something else is.
+    pub(crate) async fn put_over(&self, path: &str, body: &Value, over: Over) -> Result<Answer, Failure> {
+        let mut request = self.request(Method::PUT, path, Some(body), "application/json")?;
+        match over {
+            Over::Anything => {}
+            Over::Nothing => drop(request.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"))),
+            Over::Tagged(tag) => drop(request.headers_mut().insert(IF_MATCH, tag)),
+        }
+        answer(self.exchange(request).await?).await
     }
 
     /// Makes a call whose answer is a stream of events.
@@ -217,6 +237,13 @@ impl Client {
         value.set_sensitive(true);
         Ok(value)
     }
+}
+
+async fn answer(response: Response<Incoming>) -> Result<Answer, Failure> {
+    let (head, body) = response.into_parts();
+    let body = collected(body).await?;
+    let body = if body.is_empty() { Value::Null } else { json(&body)? };
+    Ok(Answer { status: head.status, body, tag: head.headers.get(ETAG).cloned() })
 }
 
 /// The answer that says no, as a failure.

@@ -21,14 +21,14 @@ mod tenant;
 mod token;
 
 use crate::arguments::{Arguments, Command, ConfigCommand};
-use crate::client::{Client, PICTURE_TIME};
+use crate::client::{Client, Over, PICTURE_TIME};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::up::Surroundings;
 use anyhow::Context as _;
 use clap::CommandFactory as _;
-use http::Method;
+use http::{HeaderValue, Method};
 use postern_common::settings::{Settings, name};
 use postern_orchestrator::Claim;
 use serde_json::Value;
@@ -106,6 +106,17 @@ impl Server {
 
     async fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         Ok(self.client.call(Method::PUT, &self.path(path), Some(body)).await?.body)
+    }
+
+    /// What is there, and the tag of its version.
+    async fn tagged(&self, path: &str) -> Result<(Value, Option<HeaderValue>), Failure> {
+        let answer = self.client.call(Method::GET, &self.path(path), None).await?;
+        Ok((answer.body, answer.tag))
+    }
+
+    /// Puts something in the place of what is expected there.
+    async fn put_over(&self, path: &str, body: &Value, over: Over) -> Result<Value, Failure> {
+        Ok(self.client.put_over(&self.path(path), body, over).await?.body)
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {

@@ -11,19 +11,21 @@
 //! While somebody follows, nothing is dropped that they have not taken: the pump stops reading, and
 //! with it the process stops writing. For [`GRACE`] after the last one left nothing is dropped either;
 //! then the oldest goes, since a command outlives its caller. Messages are `sandboxd`'s word: each and
-//! all of them are bounded, and none is understood here but for its length.
+//! all of them are bounded, and none is understood here but for its length. One is read only once there
+//! is room for it; where there is none, what any command may lose goes first.
 
 use crate::problem::{Code, Problem};
 use crate::tasks::{Stop, Tasks};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 /// What is passed on.
@@ -44,13 +46,16 @@ const START: &str = "/process.Process/Start";
 /// What is kept of one command at most, and of all together.
 const KEPT_BYTES: usize = 1 << 20;
 const ALL_KEPT_BYTES: usize = 8 << 20;
+/// Of that, what commands may have of which something is kept already. The rest is for those of which
+/// nothing is: nobody's output stands still because some others' is not read.
+const SHARED_BYTES: usize = ALL_KEPT_BYTES / 2;
 /// The longest message; `sandboxd` sends 64 KiB of output at a time, as base64.
 const MESSAGE_BYTES: usize = 256 << 10;
 const ENVELOPE_HEAD: usize = 5;
 const END_OF_STREAM: u8 = 0b10;
 /// How long a command that nobody follows waits for somebody to come back before output is dropped.
 const GRACE: Duration = Duration::from_secs(30);
-/// How long what is kept of an ended command can be asked for.
+/// How long what is kept of an ended command can be asked for, unless its place is needed.
 const ENDED_TIME: Duration = Duration::from_secs(60);
 /// Commands whose output is kept: as many as `sandboxd` has streams for.
 const COMMANDS: usize = 1024;
@@ -60,37 +65,81 @@ const NAME_BYTES: usize = 64;
 /// All commands whose output is kept. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Execs {
-    all: Arc<Mutex<HashMap<String, Arc<Exec>>>>,
+    all: Arc<Mutex<BTreeMap<String, Arc<Exec>>>>,
+    total: Arc<Total>,
     tasks: Tasks,
 }
 
+/// What is kept of all commands together, and read to be kept.
 #[derive(Debug, Default)]
+struct Total {
+    /// INVARIANT: the lengths of all [`Room`]s; at most [`ALL_KEPT_BYTES`].
+    bytes: AtomicUsize,
+    /// Some room was given back, or may be now.
+    freed: Notify,
+}
+
+/// Room for one message. Dropped, it is another's.
+#[derive(Debug)]
+struct Room {
+    total: Arc<Total>,
+    length: usize,
+}
+
+impl Room {
+    /// Takes it, unless there would then be more than `most`.
+    fn take(total: &Arc<Total>, length: usize, most: usize) -> Option<Self> {
+        let more = |bytes: usize| bytes.checked_add(length).filter(|sum| *sum <= most);
+        let taken = total.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        taken.is_ok().then(|| Self { total: Arc::clone(total), length })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.total.bytes.fetch_sub(self.length, Ordering::AcqRel);
+        self.total.freed.notify_waiters();
+    }
+}
+
+/// A message that is kept, for as long as it has room.
+#[derive(Debug)]
+struct Message {
+    bytes: Bytes,
+    _room: Room,
+}
+
+#[derive(Debug)]
 struct Exec {
     /// What it was started for: a repeat must want the same.
     wish: String,
     kept: Mutex<Kept>,
+    total: Arc<Total>,
     /// Something was kept or taken, or a follower came or left.
     changed: Notify,
+    /// Its place is another's.
+    forgotten: Notify,
 }
 
 #[derive(Debug)]
 struct Kept {
     /// The number of the oldest message that is kept; the first of all has 1.
     first: u64,
-    messages: VecDeque<Bytes>,
+    messages: VecDeque<Message>,
     bytes: usize,
     /// The highest number that a follower has taken.
     taken: u64,
     followers: usize,
     /// When the last follower left.
     left_at: Instant,
-    is_over: bool,
+    /// When it ended.
+    over_at: Option<Instant>,
 }
 
 impl Default for Kept {
     fn default() -> Self {
         let messages = VecDeque::new();
-        Self { first: 1, messages, bytes: 0, taken: 0, followers: 0, left_at: Instant::now(), is_over: false }
+        Self { first: 1, messages, bytes: 0, taken: 0, followers: 0, left_at: Instant::now(), over_at: None }
     }
 }
 
@@ -138,37 +187,43 @@ enum Begun {
     TooMany,
 }
 
-/// A command that is being started; dropped, its name is free again.
+/// A command that is started and kept; dropped, its name is free again.
 #[derive(Debug)]
 struct Beginning {
     execs: Execs,
     name: String,
-    exec: Option<Arc<Exec>>,
+    exec: Arc<Exec>,
 }
 
 impl Beginning {
-    /// It has started: keeps what comes out of `stream`.
-    fn keep(mut self, stream: Incoming) {
-        let Some(exec) = self.exec.take() else { return };
-        let (execs, name) = (self.execs.clone(), self.name.clone());
-        self.execs.tasks.spawn(async move |stop: Stop| {
-            let kept = async {
-                execs.pump(&exec, stream).await;
-                exec.over();
-                tokio::time::sleep(ENDED_TIME).await;
-            };
-            let _ = stop.run_until_cancelled(kept).await;
-            execs.lock().remove(&name);
-        });
+    /// Starts it, tells how that went, and keeps what comes out until nobody may ask for it any more.
+    /// Whoever is told may be gone: the command runs, so it is kept.
+    async fn keep(
+        self,
+        start: impl Future<Output = Result<Response<Incoming>, Problem>> + Send,
+        told: oneshot::Sender<Result<(), NotFollowed>>,
+    ) {
+        let failed = match start.await {
+            Ok(started) if started.status() == StatusCode::OK => {
+                drop(told.send(Ok(())));
+                self.execs.pump(&self.exec, started.into_body()).await;
+                self.exec.over();
+                drop(tokio::time::timeout(ENDED_TIME, self.exec.forgotten.notified()).await);
+                return;
+            }
+            Ok(refused) => NotFollowed::Refused(Box::new(refused)),
+            Err(problem) => NotFollowed::Problem(Box::new(problem)),
+        };
+        // The name is free before anybody can try again.
+        drop(self);
+        drop(told.send(Err(failed)));
     }
 }
 
 impl Drop for Beginning {
     fn drop(&mut self) {
-        if let Some(exec) = self.exec.take() {
-            self.execs.lock().remove(&self.name);
-            exec.over();
-        }
+        self.execs.forget(&self.name, &self.exec);
+        self.exec.over();
     }
 }
 
@@ -185,7 +240,7 @@ impl Execs {
     /// None yet; its tasks are of this group.
     #[must_use]
     pub fn new(tasks: Tasks) -> Self {
-        Self { all: Arc::default(), tasks }
+        Self { all: Arc::default(), total: Arc::default(), tasks }
     }
 
     /// Whether `name` can name a command.
@@ -194,18 +249,21 @@ impl Execs {
         !name.is_empty() && name.len() <= NAME_BYTES && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a command by `start` unless it was started before, and follows it from its beginning on.
+    ///
+    /// Cancelled, it is started all the same: a caller that is gone may come back for it under its name,
+    /// and must not start it a second time.
     ///
     /// # Errors
     /// [`NotFollowed`].
     pub async fn start(
         &self,
         headers: &HeaderMap,
-        start: impl Future<Output = Result<Response<Incoming>, Problem>>,
+        start: impl Future<Output = Result<Response<Incoming>, Problem>> + Send + 'static,
     ) -> Result<Body, NotFollowed> {
         let name = text(headers, EXEC);
         let refused =
@@ -222,11 +280,15 @@ impl Execs {
                 return refused(Code::ConcurrencyLimited, "too many commands run in this sandbox");
             }
             Begun::New(beginning) => {
-                let started = start.await.map_err(|problem| NotFollowed::Problem(Box::new(problem)))?;
-                if started.status() != StatusCode::OK {
-                    return Err(NotFollowed::Refused(Box::new(started)));
-                }
-                beginning.keep(started.into_body());
+                let (told, answered) = oneshot::channel();
+                self.tasks.spawn(async move |stop: Stop| {
+                    let _ = stop.run_until_cancelled(beginning.keep(start, told)).await;
+                });
+                let ending = |_stopped| {
+                    let problem = Problem::new(Code::UpstreamUnreachable, "the sandbox ends");
+                    NotFollowed::Problem(Box::new(problem))
+                };
+                answered.await.map_err(ending)??;
             }
         }
         self.pass_on(name, 0)
@@ -258,12 +320,26 @@ impl Execs {
         if let Some(exec) = all.get(name) {
             return if exec.wish == wish { Begun::There } else { Begun::ForAnotherWish };
         }
-        if all.len() >= COMMANDS {
+        if all.len() >= COMMANDS && !forget_oldest(&mut all) {
             return Begun::TooMany;
         }
-        let exec = Arc::new(Exec { wish: wish.to_owned(), ..Exec::default() });
+        let exec = Arc::new(Exec {
+            wish: wish.to_owned(),
+            kept: Mutex::default(),
+            total: Arc::clone(&self.total),
+            changed: Notify::new(),
+            forgotten: Notify::new(),
+        });
         all.insert(name.to_owned(), Arc::clone(&exec));
-        Begun::New(Beginning { execs: self.clone(), name: name.to_owned(), exec: Some(exec) })
+        Begun::New(Beginning { execs: self.clone(), name: name.to_owned(), exec })
+    }
+
+    /// Frees a name, if it is this command's still.
+    fn forget(&self, name: &str, exec: &Arc<Exec>) {
+        let mut all = self.lock();
+        if all.get(name).is_some_and(|it| Arc::ptr_eq(it, exec)) {
+            all.remove(name);
+        }
     }
 
     /// The messages of a command after number `after`, those that are kept and those to come.
@@ -292,44 +368,97 @@ impl Execs {
     /// Reads messages until the last, or until the stream breaks or its bounds.
     async fn pump(&self, exec: &Exec, mut stream: Incoming) {
         let mut unread = BytesMut::new();
+        // For the message that is being read.
+        let mut room = None;
         loop {
-            match whole(&mut unread) {
-                Err(TooLong) => return,
-                Ok(Some(message)) => {
-                    let is_last = message.first().is_some_and(|flags| flags & END_OF_STREAM != 0);
-                    self.push(exec, message).await;
-                    if is_last {
+            let Ok(known) = length(&unread) else { return };
+            if let Some(length) = known {
+                let taken = match room.take() {
+                    Some(taken) => taken,
+                    None => self.room(exec, length).await,
+                };
+                let Some(message) = cut(&mut unread, length) else {
+                    room = Some(taken);
+                    if !read(&mut stream, &mut unread).await {
                         return;
                     }
+                    continue;
+                };
+                let is_last = message.first().is_some_and(|flags| flags & END_OF_STREAM != 0);
+                exec.lock().push(message, taken);
+                exec.changed.notify_waiters();
+                if is_last {
+                    return;
                 }
-                Ok(None) => match stream.frame().await {
-                    Some(Ok(frame)) => {
-                        unread.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
-                    }
-                    Some(Err(_)) | None => return,
-                },
+            } else if !read(&mut stream, &mut unread).await {
+                return;
             }
         }
     }
 
-    /// Keeps a message, once there is room for it.
-    async fn push(&self, exec: &Exec, message: Bytes) {
+    /// Room for a message of a command, once there is.
+    async fn room(&self, exec: &Exec, length: usize) -> Room {
         loop {
-            let changed = exec.changed.notified();
-            let share = ALL_KEPT_BYTES / self.lock().len().max(1);
-            let wait = exec.lock().make_room(message.len(), share.min(KEPT_BYTES), Instant::now());
-            match wait {
-                None => break,
-                // A follower that takes something, or comes, or leaves, changes it.
-                Some(wait) => drop(tokio::time::timeout(wait, changed).await),
+            let (changed, freed) = (exec.changed.notified(), self.total.freed.notified());
+            match self.take_room(exec, length, Instant::now()) {
+                Ok(room) => return room,
+                Err(wait) => {
+                    // A follower that takes something, or comes, or leaves, changes it; so does another
+                    // command that needs its room no longer.
+                    let change = async {
+                        tokio::select! { () = changed => {}, () = freed => {} }
+                    };
+                    drop(tokio::time::timeout(wait, change).await);
+                }
             }
         }
-        let mut kept = exec.lock();
-        kept.bytes += message.len();
-        kept.messages.push_back(message);
-        drop(kept);
-        exec.changed.notify_waiters();
     }
+
+    /// Takes room for a message of a command; else tells how long to wait at most before looking again.
+    fn take_room(&self, exec: &Exec, length: usize, now: Instant) -> Result<Room, Duration> {
+        let share = ALL_KEPT_BYTES / self.lock().len().max(1);
+        if let Some(wait) = exec.lock().make_room(length, share.min(KEPT_BYTES), now) {
+            return Err(wait);
+        }
+        loop {
+            let most = if exec.lock().messages.is_empty() { ALL_KEPT_BYTES } else { SHARED_BYTES };
+            if let Some(room) = Room::take(&self.total, length, most) {
+                return Ok(room);
+            }
+            if let Some(wait) = self.free_one(now) {
+                return Err(wait);
+            }
+        }
+    }
+
+    /// Drops a message of any command that may be dropped, of ended ones first; else tells how long none may.
+    fn free_one(&self, now: Instant) -> Option<Duration> {
+        let all = self.lock();
+        let is_dropped = |of_ended: bool| {
+            all.values().any(|exec| {
+                let mut kept = exec.lock();
+                kept.over_at.is_some() == of_ended && kept.drop_oldest(now)
+            })
+        };
+        if is_dropped(true) || is_dropped(false) {
+            return None;
+        }
+        let waits = all.values().filter_map(|exec| {
+            let kept = exec.lock();
+            if kept.messages.is_empty() { None } else { kept.held_for(now) }
+        });
+        Some(waits.min().unwrap_or(GRACE))
+    }
+}
+
+/// Forgets the command that ended first; `false` if all run.
+fn forget_oldest(all: &mut BTreeMap<String, Arc<Exec>>) -> bool {
+    let ended = all.iter().filter_map(|(name, exec)| Some((exec.lock().over_at?, name)));
+    let Some(name) = ended.min().map(|(_, name)| name.clone()) else { return false };
+    if let Some(exec) = all.remove(&name) {
+        exec.forgotten.notify_one();
+    }
+    true
 }
 
 impl Exec {
@@ -338,7 +467,9 @@ impl Exec {
     }
 
     fn over(&self) {
-        self.lock().is_over = true;
+        let mut kept = self.lock();
+        kept.over_at = kept.over_at.or_else(|| Some(Instant::now()));
+        drop(kept);
         self.changed.notify_waiters();
     }
 
@@ -363,6 +494,7 @@ impl Exec {
                     after += 1;
                     self.lock().take(after);
                     self.changed.notify_waiters();
+                    self.total.freed.notify_waiters();
                 }
                 Next::ToCome => tokio::select! { () = changed => {}, () = to.closed() => return },
                 Next::None => return,
@@ -388,8 +520,8 @@ impl Kept {
     fn next(&self, after: u64) -> Next {
         let Some(place) = (after + 1).checked_sub(self.first) else { return Next::None };
         match usize::try_from(place).ok().and_then(|place| self.messages.get(place)) {
-            Some(message) => Next::Message(message.clone()),
-            None if self.is_over => Next::None,
+            Some(message) => Next::Message(message.bytes.clone()),
+            None if self.over_at.is_some() => Next::None,
             None => Next::ToCome,
         }
     }
@@ -398,21 +530,41 @@ impl Kept {
         self.taken = self.taken.max(number);
     }
 
+    fn push(&mut self, bytes: Bytes, room: Room) {
+        self.bytes += bytes.len();
+        self.messages.push_back(Message { bytes, _room: room });
+    }
+
     /// Drops what may be dropped until a message of this length has room; else how long to wait at
-    /// most before looking again. A message that is alone has room always.
+    /// most before looking again. Of this command's own bound, a message that is alone has room always.
     fn make_room(&mut self, length: usize, most: usize, now: Instant) -> Option<Duration> {
         while !self.messages.is_empty() && self.bytes + length > most {
-            let alone = now.saturating_duration_since(self.left_at);
-            let is_lost = self.followers == 0 && alone >= GRACE;
-            if self.first > self.taken && !is_lost {
-                return Some(if self.followers == 0 { GRACE.saturating_sub(alone) } else { GRACE });
-            }
-            if let Some(oldest) = self.messages.pop_front() {
-                self.bytes -= oldest.len();
-                self.first += 1;
+            if !self.drop_oldest(now) {
+                return self.held_for(now);
             }
         }
         None
+    }
+
+    /// How long the oldest message may not be dropped; `None`: it may.
+    fn held_for(&self, now: Instant) -> Option<Duration> {
+        let alone = now.saturating_duration_since(self.left_at);
+        let is_lost = self.followers == 0 && alone >= GRACE;
+        if self.first <= self.taken || is_lost {
+            return None;
+        }
+        Some(if self.followers == 0 { GRACE.saturating_sub(alone) } else { GRACE })
+    }
+
+    /// Drops the oldest message, if there is one and it may be.
+    fn drop_oldest(&mut self, now: Instant) -> bool {
+        if self.held_for(now).is_some() {
+            return false;
+        }
+        let Some(oldest) = self.messages.pop_front() else { return false };
+        self.bytes -= oldest.bytes.len();
+        self.first += 1;
+        true
     }
 }
 
@@ -422,96 +574,25 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 
 struct TooLong;
 
-/// Takes a whole message off what was read, with its head.
-fn whole(unread: &mut BytesMut) -> Result<Option<Bytes>, TooLong> {
+/// The length, with its head, of the message that begins here; `None`: its head is not whole yet.
+fn length(unread: &BytesMut) -> Result<Option<usize>, TooLong> {
     let Some([_flags, length @ ..]) = unread.first_chunk::<ENVELOPE_HEAD>().copied() else { return Ok(None) };
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if length > MESSAGE_BYTES {
-        return Err(TooLong);
-    }
-    if unread.remaining() < ENVELOPE_HEAD + length {
-        return Ok(None);
-    }
-    Ok(Some(unread.split_to(ENVELOPE_HEAD + length).freeze()))
+    if length > MESSAGE_BYTES { Err(TooLong) } else { Ok(Some(ENVELOPE_HEAD + length)) }
+}
+
+/// Takes a message of this length off what was read, once it is there. It is copied: as a part of what was
+/// read it would hold all of that.
+fn cut(unread: &mut BytesMut, length: usize) -> Option<Bytes> {
+    (unread.len() >= length).then(|| Bytes::copy_from_slice(&unread.split_to(length)))
+}
+
+/// Reads some more; `false` if no more comes.
+async fn read(stream: &mut Incoming, unread: &mut BytesMut) -> bool {
+    let Some(Ok(frame)) = stream.frame().await else { return false };
+    unread.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+    true
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(byte: u8, length: u32) -> Bytes {
-        let mut message = vec![0];
-        message.extend(length.to_be_bytes());
-        message.extend(std::iter::repeat_n(byte, usize::try_from(length).expect("fits")));
-        message.into()
-    }
-
-    fn kept(lengths: &[u32]) -> Kept {
-        let mut kept = Kept::default();
-        for length in lengths {
-            let message = message(1, *length);
-            kept.bytes += message.len();
-            kept.messages.push_back(message);
-        }
-        kept
-    }
-
-    #[test]
-    fn messages_are_cut_out_of_what_comes_however_it_comes() {
-        let (one, two) = (message(b'a', 3), message(b'b', 0));
-        let mut unread = BytesMut::new();
-        let all: Vec<u8> = one.iter().chain(&two).copied().collect();
-        let mut found = Vec::new();
-        for byte in all {
-            unread.extend_from_slice(&[byte]);
-            found.extend(whole(&mut unread).ok().flatten());
-        }
-        assert_eq!(found, [one, two]);
-        unread.extend_from_slice(&[0, 0xff, 0xff, 0xff, 0xff]);
-        assert!(whole(&mut unread).is_err(), "a length that lies is not waited for");
-    }
-
-    #[test]
-    fn only_what_was_taken_goes_while_somebody_follows() {
-        let now = Instant::now();
-        let mut kept = kept(&[100, 100]);
-        kept.followers = 1;
-        assert!(kept.make_room(100, 250, now).is_some(), "nothing was taken: the process waits");
-        assert_eq!(kept.first, 1);
-        kept.take(1);
-        assert!(kept.make_room(100, 250, now).is_none());
-        assert_eq!((kept.first, kept.last()), (2, 2));
-        assert!(matches!(kept.next(0), Next::None), "the first is gone");
-        assert!(matches!(kept.next(1), Next::Message(_)));
-        assert!(matches!(kept.next(2), Next::ToCome));
-    }
-
-    #[test]
-    fn without_a_follower_the_oldest_goes_after_the_grace() {
-        let now = Instant::now();
-        let mut kept = kept(&[100, 100]);
-        assert!(kept.make_room(100, 250, now).is_some_and(|wait| wait <= GRACE), "somebody may come back");
-        assert!(kept.make_room(100, 250, now + GRACE + Duration::from_secs(1)).is_none());
-        assert_eq!((kept.first, kept.bytes), (2, 105));
-    }
-
-    #[test]
-    fn only_a_named_start_and_a_follow_are_about_kept_commands() {
-        let of = |method: Method, path: &'static str, is_named: bool| {
-            let name =
-                is_named.then(|| (http::HeaderName::from_static(EXEC), http::HeaderValue::from_static("a")));
-            About::of(&method, &Uri::from_static(path), &name.into_iter().collect())
-        };
-        assert_eq!(of(Method::POST, "/process.Process/Start", true), Some(About::Start));
-        assert_eq!(of(Method::POST, "/process.Process/Start", false), None);
-        assert_eq!(of(Method::POST, "/process.Process/Connect", true), None);
-        assert_eq!(of(Method::GET, "/shim/exec/abc", false), Some(About::Follow));
-        assert_eq!(of(Method::POST, "/shim/exec/abc", true), None);
-    }
-
-    #[test]
-    fn a_message_that_is_alone_has_room() {
-        let mut kept = Kept::default();
-        assert!(kept.make_room(MESSAGE_BYTES, 10, Instant::now()).is_none());
-    }
-}
+mod tests;

@@ -133,6 +133,8 @@ settings! {
     CONTROL_LISTEN = "control.listen", "POSTERN_CONTROL_LISTEN", Some("127.0.0.1:8082"), open, "control stream for gateways of their own";
     FILES_API = "files.api", "POSTERN_FILES_API", None, open, "socket by which a gateway of its own brings sandboxes' syncs to the orchestrator of this machine";
     FILTER_COMPILERS = "filters.compilers", "POSTERN_FILTER_COMPILERS", None, open, "`postern-compile` of other releases, separated by commas: they compile for gateways that still run those";
+    FILTER_COMPILE_CPU = "filters.compile_cpu", "POSTERN_FILTER_COMPILE_CPU", Some("30s"), open, "processor time that compiling one filter may take, from 1s to 10m";
+    FILTER_COMPILE_MEMORY = "filters.compile_memory", "POSTERN_FILTER_COMPILE_MEMORY", Some("2GiB"), open, "memory that it may take, at least 128MiB; two compile at once";
     LOG = "log.filter", "POSTERN_LOG", Some("info"), open, "what is logged, such as `info,postern_gateway=debug`";
     LOG_FORMAT = "log.format", "POSTERN_LOG_FORMAT", Some("text"), open, "text or json";
     URL = "client.url", "POSTERN_URL", None, open, "the API that commands talk to";

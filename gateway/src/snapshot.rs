@@ -38,6 +38,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
+/// Filters that are no more whose versions are remembered, for each tenant: far more than anybody
+/// removes while an orchestrator runs.
+const GONE_FILTERS: usize = 1_000;
+
 /// What is in force for all tenants. One request sees one of these.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Snapshot {
@@ -86,7 +90,8 @@ pub(crate) struct TenantRules {
     pub(crate) backends: BTreeMap<BackendName, Arc<Backend>>,
     pub(crate) default_backend: Option<Arc<Backend>>,
     pub(crate) policies: Policies,
-    /// What filter versions may not go back behind, while the epoch lasts.
+    /// What filter versions may not go back behind, while the epoch lasts: also of filters that are no
+    /// more, up to [`GONE_FILTERS`] of them.
     filter_versions: BTreeMap<FilterName, u64>,
     /// Every filter, attached or not.
     filters: LoadedFilters,
@@ -233,11 +238,7 @@ pub(crate) fn build(
             backends,
             default_backend,
             policies,
-            filter_versions: config
-                .filters
-                .iter()
-                .map(|(name, artefact)| (name.clone(), artefact.version))
-                .collect(),
+            filter_versions: filter_versions(config, before, epoch),
             filters,
             epoch,
             session_rate,
@@ -250,6 +251,21 @@ pub(crate) fn build(
         }),
         _ => Err(building.mistakes),
     }
+}
+
+/// What filters may not go back behind from now on: their versions, and the last ones of those that
+/// are no more.
+fn filter_versions(
+    config: &TenantConfig,
+    before: Option<&TenantRules>,
+    epoch: u64,
+) -> BTreeMap<FilterName, u64> {
+    let before = before.filter(|before| before.epoch == epoch);
+    let known = before.into_iter().flat_map(|before| &before.filter_versions);
+    let gone = known.filter(|(name, _)| !config.filters.contains_key(*name)).take(GONE_FILTERS);
+    let mut versions: BTreeMap<_, _> = gone.map(|(name, version)| (name.clone(), *version)).collect();
+    versions.extend(config.filters.iter().map(|(name, artefact)| (name.clone(), artefact.version)));
+    versions
 }
 
 struct Building<'b> {
@@ -296,7 +312,7 @@ impl<'b> Building<'b> {
             let newest = before.and_then(|before| before.filter_versions.get(name));
             if let Some(newest) = newest.filter(|newest| artefact.version < **newest) {
                 self.mistakes.push(format!(
-                    "filters/{name}: version {} is older than version {newest}, which is in force",
+                    "filters/{name}: version {} is older than version {newest}, which has been in force",
                     artefact.version
                 ));
                 continue;

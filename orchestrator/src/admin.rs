@@ -3,7 +3,7 @@
 //! anything.
 
 use crate::control::Gateways;
-use crate::driver::Startups;
+use crate::driver::Driver;
 use crate::pool::Pool;
 use crate::store::Store;
 use crate::sync::processes::Syncs;
@@ -32,7 +32,7 @@ pub(crate) struct Admin {
     pub(crate) store: Store,
     pub(crate) gateways: Gateways,
     pub(crate) pool: Pool,
-    pub(crate) startups: Startups,
+    pub(crate) driver: Driver,
     pub(crate) syncs: Syncs,
 }
 
@@ -84,7 +84,10 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     registry.register("gateways_connected", "Gateways that follow this orchestrator", gateways);
     warm_pool(&admin.pool, &mut registry);
     let startups = "From a create call until its sandbox runs, by whether it was kept ready";
-    registry.register("sandbox_startup_seconds", startups, admin.startups.clone());
+    registry.register("sandbox_startup_seconds", startups, admin.driver.startups());
+    admin.driver.register_counts(&mut registry);
+    let taken = "How long the database took, by query";
+    registry.register("store_seconds", taken, admin.store.times());
     let carrying = "How long files took to be brought into sandboxes, and to be flushed when they ended";
     registry.register("sync_seconds", carrying, admin.syncs.durations());
     let lag = "From a change in a sandbox until the store has it";

@@ -76,6 +76,8 @@ pub(crate) struct Artefacts {
     compiler: Option<PathBuf>,
     /// Compilers of other releases, by the engine that they compile for.
     others: BTreeMap<Fingerprint, PathBuf>,
+    /// What compiling one filter may use.
+    bounds: Bounds,
     folder: PathBuf,
     key: Arc<SigningKey>,
     seal: hmac::Key,
@@ -103,6 +105,7 @@ impl Artefacts {
         Ok(Self {
             compiler,
             others: BTreeMap::new(),
+            bounds: Bounds::default(),
             folder,
             key: Arc::new(key),
             seal: keys.compiled_key(),
@@ -125,6 +128,12 @@ impl Artefacts {
             }
         }
         Ok(self)
+    }
+
+    /// Compiles within these bounds.
+    pub(crate) fn within(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self
     }
 
     /// The engines, other than this release's, that can be compiled for.
@@ -235,7 +244,7 @@ impl Artefacts {
         // The semaphore is never closed.
         let _room = self.free.acquire().await.map_err(|closed| ours(closed.to_string()))?;
         let bytes =
-            compile_in_child(compiler, component, &Bounds::default()).await.map_err(|error| told(&error))?;
+            compile_in_child(compiler, component, &self.bounds).await.map_err(|error| told(&error))?;
         let is_for_it = Compiled::parse(&bytes, component).is_ok_and(|it| it.fingerprint == engine);
         if !is_for_it {
             let program = compiler.display();

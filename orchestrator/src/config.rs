@@ -6,6 +6,7 @@ use crate::runtime::Isolation;
 use crate::store::AtStart;
 use postern_common::secret::Secret;
 use postern_common::settings::{KeptTimes, SandboxCaps, Storage};
+use postern_filter_engine::child::Bounds;
 use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
@@ -41,6 +42,8 @@ pub struct Config {
     pub compiler: Option<PathBuf>,
     /// `postern-compile` of other releases, for gateways that still run, or already run, those.
     pub other_compilers: Vec<PathBuf>,
+    /// What compiling one filter may use.
+    pub compiling: Bounds,
 }
 
 impl Config {
@@ -61,6 +64,7 @@ impl Config {
             storage: Storage::default(),
             compiler: None,
             other_compilers: Vec::new(),
+            compiling: Bounds::default(),
         }
     }
     /// The database's URL.

@@ -9,6 +9,7 @@
 //! It is long because every way out of a state stands here beside the others.
 
 mod claims;
+mod counts;
 mod freeze;
 mod keep;
 mod lanes;
@@ -19,6 +20,7 @@ mod tokens;
 mod wake;
 mod watch;
 
+pub(crate) use counts::Counts;
 pub(crate) use rest::Keep;
 pub(crate) use start::First;
 pub use watch::Reconciled;
@@ -207,6 +209,7 @@ struct Inner {
     lanes: Lanes,
     changes: broadcast::Sender<SandboxId>,
     startups: Startups,
+    counts: Counts,
     /// Room for pictures of memory.
     pictures: Semaphore,
 }
@@ -220,8 +223,8 @@ impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
         let startups = Startups::new_with_constructor(|| Histogram::new(SECONDS));
-        let pictures = Semaphore::new(PICTURES);
-        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups, pictures }))
+        let (pictures, counts) = (Semaphore::new(PICTURES), Counts::default());
+        Self(Arc::new(Inner { parts, lanes: Lanes::default(), changes, startups, counts, pictures }))
     }
 
     /// How long sandboxes took from their create call until they ran.
@@ -316,7 +319,10 @@ impl Driver {
             }
             AddedSandbox::Taken => return Err(DriveError::Taken),
             AddedSandbox::Repeated => return Err(DriveError::Repeated),
-            AddedSandbox::OverQuota(quota) => return Err(DriveError::Quota(quota)),
+            AddedSandbox::OverQuota(quota) => {
+                self.0.counts.refused(quota.name);
+                return Err(DriveError::Quota(quota));
+            }
             AddedSandbox::NoTenant => return Err(DriveError::NoTenant(row.new.tenant)),
             AddedSandbox::BeingErased => return Err(DriveError::BeingErased(row.new.user_id)),
         }

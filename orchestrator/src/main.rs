@@ -19,6 +19,7 @@ use postern_common::settings::{
 };
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
+use postern_filter_engine::child::Bounds;
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Isolation, Probed, Runtime as _};
@@ -218,6 +219,7 @@ fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> anyhow::Re
         compiler: Some(programs.find("postern-compile")?),
         storage: settings.storage(),
         other_compilers: settings.list(name::FILTER_COMPILERS).into_iter().map(PathBuf::from).collect(),
+        compiling: Bounds::of(settings.compile_cpu(), settings.compile_memory()),
         ..Config::new(data)
     })
 }

@@ -270,7 +270,7 @@ async fn configurations(
     (made_on, tasks): (MadeOn, &Tasks),
 ) -> Result<(Configuration, Artefacts), StartError> {
     let artefacts = Artefacts::new(config.compiler.clone(), config.data_dir.join("artefacts"), keys)?;
-    let artefacts = artefacts.with_others(&config.other_compilers).await?;
+    let artefacts = artefacts.within(config.compiling).with_others(&config.other_compilers).await?;
     let configuration = Configuration::new(configuration::Parts {
         store: store.clone(),
         keys: Arc::clone(keys),
@@ -372,8 +372,8 @@ impl Orchestrator {
     pub fn serve_admin(&self, listener: TcpListener) {
         let Api { store, pool, driver, .. } = &*self.api;
         let (store, gateways, pool) = (store.clone(), self.gateways.clone(), pool.clone());
-        let (startups, syncs) = (driver.startups(), driver.syncs());
-        let admin = Admin { store, gateways, pool, startups, syncs };
+        let (driver, syncs) = (driver.clone(), driver.syncs());
+        let admin = Admin { store, gateways, pool, driver, syncs };
         admin::serve(admin, listener, &self.tasks);
     }
 

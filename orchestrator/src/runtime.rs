@@ -77,6 +77,11 @@ pub enum Found {
     Running(Running),
     /// It stands still, and will go on when it is resumed.
     Paused(Running),
+    /// It is there and does not answer, or not as it should: what it does is not known now.
+    Silent {
+        /// Its id.
+        sandbox: SandboxId,
+    },
     /// It has ended; its files are still there. Without an exit, it was killed.
     Ended {
         /// Its id.
@@ -92,7 +97,7 @@ impl Found {
     pub fn sandbox(&self) -> &SandboxId {
         match self {
             Self::Running(running) | Self::Paused(running) => &running.sandbox,
-            Self::Ended { sandbox, .. } => sandbox,
+            Self::Silent { sandbox } | Self::Ended { sandbox, .. } => sandbox,
         }
     }
 }
@@ -122,6 +127,21 @@ pub enum Kind {
     Folder,
     /// A claim on a cluster, with all that was made for it.
     Claim,
+}
+
+impl Kind {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Cgroup => "cgroup",
+            Self::Mount => "mount",
+            Self::Socket => "socket",
+            Self::Folder => "folder",
+            Self::Claim => "claim",
+        }
+    }
 }
 
 /// Something that a sweep removed.

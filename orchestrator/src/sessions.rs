@@ -14,12 +14,14 @@ use crate::lifecycle::State as Status;
 use crate::seal::SealError;
 use crate::store::{SandboxRow, SessionRow, Store, StoreError};
 use jiff::{SignedDuration, Timestamp};
-use postern_common::clock::unix_seconds;
+use postern_common::clock::{self, unix_seconds};
 use postern_common::control::{Change, State};
 use postern_common::id::SandboxId;
 use postern_common::secret::Secret;
 use postern_common::session::{AcceptedToken, Isolation, Peer, Session};
 use postern_common::token::{AUDIENCE, Claims, ISSUER, MAX_TTL, MintError};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,13 +73,24 @@ pub(crate) struct Sessions {
     keys: Arc<InstallationKeys>,
     gateways: Gateways,
     ttl: Duration,
+    minted: Counter,
+    revoked: Counter,
 }
 
 impl Sessions {
     /// Sessions whose tokens live for `ttl`, at most [`MAX_TTL`].
     #[must_use]
     pub(crate) fn new(store: Store, keys: Arc<InstallationKeys>, gateways: Gateways, ttl: Duration) -> Self {
-        Self { store, keys, gateways, ttl: ttl.min(MAX_TTL) }
+        let (minted, revoked) = (Counter::default(), Counter::default());
+        Self { store, keys, gateways, ttl: ttl.min(MAX_TTL), minted, revoked }
+    }
+
+    /// Tells a registry of all that is counted here.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let help = "Session tokens of sandboxes that were minted";
+        registry.register("tokens_minted", help, self.minted.clone());
+        let help = "Session tokens of sandboxes that were good when their session ended or was silenced";
+        registry.register("tokens_revoked", help, self.revoked.clone());
     }
 
     /// Opens the session of a sandbox that is being made and returns its first token, once the
@@ -131,8 +144,10 @@ impl Sessions {
         if before.tokens.is_empty() {
             return Ok(());
         }
-        let rotate_at = before.expires_at;
-        self.put(sandbox, SessionRow { tokens: Vec::new(), rotate_at, ..before }, level).await
+        let (rotate_at, good) = (before.expires_at, good(&before, clock::now()));
+        self.put(sandbox, SessionRow { tokens: Vec::new(), rotate_at, ..before }, level).await?;
+        self.revoked.inc_by(good);
+        Ok(())
     }
 
     /// Says where a live session's requests come from, once that is known, and again when it has
@@ -177,7 +192,10 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`]; then it has not ended.
     pub(crate) async fn end(&self, sandbox: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
+        // It is counted if it can be read; whether it ends does not hang on that.
+        let before = self.store.session(sandbox).await.ok().flatten();
         if let Some(ended) = self.store.end_session(sandbox, now).await? {
+            self.revoked.inc_by(before.map_or(0, |before| good(&before, now)));
             self.gateways.publish(Change::SessionEnded(ended), ACKNOWLEDGE_TIME).await;
         }
         Ok(())
@@ -204,10 +222,16 @@ impl Sessions {
             exp,
         };
         let token = self.keys.token.mint(&claims)?;
+        self.minted.inc();
         let until = Timestamp::from_second(i64::try_from(exp).unwrap_or(i64::MAX)).unwrap_or(now);
         let rotate_at = rotation(now, until, new.expires_at);
         Ok(Minted { accepted: AcceptedToken { jti: claims.jti, until }, token, rotate_at })
     }
+}
+
+/// How many tokens of a session are accepted now.
+fn good(session: &SessionRow, now: Timestamp) -> u64 {
+    session.tokens.iter().map(|token| u64::from(token.until > now)).sum()
 }
 
 /// The tokens to accept when `new` replaces what was accepted `before`.

@@ -33,6 +33,7 @@ mod snapshots;
 mod sync_sessions;
 mod tenants;
 mod tickets;
+mod times;
 mod uploads;
 mod user_locks;
 mod warm;
@@ -68,6 +69,7 @@ pub(crate) use snapshots::{SnapshotFilter, SnapshotRow};
 pub(crate) use sync_sessions::SyncSessionRow;
 pub use tenants::Owner;
 pub(crate) use tenants::{MadeTenant, Released, RemovedTenant, TenantRow};
+use times::Times;
 pub(crate) use uploads::{OPEN_UPLOADS, UploadRow};
 use user_locks::UserLocks;
 pub(crate) use warm::{WarmRow, WarmState};
@@ -161,6 +163,7 @@ pub(crate) struct Store {
     place: Arc<str>,
     /// What holds users' files where the database cannot.
     user_locks: Option<Arc<UserLocks>>,
+    times: Times,
 }
 
 /// A transaction; dropped without [`Change::commit`] it never was.
@@ -228,7 +231,7 @@ impl Store {
             .connect(url)
             .await
             .map_err(OpenError::Connect)?;
-        Ok(Self { pool, dialect, replica, place: Arc::from(""), user_locks })
+        Ok(Self { pool, dialect, replica, place: Arc::from(""), user_locks, times: times::new() })
     }
 
     /// Begins a change. SQLite takes its write lock at once, so that two changes cannot both have
@@ -270,6 +273,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`] if not.
     pub(crate) async fn ping(&self) -> Result<(), StoreError> {
+        let _under_way = self.time("ping");
         sqlx::query("SELECT 1").execute(&self.pool).await?;
         Ok(())
     }

@@ -22,8 +22,14 @@ use std::sync::{Arc, LazyLock};
 const SCHEMA: &str = include_str!("../control.cedarschema");
 /// The policies.
 const POLICIES: &str = include_str!("../control.cedar");
-/// Each role lies in the one after it.
-const ROLES: [&str; 3] = ["admin", "developer", "auditor"];
+/// Each role, and the roles that it lies in: who has it may do as much as who has those.
+const ROLES: [(&str, &[&str]); 5] = [
+    ("admin", &["developer", "filters:activate"]),
+    ("developer", &["auditor", "filters:push"]),
+    ("auditor", &[]),
+    ("filters:push", &[]),
+    ("filters:activate", &[]),
+];
 
 /// Who calls.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +38,7 @@ pub struct KeyFacts<'a> {
     pub id: &'a str,
     /// Its tenant; `None`: the whole installation.
     pub tenant: Option<&'a TenantId>,
-    /// `admin`, `developer` or `auditor`.
+    /// `admin`, `developer`, `auditor`, or one right alone: `filters:push`, `filters:activate`.
     pub role: &'a str,
     /// The templates that it is for; `None`: every one.
     pub templates: Option<&'a [String]>,
@@ -132,9 +138,10 @@ impl ControlPlane {
         let actions = schema.actions.iter().map(named).collect();
         let incomplete = || broken("a type of the schema is missing".to_owned());
         let mut roles = Vec::new();
-        for (place, role) in ROLES.iter().enumerate() {
-            let parent = ROLES.get(place + 1).map(|parent| uid(&ROLE, parent).ok_or_else(incomplete));
-            roles.push(entity(uid(&ROLE, role).ok_or_else(incomplete)?, [], parent.transpose()?));
+        for (role, within) in ROLES {
+            let within = within.iter().map(|role| uid(&ROLE, role)).collect::<Option<Vec<_>>>();
+            let role = uid(&ROLE, role).ok_or_else(incomplete)?;
+            roles.push(entity(role, [], within.ok_or_else(incomplete)?));
         }
         Ok(Self { policies, actions, roles })
     }
@@ -258,8 +265,9 @@ mod tests {
             ("putPolicySet", "admin"),
             ("apply", "admin"),
         ] {
-            for role in ROLES {
-                let rank = |role: &str| ROLES.iter().rev().position(|known| *known == role);
+            for role in ["auditor", "developer", "admin"] {
+                let rank =
+                    |role: &str| ["auditor", "developer", "admin"].iter().position(|known| *known == role);
                 let answer = plane.decide(key(role, Some(&acme)), operation, Target::Installation);
                 assert_eq!(answer.is_ok(), rank(role) >= rank(least), "{role} {operation}");
             }
@@ -268,6 +276,36 @@ mod tests {
         assert!(create(Some(&acme)).is_err() && create(None).is_ok());
         assert!(plane.decide(key("admin", None), "unheardOf", Target::Installation).is_err());
         assert!(plane.decide(key("read", None), "getSandbox", Target::Installation).is_err(), "no such role");
+    }
+
+    #[test]
+    fn pushing_and_activating_filters_are_rights_that_a_key_may_have_alone() {
+        let (plane, acme) = (plane(), "acme".parse().expect("a name"));
+        for (role, allowed) in [
+            ("filters:push", &["pushFilter"][..]),
+            ("filters:activate", &["activateFilter", "rollBackFilter"]),
+            ("auditor", &[]),
+            ("developer", &["pushFilter"]),
+            ("admin", &["pushFilter", "activateFilter", "rollBackFilter", "putFilter", "deleteFilter"]),
+        ] {
+            let may =
+                |operation| plane.decide(key(role, Some(&acme)), operation, Target::Installation).is_ok();
+            for operation in ["pushFilter", "activateFilter", "rollBackFilter", "putFilter", "deleteFilter"] {
+                assert_eq!(may(operation), allowed.contains(&operation), "{role} {operation}");
+            }
+            for operation in ["listFilters", "getFilter", "listFilterVersions", "readFilterLog", "getBackend"]
+            {
+                assert!(may(operation), "{role} {operation}");
+            }
+        }
+        // Such a key does nothing else.
+        for role in ["filters:push", "filters:activate"] {
+            let others = plane.operations().filter(|operation| !operation.contains("ilter"));
+            for operation in others.filter(|operation| !matches!(*operation, "listBackends" | "getBackend")) {
+                let decided = plane.decide(key(role, Some(&acme)), operation, Target::Installation);
+                assert!(decided.is_err(), "{role} {operation}");
+            }
+        }
     }
 
     #[test]

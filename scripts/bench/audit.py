@@ -29,7 +29,7 @@ def main():
             report.add(row["name"], row["value"], row["unit"], None, PAID)
     if not report.rows:
         raise SystemExit("bench: nothing was measured; see above")
-    report.write()
+    report.end()
 
 
 main()

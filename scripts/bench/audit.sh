@@ -3,7 +3,7 @@
 # Measures the way of events: what a request pays to hand its decision on, and how many decisions and
 # lines of the files' log each database takes in a second, Postgres with its own settings but `fsync` (off).
 # Usage: scripts/bench/audit.sh     (EVENTS=50000)     Give it the machine alone.
-# Prints a table and writes target/bench/audit.json. Needs Postgres for its rows (`initdb`).
+# Prints a table and writes target/bench/audit.json; ends with 1 if a bar was missed. Needs Postgres for its rows (`initdb`).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${CARGO_TARGET_DIR:?}"

@@ -5,8 +5,8 @@
 # Usage: scripts/bench/sandboxes.sh [gvisor] [namespaces] [PART…]     Both levels if none is named, and
 #        all parts: warm (claims), cold (starts, exec, pause), inside (streams, files and process 1 of one
 #        sandbox), burst, idle (memory and processors of idle ones), many (claims beside 200). Run it as root.
-# Prints a table and writes target/bench/sandboxes.json. Needs `make build PROFILE=release`; give it
-# the machine alone: it takes some four minutes for each isolation.
+# Prints a table and writes target/bench/sandboxes.json; ends with 1 if a bar was missed. Needs
+# `make build PROFILE=release`; give it the machine alone: it takes some four minutes for each isolation.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${CARGO_TARGET_DIR:?}" "${POSTERN_CACHE:=$HOME/.cache/postern}"

@@ -5,6 +5,7 @@
 # Usage: scripts/prove/escape.sh      ROUNDS= sandboxes per level [2]   LEVELS= [gvisor namespaces]
 #                                     POSTERN_ALLOW_SKIP=1 leaves gvisor out where there is no runsc
 #                                     ONLY= patterns of checks [*], such as 'network/* files/*'
+# In each sandbox at least as many checks of each kind must have held as `floors` says, unless ONLY= is given.
 # Ends with `N passed, N failed`. Run it as root: see tests/security/validate_isolation.sh.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,6 +15,8 @@ cache=${POSTERN_CACHE:-$HOME/.cache/postern} allow_skip=${POSTERN_ALLOW_SKIP:-}
 unset POSTERN_PROGRAMS POSTERN_ALLOW_SKIP
 postern=$programs/postern
 [[ -x $postern ]] || { echo "prove: there is no $postern; build it (make build)" >&2; exit 2; }
+
+floors='network:14 files:12 kernel:10 slot:8 exhaustion:8 neighbours:8 calls:8' floor_together=60
 
 folder=$(mktemp -d /var/tmp/postern-prove-XXXXXX)
 chmod 711 "$folder"
@@ -64,6 +67,22 @@ start() { # LEVEL
   return 1
 }
 
+# Whether enough was shown: what a control did not reach, or was left out for a reason, has not held.
+enough() { # LEVEL ROUND OUTPUT
+  local held floor count together
+  held=$(sed -n 's/^# held: \(.*\); not counted.*/\1/p' "$3" | tr ',' '\n')
+  for floor in $floors; do
+    count=$(awk -v kind="${floor%:*}" '$2 == kind { print $1 }' <<<"$held")
+    ((${count:-0} >= ${floor#*:})) && continue
+    echo "prove: $1, sandbox $2: ${count:-0} checks of ${floor%:*} held, at least ${floor#*:} are wanted" >&2
+    failed=$((failed + 1))
+  done
+  together=$(awk '{ all += $1 } END { print all + 0 }' <<<"$held")
+  ((together >= floor_together)) && return 0
+  echo "prove: $1, sandbox $2: $together checks held, at least $floor_together are wanted" >&2
+  failed=$((failed + 1))
+}
+
 prove() { # LEVEL ROUND
   local sandbox output=$folder/$1-$2.tap patterns=() pattern
   sandbox=$("$postern" --data-dir "$folder/$1" sandbox create --user "prove-$2" --conversation "prove-$2") ||
@@ -75,6 +94,7 @@ prove() { # LEVEL ROUND
   # A suite that broke off has no last line of this form; that is a failure too.
   if [[ $(tail -n 1 "$output") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
     passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    [[ -n ${ONLY:-} ]] || enough "$1" "$2" "$output"
   else
     failed=$((failed + 1))
   fi

@@ -15,6 +15,8 @@ from unwalled import Unwalled
 
 GROUPS = ("cluster/", "kernel/", "files/", "network/", "neighbours/", "slot/", "exhaustion/")
 # They need bait, addresses or ids of the machine that serves; or, as `processors`, a look at its processes.
+# `/tmp` and `/data` of a pod are volumes on its node's disk: nothing refuses a write beyond their size, the
+# kubelet ends the pod some time later. That a disk holds out can be seen at the node alone.
 OF_ONE_MACHINE = {
     "kernel/trace-host", "kernel/signal-host", "kernel/see-host",
     "files/etc", "files/shadow", "files/host-file", "files/host-file-by-dots", "files/root-home", "files/var", "files/usr-local",
@@ -22,6 +24,7 @@ OF_ONE_MACHINE = {
     "neighbours/runtime-process", "neighbours/slot-path", "neighbours/socket-path",
     "slot/link-to-file", "slot/link-to-folder", "slot/link-that-climbs", "slot/climb", "slot/hard-link",
     "slot/replace-socket", "slot/file-beside-socket", "exhaustion/processors",
+    "exhaustion/fill-tmp", "exhaustion/fill-disk", "exhaustion/reserve-disk", "exhaustion/inodes",
 }
 # Of the network those that need no address: a pod has an interface, and its cluster is tried by `cluster/`.
 OF_NETWORK = {f"network/{name}" for name in (
@@ -41,6 +44,8 @@ def names():
 class ClusterSuite(Suite):
     """One run against one sandbox of a namespace, which is made for it."""
 
+    OTHERS = "the neighbour"
+
     def __init__(self, api, namespace, bait, chosen):
         api.interpreter = "python3"
         self.namespace = namespace
@@ -55,6 +60,9 @@ class ClusterSuite(Suite):
         of_node = kubectl.kernel_of(self.pod["spec"].get("nodeName", ""))
         _, release, _ = self.api.python(self.id, "import os; print(os.uname().release)")
         return of_node != "" and release.strip() not in ("", of_node)
+
+    def _harm_of_machine(self):
+        """Nothing: this machine does not serve, and nodes are not looked at."""
 
     def run(self, report):
         containers = ", ".join(container["name"] for container in self.pod["spec"]["containers"])

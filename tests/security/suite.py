@@ -46,6 +46,9 @@ WHERE = {"host": "on this machine", "world": "in a throw-away world", "neighbour
 class Suite:
     """One run against one sandbox."""
 
+    # Who must not be harmed by what is taken without end.
+    OTHERS = "the neighbour and this machine"
+
     def __init__(self, api, sandbox, bait, names):
         self.api, self.bait, self.names = api, bait, names
         self.shown = api.sandbox(sandbox)
@@ -120,7 +123,7 @@ class Suite:
             report.not_counted(entry.name, entry.tried, found["how"], said)
 
     def _exhaust(self, report, entry):
-        """Runs an attempt in a sandbox of its own, while a neighbour and this machine go on."""
+        """Runs an attempt in a sandbox of its own, while all others go on."""
         limit = LIMIT_OF.get(entry.name.partition("/")[2])
         if limit and not self.enforced.get(limit):
             report.excused(entry.name, entry.tried, f"the API says that {limit} is not enforced here")
@@ -154,7 +157,7 @@ class Suite:
         if harm:
             report.hole(entry.name, entry.tried, f"others were harmed: {harm} ({result['how']})")
             return
-        result["how"] += "; the neighbour and this machine were unharmed"
+        result["how"] += f"; unharmed: {self.OTHERS}"
         self._judge(report, entry, result, self._control(entry))
 
     def _harm(self):
@@ -165,6 +168,10 @@ class Suite:
             return f"the neighbour did not answer: {error}"
         if out.strip() != "unharmed":
             return f"the neighbour cannot work (exit {code}): {errors[-200:]}"
+        return self._harm_of_machine()
+
+    def _harm_of_machine(self):
+        """What this machine, which serves, has no more of."""
         free = os.statvfs(self.bait.folder)
         if free.f_bavail * free.f_frsize < 64 << 20 or free.f_favail < 1000:
             return "this machine's disk is full"

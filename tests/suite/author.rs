@@ -2,6 +2,7 @@
 //! A filter's author, from an empty folder to a gateway that applies the filter: through the built
 //! programs, with nothing of this project beside the folder.
 
+use crate::handmade::{laborious_component, wasi_component};
 use crate::running::{Backend, Up, http, postern, programs, project, wait_for};
 use serde_json::Value;
 use std::fs;
@@ -101,17 +102,6 @@ fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// A component that imports an instance `wasi:clocks/wall-clock@0.2.0` with nothing in it.
-fn wasi_component() -> Vec<u8> {
-    let name = b"wasi:clocks/wall-clock@0.2.0";
-    let length = u8::try_from(name.len()).expect("a short name");
-    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
-    bytes.extend([0x07, 0x03, 0x01, 0x42, 0x00, 0x0a, length + 5, 0x01, 0x00, length]);
-    bytes.extend(name);
-    bytes.extend([0x05, 0x00]);
-    bytes
-}
-
 #[test]
 fn what_cannot_be_a_filter_is_refused_and_the_last_good_one_serves_on() {
     let backend = Backend::start();
@@ -156,6 +146,38 @@ fn what_cannot_be_a_filter_is_refused_and_the_last_good_one_serves_on() {
 }
 
 #[test]
+fn what_is_too_much_for_the_compiler_is_refused_and_the_last_good_one_serves_on() {
+    let backend = Backend::start();
+    let bounds = [("POSTERN_FILTER_COMPILE_CPU", "3s"), ("POSTERN_FILTER_COMPILE_MEMORY", "512MiB")];
+    let up = Up::by_api_with(&backend, &bounds);
+    let sandbox = up.sandbox("alice", "c1");
+    let id = sandbox["sandbox_id"].as_str().expect("an id");
+    let note = r#"{"order_id": "ord-1001", "amount": 1.0, "note": "4111 1111 1111 1111"}"#;
+    let serves = |what: &str| {
+        let answer = up.agent(id, &["POST", "/refunds", note]);
+        assert_eq!(answer["status"], 422, "{what}: {answer}");
+    };
+    serves("the control: card-guard itself was compiled within these bounds");
+    let manifest = project().join("examples/support-desk/config/filters/card-guard/filter.toml");
+    let manifest = fs::read_to_string(manifest).expect("reads");
+    let mut large = b"\0asm\x0d\0\x01\0".to_vec();
+    large.resize(64 * 1024 * 1024 + 1, 0);
+    for (what, component, wanted) in [
+        ("too large", large, "the component is larger than 64 MiB"),
+        ("too slow", laborious_component(2_000, 3_000), "compiling took longer than 3s"),
+        ("too much memory", laborious_component(1, 500_000), "may have needed more than 512 MiB"),
+    ] {
+        let body = serde_json::json!({ "manifest": manifest, "component": base64(&component) });
+        let answer = up.call("PUT", "/filters/card-guard", Some(&body));
+        assert_eq!(answer.status, 422, "{what}: {answer:?}");
+        assert!(answer.text.contains(wanted), "{what}: {answer:?}");
+        let versions = up.told_by("GET", "/filters/card-guard/versions");
+        assert_eq!(versions["in_force"], 1, "{what}: {versions}");
+        serves(what);
+    }
+}
+
+#[test]
 fn pushing_and_putting_in_force_are_two_rights_and_versions_only_rise() {
     let backend = Backend::start();
     let up = Up::by_api(&backend);
@@ -180,6 +202,32 @@ fn pushing_and_putting_in_force_are_two_rights_and_versions_only_rise() {
     let older = up.call("POST", "/filters/card-guard/activate", Some(&serde_json::json!({ "version": 1 })));
     assert!(older.status == 409 && older.text.contains("rollback"), "{older:?}");
     assert_eq!(up.told(&["filter", "rollback", "card-guard"])["filter_version"], 3);
+    // Each of the two alone: who pushes does not activate, and who activates does nothing else.
+    let key = |role: &str| {
+        let made = up.told(&["key", "create", "--role", role]);
+        format!("Bearer {}", made["key"].as_str().expect("a key"))
+    };
+    let (pusher, activator) = (key("filters:push"), key("filters:activate"));
+    let call = |key: &str, method: &str, path: &str, body: Option<&Value>| {
+        http(&up.written("url"), method, path, &[("Authorization", key)], body).status
+    };
+    let (push, activate) = ("/filters/card-guard/versions", "/filters/card-guard/activate");
+    let (newer, nothing) = (version("four"), serde_json::json!({}));
+    assert_eq!(call(&activator, "POST", push, Some(&newer)), 403);
+    assert_eq!(call(&pusher, "POST", push, Some(&newer)), 201);
+    assert_eq!(call(&pusher, "POST", activate, Some(&nothing)), 403);
+    assert_eq!(in_force(), Some(3), "it is pushed and not in force");
+    for key in [&pusher, &activator] {
+        assert_eq!(call(key, "GET", push, None), 200, "both see what there is");
+        assert_eq!(call(key, "PUT", "/filters/card-guard", Some(&newer)), 403, "both in one");
+        for path in ["/keys", "/secrets", "/sandbox", "/policies", "/events"] {
+            assert_eq!(call(key, "GET", path, None), 403, "{path}");
+        }
+        let without = up.told_by("GET", "/backends/support-desk");
+        assert_eq!(call(key, "PUT", "/backends/support-desk", Some(&without)), 403);
+    }
+    assert_eq!(call(&activator, "POST", activate, Some(&nothing)), 200);
+    assert_eq!(in_force(), Some(4));
     // Removal does not begin at one again.
     let mut without = up.told_by("GET", "/backends/support-desk");
     without["backend"]["filters"] = serde_json::json!([]);
@@ -187,7 +235,7 @@ fn pushing_and_putting_in_force_are_two_rights_and_versions_only_rise() {
     assert_eq!(up.call("DELETE", "/filters/card-guard", None).status, 204);
     assert_eq!(in_force(), None);
     assert_eq!(up.call("PUT", "/filters/card-guard", Some(&version("again"))).status, 201);
-    assert_eq!(in_force(), Some(4));
+    assert_eq!(in_force(), Some(5));
 }
 
 #[test]

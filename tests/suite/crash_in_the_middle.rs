@@ -2,11 +2,11 @@
 //! `kill -9` of an `up` that is in the middle of making, claiming, pausing, resuming, stopping, waking
 //! and destroying sandboxes and of running commands in them, at many moments; and what the next start makes of each.
 //!
-//! `make prove-crash ROUNDS=` plays many rounds of the same, and tells in how many each transition was
-//! cut in the middle.
+//! `make prove-crash ROUNDS=` plays many rounds of the same at each isolation, and tells in how many each
+//! transition was cut in the middle.
 
 use crate::crash::bearing;
-use crate::running::{Backend, Up, try_http, wait_for};
+use crate::running::{Backend, Up, http, try_http, wait_for};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,6 +23,8 @@ const ROUNDS: usize = 3;
 const WANTED: &str = "POSTERN_PROVE_ROUNDS";
 /// Which point it begins at, so that a proof can be played in parts.
 const FROM: &str = "POSTERN_PROVE_FROM";
+/// The isolation that it is played at; without it that which `up` chooses.
+const LEVEL: &str = "POSTERN_PROVE_LEVEL";
 /// Sandboxes that are kept ready meanwhile.
 const WARM: &str = "warm_pool = 2\nmemory = \"128MiB\"\ndisk = \"64MiB\"\n";
 
@@ -30,6 +32,8 @@ const WARM: &str = "warm_pool = 2\nmemory = \"128MiB\"\ndisk = \"64MiB\"\n";
 #[derive(Debug, Clone, Default)]
 struct Told {
     user: String,
+    /// The first token of its session.
+    token: String,
     /// A command in it has written this file, and the caller knows.
     wrote: bool,
     /// Somebody asked for its end.
@@ -78,7 +82,11 @@ impl Caller {
             let wish = json!({ "user_id": user, "conversation_id": conversation, "template": template });
             let made = self.send(doing, "POST", "/sandbox?wait=running", Some(&wish))?;
             let Some(id) = made["sandbox_id"].as_str() else { continue };
-            self.note(id, |told| told.user.clone_from(&user));
+            let token = made["token"].as_str().unwrap_or_default();
+            self.note(id, |told| {
+                told.user.clone_from(&user);
+                token.clone_into(&mut told.token);
+            });
             let command = format!("echo {id} > /data/user/{id}");
             let exec = json!({ "command": command, "collect": true });
             let ran = self.send("running a command", "POST", &format!("/sandbox/{id}/exec"), Some(&exec))?;
@@ -294,6 +302,9 @@ fn check(up: &Up, known: &Known, over: &mut BTreeSet<String>) -> Duration {
         wait_for("the end of all that there was of a sandbox", || {
             left_of(id, &run, &data).is_empty().then_some(())
         });
+        if !told.token.is_empty() {
+            assert_eq!(at_the_door(up, &told.token), 401, "the token of {id} is good after its end");
+        }
         if told.wrote {
             let kept = data.join("files/tenants/default/users").join(&told.user).join("files").join(id);
             assert_eq!(fs::read_to_string(&kept).ok(), Some(format!("{id}\n")), "{}", kept.display());
@@ -311,6 +322,24 @@ fn check(up: &Up, known: &Known, over: &mut BTreeSet<String>) -> Duration {
         (there.iter().all(is_known) && sessions_of_the_over(&data).is_empty()).then_some(())
     });
     cleaned
+}
+
+/// What the gateway answers to a token; 403 to that of a session which lives, for it comes from elsewhere.
+fn at_the_door(up: &Up, token: &str) -> u16 {
+    let authorization = format!("Bearer {token}");
+    let headers = [("Authorization", authorization.as_str())];
+    http(&up.written("gateway"), "GET", "/support-desk/orders", &headers, None).status
+}
+
+/// The isolation that sandboxes here have, which is the one that was asked for.
+fn isolation(up: &Up, wanted: Option<&str>) -> String {
+    let made = up.sandbox("isolation", "isolation");
+    let found = made["isolation"].as_str().expect("has one").to_owned();
+    assert!(wanted.is_none_or(|wanted| wanted == found), "{wanted:?} was asked for, and it is {found}");
+    assert_eq!(at_the_door(up, made["token"].as_str().expect("a token")), 403, "its session lives");
+    let gone = up.call("DELETE", &format!("/sandbox/{}", id_of(&made)), None).json();
+    assert_eq!(gone["status"], "destroyed", "{gone}");
+    found
 }
 
 fn id_of(sandbox: &Value) -> String {
@@ -337,7 +366,7 @@ fn number(variable: &str) -> Option<usize> {
 }
 
 /// One round: callers go on, until the point has come; then nobody gets to clean up. What was cut.
-fn round(up: Up, round: usize, known: &Known) -> (Up, BTreeSet<&'static str>) {
+fn round(up: Up, round: usize, (known, settings): (&Known, &[(&str, &str)])) -> (Up, BTreeSet<&'static str>) {
     let (what, point) = POINTS[round % POINTS.len()];
     let (run, data, doing) = (PathBuf::from(up.written("run")), up.data(), Doing::default());
     let template = up.config().join("templates/warm.toml");
@@ -359,19 +388,23 @@ fn round(up: Up, round: usize, known: &Known) -> (Up, BTreeSet<&'static str>) {
         caller.join().expect("no panic");
     }
     let cut = cut(&doing, &data);
-    (Up::on(folder), cut)
+    (Up::on_with(folder, settings), cut)
 }
 
 #[test]
 fn a_crash_in_the_middle_of_everything_loses_nothing() {
     let (rounds, from) = (number(WANTED).unwrap_or(ROUNDS), number(FROM).unwrap_or(0));
+    let level = std::env::var_os(LEVEL).map(|level| level.into_string().expect("is text"));
+    let settings: Vec<(&str, &str)> =
+        level.as_deref().map(|level| ("POSTERN_ISOLATION", level)).into_iter().collect();
     let backend = Backend::start();
-    let mut up = Up::start(&backend);
+    let mut up = Up::start_with(&backend, &settings);
+    println!("isolation {}", isolation(&up, level.as_deref()));
     let (known, mut over) = (Known::default(), BTreeSet::new());
     let mut cuts: BTreeMap<&str, usize> = TRANSITIONS.iter().map(|transition| (*transition, 0)).collect();
     let mut longest = Duration::ZERO;
     for number in from..from + rounds {
-        let (next, cut) = round(up, number, &known);
+        let (next, cut) = round(up, number, (&known, &settings));
         up = next;
         longest = longest.max(check(&up, &known, &mut over));
         for transition in &cut {

@@ -30,6 +30,9 @@ fn what_works_is_ok_and_a_port_that_is_taken_fails() {
     for check in ["settings", "programs", "clock", "sandboxes", "data folder"] {
         assert_eq!(find(check)["verdict"], "ok", "{told}");
     }
+    for check in ["pausing", "landlock"] {
+        assert_ne!(find(check)["verdict"], "fail", "sandboxes do without it");
+    }
     assert!(!folder.path().join("data").exists(), "looking makes nothing");
 }
 

@@ -32,7 +32,14 @@ mod following;
 #[cfg(test)]
 mod gateways;
 #[cfg(test)]
+#[path = "../../gateway/compile/tests/compile/handmade.rs"]
+mod handmade;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod isolation;
+#[cfg(test)]
+mod kit;
 #[cfg(test)]
 mod loss;
 #[cfg(test)]

@@ -126,15 +126,25 @@ impl Up {
 
     /// Starts without a watched folder: the API owns the tenant, and `config/` waits to be applied.
     pub(crate) fn unwatched(backend: &Backend) -> Self {
+        Self::unwatched_with(backend, &[])
+    }
+
+    fn unwatched_with(backend: &Backend, settings: &[(&str, &str)]) -> Self {
         let folder = Arc::new(configured(backend));
         let mut command = postern(folder.path());
         command.arg("up").env("POSTERN_UPSTREAMS_ALLOW", format!("127.0.0.1:{}", backend.port));
+        command.envs(settings.iter().copied());
         Self::launch(folder, command)
     }
 
     /// The same, and the configuration is applied.
     pub(crate) fn by_api(backend: &Backend) -> Self {
-        let up = Self::unwatched(backend);
+        Self::by_api_with(backend, &[])
+    }
+
+    /// The same with settings of the test's own.
+    pub(crate) fn by_api_with(backend: &Backend, settings: &[(&str, &str)]) -> Self {
+        let up = Self::unwatched_with(backend, settings);
         up.told(&["apply", up.config().to_str().expect("is text")]);
         up
     }
@@ -299,11 +309,14 @@ pub(crate) fn configured(backend: &Backend) -> tempfile::TempDir {
     folder
 }
 
+/// Where what was built once lies, gVisor too: no setting of an installation.
+const CACHE: &str = "POSTERN_CACHE";
+
 /// `postern` with nothing of this process's own settings, on this folder's data.
 pub(crate) fn postern(folder: &Path) -> Command {
     let mut command = Command::new(programs().join("postern"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("POSTERN_") {
+        if name.to_string_lossy().starts_with("POSTERN_") && name != CACHE {
             command.env_remove(name);
         }
     }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tokens that must not open the door, each with its own code, and a backend that hears nothing.
 
-use crate::running::{Backend, Up, http};
+use crate::running::{Backend, Up, http, wait_for};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use postern_common::clock;
 use serde_json::Value;
 use std::process::Command;
 
@@ -94,4 +97,33 @@ fn an_agent_cannot_choose_whose_token_it_sends() {
         up.told(&["sandbox", "exec", &text(&alice, "sandbox_id"), "--", "python3", "-I", "-c", &script]);
     let owners: Vec<_> = told.as_array().expect("a list").iter().map(|owner| owner.as_str()).collect();
     assert!(!owners.is_empty() && owners.iter().all(|owner| *owner == Some("alice")), "{told}");
+}
+
+/// When a token expires, unverified, as seconds since 1970.
+fn end(token: &str) -> u64 {
+    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let claims: Value = serde_json::from_slice(&claims.expect("base64")).expect("JSON");
+    claims["exp"].as_u64().expect("a time")
+}
+
+#[test]
+fn a_token_is_replaced_by_itself_and_the_door_stays_open() {
+    let backend = Backend::start();
+    // As short as it may be: it is replaced after 40 s.
+    let up = Up::start_with(&backend, &[("TOKEN_TTL", "1m")]);
+    let made = up.sandbox("alice", "c1");
+    let (id, end) = (text(&made, "sandbox_id"), end(&text(&made, "token")));
+    assert_eq!(up.agent(&id, &["GET", "/orders"])["status"], 200);
+    wait_for("another token", || {
+        let events = up.call("GET", &format!("/events?sandbox_id={id}"), None).text;
+        events.contains("token.refreshed").then_some(())
+    });
+    let by = up.call("GET", &format!("/events?sandbox_id={id}"), None).json();
+    let of = |event: &&Value| event["action"] == "token.refreshed";
+    let refreshed = by["events"].as_array().expect("a list").iter().find(of).expect("is there");
+    assert_eq!(refreshed["actor"], "orchestrator", "nobody asked for it");
+    assert_eq!(up.agent(&id, &["GET", "/orders"])["status"], 200, "while both are good");
+    wait_for("the end of the first token", || (clock::unix_seconds(clock::now()) > end).then_some(()));
+    assert_eq!(up.agent(&id, &["GET", "/orders"])["status"], 200, "by the second alone");
+    up.stop();
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Content that is no JSON: files up and down, also by URLs that need no key.
 
-use super::{ANSWER_TIME, Answer, Body, Client, collected, dial, json, refusal};
+use super::{ANSWER_TIME, Answer, Body, Client, answer, dial, refusal};
 use crate::failure::Failure;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -23,9 +23,7 @@ impl Client {
         let mut request = self.request(Method::PUT, path, None, "application/json")?;
         add(&mut request, headers)?;
         *request.body_mut() = whole(content);
-        let response = self.exchange(request).await?;
-        let (head, body) = response.into_parts();
-        Ok(Answer { status: head.status, body: json(&collected(body).await?)? })
+        answer(self.exchange(request).await?).await
     }
 
     /// Gets content as it comes.

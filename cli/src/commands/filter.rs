@@ -4,6 +4,7 @@
 //!
 //! Everything local runs in the engine that gateways run, so that what passes here passes there.
 
+mod attach;
 mod bench;
 mod build;
 mod cases;
@@ -18,6 +19,7 @@ use super::Server;
 use crate::arguments::Filter;
 use crate::failure::Failure;
 use crate::output::Output;
+use std::time::Duration;
 
 /// Runs one of the commands.
 pub(super) async fn run(
@@ -29,7 +31,10 @@ pub(super) async fn run(
         Filter::New { name, folder } => new::run(&name, folder, output),
         Filter::Build { folder } => build::run(&folder, output).await,
         Filter::Test { folder, only } => test::run(&folder, only.as_deref(), output).await,
-        Filter::Bench { folder, only } => bench::run(&folder, only.as_deref(), output).await,
+        Filter::Bench { folder, only, seconds } => {
+            let time = Duration::from_secs(u64::from(seconds.get()));
+            bench::run(&folder, only.as_deref(), time, output).await
+        }
         Filter::Inspect { folder } => inspect::run(&folder, output).await,
         Filter::Ls => remote::list(&server()?).await,
         Filter::Push(wanted) => remote::push(&server()?, wanted).await,

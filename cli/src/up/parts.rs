@@ -14,6 +14,7 @@ use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
 use postern_common::settings::{MigrateAtStart, Setting, Settings, WantedIsolation, name};
 use postern_common::tasks::Tasks;
+use postern_filter_engine::child::Bounds;
 use postern_gateway::{Ceilings, Config as GatewayConfig, FilesApi, Gateway, Settings as GatewaySettings};
 use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
@@ -235,6 +236,7 @@ fn config(settings: &Settings, data: &DataFolder, programs: &Programs) -> Config
         compiler: Some(programs.compile.clone()),
         storage: settings.storage(),
         other_compilers: settings.list(name::FILTER_COMPILERS).into_iter().map(PathBuf::from).collect(),
+        compiling: Bounds::of(settings.compile_cpu(), settings.compile_memory()),
         ..Config::new(data.path().to_owned())
     }
 }

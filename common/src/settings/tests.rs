@@ -145,6 +145,8 @@ fn the_values_that_would_be_unsafe_are_refused() {
         ("POSTERN_TENANT", "../x", "tenant name"),
         ("POSTERN_LOG_FORMAT", "xml", "none of"),
         ("POSTERN_URL", "localhost:8080", "http://HOST"),
+        ("POSTERN_FILTER_COMPILE_CPU", "0s", "from 1s to 10m"),
+        ("POSTERN_FILTER_COMPILE_MEMORY", "1MiB", "at least"),
     ] {
         let told = mistakes(&[(variable, value)], "");
         assert!(told.contains(wanted) && told.contains(variable), "{variable}={value}: {told}");

@@ -196,6 +196,18 @@ words! {
 }
 
 impl Settings {
+    /// The CPU time that compiling one filter may take.
+    #[must_use]
+    pub fn compile_cpu(&self) -> Duration {
+        self.try_compile_cpu().unwrap_or_default()
+    }
+
+    /// The address space, in bytes, that compiling one filter may take.
+    #[must_use]
+    pub fn compile_memory(&self) -> u64 {
+        self.try_compile_memory().unwrap_or_default().as_u64()
+    }
+
     /// Reads every value once, so that what is wrong is found at start and all at once.
     pub(super) fn check(&self, mistakes: &mut Vec<SettingMistake>) {
         let mut see = |setting: &Setting, found: Result<(), String>| {
@@ -246,10 +258,11 @@ impl Settings {
         }
         see(name::FILES_CACHE_SIZE, self.parsed::<ByteSize>(name::FILES_CACHE_SIZE).map(drop));
         see(name::FILES_CACHE_AGE, self.cache_age().map(drop));
-        see(name::INSECURE_LISTEN, self.parsed::<bool>(name::INSECURE_LISTEN).map(drop));
+        see(name::FILTER_COMPILE_CPU, self.try_compile_cpu().map(drop));
+        see(name::FILTER_COMPILE_MEMORY, self.try_compile_memory().map(drop));
         see(name::GATEWAY_STALENESS, self.try_staleness().map(drop));
         see(name::GATEWAY_SPOOL, self.parsed::<ByteSize>(name::GATEWAY_SPOOL).map(drop));
-        for setting in [name::GATEWAY_FAIL_CLOSED, name::GATEWAY_SOCKETS] {
+        for setting in [name::GATEWAY_FAIL_CLOSED, name::GATEWAY_SOCKETS, name::INSECURE_LISTEN] {
             see(setting, self.switch(setting));
         }
         see(name::GATEWAY_CREDENTIAL, self.try_credential().map(drop));
@@ -492,6 +505,20 @@ impl Settings {
     fn cache_age(&self) -> Result<Duration, String> {
         const SHORTEST: Duration = Duration::from_secs(60 * 60);
         self.time(name::FILES_CACHE_AGE, SHORTEST..=LONGEST_KEPT, "from 1h to 36525d")
+    }
+
+    fn try_compile_cpu(&self) -> Result<Duration, String> {
+        const RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+        self.time(name::FILTER_COMPILE_CPU, RANGE, "from 1s to 10m")
+    }
+
+    fn try_compile_memory(&self) -> Result<ByteSize, String> {
+        // A compiler that has less cannot begin.
+        const LEAST: ByteSize = ByteSize::mib(128);
+        match self.size(name::FILTER_COMPILE_MEMORY)? {
+            size if size >= LEAST => Ok(size),
+            size => Err(format!("{size} is out of range: at least {LEAST}")),
+        }
     }
 
     fn kept(&self, setting: &Setting) -> Result<Duration, String> {

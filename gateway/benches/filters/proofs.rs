@@ -20,6 +20,9 @@ use tokio::net::TcpStream;
 
 /// Replacements before memory is looked at first: pools and caches fill up.
 const SETTLING: u32 = 500;
+/// Replacements from one look to the next. What is resident swings by some MiB with what is in flight: the
+/// median of the first tenth of all looks is compared with that of the last.
+const LOOK_EVERY: u32 = 25;
 /// Growth that is none.
 const WITHIN: f64 = 1.05;
 /// What the p99 of a neighbour may become.
@@ -69,11 +72,11 @@ pub(crate) fn reload(rounds: u32) -> Result<()> {
             });
             load.push(end);
         }
-        let mut settled = 0;
+        let mut looks = Vec::new();
         for round in 1..=rounds {
             world.send(Change::Tenant(Arc::new(replaced(&world, round)?))).await?;
-            if round == SETTLING.min(rounds / 2) {
-                settled = resident_bytes()?;
+            if round >= SETTLING.min(rounds / 2) && round % LOOK_EVERY == 0 {
+                looks.push(resident_bytes()?);
             }
             if round % 1_000 == 0 {
                 let mebibytes = resident_bytes()? >> 20;
@@ -89,9 +92,7 @@ pub(crate) fn reload(rounds: u32) -> Result<()> {
                 failed += 1;
             }
         }
-        let now = resident_bytes()?;
-        #[expect(clippy::cast_precision_loss, reason = "a ratio to read")]
-        let grown = now as f64 / settled as f64;
+        let grown = growth(&looks).context("at least 50 replacements are needed")?;
         let requests = served.load(Ordering::Relaxed);
         say(&format!(
             "{rounds} replacements under {requests} requests; resident memory {grown:.3} of what it was"
@@ -102,6 +103,15 @@ pub(crate) fn reload(rounds: u32) -> Result<()> {
         world.tasks.stop();
         if failed > 0 { bail!("{failed} failed") } else { Ok(()) }
     })
+}
+
+/// What is resident at the end, as a ratio to what was once all had settled.
+fn growth(looks: &[u64]) -> Option<f64> {
+    let some = looks.len().div_ceil(10);
+    #[expect(clippy::cast_precision_loss, reason = "a ratio to read")]
+    let middle = |looks: &[u64]| median(looks.iter().map(|bytes| *bytes as f64).collect());
+    let (first, last) = (looks.get(..some)?, looks.get(looks.len() - some..)?);
+    (some > 0).then(|| middle(last) / middle(first))
 }
 
 /// The tenant with another version of its filter: another manifest, signed anew.

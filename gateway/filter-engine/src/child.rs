@@ -41,6 +41,16 @@ impl Default for Bounds {
     }
 }
 
+impl Bounds {
+    /// The usual bounds, with so much CPU time and so many bytes of memory.
+    #[must_use]
+    pub fn of(cpu: Duration, memory_bytes: u64) -> Self {
+        let usual = Self::default();
+        // A compiler that shares its core with another still uses up its CPU time first.
+        Self { wall: usual.wall.max(cpu.saturating_mul(2)), cpu, memory_bytes, ..usual }
+    }
+}
+
 /// What `postern-compile` prints as one line of JSON on its standard error when it refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complaint {

@@ -3,6 +3,7 @@
 //! hostile, and the compiler is large, so this runs in a process that can do nothing else.
 
 use crate::artefact::Compiled;
+use crate::contract::{self, Import};
 use crate::digest::Digest;
 use crate::settings;
 use wasmparser::{ComponentTypeRef, Parser, Payload, TypeBounds, Validator, WasmFeatures};
@@ -10,7 +11,7 @@ use wasmparser::{ComponentTypeRef, Parser, Payload, TypeBounds, Validator, WasmF
 /// The largest component; the configuration folder takes no larger one.
 pub const MAX_COMPONENT_BYTES: usize = 64 * 1024 * 1024;
 
-/// The interfaces that a component may import, in any 1.x version.
+/// The interfaces that a component may import, of a contract that is served.
 const INTERFACES: [&str; 9] =
     ["types", "request", "response", "config", "session", "log", "counter", "rate-limit", "json-schema"];
 /// What it must export.
@@ -36,6 +37,13 @@ pub enum CompileError {
         "the component imports `{0}`, which filters do not get; build it for wasm32-unknown-unknown with sdk-wasm"
     )]
     ForbiddenImport(String),
+    /// It was built against a contract that this host does not keep.
+    #[error(
+        "the component imports `{0}`, and filters are run by postern:filter@{major}.{minor} here; upgrade Postern, or build it with the SDK of this release",
+        major = contract::MAJOR,
+        minor = contract::MINOR
+    )]
+    OtherContract(String),
     /// It does not export what a filter must.
     #[error("the component exports no `{0}`; implement `Filter` and call `register!`")]
     MissingExport(&'static str),
@@ -57,6 +65,7 @@ impl CompileError {
             Self::Wrap(_) => "not-a-filter",
             Self::Malformed(_) => "malformed",
             Self::ForbiddenImport(_) => "forbidden-import",
+            Self::OtherContract(_) => "other-contract",
             Self::MissingExport(_) => "missing-export",
             Self::Compiler(_) => "does-not-compile",
             Self::Setup(_) => "setup",
@@ -128,8 +137,8 @@ pub fn inspect(component: &[u8]) -> Result<(), CompileError> {
                     let import = import.map_err(malformed)?;
                     // The world's own types: names for what `types` holds, nothing to call.
                     let is_name = matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_)));
-                    if !is_name && !is_ours(import.name.name) {
-                        return Err(CompileError::ForbiddenImport(bounded(import.name.name)));
+                    if !is_name {
+                        judge(import.name.name)?;
                     }
                 }
             }
@@ -145,11 +154,14 @@ pub fn inspect(component: &[u8]) -> Result<(), CompileError> {
     missing.first().map_or(Ok(()), |export| Err(CompileError::MissingExport(export)))
 }
 
-fn is_ours(import: &str) -> bool {
-    import
-        .strip_prefix("postern:filter/")
-        .and_then(|rest| rest.split_once('@'))
-        .is_some_and(|(interface, version)| INTERFACES.contains(&interface) && version.starts_with("1."))
+/// Whether filters get what is imported, in the version that is wanted.
+fn judge(import: &str) -> Result<(), CompileError> {
+    match Import::parse(import) {
+        // A newer contract may have interfaces that are unknown here: that it is newer is the reason.
+        Some(ours) if !ours.is_served() => Err(CompileError::OtherContract(bounded(import))),
+        Some(ours) if INTERFACES.contains(&ours.interface) => Ok(()),
+        _ => Err(CompileError::ForbiddenImport(bounded(import))),
+    }
 }
 
 /// Messages of the crates quote their input.
@@ -183,15 +195,20 @@ mod tests {
 
     #[test]
     fn imports_are_ours_by_package_interface_and_version() {
-        assert!(is_ours("postern:filter/request@1.0.0") && is_ours("postern:filter/log@1.3.0"));
-        for foreign in [
-            "wasi:clocks/wall-clock@0.2.0",
-            "postern:filter/network@1.0.0",
-            "postern:filter/request@2.0.0",
-            "postern:filter/request",
-            "env",
-        ] {
-            assert!(!is_ours(foreign), "{foreign}");
+        assert!(judge("postern:filter/request@1.0.0").is_ok() && judge("postern:filter/log@1.0.1").is_ok());
+        for foreign in
+            ["wasi:clocks/wall-clock@0.2.0", "postern:filter/network@1.0.0", "postern:filter/request", "env"]
+        {
+            let refused = judge(foreign);
+            assert!(
+                matches!(&refused, Err(CompileError::ForbiddenImport(it)) if it == foreign),
+                "{refused:?}"
+            );
+        }
+        for other in ["postern:filter/request@1.3.0", "postern:filter/new@1.1.0", "postern:filter/log@2.0.0"]
+        {
+            let refused = judge(other);
+            assert!(matches!(&refused, Err(CompileError::OtherContract(it)) if it == other), "{refused:?}");
         }
     }
 }

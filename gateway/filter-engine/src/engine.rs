@@ -5,6 +5,7 @@ use crate::artefact::{Expected, RefusedArtefact, Verified, VerifyingKey, verify}
 use crate::aside::Aside;
 use crate::bindings::FilterPre;
 use crate::call::Call;
+use crate::contract::{self, Import};
 use crate::digest::Fingerprint;
 use crate::filter::LoadedFilter;
 use crate::gauge::Gauges;
@@ -86,6 +87,18 @@ pub enum LoadFilterError {
         "filter `{name}` imports `{import}`, which filters do not get; build it for wasm32-unknown-unknown with sdk-wasm"
     )]
     ForbiddenImport {
+        /// The filter.
+        name: String,
+        /// What it imports.
+        import: String,
+    },
+    /// It was built against a contract that this host does not keep.
+    #[error(
+        "filter `{name}` imports `{import}`, and filters are run by postern:filter@{major}.{minor} here; upgrade this gateway, or build the filter with the SDK of this release",
+        major = contract::MAJOR,
+        minor = contract::MINOR
+    )]
+    OtherContract {
         /// The filter.
         name: String,
         /// What it imports.
@@ -201,10 +214,12 @@ impl Engine {
             if matches!(item.ty, ComponentItem::Type(_)) {
                 continue;
             }
-            let interface = import
-                .strip_prefix("postern:filter/")
-                .and_then(|rest| rest.split_once('@'))
-                .map(|(interface, _version)| interface);
+            let ours = Import::parse(import);
+            if ours.is_some_and(|ours| !ours.is_served()) {
+                let import = import.chars().take(200).collect();
+                return Err(LoadFilterError::OtherContract { name: name.to_owned(), import });
+            }
+            let interface = ours.map(|ours| ours.interface);
             let function = HostFunction::ALL.into_iter().find(|it| Some(it.as_str()) == interface);
             match (interface, function) {
                 (_, Some(function)) if !manifest.host.contains(&function) => {

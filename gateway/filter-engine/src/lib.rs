@@ -19,6 +19,7 @@ mod call;
 pub mod child;
 #[cfg(feature = "compile")]
 pub mod compile;
+mod contract;
 mod digest;
 mod engine;
 mod failure;

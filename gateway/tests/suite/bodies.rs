@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bodies: judged whole before anything is forwarded, or streamed untouched.
 
-use crate::world::{PATIENCE, World, exchange, read_until};
+use crate::filters;
+use crate::world::{Answer, PATIENCE, Sandbox, World, exchange, read_until};
+use postern_common::control::Applied;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -107,10 +109,8 @@ async fn a_body_that_arrives_while_its_session_ends_reaches_nobody() {
     world.recorded.assert_untouched("a session that ended in mid-body");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_nothing_judges_is_streamed_as_it_comes() {
-    let world = World::desk().await;
-    let sandbox = world.sandbox("alice", &["*"]).await;
+/// Uploads in two chunks, the second only when the first has reached the backend; what came back.
+async fn streamed(world: &World, sandbox: &Sandbox) -> Answer {
     let rest =
         "content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n";
     let mut stream = sandbox.connect().await;
@@ -126,6 +126,29 @@ async fn a_body_that_nothing_judges_is_streamed_as_it_comes() {
     let answer = crate::world::parse(&read);
     assert_eq!(answer.status, 200);
     assert!(answer.body["body"].as_str().is_some_and(|body| body == "firstlast"), "{:?}", answer.body);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_nothing_judges_is_streamed_as_it_comes() {
+    let world = World::desk().await;
+    let sandbox = world.sandbox("alice", &["*"]).await;
+    streamed(&world, &sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_streams_past_a_filter_that_reads_none_and_what_it_changes_is_changed() {
+    let world = filters::world().await;
+    let plugin = "claim-injection";
+    let config = filters::chain(&world, "acme", &[plugin], &json!([plugin]));
+    assert_eq!(world.put(config).await, Applied::InForce);
+    let sandbox = world
+        .sandbox_with("acme", "alice", &["*"], |session| {
+            session.claims.insert("plan".into(), json!("free"));
+        })
+        .await;
+    let answer = streamed(&world, &sandbox).await;
+    assert_eq!(answer.seen_header("x-user-plan"), ["free"], "the filter ran");
 }
 
 #[tokio::test(flavor = "multi_thread")]

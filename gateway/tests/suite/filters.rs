@@ -236,6 +236,10 @@ async fn what_a_filter_writes_is_judged_like_a_clients_own_request() {
         @id("all") permit (principal, action, resource);
         @id("refund-limit") forbid (principal, action == desk::Action::"createRefund", resource)
         when { context.body.amount > 100 };
+        @id("closed-order") forbid (principal, action == desk::Action::"getOrder", resource)
+        when { context.path.orderId == "closed" };
+        @id("short-lists") forbid (principal, action == desk::Action::"listOrders", resource)
+        when { context.query has limit && context.query.limit > 50 };
     "#;
     config.policies = world.config("acme", &[], Some(policies)).policies;
     assert_eq!(world.put(config).await, Applied::InForce);
@@ -254,6 +258,8 @@ async fn what_a_filter_writes_is_judged_like_a_clients_own_request() {
         ("/refunds", ("x-new-body", r#"{"order":"1","amount":0}"#), 422, "schema-violation"),
         ("/refunds", ("x-new-body", r#"{"order":"1","amount":1,"amount":2}"#), 400, "request-malformed"),
         ("/refunds", ("x-new-body", r#"{"order":"1","amount":101}"#), 403, "policy-denied"),
+        ("/orders/7", ("x-new-path", "/orders/closed"), 403, "policy-denied"),
+        ("/orders", ("x-new-query", "limit=51"), 403, "policy-denied"),
         ("/refunds", ("x-new-header", "content-type=text/plain"), 415, "content-type-refused"),
         ("/orders/7", ("x-new-path", "/users/alice/profile"), 500, "filter-failed"),
         ("/orders/7", ("x-new-path", "/orders/8/../../refunds"), 500, "filter-failed"),
@@ -262,8 +268,14 @@ async fn what_a_filter_writes_is_judged_like_a_clients_own_request() {
         assert_eq!(said(&answer), (status, code), "{target} {change:?}: {:?}", answer.body);
     }
     world.recorded.assert_untouched("a rewritten request");
-    let answer = rewritten(&sandbox, "/refunds", ("x-new-body", r#"{"order":"1","amount":100}"#)).await;
-    assert_eq!(answer.status, 200, "the control: {:?}", answer.body);
+    for (target, change) in [
+        ("/refunds", ("x-new-body", r#"{"order":"1","amount":100}"#)),
+        ("/orders/7", ("x-new-path", "/orders/open")),
+        ("/orders", ("x-new-query", "limit=50")),
+    ] {
+        let answer = rewritten(&sandbox, target, change).await;
+        assert_eq!(answer.status, 200, "the control: {target} {change:?}: {:?}", answer.body);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

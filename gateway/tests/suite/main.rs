@@ -15,11 +15,13 @@ mod answers;
 mod backends;
 mod bodies;
 mod certificates;
+mod chains;
 mod disguises;
 mod filters;
 mod fuzz;
 mod h2spec;
 mod identity;
+mod logged;
 mod multiparts;
 #[path = "../../filter-engine/tests/engine/plugins.rs"]
 mod plugins;

@@ -3,6 +3,7 @@
 //! and what an attacker would. Each attack has its control: the same connection without it.
 
 mod attacks;
+mod swapped;
 
 use crate::world::{Answer, PATIENCE, claims, exchange, key, mint, session, start_backend};
 use crate::world::{DOCUMENT, Recorded};
@@ -225,6 +226,7 @@ impl World {
         settings.tcp = Some(([127, 0, 0, 1], 0).into());
         settings.admin = Some(([127, 0, 0, 1], 0).into());
         settings.staleness = self.staleness;
+        settings.artefact_key = Some(*crate::plugins::key().verifying_key().as_bytes());
         let (publisher, follower, heard) = distant_link();
         let (gateway_tasks, stream_tasks) = (Tasks::new(), Tasks::new());
         let config = Config::check(settings).expect("good settings");

@@ -95,7 +95,9 @@ pub(super) async fn run(api: Arc<Api>, call: Call) -> Answer {
         feed(&api, agent, pid, stdin);
     }
     if wanted.collect {
-        return collect(&api, &id, events).await;
+        // That a command ends with its `timeout` is the sandbox's word.
+        let limit = wanted.process.timeout.map_or(COLLECT_TIME, |time| time.saturating_add(START_TIME));
+        return collect(&api, &id, events, limit.min(COLLECT_TIME)).await;
     }
     let start = value!({ "pid": pid, "exec_id": name });
     Ok(stream(&api, (id, call.request_id.clone()), 0, Some(start), events))
@@ -274,10 +276,10 @@ pub(super) fn end(exit_code: i32, status: &str) -> (Option<i32>, Option<i32>) {
     (None, Some(number.parse().unwrap_or(9)))
 }
 
-async fn collect(api: &Api, id: &SandboxId, mut events: Events) -> Answer {
+async fn collect(api: &Api, id: &SandboxId, mut events: Events, limit: Duration) -> Answer {
     let mut collected = Collected::default();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let deadline = Instant::now() + COLLECT_TIME;
+    let deadline = Instant::now() + limit;
     let mut note = interval_at(Instant::now() + NOTE_EVERY, NOTE_EVERY);
     loop {
         let event = tokio::select! {

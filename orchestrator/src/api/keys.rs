@@ -93,7 +93,10 @@ fn role(fields: &mut Fields) -> Option<Role> {
     match text.as_deref().map(str::parse) {
         Some(Ok(role)) => Some(role),
         _ => {
-            fields.mistake("/role", "expected `admin`, `developer` or `auditor`");
+            fields.mistake(
+                "/role",
+                "expected `admin`, `developer`, `auditor`, `filters:push` or `filters:activate`",
+            );
             None
         }
     }

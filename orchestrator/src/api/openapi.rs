@@ -166,7 +166,7 @@ fn request(id: &str) -> Value {
         ),
         "createKey" => object(
             &["role"],
-            value!({ "role": { "enum": ["admin", "developer", "auditor"] }, "label": text, "tenant": text,
+            value!({ "role": { "enum": ["admin", "developer", "auditor", "filters:push", "filters:activate"] }, "label": text, "tenant": text,
                 "operations": list, "templates": list, "labels": texts, "whole_installation": { "type": "boolean" } }),
         ),
         "putBackend" => object(

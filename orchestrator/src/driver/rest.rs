@@ -146,7 +146,7 @@ impl Driver {
             return Ok(true);
         }
         sessions.silence(&row, level(&row)).await?;
-        if !matches!(host.status(id).await, Some(Found::Running(_) | Found::Paused(_))) {
+        if host.status(id).await.is_none_or(|found| matches!(found, Found::Ended { .. })) {
             // It had ended before, or ended by itself: what it left is what is kept.
             let has_memory = row.kept.as_ref().is_some_and(|kept| kept.memory().is_some());
             return self.end_for_rest(id, has_memory).await.map(|()| true);

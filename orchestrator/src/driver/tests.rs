@@ -42,6 +42,7 @@ struct Stand {
     has_syncs: AtomicBool,
     keeps_memory: AtomicBool,
     fails_to_end: AtomicBool,
+    is_silent: AtomicBool,
 }
 
 impl Stand {
@@ -56,6 +57,7 @@ impl Stand {
             has_syncs: AtomicBool::new(false),
             keeps_memory: AtomicBool::new(false),
             fails_to_end: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
         })
     }
 
@@ -87,7 +89,10 @@ impl Runtime for Stand {
         Box::pin(async { None })
     }
     fn list(&self) -> BoxFuture<'_, Vec<Found>> {
-        let found = |sandbox| Found::Ended { sandbox, exit: None };
+        let is_silent = self.is_silent.load(Ordering::Relaxed);
+        let found = move |sandbox| {
+            if is_silent { Found::Silent { sandbox } } else { Found::Ended { sandbox, exit: None } }
+        };
         Box::pin(async move { self.made().into_iter().map(found).collect() })
     }
     fn pause<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {

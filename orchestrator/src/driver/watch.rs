@@ -2,10 +2,10 @@
 //! Makes reality match what is written: once at start, then at intervals. Deadlines and the
 //! rotation of tokens are looked at here too.
 
-use super::{Cause, DriveError, Driver, log, signed};
+use super::{Cause, DriveError, Driver, entry, log, signed};
 use crate::lifecycle::{Effect, Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
-use crate::store::{Due, OnIdle, SandboxRow, StoreError};
+use crate::store::{Action, Due, OnIdle, SandboxRow, StoreError};
 use jiff::Timestamp;
 use postern_common::clock;
 use postern_common::id::SandboxId;
@@ -73,6 +73,7 @@ impl Driver {
         } else {
             let orphans = host.sweep(&known).await;
             tracing::info!(?orphans, "removed what nobody knows");
+            orphans.iter().for_each(|orphan| self.0.counts.removed(orphan.kind.as_str()));
             reconciled.orphans = orphans.len();
         }
         self.parts().pool.reconcile(warm, &found);
@@ -108,7 +109,8 @@ impl Driver {
             }
         }
         match found {
-            Some(found @ (Found::Running(_) | Found::Paused(_))) => {
+            // One that does not answer is looked at again by each sweep.
+            Some(found @ (Found::Running(_) | Found::Paused(_) | Found::Silent { .. })) => {
                 self.match_if_other(&row, found);
                 // One that was pictured when the orchestrator before ended: what is left of that is memory that
                 // it has too much.
@@ -203,6 +205,7 @@ impl Driver {
             return Ok(());
         }
         self.end_due(now).await?;
+        self.tell_deadlines(now).await?;
         for id in self.parts().store.sessions_to_rotate(now).await? {
             self.rotate(id);
         }
@@ -232,6 +235,15 @@ impl Driver {
             if let Err(error) = self.happen(&id, Event::Destroy, None, Cause::own(reason)).await {
                 log(&id, &error, "end it in time");
             }
+        }
+        Ok(())
+    }
+
+    /// Tells whoever follows the events of each deadline that comes soon, once.
+    pub(super) async fn tell_deadlines(&self, now: Timestamp) -> Result<(), StoreError> {
+        for (row, deadline) in self.parts().store.deadlines_soon(now).await? {
+            let audit = entry(&row.new, Action::DeadlineNear, &Cause::own(what_comes(&row, deadline)));
+            self.parts().store.tell_deadline(&row.new.id, deadline, &audit).await?;
         }
         Ok(())
     }
@@ -325,8 +337,11 @@ impl Driver {
 
     async fn remove_orphan(&self, sandbox: &SandboxId) {
         tracing::warn!(%sandbox, "removing what nobody knows");
-        if let Err(error) = self.parts().host.destroy(sandbox).await {
-            log(sandbox, &error.into(), "remove what nobody knows");
+        match self.parts().host.destroy(sandbox).await {
+            Ok(()) => self.0.counts.removed("sandbox"),
+            Err(error) => {
+                log(sandbox, &error.into(), "remove what nobody knows");
+            }
         }
     }
 
@@ -350,6 +365,7 @@ impl Driver {
                 let cause = Cause::own("the cluster replaced its pod");
                 self.happen(&row.new.id, Event::Ended, None, cause).await.map(drop)
             }
+            // Of one that does not answer nothing is known: the next sweep looks again.
             (State::Running | State::Paused, Some(found)) => {
                 self.match_if_other(row, found);
                 Ok(())
@@ -372,7 +388,7 @@ impl Driver {
                     happened => happened.map(drop),
                 }
             }
-            (State::Stopped, Some(Found::Running(_) | Found::Paused(_)))
+            (State::Stopped, Some(Found::Running(_) | Found::Paused(_) | Found::Silent { .. }))
                 if !self.0.lanes.is_busy(&row.new.id) =>
             {
                 self.perform(row.clone(), &[Effect::Rest]);
@@ -394,6 +410,19 @@ impl Driver {
     /// once; without claims its age does.
     fn is_left(&self, row: &SandboxRow) -> bool {
         self.parts().store.has_others() || is_old(row)
+    }
+}
+
+/// What becomes of a sandbox at a deadline.
+fn what_comes(row: &SandboxRow, deadline: Timestamp) -> String {
+    if deadline == row.new.expires_at {
+        return format!("its time is over at {deadline}");
+    }
+    match (row.state, row.new.on_idle) {
+        (State::Paused, _) => format!("it will have been paused for too long at {deadline}"),
+        (_, OnIdle::Pause) => format!("unused it is paused at {deadline}"),
+        (_, OnIdle::Stop) => format!("unused it is stopped at {deadline}"),
+        (_, OnIdle::Destroy) => format!("unused it is destroyed at {deadline}"),
     }
 }
 

@@ -19,12 +19,13 @@ mod start;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use super::{
     Agent, AgentError, Create, Exit, Found, Isolation, Kind, Probed, Running, Runtime, RuntimeError, Swept,
     Usage,
 };
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 pub(crate) use images::is_name as is_image_name;
@@ -32,12 +33,12 @@ use images::{Bounds, Images};
 use postern_common::id::SandboxId;
 use postern_common::tasks::Tasks;
 use postern_shim::cgroup::{Cgroups, Parents};
-use postern_shim::control::Status;
-use postern_shim::disk;
 use postern_shim::folder::RunFolder;
+pub use postern_shim::kernel::has_landlock;
 use postern_shim::rootfs::{SkeletonError, make_skeleton};
 pub use postern_shim::spec::Installation;
-use postern_shim::spec::{IsolatedBy, Spec, guest_uid};
+use postern_shim::spec::{IsolatedBy, guest_uid};
+use postern_shim::{disk, processes};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -45,6 +46,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
+use told::Told;
 
 /// What this runtime can do, best first.
 const BEST_FIRST: [Isolation; 2] = [Isolation::Gvisor, Isolation::Namespaces];
@@ -54,6 +56,8 @@ const SHIM_TIME: Duration = Duration::from_secs(5);
 const END_TIME: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(2);
 const STATUS_BYTES: usize = 64 << 10;
+/// How many shims are asked at once: one that does not answer in time holds up few others.
+const ASKED_AT_ONCE: usize = 16;
 
 /// What the local runtime is given.
 #[derive(Debug, Clone)]
@@ -236,6 +240,12 @@ impl LocalRuntime {
         self.blocking(sandbox, "set the slot aside", aside::set_aside).await
     }
 
+    /// Whether its sandboxes can be paused: it needs groups that the kernel freezes.
+    #[must_use]
+    pub const fn can_pause(&self) -> bool {
+        self.cgroups.can_freeze()
+    }
+
     fn folder(&self, sandbox: &SandboxId) -> RunFolder {
         RunFolder::new(self.settings.run_root.join(sandbox.as_str()))
     }
@@ -318,7 +328,7 @@ impl LocalRuntime {
         answered.await.unwrap_or_else(|_late| Err(RuntimeError::NotRunning { sandbox: sandbox.clone() }))
     }
 
-    async fn shim_status(&self, sandbox: &SandboxId) -> Result<Status, RuntimeError> {
+    async fn shim_status(&self, sandbox: &SandboxId) -> Result<Told, RuntimeError> {
         let json = self.ask(sandbox, Method::GET, "http://shim/shim/status").await?;
         serde_json::from_slice(&json).map_err(|_malformed| AgentError::Malformed).map_err(failed(sandbox))
     }
@@ -330,13 +340,14 @@ impl LocalRuntime {
         if let Some(exit) = Exit::read(&folder) {
             return Some(ended(Some(exit)));
         }
-        match self.shim_status(sandbox).await {
-            Ok(status) if status.is_frozen => Some(Found::Paused(running(status))),
-            Ok(status) => Some(Found::Running(running(status))),
-            Err(_) if folder.path().is_dir() || self.slot(sandbox).is_dir() => {
-                Some(ended(Exit::read(&folder)))
-            }
-            Err(_) => None,
+        if let Ok(told) = self.shim_status(sandbox).await {
+            return Some(told.found());
+        }
+        let has_no_shim = has_no_shim(&folder).await;
+        match Exit::read(&folder) {
+            Some(exit) => Some(ended(Some(exit))),
+            None if !has_no_shim => Some(Found::Silent { sandbox: sandbox.clone() }),
+            None => (folder.path().is_dir() || self.slot(sandbox).is_dir()).then(|| ended(None)),
         }
     }
 
@@ -435,9 +446,11 @@ impl Runtime for LocalRuntime {
 
     fn list(&self) -> BoxFuture<'_, Vec<Found>> {
         Box::pin(async {
+            let all: Vec<SandboxId> = remains::all(&self.settings, &self.cgroups).into_iter().collect();
             let mut found = Vec::new();
-            for sandbox in remains::all(&self.settings, &self.cgroups) {
-                found.extend(self.look(&sandbox).await);
+            for some in all.chunks(ASKED_AT_ONCE) {
+                let looked = join_all(some.iter().map(|sandbox| self.look(sandbox))).await;
+                found.extend(looked.into_iter().flatten());
             }
             found
         })
@@ -497,13 +510,19 @@ impl Runtime for LocalRuntime {
     }
 }
 
-fn running(status: Status) -> Running {
-    let Status { sandbox, spec: Spec { isolation, limits, .. }, enforced, .. } = status;
-    let isolation = match isolation {
-        IsolatedBy::Gvisor { .. } => Isolation::Gvisor,
-        IsolatedBy::Namespaces { .. } => Isolation::Namespaces,
-    };
-    Running { sandbox, isolation, limits, enforced }
+/// Whether nothing serves a sandbox any more: its socket refuses, or is gone, and no shim of it runs. One
+/// that is only slow, or was stopped for a while, is there.
+async fn has_no_shim(folder: &RunFolder) -> bool {
+    if !folder.path().is_dir() {
+        return true;
+    }
+    let connected = tokio::time::timeout(SHIM_TIME, UnixStream::connect(folder.control_socket())).await;
+    let Ok(Err(refused)) = connected else { return false };
+    if !matches!(refused.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) {
+        return false;
+    }
+    let path = folder.path().to_owned();
+    matches!(tokio::task::spawn_blocking(move || processes::shim_of(&path)).await, Ok(None))
 }
 
 fn failed(sandbox: &SandboxId) -> impl Fn(AgentError) -> RuntimeError {

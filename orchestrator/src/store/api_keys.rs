@@ -9,28 +9,38 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a key may do, each more than the one before.
+/// What a key may do. From the auditor on, each may do more than the one before; the two before it are
+/// single rights.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
+    /// Keeps new versions of filters, and sees what became of them. Nothing else.
+    #[serde(rename = "filters:push")]
+    PushFilters,
+    /// Puts in force what was pushed, or was in force before. Nothing else.
+    #[serde(rename = "filters:activate")]
+    ActivateFilters,
     /// Reads sandboxes, configuration, events and decisions.
     Auditor,
-    /// Also makes, uses and destroys sandboxes.
+    /// Also makes, uses and destroys sandboxes, and pushes filters.
     Developer,
-    /// Also changes what the tenant owns, and who may.
+    /// Also changes what the tenant owns, and who may; puts filters in force.
     Admin,
 }
 
 impl Role {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Auditor, Self::Developer, Self::Admin];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::PushFilters, Self::ActivateFilters, Self::Auditor, Self::Developer, Self::Admin];
 
     /// The name in the API.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
+            Self::PushFilters => "filters:push",
+            Self::ActivateFilters => "filters:activate",
             Self::Auditor => "auditor",
             Self::Developer => "developer",
             Self::Admin => "admin",

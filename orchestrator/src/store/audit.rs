@@ -54,6 +54,8 @@ actions! {
     SandboxCreated "sandbox.created";
     /// A sandbox changed its state.
     SandboxChanged "sandbox.changed";
+    /// A deadline of a sandbox comes soon.
+    DeadlineNear "sandbox.deadline-near";
     /// A sandbox's deadlines or labels were changed.
     SandboxPatched "sandbox.patched";
     /// A sandbox's token was replaced.

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Deadlines of sandboxes: whose has come, and what puts them off.
 
-use super::sandboxes::on_idle;
-use super::{Columns, OnIdle, Store, StoreError, micros};
+use super::sandboxes::{on_idle, row};
+use super::{AuditEntry, Columns, OnIdle, SandboxRow, Store, StoreError, micros};
 use crate::lifecycle::State;
 use jiff::Timestamp;
 use postern_common::id::SandboxId;
+
+/// How long before a deadline it is told of (contracts: an event 2 min before). Those that leave no more
+/// time than this from their beginning are not told of: whoever set them knows.
+const WARNING_MICROS: i64 = 2 * 60 * 1_000_000;
 
 /// Which deadline of a sandbox has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn touch_sandbox(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
+        let _under_way = self.time("touch_sandbox");
         let update = "UPDATE sandboxes SET idle_at_micros = $2 + idle_micros WHERE id = $1 AND status = 'running' \
              AND idle_at_micros < $2 + idle_micros";
         sqlx::query(update).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
@@ -35,6 +40,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn due_sandboxes(&self, now: Timestamp) -> Result<Vec<(SandboxId, Due)>, StoreError> {
+        let _under_way = self.time("due_sandboxes");
         let select = "SELECT id, status, on_idle, expires_at_micros FROM sandboxes \
              WHERE place = $2 AND status IN ('running', 'paused', 'stopped') AND (expires_at_micros <= $1 \
              OR (status = 'running' AND idle_at_micros <= $1) \
@@ -52,5 +58,66 @@ impl Store {
             Ok((row.parsed("id")?, due))
         };
         rows.iter().map(due).collect()
+    }
+
+    /// Live sandboxes of this place with a deadline that comes within two minutes and was not told of: the
+    /// sandbox's end, else that of its rest.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn deadlines_soon(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(SandboxRow, Timestamp)>, StoreError> {
+        let select = "SELECT * FROM sandboxes WHERE place = $3 AND status IN ('running', 'paused', 'stopped') \
+             AND ((expires_at_micros > $1 AND expires_at_micros <= $2 \
+             AND expires_at_micros - created_at_micros > $4 \
+             AND COALESCE(told_deadline_micros, 0) <> expires_at_micros) \
+             OR (expires_at_micros > $2 AND idle_at_micros > $1 AND idle_at_micros <= $2 \
+             AND COALESCE(told_deadline_micros, 0) <> idle_at_micros \
+             AND ((status = 'running' AND idle_micros > $4) OR (status = 'paused' AND paused_micros > $4)))) \
+             LIMIT 1000";
+        let soon = micros(now).saturating_add(WARNING_MICROS);
+        let rows = sqlx::query(select)
+            .bind(micros(now))
+            .bind(soon)
+            .bind(self.place.to_string())
+            .bind(WARNING_MICROS)
+            .fetch_all(&self.pool)
+            .await?;
+        let with_deadline = |found: SandboxRow| {
+            let end = found.new.expires_at;
+            let deadline = if micros(end) <= soon { end } else { found.idle_at };
+            (found, deadline)
+        };
+        rows.iter().map(|found| row(found).map(with_deadline)).collect()
+    }
+
+    /// Writes down that a deadline of a sandbox was told of, with the line that tells it; `false` if it was
+    /// before, or is none any more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn tell_deadline(
+        &self,
+        id: &SandboxId,
+        deadline: Timestamp,
+        audit: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let update = "UPDATE sandboxes SET told_deadline_micros = $2 WHERE id = $1 \
+             AND status IN ('running', 'paused', 'stopped') AND COALESCE(told_deadline_micros, 0) <> $2 \
+             AND (expires_at_micros = $2 OR idle_at_micros = $2)";
+        let mut change = self.change().await?;
+        let told = sqlx::query(update)
+            .bind(id.as_str().to_owned())
+            .bind(micros(deadline))
+            .execute(&mut *change.0)
+            .await?;
+        if told.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.record(audit).await?;
+        change.commit().await?;
+        Ok(true)
     }
 }

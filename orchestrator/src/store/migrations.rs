@@ -67,6 +67,7 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     40 "000040_spend_tickets",
     41 "000041_settle_retention",
     42 "000042_keep_memory",
+    43 "000043_tell_deadlines",
 ];
 
 /// What is done about tables that are not up to date.

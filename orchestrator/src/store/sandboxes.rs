@@ -279,7 +279,7 @@ pub(super) fn on_idle(text: &str) -> Result<OnIdle, StoreError> {
     found.ok_or(StoreError::Corrupt { what: "on_idle" })
 }
 
-fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
+pub(super) fn row(row: &impl Columns) -> Result<SandboxRow, StoreError> {
     let state = State::parse(&row.text("status")?, row.maybe_text("outcome")?.as_deref())
         .ok_or(StoreError::Corrupt { what: "status" })?;
     let running = row.maybe_text("running")?.map(|text| RunningRecord::read(&text)).transpose()?;
@@ -391,6 +391,7 @@ impl Store {
         terms: &Terms,
         audit: &AuditEntry,
     ) -> Result<AddedSandbox, StoreError> {
+        let _under_way = self.time("add_sandbox");
         let Terms { quotas, key, is_warm } = terms;
         let mut change = self.change().await?;
         // INVARIANT: locked until the commit, so that nobody removes the tenant meanwhile; and
@@ -438,6 +439,7 @@ impl Store {
         transition: &Transition,
         audit: &AuditEntry,
     ) -> Result<bool, StoreError> {
+        let _under_way = self.time("move_sandbox");
         let mut change = self.change().await?;
         if transition.is_claimed {
             change.still_ours(self, id).await?;
@@ -510,6 +512,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {
+        let _under_way = self.time("sandbox");
         let select = "SELECT * FROM sandboxes WHERE id = $1";
         let found = sqlx::query(select).bind(id.as_str().to_owned()).fetch_optional(&self.pool).await?;
         found.as_ref().map(row).transpose()
@@ -524,6 +527,7 @@ impl Store {
         tenant: &TenantId,
         conversation: &ConversationId,
     ) -> Result<Option<SandboxRow>, StoreError> {
+        let _under_way = self.time("live_sandbox");
         let select = "SELECT * FROM sandboxes WHERE tenant = $1 AND conversation_id = $2 \
              AND status NOT IN ('destroyed', 'failed')";
         let found = sqlx::query(select)
@@ -539,6 +543,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn live_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+        let _under_way = self.time("live_sandboxes");
         let rows = sqlx::query(LIVE).fetch_all(&self.pool).await?;
         rows.iter().map(row).collect()
     }
@@ -548,6 +553,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn own_sandboxes(&self) -> Result<Vec<SandboxRow>, StoreError> {
+        let _under_way = self.time("own_sandboxes");
         let mut live = self.live_sandboxes().await?;
         live.retain(|row| row.place == *self.place);
         Ok(live)

@@ -39,6 +39,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
+        let _under_way = self.time("put_session");
         let upsert = "INSERT INTO sessions (sandbox_id, peer, tokens, expires_at_micros, rotate_at_micros, \
              last_token_until_micros) SELECT id, CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS BIGINT), \
              CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM sandboxes \
@@ -68,6 +69,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn session(&self, sandbox: &SandboxId) -> Result<Option<SessionRow>, StoreError> {
+        let _under_way = self.time("session");
         let select = "SELECT * FROM sessions WHERE sandbox_id = $1 AND ended_at_micros IS NULL";
         let found = sqlx::query(select).bind(sandbox.as_str().to_owned()).fetch_optional(&self.pool).await?;
         found.as_ref().map(row).transpose()
@@ -79,6 +81,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sessions_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
+        let _under_way = self.time("sessions_to_rotate");
         let select = "SELECT sandbox_id FROM sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
              AND expires_at_micros > $1 AND sandbox_id IN \
              (SELECT id FROM sandboxes WHERE status NOT IN ('paused', 'stopped', 'waking') AND place = $2) \
@@ -131,6 +134,7 @@ impl Store {
         sandbox: &SandboxId,
         now: Timestamp,
     ) -> Result<Option<EndedSession>, StoreError> {
+        let _under_way = self.time("end_session");
         let mut change = self.change().await?;
         sqlx::query(
             "UPDATE sessions SET ended_at_micros = $2 WHERE sandbox_id = $1 AND ended_at_micros IS NULL",

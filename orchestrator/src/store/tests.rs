@@ -67,6 +67,7 @@ on_each_database!(
 mod audit;
 mod claims;
 mod connections;
+mod deadlines;
 mod erasures;
 mod files;
 mod gateways;

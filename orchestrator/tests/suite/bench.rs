@@ -87,6 +87,13 @@ impl Told {
         in_snapshots.chain(&self.sessions).rfind(of).expect("was told of it").clone()
     }
 
+    /// Whether a token of the sandbox may be accepted.
+    pub(crate) fn accepts(&self, sandbox: &str) -> bool {
+        let of = |session: &&Session| session.sandbox_id.as_str() == sandbox;
+        let in_snapshots = self.snapshots.iter().flat_map(|state| &state.sessions);
+        in_snapshots.chain(&self.sessions).rfind(of).is_some_and(|session| !session.tokens.is_empty())
+    }
+
     pub(crate) fn has_ended(&self, sandbox: &str) -> bool {
         self.ended.iter().any(|ended| ended.sandbox_id.as_str() == sandbox)
     }

@@ -297,3 +297,25 @@ async fn start_commands_run_before_a_sandbox_counts_as_running(level: Isolation)
     assert_eq!(refused.json()["errors"][0]["pointer"], "/templates/warm/start/1", "{}", refused.text);
     pool.bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_tokens_orphans_and_queries_are_counted() {
+    let pool = Pool::open(Isolation::Namespaces).await;
+    let applied = pool.bench.post("/apply", json!({ "limits": { "quotas": { "sandboxes": 1 } } })).await;
+    assert!(applied.status.is_success(), "{}", applied.text);
+    let sandbox = pool.bench.sandbox("c1").await;
+    let wish = json!({ "user_id": "bob", "conversation_id": "c2" });
+    assert_eq!(pool.bench.post("/sandbox", wish).await.code(), "quota-exceeded");
+    assert_eq!(pool.metric("quota_refusals_total{quota=\"sandboxes\"}").await, 1);
+    assert_eq!((pool.metric("tokens_minted_total").await, pool.metric("tokens_revoked_total").await), (1, 0));
+    pool.bench.delete(&format!("/sandbox/{sandbox}")).await;
+    assert_eq!((pool.metric("tokens_minted_total").await, pool.metric("tokens_revoked_total").await), (1, 1));
+    assert!(pool.metric("store_seconds_count{query=\"add_sandbox\"}").await >= 2);
+
+    let stray = pool.bench.folder.path().join("run/sandbox-aaaaaaaaaaaa");
+    std::fs::create_dir(&stray).expect("makes what nobody knows");
+    until("it is counted", async || pool.metric("reconcile_orphans_total{kind=\"sandbox\"}").await == 1)
+        .await;
+    assert!(!stray.exists(), "it was removed");
+    pool.bench.close().await;
+}

@@ -27,6 +27,25 @@ async fn a_running_sandbox_is_adopted_with_its_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_whose_shim_stands_still_is_adopted_and_goes_on() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    let run = bench.folder.path().join("run").join(&sandbox);
+    let shim = postern_shim::processes::shim_of(&run).and_then(Pid::from_raw).expect("has one");
+    kill_process(shim, Signal::STOP).expect("stands still");
+    let folder = bench.stop().await;
+
+    let bench = Bench::open(folder, true, |config| config.isolation = Some(Isolation::Namespaces)).await;
+    let adopted = bench.orchestrator.reconciled().adopted.clone();
+    kill_process(shim, Signal::CONT).expect("goes on");
+    assert_eq!(adopted, [id(&sandbox)], "that it does not answer does not say that it has ended");
+    assert_eq!(bench.shell(&sandbox, "echo still here").await, "still here\n");
+    assert_eq!(bench.get(&format!("/sandbox/{sandbox}")).await.field("status"), "running");
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sandbox_that_was_killed_meanwhile_is_reported_with_its_end() {
     let bench = Bench::real().await;
     let sandbox = bench.sandbox("c1").await;

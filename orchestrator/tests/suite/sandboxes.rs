@@ -149,6 +149,77 @@ async fn lists_come_in_pages_and_with_filters() {
     let found = bench.get("/sandbox?conversation_id=c1&user_id=alice&status=running").await.json();
     assert_eq!(found["sandboxes"].as_array().map(Vec::len), Some(1));
     assert_eq!(bench.get("/sandbox?user_id=nobody").await.json()["sandboxes"], json!([]));
+
+    let labels = json!({ "user_id": "alice", "conversation_id": "c3", "labels": { "team": "desk=1" } });
+    let labelled = bench.post("/sandbox", labels).await.field("sandbox_id");
+    let found = bench.get("/sandbox?label=team%3Ddesk%3D1").await.json();
+    assert_eq!(found["sandboxes"].as_array().map(Vec::len), Some(1), "{found}");
+    assert_eq!(found["sandboxes"][0]["sandbox_id"], labelled);
+    for other in ["team%3Dother", "desk%3D1", "team%3D"] {
+        let found = bench.get(&format!("/sandbox?label={other}")).await.json();
+        assert_eq!(found["sandboxes"], json!([]), "{other}");
+    }
+    for unclear in ["team", "%3Ddesk"] {
+        assert_eq!(
+            bench.get(&format!("/sandbox?label={unclear}")).await.code(),
+            "invalid-input",
+            "{unclear}"
+        );
+    }
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_is_refused_with_the_number_that_was_exceeded() {
+    let bench = Bench::real().await;
+    let quotas = async |quotas: Value| {
+        let applied = bench.post("/apply", json!({ "limits": { "quotas": quotas } })).await;
+        assert!(applied.status.is_success(), "{}", applied.text);
+    };
+    let wish = |conversation: &str| json!({ "user_id": "alice", "conversation_id": conversation });
+    let refused = async |conversation: &str, told: &str| {
+        let answer = bench.post("/sandbox", wish(conversation)).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (429, "quota-exceeded"),
+            "{}",
+            answer.text
+        );
+        assert!(answer.field("detail").contains(told), "{}", answer.text);
+    };
+    quotas(json!({ "sandboxes": 1 })).await;
+    let sandbox = bench.sandbox("c1").await;
+    refused("c2", "the quota `sandboxes` of 1 would be exceeded: 1 are used, 1 more wanted").await;
+    quotas(json!({ "memory": "1MiB" })).await;
+    refused("c2", "the quota `memory` of 1048576 bytes would be exceeded").await;
+    quotas(json!({ "sandboxes": 1 })).await;
+    bench.delete(&format!("/sandbox/{sandbox}")).await;
+    bench.sandbox("c2").await;
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_that_does_not_hold_is_said_so() {
+    let bench = Bench::real().await;
+    let sandbox = bench.sandbox("c1").await;
+    let path = format!("/sandbox/{sandbox}");
+    let before = bench.get(&path).await.json()["limits"].clone();
+    // As a machine has it that cannot hold sandboxes to everything.
+    let forget = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], timeout=30); \
+        c.execute(\"update sandboxes set running = replace(running, '\\\"disk\\\":true', '\\\"disk\\\":false')\"); c.commit()";
+    let changed = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", forget])
+        .arg(bench.data().join("postern.db"))
+        .status();
+    assert!(changed.expect("python runs").success());
+    let after = bench.get(&path).await.json()["limits"].clone();
+    assert_eq!(after["disk"]["enforced"], false, "{after}");
+    for limit in ["memory", "cpu", "pids"] {
+        assert!(before[limit]["enforced"].is_boolean(), "{before}");
+        assert_eq!(after[limit], before[limit], "each limit is told of by itself");
+    }
+    let listed = bench.get("/sandbox").await.json();
+    assert_eq!(listed["sandboxes"][0]["limits"], after);
     bench.close().await;
 }
 

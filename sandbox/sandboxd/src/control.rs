@@ -18,7 +18,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Streams that a caller may keep open: one for each process that it follows, and then some.
-const STREAMS: u32 = 1024;
+pub(crate) const STREAMS: u32 = 1024;
 /// What is buffered for one stream that is not read, so that a slow reader stops its process.
 const STREAM_SEND_BYTES: usize = 64 << 10;
 const HEADER_BYTES: u32 = 32 << 10;

@@ -58,6 +58,10 @@ const BODY_BYTES: usize = crate::connect::REQUEST_BYTES;
 const NONCES: usize = 65_536;
 /// What flows through memory between the gate and the services.
 const PIPE_BYTES: usize = 256 << 10;
+/// Bytes of one stream that may wait for their reader, and of all together: whoever does not read holds
+/// up nobody else.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * crate::control::STREAMS;
 const HEADER_BYTES: u32 = 32 << 10;
 
 /// The key that is to be believed is none.
@@ -131,6 +135,8 @@ async fn connect_inside(services: Services, tasks: &Tasks) -> Result<SendRequest
     let serving = tasks.clone();
     tasks.spawn(async move |_stop| drop(crate::control::serve(far, services, &serving).await));
     let (sender, connection) = Builder::new(Owned(tasks.clone()))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_BYTES)
         .handshake(TokioIo::new(near))
         .await?;
@@ -199,8 +205,9 @@ impl Gate {
         let followed = match about {
             About::Follow => self.execs.follow(request.uri(), &headers),
             About::Start => {
-                let started = async {
-                    let sent = self.inner.clone().send_request(request).await;
+                let mut inner = self.inner.clone();
+                let started = async move {
+                    let sent = inner.send_request(request).await;
                     sent.map_err(|error| {
                         Problem::new(postern_common::problem::Code::UpstreamUnreachable, error.to_string())
                     })

@@ -23,7 +23,7 @@ use postern_common::execs::{self, About, Execs, NotFollowed};
 use postern_common::id::SandboxId;
 use postern_common::problem::{CONTENT_TYPE, Code, Problem};
 use postern_common::tasks::{Stop, Tasks};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs;
@@ -50,8 +50,9 @@ const PICTURE_TIME: Duration = Duration::from_secs(60);
 /// What is told of its complaint, in characters.
 const WORDS: usize = 1000;
 
-/// What the shim tells of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What the shim tells of itself. An orchestrator of another version may read it: a field that is there
+/// today stays, and means the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
     /// The sandbox.
     pub sandbox: SandboxId,
@@ -62,7 +63,6 @@ pub struct Status {
     /// Which limits hold.
     pub enforced: Enforced,
     /// Whether all of it stands still. A shim of before does not say.
-    #[serde(default)]
     pub is_frozen: bool,
 }
 
@@ -167,8 +167,9 @@ impl Served {
         let followed = match about {
             About::Follow => self.execs.follow(request.uri(), &headers),
             About::Start => {
-                let started = async {
-                    let sent = self.channel.send(request.map(BodyExt::boxed_unsync)).await;
+                let channel = self.channel.clone();
+                let started = async move {
+                    let sent = channel.send(request.map(BodyExt::boxed_unsync)).await;
                     sent.map_err(|error| Problem::new(Code::UpstreamUnreachable, error.to_string()))
                 };
                 self.execs.start(&headers, started).await

@@ -4,19 +4,27 @@
 //!
 //! It waits so that all of this goes on while the shim makes the disk.
 //!
+//! gVisor goes into a namespace of mounts without other sandboxes' disks first. What is mounted when its
+//! gofer makes a namespace for another user is locked to the root there (`mount_namespaces(7)`), and `runsc`
+//! keeps files of that root open: so the disk of each sandbox would be held for as long as any lives that
+//! began after it, and could not be settled when it is stopped.
+//!
 //! It is a program of its own (`postern-shim launch`) because between fork and exec only
 //! async-signal-safe code may run, which safe Rust cannot promise.
 
 use crate::cgroup;
+use crate::mounts;
 use crate::seccomp::{SeccompError, programs};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::retry_on_intr;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::thread::UnshareFlags;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What to become, and how.
@@ -26,6 +34,8 @@ pub struct Launch {
     pub cgroups: Vec<PathBuf>,
     /// The user and group to become; as root only.
     pub user: Option<u32>,
+    /// The sandbox's run folder, beside which nothing stays mounted of others; as root only.
+    pub apart: Option<PathBuf>,
     /// Whether the program is bubblewrap, which is to install our seccomp filters.
     pub has_seccomp: bool,
     /// The program.
@@ -51,6 +61,9 @@ pub enum LaunchError {
     /// The kernel would not end us with the shim.
     #[error("could not tie the sandbox's life to its shim's")]
     Tie(#[source] rustix::io::Errno),
+    /// A namespace of mounts without other sandboxes' disks could not be made.
+    #[error("could not go where no other sandbox's disk is mounted")]
+    Apart(#[source] rustix::io::Errno),
     /// The filters.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
@@ -81,6 +94,9 @@ impl Launch {
         if let Some(user) = self.user {
             line.extend(["--user".into(), user.to_string().into()]);
         }
+        if let Some(folder) = &self.apart {
+            line.extend(["--apart".into(), folder.into()]);
+        }
         if self.has_seccomp {
             line.push("--seccomp".into());
         }
@@ -104,6 +120,7 @@ impl Launch {
                     let user = arguments.next().and_then(|user| user.to_str()?.parse().ok());
                     launch.user = Some(user.ok_or(LaunchError::Usage)?);
                 }
+                Some("--apart") => launch.apart = Some(arguments.next().ok_or(LaunchError::Usage)?.into()),
                 Some("--seccomp") => launch.has_seccomp = true,
                 Some("--") => break,
                 _ => return Err(LaunchError::Usage),
@@ -143,6 +160,9 @@ impl Launch {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .current_dir("/");
         wait_for_word()?;
+        if let Some(folder) = &self.apart {
+            part(folder).map_err(LaunchError::Apart)?;
+        }
         if let Some(user) = self.user {
             // The standard library also drops all supplementary groups here.
             command.uid(user).gid(user);
@@ -159,6 +179,22 @@ fn wait_for_word() -> Result<(), LaunchError> {
     let mut word = [0; WORD.len()];
     let read = retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut word));
     if read == Ok(WORD.len()) && word == WORD { Ok(()) } else { Err(LaunchError::Word) }
+}
+
+/// Goes into a namespace of mounts of our own, where nothing is mounted beside this run folder.
+fn part(folder: &Path) -> rustix::io::Result<()> {
+    #[expect(deprecated, reason = "it is unsound for tables of files alone")]
+    rustix::thread::unshare(UnshareFlags::NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let beside = folder.parent().map(|all| mounts::below(all, None)).unwrap_or_default();
+    for at in beside.iter().filter(|at| !at.starts_with(folder)) {
+        match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // It was below another that went.
+            Err(rustix::io::Errno::INVAL) => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 /// A file in memory that is not closed on exec.
@@ -182,6 +218,7 @@ mod tests {
         let launch = Launch {
             cgroups: vec!["/sys/fs/cgroup/a b".into(), "/c".into()],
             user: Some(1_879_048_192),
+            apart: Some("/run/a b".into()),
             has_seccomp: true,
             program: "/usr/bin/bwrap".into(),
             arguments: vec!["--".into(), "--seccomp".into()],

@@ -21,6 +21,7 @@ pub mod folder;
 pub mod gvisor;
 pub mod image;
 pub mod inherited;
+pub mod kernel;
 pub mod launch;
 pub mod memory;
 pub mod mounts;

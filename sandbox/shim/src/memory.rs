@@ -49,6 +49,12 @@ pub fn make(folder: &RunFolder, memory_bytes: u64) -> io::Result<()> {
 /// # Errors
 /// If the kernel will not.
 pub fn forget(folder: &RunFolder) -> io::Result<()> {
+    if mounts::is_mounted(&folder.memory()) {
+        // The namespace of mounts that its runtime began in may have it still: the memory is to be free at once.
+        for file in fs::read_dir(folder.memory())? {
+            fs::remove_file(file?.path())?;
+        }
+    }
     mounts::unmount_below(&folder.memory(), None)?;
     match fs::remove_dir(folder.memory()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

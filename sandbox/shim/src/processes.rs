@@ -12,6 +12,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// The program that each sandbox has one of.
+const SHIM: &str = "postern-shim";
+
 /// Every process of our programs of which an argument is `folder`, lies in it, or is `--option=`
 /// such a path.
 #[must_use]
@@ -36,7 +39,22 @@ fn names(pid: i32, folder: &Path) -> bool {
 /// The shim, itself again under the name that it starts itself by, and the runtimes, of which
 /// gVisor calls its parts `runsc-sandbox` and `runsc-gofer`.
 fn is_program(name: &str) -> bool {
-    matches!(name, "postern-shim" | "exe" | "bwrap") || name.starts_with("runsc")
+    matches!(name, SHIM | "exe" | "bwrap") || name.starts_with("runsc")
+}
+
+/// The shim that serves a run folder, if one runs.
+#[must_use]
+pub fn shim_of(folder: &Path) -> Option<i32> {
+    all().into_iter().find(|pid| serves(*pid, folder) && is_running(*pid))
+}
+
+fn serves(pid: i32, folder: &Path) -> bool {
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut words = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
+    let program = words.next().and_then(|path| Path::new(path).file_name());
+    program == Some(OsStr::new(SHIM))
+        && words.next() == Some(OsStr::new("run"))
+        && words.next() == Some(folder.as_os_str())
 }
 
 /// All descendants of a process, itself not included.

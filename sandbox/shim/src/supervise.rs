@@ -194,11 +194,14 @@ fn launch(spec: &Spec, folder: &RunFolder, cgroups: &Cgroups) -> Result<(Child, 
     let launch = match &spec.isolation {
         IsolatedBy::Gvisor { runsc } => {
             let arguments = gvisor::arguments(spec, folder);
-            Launch { cgroups, user: None, has_seccomp: false, program: runsc.clone(), arguments }
+            // Only root mounts disks.
+            let apart = spec.guest.map(|_| folder.path().to_owned());
+            Launch { cgroups, apart, program: runsc.clone(), arguments, ..Launch::default() }
         }
         IsolatedBy::Namespaces { bwrap } => {
             let arguments = bubblewrap::arguments(spec, folder, &Disk::of(folder));
-            Launch { cgroups, user: spec.guest, has_seccomp: true, program: bwrap.clone(), arguments }
+            let (user, program) = (spec.guest, bwrap.clone());
+            Launch { cgroups, user, has_seccomp: true, program, arguments, ..Launch::default() }
         }
     };
     let mut child = Command::new("/proc/self/exe")

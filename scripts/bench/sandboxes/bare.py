@@ -15,6 +15,11 @@ DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 
 
+def is_of_sync(words):
+    """Whether a command line is that of a sandbox's sync, which runs beside it in namespaces of its own."""
+    return ("--hostname", "sync") in zip(words, words[1:])
+
+
 def command_of(run, sandbox):
     """The runtime's arguments of a sandbox that runs."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -23,7 +28,7 @@ def command_of(run, sandbox):
         except (OSError, UnicodeDecodeError):
             continue
         name = os.path.basename(words[0]) if words else ""
-        if name in ("bwrap", "runsc") and any(f"{run}/{sandbox}" in word for word in words) and "gofer" not in words and "boot" not in words:
+        if name in ("bwrap", "runsc") and any(f"{run}/{sandbox}" in word for word in words) and "gofer" not in words and "boot" not in words and not is_of_sync(words):
             return words
     raise SystemExit(f"the runtime of {sandbox} was not found; run this as root")
 

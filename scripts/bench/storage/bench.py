@@ -397,7 +397,7 @@ def main():
                     idle(up, tree, report)
             finally:
                 up.stop()
-    report.write()
+    report.end()
 
 
 if __name__ == "__main__":

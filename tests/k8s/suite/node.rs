@@ -119,6 +119,14 @@ impl Node {
         self.inner.walls.lock().expect("no panic").add_pod(name, namespace, labels, address);
     }
 
+    /// It has no address any more.
+    pub(crate) fn remove_neighbour(&self, name: &str) {
+        // A case that failed in the middle of a change has said so already.
+        if let Ok(mut walls) = self.inner.walls.lock() {
+            walls.remove_pod(name);
+        }
+    }
+
     /// What all policies together allow the pod at this address.
     pub(crate) fn allowed(&self, address: IpAddr, way: Way) -> Allowed {
         self.inner.walls.lock().expect("no panic").allowed(address, way)
@@ -172,25 +180,31 @@ impl Inner {
             return;
         }
         let number = self.address();
+        let address = pod_address(number);
+        // Nothing of it runs before the walls around it stand.
+        self.wall(pod, address);
         let started = match Given::read(&self.client, pod).await {
-            Ok(given) => Running::start(pod, &given, pod_address(number)),
+            Ok(given) => Running::start(pod, &given, address),
             Err(wrong) => Err(wrong),
         };
         match started {
             Ok(running) => {
-                self.pods.lock().expect("no panic").insert(uid, running);
-                // Nothing is answered before the walls around it stand.
-                self.rebuild(pod, pod_address(number));
-                self.write(pod, &up(pod, pod_address(number))).await;
+                self.pods.lock().expect("no panic").insert(uid.clone(), running);
+                self.write(pod, &up(pod, address)).await;
+                // INVARIANT: an end is written after the beginning, or the pod would seem to run for ever.
+                if let Some(running) = self.pods.lock().expect("no panic").get_mut(&uid) {
+                    running.told();
+                }
             }
             Err(wrong) => {
+                self.walls.lock().expect("no panic").remove_pod(&uid);
                 self.addresses.lock().expect("no panic").0.remove(&number);
                 self.write(pod, &refused(pod, &wrong)).await;
             }
         }
     }
 
-    fn rebuild(&self, pod: &Pod, address: IpAddr) {
+    fn wall(&self, pod: &Pod, address: IpAddr) {
         let labels = pod.metadata.labels.clone().unwrap_or_default();
         let namespace = pod.namespace().unwrap_or_default();
         self.walls.lock().expect("no panic").add_pod(

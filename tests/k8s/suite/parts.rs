@@ -4,6 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a program that is asked to end may take.
+const ENDING_TIME: Duration = Duration::from_secs(20);
 
 /// Where everything of one run lies: removed and made anew at the next.
 pub(crate) fn folder() -> PathBuf {
@@ -67,6 +71,18 @@ impl Part {
 
     /// Kills it as a crash would.
     pub(crate) fn crash(mut self) {
+        self.end();
+    }
+
+    /// Asks it to end (SIGINT), and kills it only if it does not.
+    pub(crate) fn interrupt(mut self) {
+        let process = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        let is_asked =
+            process.is_some_and(|it| rustix::process::kill_process(it, rustix::process::Signal::INT).is_ok());
+        let deadline = Instant::now() + ENDING_TIME;
+        while is_asked && self.ended().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         self.end();
     }
 

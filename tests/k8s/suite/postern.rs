@@ -22,6 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// The parts that are no pods, as the node knows them.
+const GATEWAY: &str = "gateway";
+const ORCHESTRATOR: &str = "orchestrator";
+const SECOND: &str = "second";
 /// Who the orchestrator is for the API server, and its token in this test.
 pub(crate) const ACCOUNT: &str = "agent-sandbox-kit-orchestrator";
 pub(crate) const TOKEN: &str = "orchestrator-token-of-this-test";
@@ -64,6 +68,14 @@ pub(crate) struct Postern<'a> {
     home: Arc<TempDir>,
 }
 
+impl Drop for Postern<'_> {
+    fn drop(&mut self) {
+        for place in [GATEWAY, ORCHESTRATOR, SECOND] {
+            self.cluster.node.remove_neighbour(place);
+        }
+    }
+}
+
 impl<'a> Postern<'a> {
     /// Makes the namespace with its objects, and starts everything.
     pub(crate) async fn start(cluster: &'a Cluster, name: &str) -> Self {
@@ -87,10 +99,10 @@ impl<'a> Postern<'a> {
             Network::new(&format!("{name}-{place}"), address)
         };
         let (gateway, own) = (
-            network("gateway", "gateway", GATEWAY_ADDRESS),
-            network("orchestrator", "orchestrator", ORCHESTRATOR_ADDRESS),
+            network(GATEWAY, GATEWAY, GATEWAY_ADDRESS),
+            network(ORCHESTRATOR, ORCHESTRATOR, ORCHESTRATOR_ADDRESS),
         );
-        let shared = database.map(|url| (network("second", "orchestrator", SECOND_ADDRESS), url));
+        let shared = database.map(|url| (network(SECOND, ORCHESTRATOR, SECOND_ADDRESS), url));
         let home = Arc::new(tempfile::tempdir().expect("a folder"));
         let [authority, certificate, private] = certificates(home.path());
         let (parts, orchestrator, second) = (Vec::new(), None, None);
@@ -370,13 +382,28 @@ fn answer_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// A create call for a thread of its own, whose answer does not matter.
-pub(crate) fn create_call(caller: (String, String), conversation: &str) -> impl FnOnce() + Send + 'static {
+/// A create call for a thread of its own; its answer, if one came.
+pub(crate) fn create_call(
+    caller: (String, String),
+    conversation: &str,
+) -> impl FnOnce() -> Option<Answer> + Send + 'static {
     let wanted = json!({ "user_id": "alice", "conversation_id": conversation });
     move || {
         let (url, authorization) = caller;
         let headers = [("Authorization", authorization.as_str())];
-        drop(try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted)));
+        try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted)).ok()
+    }
+}
+
+/// The same for a destroy.
+pub(crate) fn destroy_call(
+    caller: (String, String),
+    sandbox: &str,
+) -> impl FnOnce() -> Option<Answer> + Send + 'static {
+    let path = format!("/sandbox/{sandbox}");
+    move || {
+        let (url, authorization) = caller;
+        try_http(&url, "DELETE", &path, &[("Authorization", authorization.as_str())], None).ok()
     }
 }
 

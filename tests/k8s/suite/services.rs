@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services as a node's proxy makes them: for each port of a Service one of its EndpointSlices'
+//! Services as a node's proxy makes them: for each port of a Service one of its `EndpointSlices`'
 //! addresses, translated by nftables before any network policy sees the packet.
 
 use crate::policy::nft;
@@ -24,22 +24,23 @@ struct Services {
 }
 
 enum Seen {
-    Service(watcher::Event<Service>),
-    Slice(watcher::Event<EndpointSlice>),
+    Service(Box<watcher::Event<Service>>),
+    Slice(Box<watcher::Event<EndpointSlice>>),
 }
 
 /// Keeps the translation at what the API server says.
 pub(crate) async fn follow(client: Client) {
     let services = watcher(Api::<Service>::all(client.clone()), watcher::Config::default());
     let slices = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default());
-    let services = services.default_backoff().filter_map(async |event| event.ok().map(Seen::Service));
-    let slices = slices.default_backoff().filter_map(async |event| event.ok().map(Seen::Slice));
+    let services =
+        services.default_backoff().filter_map(async |event| Some(Seen::Service(Box::new(event.ok()?))));
+    let slices = slices.default_backoff().filter_map(async |event| Some(Seen::Slice(Box::new(event.ok()?))));
     let mut events = std::pin::pin!(futures_util::stream::select(services, slices));
     let mut known = Services::default();
     while let Some(event) = events.next().await {
         let is_changed = match event {
-            Seen::Service(event) => keep(&mut known.services, event),
-            Seen::Slice(event) => keep(&mut known.slices, event),
+            Seen::Service(event) => keep(&mut known.services, *event),
+            Seen::Slice(event) => keep(&mut known.slices, *event),
         };
         if is_changed {
             nft(&known.table());

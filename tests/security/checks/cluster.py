@@ -22,7 +22,8 @@ SERVER_PORT, AGENT_PORT = 39872, 49983
 EGRESS = "the network policies of its namespace: out to the gateway only"
 INGRESS = "the network policies of its namespace: in from the orchestrator only"
 SECONDS = 3
-MOST_AT_ONCE = 100
+# Within the time of one attempt that is some 5000 addresses; more than that is told as undecided.
+MOST_AT_ONCE = 250
 API_NAME = "kubernetes.default.svc"
 ACCOUNT_FOLDERS = ("/var/run/secrets", "/run/secrets")
 CREDENTIALS = (
@@ -34,11 +35,28 @@ CREDENTIALS = (
 
 
 def connect_any(addresses):
-    """Tries all at once; the first that stands is returned."""
+    """Tries all, many at once; the first that stands is returned."""
+    refusal = "there is no address to try"
+    for first in range(0, len(addresses), MOST_AT_ONCE):
+        found, refusal = connect_together(addresses[first:first + MOST_AT_ONCE])
+        if found:
+            return found
+    raise Stopped(refusal)
+
+
+def connect_together(addresses):
+    """What stands, if anything, and why the others do not."""
     waiting, refusal = {}, f"none of {len(addresses)} answered within {SECONDS} s"
     try:
-        for host, port in addresses[:MOST_AT_ONCE]:
-            attempt = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        for host, port in addresses:
+            try:
+                attempt = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    raise
+                # Without IPv6 the others can still be tried.
+                refusal = f"EAFNOSUPPORT for {host}"
+                continue
             attempt.setblocking(False)
             waiting[attempt] = (host, port)
             error = attempt.connect_ex((host, port))
@@ -53,12 +71,12 @@ def connect_any(addresses):
                 error = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 attempt.close()
                 if error == 0:
-                    return f"connected to {address[0]}, port {address[1]}"
+                    return f"connected to {address[0]}, port {address[1]}", ""
                 refusal = f"{errno.errorcode.get(error, error)} from {address[0]}"
     finally:
         for attempt in waiting:
             attempt.close()
-    raise Stopped(refusal if addresses else "there is no address to try")
+    return None, refusal
 
 
 @check("the API server, by its Service and by its own addresses", EGRESS, "pod")
@@ -76,7 +94,7 @@ def metadata(target):
     return connect_any([["169.254.169.254", 80]])
 
 
-@check("the metadata service, fd00:ec2::254", EGRESS, "pod", excused={0: "pods of this cluster have no metadata service"})
+@check("the metadata service, fd00:ec2::254", EGRESS, "pod", excused={0: "pods of this cluster have no metadata service on IPv6"})
 def metadata6(target):
     return connect_any([["fd00:ec2::254", 80]])
 

@@ -23,7 +23,7 @@ def kubectl(*words, given=None, seconds=SECONDS):
     except subprocess.TimeoutExpired:
         raise KubectlError(f"kubectl {' '.join(words[:3])}: no answer within {seconds} s") from None
     if done.returncode:
-        raise KubectlError(f"kubectl {' '.join(words[:3])}: {done.stderr.strip()[-400:]}")
+        raise KubectlError(f"kubectl {' '.join(words[:3])}: {done.stderr.strip()}")
     return done.stdout
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Controls on a cluster: pods of the same image and runtime as a sandbox's, in a namespace of their own
-that has no policies, with an account's token and a Secret. All of it is gone when the suite ends."""
+that has no policies, with an account's token and a Secret. All of it is gone when the suite ends; if the
+suite is killed, its pods end by themselves and their tokens with them."""
 
 import json
 import secrets
@@ -11,6 +12,8 @@ from cluster import AGENT_PORT, SERVER_PORT
 
 START_SECONDS = 180
 RUN_SECONDS = 300
+# All that a run waits for while it needs them takes less.
+LIFE_SECONDS = 1800
 SECRET = "postern-escape"
 TERMINATION_LOG = "/dev/termination-log"
 LISTEN = ("import socket, sys, time\n"
@@ -98,7 +101,8 @@ class Unwalled:
         return {"apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": name, "namespace": self.namespace, "labels": {"app": "postern-escape"}},
                 "spec": kept | {
-                    "restartPolicy": "Never", "automountServiceAccountToken": True, "terminationGracePeriodSeconds": 0,
+                    "restartPolicy": "Never", "activeDeadlineSeconds": LIFE_SECONDS,
+                    "automountServiceAccountToken": True, "terminationGracePeriodSeconds": 0,
                     "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000,
                                         "seccompProfile": {"type": "RuntimeDefault"}},
                     "containers": [container]}}

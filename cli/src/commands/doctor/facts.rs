@@ -5,7 +5,7 @@ use crate::connection::Written;
 use crate::up::{Programs, Surroundings};
 use postern_common::settings::{Setting, Settings, name};
 use postern_common::tasks::Tasks;
-use postern_orchestrator::runtime::local::{Installation, LocalRuntime, LocalSettings};
+use postern_orchestrator::runtime::local::{Installation, LocalRuntime, LocalSettings, has_landlock};
 use postern_orchestrator::runtime::{Probed, Runtime as _};
 use std::fs;
 use std::io::ErrorKind;
@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) programs: Result<PathBuf, String>,
     /// Each isolation as it turned out, or why none could be tried.
     pub(super) isolation: Result<Vec<Probed>, String>,
+    /// Whether sandboxes can be paused; `None` if none could be tried.
+    pub(super) can_pause: Option<bool>,
     /// The isolation that was asked for; `None`: any.
     pub(super) wanted: Option<String>,
     /// Whether we are root.
@@ -40,8 +42,8 @@ pub(super) struct Facts {
     pub(super) cgroups: CgroupMounts,
     /// The kernel's settings of user namespaces.
     pub(super) namespaces: Namespaces,
-    /// Whether there is `/dev/loop-control`.
-    pub(super) has_loop: bool,
+    /// What else the kernel has.
+    pub(super) kernel: Kernel,
     /// Each listener of `up`.
     pub(super) ports: Vec<Port>,
     /// Whether plain HTTP off loopback is allowed.
@@ -57,6 +59,14 @@ pub(super) struct Facts {
 pub(super) struct CgroupMounts {
     pub(super) one: bool,
     pub(super) two: bool,
+}
+
+/// What a kernel may have been built without.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    /// Whether there is `/dev/loop-control`.
+    pub(super) has_loop: bool,
+    pub(super) has_landlock: bool,
 }
 
 /// The kernel's words on user namespaces; `None` where it has no such setting.
@@ -115,6 +125,7 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
             (Err(why.clone()), Err(why))
         }
     };
+    let can_pause = isolation.as_ref().ok().map(|(_, can_pause)| *can_pause);
     let mistakes = around.mistakes.iter().flat_map(|all| &all.0);
     let is_given = |origin: &String| origin != "default";
     let given = settings.explain().iter().filter(|it| it.origin.as_ref().is_some_and(is_given)).count();
@@ -124,7 +135,8 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
         given,
         issuer: settings.text(name::TOKENS_ISSUER).map(ToOwned::to_owned),
         programs,
-        isolation,
+        isolation: isolation.map(|(probed, _)| probed),
+        can_pause,
         wanted,
         is_root: rustix::process::geteuid().is_root(),
         cgroups: cgroup_mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
@@ -133,7 +145,7 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
             clone: kernel("kernel/unprivileged_userns_clone"),
             apparmor: kernel("kernel/apparmor_restrict_unprivileged_userns"),
         },
-        has_loop: Path::new("/dev/loop-control").exists(),
+        kernel: Kernel { has_loop: Path::new("/dev/loop-control").exists(), has_landlock: has_landlock() },
         ports: ports(settings),
         is_insecure_allowed: settings.is_insecure_listen_allowed(),
         data: data_facts(&data),
@@ -141,12 +153,11 @@ pub(super) async fn gather(settings: &Settings, around: &Surroundings) -> Facts 
     }
 }
 
+/// Each isolation as it turned out, and whether sandboxes can be paused; or why none could be tried.
+type Tried = Result<(Vec<Probed>, bool), String>;
+
 /// The companion programs, and each isolation really tried with them.
-async fn tried(
-    settings: &Settings,
-    around: &Surroundings,
-    trial: &Path,
-) -> (Result<PathBuf, String>, Result<Vec<Probed>, String>) {
+async fn tried(settings: &Settings, around: &Surroundings, trial: &Path) -> (Result<PathBuf, String>, Tried) {
     let programs = match Programs::find(trial) {
         Ok(programs) => programs,
         Err(error) => {
@@ -159,12 +170,7 @@ async fn tried(
     (Ok(folder), probed(settings, around, trial, programs).await)
 }
 
-async fn probed(
-    settings: &Settings,
-    around: &Surroundings,
-    trial: &Path,
-    programs: Programs,
-) -> Result<Vec<Probed>, String> {
+async fn probed(settings: &Settings, around: &Surroundings, trial: &Path, programs: Programs) -> Tried {
     // A sandbox's own user passes through here, but may not look.
     fs::set_permissions(trial, fs::Permissions::from_mode(0o711)).map_err(|error| error.to_string())?;
     let local = LocalSettings {
@@ -181,7 +187,7 @@ async fn probed(
     };
     let tasks = Tasks::new();
     let runtime = LocalRuntime::open(local, tasks.clone()).map_err(|error| error.to_string())?;
-    let probed = runtime.probe().await;
+    let probed = (runtime.probe().await, runtime.can_pause());
     drop(runtime);
     // What it left is in the trial's folder and goes with it.
     tasks.shut_down(END_TIME).await.map_err(|late| late.to_string())?;

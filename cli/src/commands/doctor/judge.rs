@@ -76,7 +76,9 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(programs(facts));
     findings.extend(isolation(facts));
     findings.push(cgroups(facts));
+    findings.push(pausing(facts));
     findings.push(namespaces(facts));
+    findings.push(landlock(facts));
     findings.push(disks(facts));
     findings.extend(facts.ports.iter().map(|port| listener(port, facts)));
     findings.extend(data(facts));
@@ -157,12 +159,37 @@ fn cgroups(facts: &Facts) -> Finding {
     if missing.is_empty() {
         return Finding::ok("cgroups", format!("{interfaces}; memory, cpu and pids are enforced"));
     }
-    let remedy = if facts.is_root {
+    let what = format!("{interfaces}; not enforced here: {}", missing.join(", "));
+    Finding::warn("cgroups", what, groups_to_be_had(facts))
+}
+
+/// What to do where no groups can be made.
+const fn groups_to_be_had(facts: &Facts) -> &'static str {
+    if facts.is_root {
         "mount the controllers (`mount -t cgroup2 none /sys/fs/cgroup`), or start outside a container"
     } else {
         "run `postern up` as root, or under `systemd-run --user --scope -p Delegate=yes`"
-    };
-    Finding::warn("cgroups", format!("{interfaces}; not enforced here: {}", missing.join(", ")), remedy)
+    }
+}
+
+fn pausing(facts: &Facts) -> Finding {
+    match facts.can_pause {
+        None => Finding::warn("pausing", "could not be tried", "mend the isolation first"),
+        Some(true) => Finding::ok("pausing", "there are groups that the kernel can freeze"),
+        Some(false) => {
+            let what = "refused: there is no group that the kernel can freeze, and what `on_idle` would pause is destroyed";
+            Finding::warn("pausing", what, groups_to_be_had(facts))
+        }
+    }
+}
+
+/// It matters to namespaces only: gVisor has a kernel of its own.
+fn landlock(facts: &Facts) -> Finding {
+    if facts.kernel.has_landlock {
+        return Finding::ok("landlock", "there: a second wall around the files of namespaces");
+    }
+    let what = "not there: in namespaces only mounts keep files from being written";
+    Finding::warn("landlock", what, "boot a kernel of 5.13 or later that has `landlock` in its list `lsm=`")
 }
 
 fn namespaces(facts: &Facts) -> Finding {
@@ -198,7 +225,7 @@ fn disks(facts: &Facts) -> Finding {
         }
         Some(_) => {}
     }
-    let (what, remedy) = match (facts.is_root, facts.has_loop) {
+    let (what, remedy) = match (facts.is_root, facts.kernel.has_loop) {
         (false, _) => ("only root may mount a sandbox's own disk", "run `postern up` as root"),
         (true, false) => {
             ("there is no /dev/loop-control", "`modprobe loop`, or give the container /dev/loop*")

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `postern filter bench`: what a call costs, for each case: microseconds of CPU and memory.
+//!
+//! However slow the calls are, all cases together take no longer than was asked for: a case that
+//! has used up its part of the time is measured by fewer calls, and says by how many.
 
 use super::build::kilobytes;
 use super::cases::{self, Case};
@@ -10,45 +13,75 @@ use crate::output::{Output, table};
 use postern_filter_engine::manifest::Phase;
 use postern_filter_engine::{Called, ConfiguredFilter, Context, ResponseView};
 use rustix::time::{ClockId, clock_gettime};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The median counts.
-const ROUNDS: usize = 5;
-/// Calls of a round.
+const ROUNDS: u32 = 5;
+/// Calls of a round, where there is time for them.
 const CALLS: u32 = 1_000;
 
-pub(super) async fn run(folder: &Path, only: Option<&str>, output: Output) -> Result<(), Failure> {
+/// What a case came to.
+#[derive(Debug)]
+struct Measured {
+    name: String,
+    /// Of CPU, each call.
+    microseconds: f64,
+    memory_bytes: usize,
+    /// In all rounds.
+    calls: u32,
+}
+
+impl Measured {
+    fn told(&self) -> Value {
+        json!({
+            "case": self.name,
+            "microseconds": self.microseconds,
+            "memory_bytes": self.memory_bytes,
+            "calls": self.calls,
+        })
+    }
+
+    fn row(&self) -> Vec<String> {
+        let (cost, memory) = (format!("{:.1}", self.microseconds), (self.memory_bytes >> 10).to_string());
+        vec![self.name.clone(), cost, memory, self.calls.to_string()]
+    }
+}
+
+pub(super) async fn run(
+    folder: &Path,
+    only: Option<&str>,
+    time: Duration,
+    output: Output,
+) -> Result<(), Failure> {
     let folder = FilterFolder::open(folder)?;
     let mut all = Vec::new();
     for file in folder.case_files()? {
         all.extend(cases::read(&file)?);
     }
     all.retain(|case| only.is_none_or(|only| case.name.contains(only)));
-    if all.is_empty() {
+    let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
+    if count == 0 {
         return Err(Failure::Usage(
             "there is no such case: calls of the cases in tests/ are measured".to_owned(),
         ));
     }
+    output.note("compiling as the orchestrator will");
     let rig = Rig::load(&folder).await?;
-    let mut rows = Vec::new();
-    for case in &all {
-        rows.push((case.name.clone(), measure(&rig, case).await?));
+    let mut measured = Vec::new();
+    for (case, number) in all.iter().zip(1..) {
+        output.note(&format!("measuring {number} of {count}: {}", case.name));
+        measured.push(measure(&rig, case, time / count / ROUNDS).await?);
     }
     let load = rig.loading.as_secs_f64() * 1e6;
-    let told: Vec<_> = rows
-        .iter()
-        .map(|(name, (cost, memory))| json!({ "case": name, "microseconds": cost, "memory_bytes": memory }))
-        .collect();
+    let told: Vec<_> = measured.iter().map(Measured::told).collect();
     output.answer(&json!({ "cases": told, "load_microseconds": load }), || {
-        let cells = rows.iter().map(|(name, (cost, memory))| {
-            vec![name.clone(), format!("{cost:.1}"), format!("{}", memory >> 10)]
-        });
-        let shown = table(&["CASE", "CPU µs", "MEMORY KiB"], &cells.collect::<Vec<_>>());
+        let rows: Vec<_> = measured.iter().map(Measured::row).collect();
+        let shown = table(&["CASE", "CPU µs", "MEMORY KiB", "CALLS"], &rows);
         format!(
-            "{shown}\na fresh instance for each call; the median of {ROUNDS} rounds of {CALLS}\ncompiled in {} ms to {:.1} KB, verified and loaded in {load:.0} µs",
+            "{shown}\na fresh instance for each call; the median of {ROUNDS} rounds\ncompiled in {} ms to {:.1} KB, verified and loaded in {load:.0} µs",
             rig.compiling.as_millis(),
             kilobytes(rig.code_bytes),
         )
@@ -56,22 +89,25 @@ pub(super) async fn run(folder: &Path, only: Option<&str>, output: Output) -> Re
     Ok(())
 }
 
-/// Microseconds of CPU of a call, and the memory of its instance.
-async fn measure(rig: &Rig, case: &Case) -> Result<(f64, usize), Failure> {
+/// Calls a case again and again: in each round as often as is wanted or there is time for.
+async fn measure(rig: &Rig, case: &Case, round: Duration) -> Result<Measured, Failure> {
     let (filter, context) = (case.filter(rig)?, case.context()?);
     let answer = case.answer()?.filter(|_| filter.filter().manifest().has(Phase::Response)).map(Arc::new);
-    let memory = call(&filter, &context, answer.as_ref()).await.memory_bytes;
-    let mut rounds = Vec::with_capacity(ROUNDS);
+    let memory_bytes = call(&filter, &context, answer.as_ref()).await.memory_bytes;
+    let (mut rounds, mut calls) = (Vec::new(), 0);
     for _ in 0..ROUNDS {
-        let before = cpu();
-        for _ in 0..CALLS {
+        let (begun, before) = (Instant::now(), cpu());
+        let mut made = 0;
+        while made == 0 || (made < CALLS && begun.elapsed() < round) {
             drop(call(&filter, &context, answer.as_ref()).await);
+            made += 1;
         }
-        rounds.push(cpu().saturating_sub(before));
+        rounds.push(cpu().saturating_sub(before).as_secs_f64() * 1e6 / f64::from(made));
+        calls += made;
     }
-    rounds.sort_unstable();
-    let median = rounds.get(ROUNDS / 2).copied().unwrap_or_default();
-    Ok((median.as_secs_f64() * 1e6 / f64::from(CALLS), memory))
+    rounds.sort_unstable_by(f64::total_cmp);
+    let microseconds = rounds.get(rounds.len() / 2).copied().unwrap_or_default();
+    Ok(Measured { name: case.name.clone(), microseconds, memory_bytes, calls })
 }
 
 async fn call(filter: &ConfiguredFilter, context: &Context, answer: Option<&Arc<ResponseView>>) -> Called {

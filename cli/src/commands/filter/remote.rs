@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What `postern filter` asks a server for: push, put in force, go back, list, logs.
 
+use super::attach::{self, name_of};
 use super::folder::FilterFolder;
 use crate::arguments::PushFilter;
 use crate::client::segment;
@@ -26,6 +27,9 @@ pub(super) async fn push(server: &Server, wanted: PushFilter) -> Result<(), Fail
     let name = wanted.name.unwrap_or_else(|| folder.name.to_string());
     let path = format!("/filters/{}", segment(&name));
     let body = serde_json::to_value(folder.files()?).context("a filter of ours")?;
+    if let Some(backend) = &wanted.attach {
+        attach::check(server, &name, backend, &wanted.operations).await?;
+    }
     let begun = Instant::now();
     server.output.note(&format!("pushing {name}: inspected and compiled there"));
     let pushed =
@@ -41,22 +45,39 @@ pub(super) async fn push(server: &Server, wanted: PushFilter) -> Result<(), Fail
     }
     let put = server.post(&format!("{path}/activate"), &json!({ "version": version })).await;
     let put = put.map_err(|failure| owned(failure, &folder))?;
-    if let Some(backend) = &wanted.attach {
-        attach(server, &name, backend, &wanted.operations).await?;
-    }
+    let attachment = match &wanted.attach {
+        // What a gateway refuses is not attached either: it would be refused the same.
+        Some(backend) if refused(&put).is_ok() => {
+            attach::attach(server, &name, backend, &wanted.operations).await?
+        }
+        _ => None,
+    };
+    let last = attachment.as_ref().unwrap_or(&put);
     let attached = attached_to(server, &name).await?;
     let took = begun.elapsed();
     let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    let told = json!({ "name": name, "version": version, "attached_to": attached, "activation": put, "milliseconds": milliseconds });
+    let told = json!({ "name": name, "version": version, "attached_to": attached, "activation": put, "attachment": attachment, "milliseconds": milliseconds });
     server.output.answer(&told, || {
         let place = if attached.is_empty() {
             format!("\nit is attached to nothing yet: `postern filter push --attach BACKEND`, or filters = [\"{name}\"] in backend.toml")
         } else {
             format!(", attached to {}", attached.join(", "))
         };
-        format!("{name} version {version} is in force after {milliseconds} ms{place}")
+        format!("{name} version {version} {} after {milliseconds} ms{place}", stands(last))
     });
-    refused(&put)
+    refused(last)
+}
+
+/// What is said of a version: nothing that a gateway refuses is in force.
+fn stands(put: &Value) -> String {
+    let number = |field| put.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let (here, pending) = (number("gateways_in_force"), number("gateways_pending"));
+    match (here, pending) {
+        _ if refused(put).is_err() => "is stored, and refused".to_owned(),
+        (0, 0) => "is stored; no gateway is connected".to_owned(),
+        (_, 0) => "is in force".to_owned(),
+        _ => format!("is stored; {pending} of {} gateways have not answered yet", here + pending),
+    }
 }
 
 /// A gateway that keeps to what was before is a failure, whatever the orchestrator has stored.
@@ -84,29 +105,6 @@ fn owned(failure: Failure, folder: &FilterFolder) -> Failure {
         }
         other => other,
     }
-}
-
-/// Adds the filter to the end of a backend's chain, or widens it there.
-async fn attach(server: &Server, name: &str, backend: &str, operations: &[String]) -> Result<(), Failure> {
-    let path = format!("/backends/{}", segment(backend));
-    let mut found = server.get(&path).await?;
-    let file = found.get_mut("backend").and_then(Value::as_object_mut);
-    let file = file.context("the server's answer holds no backend")?;
-    let filters = file.entry("filters").or_insert_with(|| json!([]));
-    let filters = filters.as_array_mut().context("the backend's filters are no list")?;
-    if filters.iter().any(|attached| name_of(attached) == Some(name)) {
-        return Ok(());
-    }
-    filters.push(if operations.is_empty() {
-        json!(name)
-    } else {
-        json!({ "name": name, "operations": operations })
-    });
-    server.put(&path, &found).await.map(drop)
-}
-
-fn name_of(attached: &Value) -> Option<&str> {
-    attached.as_str().or_else(|| attached.get("name")?.as_str())
 }
 
 /// The backends whose chains the filter is in.
@@ -137,7 +135,7 @@ pub(super) async fn rollback(server: &Server, name: &str, to: Option<i64>) -> Re
 fn told(server: &Server, name: &str, put: &Value) -> Result<(), Failure> {
     server.output.answer(put, || {
         let version = put.get("filter_version").and_then(Value::as_i64).unwrap_or_default();
-        format!("{name} version {version} is in force")
+        format!("{name} version {version} {}", stands(put))
     });
     refused(put)
 }
@@ -232,6 +230,16 @@ mod tests {
     }
 
     #[test]
+    fn a_version_is_said_to_be_in_force_only_where_every_gateway_has_it() {
+        let put = |here, pending| stands(&json!({ "gateways_in_force": here, "gateways_pending": pending }));
+        assert_eq!(put(2, 0), "is in force");
+        assert_eq!(put(1, 1), "is stored; 1 of 2 gateways have not answered yet");
+        assert_eq!(put(0, 0), "is stored; no gateway is connected");
+        let refused = json!({ "gateways_in_force": 1, "refused_by_gateways": ["filters/x: it is old"] });
+        assert_eq!(stands(&refused), "is stored, and refused");
+    }
+
+    #[test]
     fn each_gateway_stands_in_a_line_and_says_why() {
         let shown = json!({ "gateways": [
             { "gateway": "edge", "state": "in-force", "version": 3, "configuration": 7, "engine": "e", "reasons": [] },
@@ -241,11 +249,5 @@ mod tests {
         assert_eq!(lines, [["edge", "in-force", "3"], ["old", "unserved", "-"]]);
         assert_eq!(reasons(&shown).collect::<Vec<_>>(), ["old: another engine"]);
         assert!(rows(&json!({}), "gateways", &["gateway"]).is_empty());
-    }
-
-    #[test]
-    fn an_attachment_is_a_name_or_more() {
-        assert_eq!(name_of(&json!("a")), Some("a"));
-        assert_eq!(name_of(&json!({ "name": "b", "operations": ["read"] })), Some("b"));
     }
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The compiler as the orchestrator runs it: the real program, in a child, with a stranger's bytes.
 
-use crate::guests::{module, wasi_component};
+use crate::guests::module;
+use crate::handmade::{laborious_component, wasi_component};
 use postern_filter_engine::Digest;
 use postern_filter_engine::artefact::Compiled;
-use postern_filter_engine::child::{Bounds, CompileInChildError, compile_in_child, engine_of_compiler};
+use postern_filter_engine::child::{
+    Bounds, CompileInChildError, Complaint, compile_in_child, engine_of_compiler,
+};
 use postern_filter_engine::settings::fingerprint;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,10 +25,14 @@ async fn run(component: &[u8], bounds: Bounds) -> Result<Vec<u8>, CompileInChild
     compile_in_child(&program(), component, &bounds).await
 }
 
-async fn refusal(component: &[u8]) -> String {
+/// The refusal that is the component's own fault: its code and its words.
+async fn assert_refused(what: &str, component: &[u8], code: &str, words: &str) {
     match run(component, Bounds::default()).await {
-        Err(CompileInChildError::Refused(complaint)) => complaint.code,
-        other => panic!("expected a refusal, got {other:?}"),
+        Err(CompileInChildError::Refused(Complaint { code: told, detail })) => {
+            assert_eq!(told, code, "{what}: {detail}");
+            assert!(detail.contains(words), "{what}: {detail}");
+        }
+        other => panic!("{what}: expected a refusal, got {other:?}"),
     }
 }
 
@@ -50,34 +57,74 @@ async fn a_wrapped_component_compiles_to_what_its_module_does() {
 }
 
 #[tokio::test]
-async fn what_is_no_filter_is_refused_by_its_own_code() {
-    assert_eq!(refusal(b"#!/bin/sh\nexit 0\n").await, "not-wasm");
-    assert_eq!(refusal(b"\0asm\x0d\0\x01\0").await, "missing-export");
-    assert_eq!(refusal(&wasi_component()).await, "forbidden-import");
+async fn what_is_no_filter_is_refused_by_its_own_code_with_what_to_do() {
     let mut broken = module();
     broken.truncate(broken.len() / 2);
-    assert_eq!(refusal(&broken).await, "malformed");
-    assert_eq!(refusal(b"\0asm\x01\0\0\0").await, "missing-export");
-}
-
-#[tokio::test]
-async fn a_component_that_is_too_large_is_refused() {
     let mut large = b"\0asm\x0d\0\x01\0".to_vec();
     large.resize(64 * 1024 * 1024 + 1, 0);
-    assert_eq!(refusal(&large).await, "too-large");
+    for (what, component, code, words) in [
+        ("a script", &b"#!/bin/sh\nexit 0\n"[..], "not-wasm", "push the `.wasm` that `postern filter build`"),
+        ("an empty component", b"\0asm\x0d\0\x01\0", "missing-export", "exports no `on-request`"),
+        ("an empty module", b"\0asm\x01\0\0\0", "missing-export", "exports no `on-request`"),
+        ("a clock", &wasi_component(), "forbidden-import", "imports `wasi:clocks/wall-clock@0.2.0`, which"),
+        ("half a module", &broken, "malformed", "the component is malformed: "),
+        ("too large", &large, "too-large", "larger than 64 MiB; build it with `--release`"),
+    ] {
+        assert_refused(what, component, code, words).await;
+    }
 }
 
 #[tokio::test]
-async fn too_little_memory_or_room_for_the_answer_ends_it() {
-    let module = module();
-    for memory_bytes in [8 << 20, 16 << 20, 24 << 20, 32 << 20] {
-        let little = Bounds { memory_bytes, ..Bounds::default() };
-        let stopped = run(&module, little).await;
-        assert!(stopped.is_err(), "{memory_bytes} bytes were enough");
+async fn a_filter_of_a_later_contract_is_refused_and_one_of_this_is_compiled() {
+    let own = module();
+    let version = |wanted: &[u8; 6]| {
+        let mut changed = own.clone();
+        let places: Vec<usize> =
+            own.windows(6).enumerate().filter(|(_, it)| *it == b"@1.0.0").map(|(place, _)| place).collect();
+        assert!(!places.is_empty(), "its imports say what it was built with");
+        places.into_iter().for_each(|place| changed[place..place + 6].copy_from_slice(wanted));
+        changed
+    };
+    assert_eq!(version(b"@1.0.0"), own);
+    for same in [b"@1.0.0", b"@1.0.3"] {
+        let compiled = run(&version(same), Bounds::default()).await;
+        assert!(compiled.is_ok(), "{compiled:?}");
     }
-    let narrow = Bounds { output_bytes: 1000, ..Bounds::default() };
-    let stopped = run(&module, narrow).await;
-    assert!(matches!(stopped, Err(CompileInChildError::TooLarge(1000))), "{stopped:?}");
+    for other in [b"@1.3.0", b"@2.0.0"] {
+        let words = "and filters are run by postern:filter@1.0 here; upgrade Postern";
+        assert_refused("another contract", &version(other), "other-contract", words).await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_takes_too_long_to_compile_is_stopped_by_its_cpu_time() {
+    let second = Bounds { cpu: Duration::from_secs(1), ..Bounds::default() };
+    let stopped = run(&laborious_component(1_000, 3_000), second).await.expect_err("is stopped");
+    // By the clock it had a minute: what ran out is the processor time.
+    assert!(matches!(&stopped, CompileInChildError::TooSlow(time) if *time == second.cpu), "{stopped:?}");
+    assert_eq!(stopped.to_string(), "compiling took longer than 1s; make the filter smaller");
+    assert!(run(&laborious_component(2, 3_000), second).await.is_ok(), "the control: two such functions");
+}
+
+#[tokio::test]
+async fn one_that_takes_too_much_memory_to_compile_is_stopped() {
+    let memory_bytes = 256 << 20;
+    let little = Bounds { memory_bytes, ..Bounds::default() };
+    let stopped = run(&laborious_component(1, 500_000), little).await.expect_err("is stopped");
+    assert!(
+        matches!(&stopped, CompileInChildError::Stopped { memory_bytes: had, .. } if *had == memory_bytes),
+        "{stopped:?}"
+    );
+    let told = stopped.to_string();
+    assert!(told.ends_with("may have needed more than 256 MiB; make the filter smaller"), "{told}");
+    assert!(run(&module(), little).await.is_ok(), "the control: a filter of ours has enough");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_refused() {
+    let narrow = Bounds { output_bytes: 1 << 10, ..Bounds::default() };
+    let stopped = run(&module(), narrow).await;
+    assert!(matches!(stopped, Err(CompileInChildError::TooLarge(bytes)) if bytes == 1 << 10), "{stopped:?}");
 }
 
 #[tokio::test]

@@ -24,17 +24,3 @@ pub(crate) fn module() -> Vec<u8> {
         .expect("cargo names the module");
     std::fs::read(file).expect("reads")
 }
-
-/// A component that imports an instance `wasi:clocks/wall-clock@0.2.0` with nothing in it.
-pub(crate) fn wasi_component() -> Vec<u8> {
-    let name = b"wasi:clocks/wall-clock@0.2.0";
-    let length = u8::try_from(name.len()).expect("a short name");
-    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
-    // Type section: one instance type without declarations.
-    bytes.extend([0x07, 0x03, 0x01, 0x42, 0x00]);
-    // Import section: one import, a plain name, of an instance of type 0.
-    bytes.extend([0x0a, length + 5, 0x01, 0x00, length]);
-    bytes.extend(name);
-    bytes.extend([0x05, 0x00]);
-    bytes
-}

@@ -5,3 +5,5 @@
 mod child;
 #[cfg(test)]
 mod guests;
+#[cfg(test)]
+mod handmade;

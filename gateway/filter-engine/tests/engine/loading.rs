@@ -81,3 +81,18 @@ fn signed_bytes_that_are_no_code_are_refused() {
     let artefact = sign(&[0; 500], ("acme", "card-guard"), 1, &text);
     assert!(matches!(load_as(&artefact, "acme", "card-guard", &text), Err(LoadFilterError::Code { .. })));
 }
+
+#[test]
+fn code_of_a_later_contract_is_refused_by_its_version() {
+    let text = manifest("claim-injection");
+    let of = ("acme", "claim-injection");
+    let mut code = compiled("claim-injection").to_vec();
+    assert!(load_as(&sign(&code, of, 1, &text), "acme", "claim-injection", &text).is_ok(), "the control");
+    let places: Vec<usize> =
+        code.windows(6).enumerate().filter(|(_, it)| *it == b"@1.0.0").map(|(place, _)| place).collect();
+    places.into_iter().for_each(|place| code[place..place + 6].copy_from_slice(b"@1.3.0"));
+    match load_as(&sign(&code, of, 1, &text), "acme", "claim-injection", &text) {
+        Err(LoadFilterError::OtherContract { import, .. }) => assert!(import.ends_with("@1.3.0"), "{import}"),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}

@@ -6,6 +6,8 @@ mod first_party;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod growing;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod loading;

@@ -28,7 +28,7 @@ pub(crate) fn manifest(plugin: &str) -> String {
 }
 
 /// The plugin's core module, as cargo builds it.
-fn module(plugin: &str) -> Vec<u8> {
+pub(crate) fn module(plugin: &str) -> Vec<u8> {
     let output = Command::new(env!("CARGO"))
         .current_dir(workspace())
         .args(["build", "--profile", "filter", "--target", "wasm32-unknown-unknown", "--message-format=json"])

@@ -61,6 +61,42 @@ async fn an_unused_sandbox_that_cannot_be_stopped_right_now_is_not_destroyed() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_does_not_answer_is_not_ended_by_the_sweep_nor_by_a_restart() {
+    let bench = Bench::new().await;
+    let id = bench.running().await.new.id;
+    bench.host.made.lock().expect("no panic").insert(id.clone());
+    bench.host.is_silent.store(true, Ordering::Relaxed);
+    bench.driver.sweep().await.expect("answers");
+    let reconciled = bench.driver.reconcile().await.expect("answers");
+    assert_eq!((reconciled.adopted, reconciled.ended), (vec![id.clone()], Vec::new()));
+    assert_eq!(bench.row(&id).await.state, State::Running);
+    // The control: once it is known to have ended, it is.
+    bench.host.is_silent.store(false, Ordering::Relaxed);
+    bench.driver.sweep().await.expect("answers");
+    assert_eq!(bench.over(&id).await.state, State::Destroyed);
+}
+
+#[tokio::test]
+async fn a_deadline_is_an_event_before_it_comes_once() {
+    let bench = Bench::new().await;
+    let row = bench.running().await;
+    let before = |end: jiff::Timestamp| end.saturating_sub(SignedDuration::from_secs(60)).expect("in range");
+    bench.driver.tell_deadlines(clock::now()).await.expect("answers");
+    assert_eq!(bench.reasons(Action::DeadlineNear).await, Vec::<String>::new(), "there is time left");
+    for _ in 0..2 {
+        bench.driver.tell_deadlines(before(row.new.expires_at)).await.expect("answers");
+        let told = format!("its time is over at {}", row.new.expires_at);
+        assert_eq!(bench.reasons(Action::DeadlineNear).await, [told]);
+    }
+    let later = row.new.expires_at.saturating_add(SignedDuration::from_secs(3600)).expect("in range");
+    let change = SandboxChange { expires_at: Some(later), ..SandboxChange::default() };
+    let audit = entry(&row.new, Action::SandboxPatched, &Cause::own(""));
+    assert!(bench.store.change_sandbox(&row.new.id, &change, &audit).await.expect("answers"));
+    bench.driver.tell_deadlines(before(later)).await.expect("answers");
+    assert_eq!(bench.reasons(Action::DeadlineNear).await.len(), 2, "another deadline");
+}
+
+#[tokio::test]
 async fn what_is_asked_of_a_stopped_sandbox_is_what_it_keeps() {
     let bench = Bench::new().await;
     let id = bench.running().await.new.id;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Starting a shim and waiting until its sandbox serves.
 
-use super::{LocalRuntime, running};
+use super::LocalRuntime;
+use super::told::Told;
 use crate::runtime::{Running, RuntimeError};
 use postern_common::id::SandboxId;
-use postern_shim::control::Status;
 use postern_shim::folder::RunFolder;
 use postern_shim::spec::{Enforced, IsolatedBy, Limits, Spec, guest_uid};
 use std::fs;
@@ -55,8 +55,8 @@ pub(super) async fn start(
         .map_err(|error| failed(error.to_string()))?;
     let ready = tokio::time::timeout(spec.start_time() + SHIM_MARGIN, until_ready(&mut shim)).await;
     let ready = ready.unwrap_or_else(|_late| Err("its shim did not answer in time".to_owned()));
-    let status = match ready {
-        Ok(status) => status,
+    let told = match ready {
+        Ok(told) => told,
         Err(why) => {
             // Its sandbox dies with it.
             let _ = shim.kill().await.is_ok();
@@ -65,7 +65,7 @@ pub(super) async fn start(
     };
     // Somebody must reap it; when we end first, its next parent does.
     runtime.tasks.spawn(async move |stop| drop(stop.run_until_cancelled(shim.wait()).await));
-    Ok(running(status))
+    Ok(told.running())
 }
 
 fn write(spec: &Spec, folder: &RunFolder) -> io::Result<()> {
@@ -87,10 +87,10 @@ fn spawn(runtime: &LocalRuntime, folder: &RunFolder) -> io::Result<Child> {
 }
 
 /// Reads what a good shim tells of its sandbox; else what it complains about.
-async fn until_ready(shim: &mut Child) -> Result<Status, String> {
-    let told = read(shim.stdout.take(), STATUS_BYTES).await;
-    if let Ok(status) = serde_json::from_slice(&told) {
-        return Ok(status);
+async fn until_ready(shim: &mut Child) -> Result<Told, String> {
+    let line = read(shim.stdout.take(), STATUS_BYTES).await;
+    if let Ok(told) = serde_json::from_slice(&line) {
+        return Ok(told);
     }
     let complaint = read(shim.stderr.take(), COMPLAINT_BYTES).await;
     Err(String::from_utf8_lossy(&complaint).trim().to_owned())

@@ -12,6 +12,8 @@ use std::path::Path;
 const POD: &str = "0f8b3c1e-1111-4222-8333-444455556666";
 const SANDBOX: &str = "sandbox-abcdefghijkl";
 const IDENTIFY: &str = "/postern.Control/Identify";
+const START: &str = "/process.Process/Start";
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A pod's sandboxd on a free port, and the orchestrator's key.
 struct Pod {
@@ -48,13 +50,29 @@ impl Pod {
         let services = Services::new(Arc::clone(&identity), processes, files);
         let address = open(options, services, &tasks).await.expect("listens");
         let stream = TcpStream::connect(address).await.expect("connects");
-        let (client, connection) =
-            Builder::new(Owned(tasks.clone())).handshake(TokioIo::new(stream)).await.expect("speaks HTTP/2");
+        // What a test leaves unread holds up nothing on its own side.
+        let (client, connection) = Builder::new(Owned(tasks.clone()))
+            .initial_stream_window_size(64 << 10)
+            .initial_connection_window_size(16 << 20)
+            .handshake(TokioIo::new(stream))
+            .await
+            .expect("speaks HTTP/2");
         tasks.spawn(async move |stop| drop(stop.run_until_cancelled(connection).await));
         Self { client, key, identity, nonce: 0, _tasks: tasks }
     }
 
     fn message(&mut self, wrong: &Wrong, path: &'static str, body: &'static str) -> Request<Inward> {
+        self.signed(wrong, &Method::POST, path, &[], body)
+    }
+
+    fn signed(
+        &mut self,
+        wrong: &Wrong,
+        method: &Method,
+        path: &'static str,
+        more: &[(&'static str, &'static str)],
+        body: &'static str,
+    ) -> Request<Inward> {
         self.nonce += 1;
         let now = i64::try_from(clock::unix_seconds(clock::now())).expect("fits");
         let digest = hex(digest(&SHA256, body.as_bytes()).as_ref());
@@ -65,15 +83,38 @@ impl Pod {
             nonce: hex(&[wrong.nonce.unwrap_or(self.nonce); 16]),
             body: (!wrong.is_streamed).then_some(digest),
         };
-        let signed = envelope.signed("POST", path, [("content-type", &b"application/json"[..])]);
+        let headers = [&[("content-type", "application/json")][..], more].concat();
+        let named = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        let signed = envelope.signed(method.as_str(), path, named);
         let signature = wrong.key.as_ref().unwrap_or(&self.key).sign(&signed);
         let mut request = Request::new(full(body));
-        *request.method_mut() = Method::POST;
+        *request.method_mut() = method.clone();
         *request.uri_mut() = format!("http://sandbox{path}").parse().expect("a URI");
         let header = envelope.header(signature.as_ref()).parse().expect("a header");
         request.headers_mut().insert(HEADER, header);
-        request.headers_mut().insert("content-type", "application/json".parse().expect("a header"));
+        for (name, value) in headers {
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
         request
+    }
+
+    /// The output of a command that is started under this name, or has been.
+    async fn started(&mut self, name: &'static str, process: &str) -> Incoming {
+        let body = enveloped(&format!(r#"{{"process":{process},"stdin":false}}"#));
+        let named = [(execs::EXEC, name)];
+        let request = self.signed(&Wrong::default(), &Method::POST, START, &named, body);
+        self.output(request).await
+    }
+
+    async fn output(&self, request: Request<Inward>) -> Incoming {
+        let response = self.client.clone().send_request(request).await.expect("answers");
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body()
+    }
+
+    async fn identify(&mut self) {
+        let request = self.message(&Wrong::default(), IDENTIFY, identity());
+        assert_eq!(self.send(request).await.0, StatusCode::OK);
     }
 
     async fn send(&self, request: Request<Inward>) -> (StatusCode, String) {
@@ -96,6 +137,25 @@ fn full(body: &'static str) -> Inward {
     Full::new(Bytes::from_static(body.as_bytes())).map_err(|never| match never {}).boxed_unsync()
 }
 
+/// A message of a stream: its flags, its length, and it.
+fn enveloped(json: &str) -> &'static str {
+    let length = u8::try_from(json.len()).expect("is short");
+    String::from_utf8([&[0, 0, 0, 0, length][..], json.as_bytes()].concat()).expect("is shorter").leak()
+}
+
+/// Reads until `is_enough` of what came; all of that.
+async fn read(mut body: Incoming, is_enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let mut all = Vec::new();
+    let reading = async {
+        while !is_enough(&all) {
+            let frame = body.frame().await.expect("there is more").expect("is not cut off");
+            all.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("comes in time");
+    all
+}
+
 const fn identity() -> &'static str {
     r#"{"sandbox_id":"sandbox-abcdefghijkl","conversation_id":"c1","token":"t","env":{},"gateway":{"address":"10.0.0.1:8081"}}"#
 }
@@ -114,12 +174,49 @@ async fn what_the_orchestrator_signed_is_served() {
 #[tokio::test]
 async fn nothing_is_served_without_a_signature() {
     let pod = Pod::start().await;
-    for (method, path) in [("POST", IDENTIFY), ("POST", "/process.Process/Start"), ("GET", "/health")] {
+    let tried = [("POST", IDENTIFY), ("POST", START), ("GET", "/health"), ("GET", "/shim/exec/a")];
+    for (method, path) in tried {
         let request = Request::builder().method(method).uri(format!("http://sandbox{path}"));
         let (status, body) = pod.send(request.body(full(identity())).expect("a request")).await;
         assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}: {body}");
     }
     assert!(pod.identity.bearer().is_none());
+}
+
+#[tokio::test]
+async fn a_signed_start_is_kept_to_be_followed_and_is_not_started_again() {
+    // What it prints, as the stream has it.
+    const SAID: &str = "c2FpZAo=";
+    let mut pod = Pod::start().await;
+    pod.identify().await;
+    let process = r#"{"cmd":"/bin/echo","args":["said"]}"#;
+    let until_said = async |body: Incoming| {
+        let all = read(body, |all| String::from_utf8_lossy(all).contains(SAID)).await;
+        let all = String::from_utf8_lossy(&all).into_owned();
+        all.split_once(SAID).map(|(before, _)| before.to_owned()).expect("was said")
+    };
+    let first = until_said(pod.started("a", process).await).await;
+    assert!(first.contains("pid"), "{first}");
+    let follow = pod.signed(&Wrong::default(), &Method::GET, "/shim/exec/a", &[], "");
+    assert_eq!(until_said(pod.output(follow).await).await, first);
+    assert_eq!(until_said(pod.started("a", process).await).await, first, "the same process");
+    let unknown = pod.signed(&Wrong::default(), &Method::GET, "/shim/exec/b", &[], "");
+    assert_eq!(pod.send(unknown).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_holds_up_no_other() {
+    let mut pod = Pod::start().await;
+    pod.identify().await;
+    let process = r#"{"cmd":"/usr/bin/head","args":["-c","6000000","/dev/zero"]}"#;
+    let mut unread = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        unread.push(pod.started(name, process).await);
+    }
+    let output = pod.started("e", process).await;
+    let all = read(output, |all| all.len() >= 8_000_000).await;
+    assert!(all.len() >= 8_000_000, "all of it, in base64");
+    drop(unread);
 }
 
 #[tokio::test]

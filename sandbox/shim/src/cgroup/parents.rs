@@ -36,8 +36,9 @@ struct Mount {
 impl Parents {
     /// Looks at this machine.
     ///
-    /// On version 2 in a part of the tree that was delegated to this user, moves this process
-    /// into a leaf of its own first: only a group without processes may bound its children.
+    /// On version 2 in a part of the tree that was delegated to this user, or as root of a container,
+    /// moves this process into a leaf of its own first: only a group without processes may bound its
+    /// children.
     #[must_use]
     pub fn find() -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -65,6 +66,12 @@ impl Parents {
             pids: parent("pids"),
             freezer: parent("freezer"),
         }
+    }
+
+    /// Whether groups can be made here that the kernel freezes.
+    #[must_use]
+    pub const fn can_freeze(&self) -> bool {
+        self.freezer.is_some()
     }
 
     /// The names of all groups under these parents.
@@ -122,16 +129,18 @@ fn version_one(mounts: &[Mount], own: &str, controller: &str, user: u32) -> Opti
 fn version_two(mount: &Mount, own: &str, user: u32, enable: fn(&Path)) -> Option<PathBuf> {
     if user == ROOT {
         enable(&mount.at);
+        // A machine's top may have processes; what a container sees as its top may not.
+        if withholds(&mount.at) && own_folder(mount, own, "").is_some_and(|own| own == mount.at) {
+            step_aside(&mount.at);
+            enable(&mount.at);
+        }
         return Some(mount.at.clone());
     }
     let mut folder = own_folder(mount, own, "")?;
     if folder.ends_with(LEAF) {
         folder.pop();
     } else if is_of(&folder, user) {
-        let leaf = folder.join(LEAF);
-        // If the kernel refuses, the controllers are not offered below, which is then seen.
-        drop(fs::create_dir(&leaf));
-        drop(super::enter(&leaf));
+        step_aside(&folder);
     }
     enable(&folder);
     is_of(&folder, user).then_some(folder)
@@ -140,10 +149,28 @@ fn version_two(mount: &Mount, own: &str, user: u32, enable: fn(&Path)) -> Option
 /// Where this process goes, so that its group has none of its own.
 const LEAF: &str = "postern-self";
 
+/// Moves this process out of its group, into a leaf below it. If the kernel refuses, or others are in the
+/// group too, the controllers are not offered below, which is then seen.
+fn step_aside(folder: &Path) {
+    let leaf = folder.join(LEAF);
+    drop(fs::create_dir(&leaf));
+    drop(super::enter(&leaf));
+}
+
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
 fn enable(folder: &Path) {
-    for controller in ["+memory", "+cpu", "+pids"] {
-        drop(super::write(folder, "cgroup.subtree_control", controller));
+    for controller in CONTROLLERS {
+        drop(super::write(folder, "cgroup.subtree_control", format!("+{controller}")));
     }
+}
+
+/// Whether groups below `folder` lack a controller that it has.
+fn withholds(folder: &Path) -> bool {
+    let has = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    CONTROLLERS.iter().any(|controller| {
+        has.split_whitespace().any(|name| name == *controller) && !offers(folder, controller)
+    })
 }
 
 /// Whether groups below `folder` have the controller. Every group of version 2 can be frozen.
@@ -225,6 +252,7 @@ mod tests {
             .one("pids", "pids")
             .one("freezer", "freezer");
         let found = machine.found(OWN_ONE, me());
+        assert!(found.can_freeze());
         assert_eq!((found.memory, found.cpu), (one(&machine, "memory"), one(&machine, "cpu,cpuacct")));
         assert_eq!((found.pids, found.freezer), (one(&machine, "pids"), one(&machine, "freezer")));
         assert_eq!(machine.found(OWN_ONE, STRANGER), Parents::default(), "who owns no group bounds nothing");
@@ -241,6 +269,28 @@ mod tests {
             assert_eq!(machine.found(OWN_TWO, me()).memory, own);
         }
         assert_eq!(machine.found(OWN_TWO, STRANGER), Parents::default());
+    }
+
+    #[test]
+    fn the_root_of_a_container_steps_aside_so_that_its_top_can_bound_others() {
+        fn enable_once_empty(folder: &Path) {
+            if folder.join(LEAF).is_dir() {
+                fs::write(folder.join("cgroup.subtree_control"), "memory pids cpu").expect("writes");
+            }
+        }
+        let machine = || {
+            let machine = Machine::new().two("unified", "");
+            fs::write(machine.at("unified/cgroup.controllers"), "cpuset cpu memory pids").expect("writes");
+            machine
+        };
+        let contained = machine();
+        let found = Parents::among(&contained.mounts, "0::/\n", ROOT, enable_once_empty);
+        let top = Some((Version::Two, contained.at("unified")));
+        assert_eq!((&found.memory, &found.cpu, &found.pids), (&top, &top, &top));
+        // Who is not in the top group is in nobody's way there.
+        let beside = machine();
+        let found = Parents::among(&beside.mounts, OWN_TWO, ROOT, enable_once_empty);
+        assert!(found.memory.is_none() && !beside.at("unified").join(LEAF).exists());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Two orchestrators on one Postgres and one cluster, of which one or the other is killed in the middle
-//! of whatever it does: nothing is left that nobody knows, and no session outlives its sandbox.
+//! Two orchestrators on one Postgres and one cluster, of which one or the other is killed while both make
+//! sandboxes, and while both destroy them: no claim is left that nobody knows, an answered destroy comes to
+//! its end, and no session outlives its sandbox, nor is one given for a sandbox that was never finished.
 
 use super::crashes::{on_their_way, rounds};
 use super::lifecycle::{address, claims, id, pool_of};
 use crate::cluster::{Cluster, until};
 use crate::parts::{Part, must};
-use crate::postern::{ORCHESTRATOR_ADDRESS, Postern, SECOND_ADDRESS, create_call};
+use crate::postern::{ORCHESTRATOR_ADDRESS, Postern, SECOND_ADDRESS, create_call, destroy_call};
 use crate::running::{Answer, try_http, wait_for};
 use serde_json::Value;
 use std::fs;
@@ -15,12 +16,24 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// Sandboxes that each of both is making when one is killed.
-const AT_ONCE: u32 = 3;
+/// Sandboxes that each of both is making, or destroying, when one is killed.
+const AT_ONCE: usize = 3;
 const NOBODY: &str = "65534";
 
+/// A Postgres. Dropped, it is asked to end: killed, it would leave its processes and shared memory.
+#[derive(Debug)]
+struct Postgres(Option<Part>);
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(part) = self.0.take() {
+            part.interrupt();
+        }
+    }
+}
+
 /// A Postgres on a socket, which ends with the case; and its URL.
-fn postgres(home: &Path) -> (Part, String) {
+fn postgres(home: &Path) -> (Postgres, String) {
     let folders = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
     let found =
         folders.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
@@ -32,7 +45,8 @@ fn postgres(home: &Path) -> (Part, String) {
     let (init, server) =
         (bin.join("initdb").display().to_string(), bin.join("postgres").display().to_string());
     let wanted = [init.as_str(), "-A", "trust", "-U", "postgres", "--no-sync", "-D", &data];
-    must("setpriv", &[&as_nobody[..], &wanted].concat());
+    // From where nobody may be: it goes back to where it was started.
+    must("env", &[&["--chdir=/", "setpriv"][..], &as_nobody[..], &wanted].concat());
     let mut command = Command::new("setpriv");
     command.args(as_nobody).arg(server).args([
         "-c",
@@ -50,7 +64,10 @@ fn postgres(home: &Path) -> (Part, String) {
         part.must_run();
         part.log().contains("ready to accept connections").then_some(())
     });
-    (part, format!("postgres://postgres@localhost/postgres?host={}", home.replace('/', "%2F")))
+    (
+        Postgres(Some(part)),
+        format!("postgres://postgres@localhost/postgres?host={}", home.replace('/', "%2F")),
+    )
 }
 
 /// A call of whichever answers; who is asked first changes.
@@ -68,6 +85,76 @@ fn listed(postern: &Postern<'_>, first: usize) -> Vec<Value> {
     answer.json()["sandboxes"].as_array().expect("a list").clone()
 }
 
+/// Kills one of both somewhere in the middle of what they do; another place in each round.
+async fn kill(postern: &mut Postern<'_>, victim: usize, round: u32, step: u32) {
+    tokio::time::sleep(Duration::from_millis(u64::from(step / 3 + step * (round % 8)))).await;
+    if victim == 0 { postern.crash_orchestrator() } else { postern.crash_second() }
+}
+
+fn start_again(postern: &mut Postern<'_>, victim: usize) {
+    if victim == 0 { postern.start_orchestrator() } else { postern.start_second() }
+}
+
+/// Who of both is asked.
+fn place(number: usize) -> &'static str {
+    if number.is_multiple_of(2) { ORCHESTRATOR_ADDRESS } else { SECOND_ADDRESS }
+}
+
+/// Both make sandboxes until one is killed, and the other takes over what it was at; nobody starts it again
+/// meanwhile. Those that run, and the tokens that their callers were given.
+async fn make_until_killed(
+    postern: &mut Postern<'_>,
+    victim: usize,
+    round: u32,
+) -> (Vec<String>, Vec<String>) {
+    let other = 1 - victim;
+    let calls: Vec<_> = (0..2 * AT_ONCE)
+        .map(|number| {
+            let conversation = format!("r{round}-{number}");
+            std::thread::spawn(create_call(postern.caller_at(place(number)), &conversation))
+        })
+        .collect();
+    kill(postern, victim, round, 110).await;
+    let answers = calls.into_iter().filter_map(|call| call.join().expect("no panic"));
+    let told: Vec<Value> = answers.filter(|it| matches!(it.status, 200 | 201)).map(|it| it.json()).collect();
+    until("every sandbox runs or is over", async || (!on_their_way(&listed(postern, other))).then_some(()))
+        .await;
+    let (running, over): (Vec<_>, Vec<_>) =
+        listed(postern, other).into_iter().partition(|it| it["status"] == "running");
+    until("there is a claim for each that runs", async || {
+        (claims(postern).await.len() == running.len()).then_some(())
+    })
+    .await;
+    assert!(!running.is_empty(), "the other has made its own");
+    for sandbox in over.iter().map(id) {
+        let asked = call(postern, other, "POST", &format!("/tokens/{sandbox}/refresh"));
+        let asked = asked.expect("is answered");
+        assert!(matches!(asked.status, 404 | 409), "a session of what came to nothing: {asked:?}");
+    }
+    let tokens = told.iter().filter(|it| it["status"] == "running").filter_map(|it| it["token"].as_str());
+    (running.iter().map(id).collect(), tokens.map(str::to_owned).collect())
+}
+
+/// Both destroy sandboxes until one is killed. What was answered needs no second word; who got no
+/// answer, or a refusal, asks again.
+async fn destroy_until_killed(postern: &mut Postern<'_>, sandboxes: &[String], victim: usize, round: u32) {
+    let calls: Vec<_> = sandboxes
+        .iter()
+        .enumerate()
+        .map(|(number, sandbox)| std::thread::spawn(destroy_call(postern.caller_at(place(number)), sandbox)))
+        .collect();
+    kill(postern, victim, round, 30).await;
+    for (call_of, sandbox) in calls.into_iter().zip(sandboxes) {
+        let answer = call_of.join().expect("no panic");
+        if answer.is_none_or(|it| it.status >= 300) {
+            let again = call(postern, 1 - victim, "DELETE", &format!("/sandbox/{sandbox}"));
+            let again = again.expect("is answered");
+            assert!(matches!(again.status, 200 | 202), "{again:?}");
+        }
+    }
+    until("no claim is left", async || claims(postern).await.is_empty().then_some(())).await;
+}
+
 pub(crate) async fn either_of_two_orchestrators_may_be_killed_and_nothing_leaks(cluster: &Cluster) {
     // Sockets have short names.
     let home = tempfile::tempdir().expect("a folder");
@@ -76,52 +163,25 @@ pub(crate) async fn either_of_two_orchestrators_may_be_killed_and_nothing_leaks(
     let mut postern = Postern::start_two(cluster, "replicas", url).await;
     for round in 0..rounds() {
         let victim = usize::try_from(round % 2).expect("fits");
-        let calls: Vec<_> = (0..2 * AT_ONCE)
-            .map(|number| {
-                let at = if number % 2 == 0 { ORCHESTRATOR_ADDRESS } else { SECOND_ADDRESS };
-                std::thread::spawn(create_call(postern.caller_at(at), &format!("r{round}-{number}")))
-            })
-            .collect();
-        // Somewhere between the first claim and the last answer; another place in each round.
-        tokio::time::sleep(Duration::from_millis(u64::from(40 + 110 * (round % 8)))).await;
-        if victim == 0 {
-            postern.crash_orchestrator()
-        } else {
-            postern.crash_second()
-        }
-        calls.into_iter().for_each(|call| call.join().expect("no panic"));
-        // The other takes over what it was at; nobody starts it again meanwhile.
-        let other = 1 - victim;
-        until("every sandbox runs or is over", async || {
-            (!on_their_way(&listed(&postern, other))).then_some(())
-        })
-        .await;
-        let running: Vec<String> =
-            listed(&postern, other).iter().filter(|it| it["status"] == "running").map(id).collect();
-        until("there is a claim for each that runs", async || {
-            (claims(&postern).await.len() == running.len()).then_some(())
-        })
-        .await;
-        assert!(!running.is_empty(), "the other has made its own");
+        let (running, mut tokens) = make_until_killed(&mut postern, victim, round).await;
         let pods: Vec<_> =
             futures_util::future::join_all(running.iter().map(|it| address(&postern, it))).await;
-        if victim == 0 {
-            postern.start_orchestrator()
-        } else {
-            postern.start_second()
-        }
-        let tokens: Vec<String> = running.iter().map(|sandbox| fresh_token(&postern, sandbox)).collect();
-        for (sandbox, (pod, token)) in running.iter().zip(pods.iter().zip(&tokens)) {
-            until("its session is good", async || (postern.ask_gateway(*pod, token) == "200").then_some(()))
+        start_again(&mut postern, victim);
+        for (sandbox, pod) in running.iter().zip(&pods) {
+            let token = fresh_token(&postern, sandbox);
+            until("its session is good", async || (postern.ask_gateway(*pod, &token) == "200").then_some(()))
                 .await;
             assert_eq!(postern.exec(sandbox, &["sh", "-c", "echo $SANDBOX_ID"]).trim(), sandbox.as_str());
+            tokens.push(token);
         }
-        for (number, sandbox) in running.iter().enumerate() {
-            drop(call(&postern, number, "DELETE", &format!("/sandbox/{sandbox}")));
-        }
-        until("no claim is left", async || claims(&postern).await.is_empty().then_some(())).await;
+        destroy_until_killed(&mut postern, &running, victim, round).await;
+        start_again(&mut postern, victim);
         for token in &tokens {
-            assert_eq!(postern.ask_gateway_from_own_place(token), "401 token-revoked", "a session is left");
+            // The gateway may have lost who told it.
+            until("no session is left", async || {
+                (postern.ask_gateway_from_own_place(token) == "401 token-revoked").then_some(())
+            })
+            .await;
         }
     }
     pool_of(&postern, 3).await;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One container as bubblewrap is told to make it: with the user, the capabilities, the system calls
-//! and the read-only root that its spec asks for.
+//! One container as bubblewrap is told to make it: with the user, the filter of system calls and the
+//! read-only root that its spec asks for. It never has capabilities or a way to new ones: bubblewrap can
+//! grant no such way, so `pod` refuses a spec that does not give both up.
 //!
 //! It stands in for a node's runtime, not for gVisor: the kernel inside is this machine's, so what
 //! gVisor's kernel has not is masked, and `RuntimeDefault` is the filter of our local sandboxes.

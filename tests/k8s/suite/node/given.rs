@@ -31,21 +31,21 @@ impl Given {
     /// Reads it.
     ///
     /// # Errors
-    /// [`Wrong::Spec`] names what is not there.
+    /// [`Wrong::Spec`] names what is not there, or could not be asked for.
     pub(super) async fn read(client: &Client, pod: &Pod) -> Result<Self, Wrong> {
         let namespace = pod.namespace().expect("has one");
         let (map_names, secret_names) = names(pod);
         let mut given = Self::default();
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
         for name in map_names {
-            let found = patiently(&maps, &name).await;
-            let found = found.ok_or_else(|| Wrong::Spec(format!("configmap \"{name}\" not found")))?;
+            let found = patiently(&maps, &name).await?;
             let data = found.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes()));
             given.maps.insert(name, data.collect());
         }
         let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
         for name in secret_names {
-            let found = secrets.get_opt(&name).await.expect("is told");
+            let found = secrets.get_opt(&name).await;
+            let found = found.map_err(|error| Wrong::Spec(format!("secret \"{name}\": {error}")))?;
             let found = found.ok_or_else(|| Wrong::Spec(format!("secret \"{name}\" not found")))?;
             let data = found.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0));
             given.secrets.insert(name, data.collect());
@@ -56,7 +56,8 @@ impl Given {
             let wanted = TokenRequest::default();
             let account = account.unwrap_or_else(|| "default".to_owned());
             let made = accounts.create_token_request(&account, &PostParams::default(), &wanted).await;
-            given.token = made.expect("a token").status.map(|status| status.token);
+            let made = made.map_err(|error| Wrong::Spec(format!("token of \"{account}\": {error}")))?;
+            given.token = made.status.map(|status| status.token);
         }
         Ok(given)
     }
@@ -105,12 +106,16 @@ impl Given {
 }
 
 /// A ConfigMap that a controller may be about to make: a new namespace's certificates of the cluster.
-async fn patiently(maps: &Api<ConfigMap>, name: &str) -> Option<ConfigMap> {
+async fn patiently(maps: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, Wrong> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let found = maps.get_opt(name).await.expect("is told");
-        if found.is_some() || tokio::time::Instant::now() > deadline {
-            return found;
+        let why = match maps.get_opt(name).await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => "not found".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if tokio::time::Instant::now() > deadline {
+            return Err(Wrong::Spec(format!("configmap \"{name}\": {why}")));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -44,6 +44,8 @@ pub(super) struct Running {
     network: Network,
     volumes: PathBuf,
     containers: Vec<Started>,
+    /// Its status says that it runs.
+    is_told: bool,
     is_over: bool,
 }
 
@@ -119,6 +121,7 @@ impl Running {
             network: Network::new(&uid, address),
             volumes,
             containers: Vec::new(),
+            is_told: false,
             is_over: false,
         };
         running.make_volumes(spec.volumes.as_deref().unwrap_or_default(), given)?;
@@ -150,9 +153,14 @@ impl Running {
         self.containers.clear();
     }
 
+    /// Its status says now that it runs: from here on its end can be told.
+    pub(super) const fn told(&mut self) {
+        self.is_told = true;
+    }
+
     /// How it ended, once, if one of its containers has.
     pub(super) fn has_ended(&mut self) -> Option<Ended> {
-        if self.is_over {
+        if self.is_over || !self.is_told {
             return None;
         }
         let (code, said) = match self.containers.iter_mut().find_map(|it| Some((it.ended()?, it.said()))) {
@@ -214,6 +222,15 @@ fn judge(pod: &Pod, spec: &PodSpec) -> Result<(), Wrong> {
         let security = container.security_context.clone().unwrap_or_default();
         if security.read_only_root_filesystem != Some(true) {
             return Err(Wrong::Spec(format!("the root of container {} can be written", container.name)));
+        }
+        // Containers have no more than this here (`container`), so none may pass that asks for less.
+        let capabilities = security.capabilities.unwrap_or_default();
+        let drops_all = capabilities.drop.iter().flatten().any(|name| name == "ALL");
+        if !drops_all || capabilities.add.is_some_and(|added| !added.is_empty()) {
+            return Err(Wrong::Spec(format!("container {} keeps capabilities", container.name)));
+        }
+        if security.allow_privilege_escalation != Some(false) || security.privileged == Some(true) {
+            return Err(Wrong::Spec(format!("container {} can gain privileges", container.name)));
         }
     }
     Ok(())

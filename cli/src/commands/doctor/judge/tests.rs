@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use super::super::facts::{CgroupMounts, DataFacts, Namespaces, cgroup_mounts};
+use super::super::facts::{CgroupMounts, DataFacts, Kernel, Namespaces, cgroup_mounts};
 use super::super::lines;
 use super::*;
 use postern_common::settings::name;
@@ -23,11 +23,12 @@ fn good() -> Facts {
             Probed { level: Isolation::Gvisor, outcome: Ok(ALL) },
             Probed { level: Isolation::Namespaces, outcome: Ok(ALL) },
         ]),
+        can_pause: Some(true),
         wanted: None,
         is_root: true,
         cgroups: CgroupMounts { one: false, two: true },
         namespaces: Namespaces { most: Some(15_000), clone: Some(1), apparmor: Some(0) },
-        has_loop: true,
+        kernel: Kernel { has_loop: true, has_landlock: true },
         ports: vec![
             port(name::API_LISTEN, "127.0.0.1:8080"),
             port(name::GATEWAY_LISTEN, "127.0.0.1:8081"),
@@ -83,11 +84,20 @@ fn what_is_not_enforced_is_a_warning_and_what_was_asked_for_and_fails_is_a_failu
     insta::assert_snapshot!(told(|facts| {
         facts.wanted = Some("gvisor".to_owned());
         facts.cgroups = CgroupMounts { one: true, two: true };
-        facts.has_loop = false;
+        facts.kernel.has_loop = false;
         facts.isolation = Ok(vec![
             Probed { level: Isolation::Gvisor, outcome: Err("it did not start within 15 s".to_owned()) },
             Probed { level: Isolation::Namespaces, outcome: Ok(Enforced { cpu: false, disk: false, ..ALL }) },
         ]);
+    }));
+}
+
+#[test]
+fn a_kernel_without_freezer_and_landlock_is_told_of() {
+    insta::assert_snapshot!(told(|facts| {
+        facts.is_root = false;
+        facts.can_pause = Some(false);
+        facts.kernel.has_landlock = false;
     }));
 }
 
@@ -97,6 +107,7 @@ fn ports_settings_programs_disk_leftovers_and_clock_are_judged() {
         facts.settings = vec!["TOKEN_TTL: `2h` is out of range: from 1m to 1h".to_owned()];
         facts.programs = Err("`postern-shim` is not in `/usr/bin`; `make build` puts it there".to_owned());
         facts.isolation = Err("the companion programs are missing".to_owned());
+        facts.can_pause = None;
         facts.ports[0].taken = Some("another process has it".to_owned());
         facts.ports[1].taken = Some("another process has it".to_owned());
         facts.ports[1].is_given = true;

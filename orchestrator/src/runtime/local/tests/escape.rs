@@ -4,10 +4,15 @@
 use super::bench::Bench;
 use super::on_each_level;
 use crate::runtime::Isolation;
+use postern_shim::bubblewrap;
+use postern_shim::disk::Disk;
+use postern_shim::folder::RunFolder;
+use postern_shim::spec::{IsolatedBy, Spec};
 use std::fs;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 on_each_level!(
@@ -21,6 +26,33 @@ on_each_level!(
     kernel_doors_are_shut,
     set_user_id_programs_stay_what_they_are,
 );
+
+/// Every file of a process's own in `/proc` is the agent's to write for all that mounts and seccomp say.
+const WRITE: &str = "echo renamed > /proc/self/comm && echo written";
+
+/// Takes a kernel that has Landlock: `postern doctor` tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn landlock_refuses_what_the_mounts_of_namespaces_do_not() {
+    let bench = Bench::open(Isolation::Namespaces).expect("namespaces are never left out");
+    let sandbox = bench.sandbox().await;
+    // The control: the same user with the same mounts, and no `sandboxd` that restricts what it starts.
+    let folder = RunFolder::new(bench.settings.run_root.join(sandbox.id.as_str()));
+    let spec: Spec = serde_json::from_slice(&fs::read(folder.spec()).expect("reads")).expect("a spec");
+    let IsolatedBy::Namespaces { bwrap } = &spec.isolation else { panic!("{:?}", spec.isolation) };
+    let mut words = bubblewrap::arguments(&spec, &folder, &Disk::of(&folder));
+    words.truncate(words.iter().position(|word| word == "--").expect("a program follows"));
+    let mut bare = Command::new(bwrap);
+    bare.args(words).args(["--", "/bin/sh", "-c", WRITE]).env_clear();
+    if let Some(guest) = spec.guest {
+        bare.uid(guest).gid(guest);
+    }
+    let bare = bare.output().expect("bwrap runs");
+    assert_eq!(String::from_utf8_lossy(&bare.stdout), "written\n", "{bare:?}");
+    let refused = sandbox.shell(WRITE).await;
+    assert_eq!(refused.stdout, "", "nothing but Landlock refuses it: {refused:?}");
+    assert!(refused.stderr.contains("Permission denied"), "{refused:?}");
+    bench.close().await;
+}
 
 /// Runs Python on this machine, for the control.
 fn outside(script: &str) -> String {

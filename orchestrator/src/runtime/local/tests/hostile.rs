@@ -53,6 +53,7 @@ async fn nobody_was_harmed(hostile: &Bench, sandbox: &Sandbox, neighbour: &Sandb
                 // It may have ended since it answered: then ask again.
                 shim_of(hostile, sandbox).is_some_and(shim_is_small)
             }
+            Found::Silent { .. } => false,
             Found::Ended { exit, .. } => {
                 assert!(exit.is_some(), "the shim told the end, and was not killed");
                 true

@@ -15,10 +15,9 @@ fn launched(cgroups: Vec<PathBuf>, program: &[&str], word: &[u8]) -> (String, St
     let (name, arguments) = program.split_first().expect("a program");
     let launch = Launch {
         cgroups,
-        user: None,
-        has_seccomp: false,
         program: name.into(),
         arguments: arguments.iter().map(Into::into).collect(),
+        ..Launch::default()
     };
     let mut child = Command::new(programs().join(super::bench::SHIM))
         .arg("launch")

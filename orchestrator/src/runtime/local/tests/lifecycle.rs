@@ -13,6 +13,7 @@ on_each_level!(
     destroy_leaves_nothing_and_may_be_repeated,
     a_restarted_orchestrator_finds_its_sandboxes_and_goes_on,
     a_killed_shim_takes_its_sandbox_along_and_a_sweep_the_rest,
+    a_shim_that_does_not_answer_for_a_while_is_not_taken_for_dead,
     a_sweep_removes_what_is_not_known_and_nothing_else,
     two_installations_do_not_see_each_other,
     an_ended_sandbox_keeps_its_files_until_it_is_destroyed,
@@ -83,6 +84,22 @@ async fn a_killed_shim_takes_its_sandbox_along_and_a_sweep_the_rest(bench: &Benc
     let swept = bench.runtime.sweep(&[]).await;
     assert!(swept.contains(&Swept { sandbox: sandbox.id.clone(), kind: Kind::Folder }), "{swept:?}");
     bench.nothing_is_left().await;
+}
+
+async fn a_shim_that_does_not_answer_for_a_while_is_not_taken_for_dead(bench: &Bench) {
+    let sandbox = bench.sandbox().await;
+    let shim = shim_of(bench, &sandbox).expect("a shim");
+    kill_process(shim, Signal::STOP).expect("stands still");
+    let (found, listed) = (bench.runtime.status(&sandbox.id).await, bench.runtime.list().await);
+    kill_process(shim, Signal::CONT).expect("goes on");
+    let silent = Found::Silent { sandbox: sandbox.id.clone() };
+    assert_eq!((found.as_ref(), &listed[..]), (Some(&silent), std::slice::from_ref(&silent)));
+    assert_eq!(
+        bench.runtime.status(&sandbox.id).await,
+        Some(Found::Running(sandbox.running.clone())),
+        "nothing came of it"
+    );
+    assert_eq!(sandbox.shell("echo alive").await.stdout, "alive\n");
 }
 
 async fn a_sweep_removes_what_is_not_known_and_nothing_else(bench: &Bench) {
