@@ -35,6 +35,7 @@ use options::Options;
 use postern_common::tasks::Tasks;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Why `sandboxd` could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,7 @@ enum StartError {
     Runtime(#[source] std::io::Error),
     #[error("could not start the threads that read and write files")]
     Files(#[source] std::io::Error),
-    #[error("could not watch for ended processes")]
+    #[error("could not listen for signals")]
     Reaper(#[source] std::io::Error),
     #[error("could not open the door on {address}; is the port taken, or loopback down?")]
     Door { address: std::net::SocketAddr, source: std::io::Error },
@@ -128,6 +129,7 @@ async fn run(mut options: Options) -> Result<(), StartError> {
         None => Some(channel::take_standard_streams().map_err(StartError::Channel)?),
         Some(_) => None,
     };
+    heed_signals().map_err(StartError::Reaper)?;
     let identity = Arc::new(identity::Identity::default());
     let exits = reaper::watch(&tasks).map_err(StartError::Reaper)?;
     let address = options.door;
@@ -143,6 +145,20 @@ async fn run(mut options: Options) -> Result<(), StartError> {
     };
     tasks.stop();
     served
+}
+
+/// Has what is started here begin with the usual answer to signals of terminals. Whoever started us may ignore
+/// them, as shells do for what they run in the background and nohup(1) does; then Ctrl-C would end nothing.
+/// What is handled here, unlike what is ignored, is as usual after an exec.
+fn heed_signals() -> std::io::Result<()> {
+    /// signal(7): SIGTSTP, SIGTTIN, SIGTTOU.
+    const STOPPING: [i32; 3] = [20, 21, 22];
+    let ending = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()];
+    for kind in ending.into_iter().chain(STOPPING.map(SignalKind::from_raw)) {
+        // It is handled from then on, heard or not.
+        drop(signal(kind)?);
+    }
+    Ok(())
 }
 
 /// Serves until the other end closes the channel. Where all in here sleeps, a conversation that breaks
@@ -169,7 +185,7 @@ async fn in_a_pod(
     services: control::Services,
     tasks: &Tasks,
 ) -> std::io::Result<()> {
-    let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut told = signal(SignalKind::terminate())?;
     // The volume is empty when the pod begins; where it cannot be written, nothing is kept.
     for folder in ["/data/user", "/data/scratch"] {
         let _ = std::fs::create_dir_all(folder).is_ok();

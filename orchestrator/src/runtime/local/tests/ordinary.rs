@@ -16,7 +16,9 @@ use tempfile::TempDir;
 const SOMEBODY: u32 = 61_234;
 /// Set for the program that is started again, to what it is to check.
 const ROLE: &str = "POSTERN_TEST_ROLE";
-const BECOME: &str = "exec setpriv --reuid 61234 --regid 61234 --clear-groups \"$@\"";
+/// Started as in the background of a shell: Ctrl-C is ignored by all that does not see to it.
+const BECOME: &str =
+    "trap '' INT QUIT HUP TSTP; exec setpriv --reuid 61234 --regid 61234 --clear-groups \"$@\"";
 
 /// A copy of all programs that every user can reach.
 struct Somebody {
