@@ -125,8 +125,8 @@ impl Server {
 
     /// [`Server::post`] where memory is kept or gone on from, which may take minutes.
     async fn post_patiently(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let call = self.client.call_within(PICTURE_TIME, Method::POST, &self.path(path), Some(body));
-        Ok(call.await?.body)
+        let path = self.path(path);
+        Ok(self.client.call_within(PICTURE_TIME, Method::POST, &path, Some(body)).await?.body)
     }
 
     /// Reads a stream of events.

@@ -171,8 +171,10 @@ pub(super) fn stream(
         }
     };
     let stream = Stream { id, request_id, sender, number: after };
-    let events =
-        try_unfold(events, async |mut events: Events| Ok(events.next().await?.map(|event| (event, events))));
+    let events = try_unfold(events, async |mut events: Events| {
+        let next = events.next().await?;
+        Ok::<_, AgentError>(next.map(|event| (event, events)))
+    });
     api.tasks.spawn(async move |stop| {
         // At shutdown the reader sees the stream end without `exit`.
         let _ = stop.run_until_cancelled(stream.carry(start, events, touch)).await;
@@ -439,7 +441,7 @@ mod tests {
     /// What a command did, each so many seconds after its start.
     fn happening(events: Vec<(u64, Event)>) -> impl futures_util::Stream<Item = Result<Event, AgentError>> {
         let begun = Instant::now();
-        futures_util::stream::iter(events).then(async move |(at, event)| {
+        futures_util::stream::iter(events).then(move |(at, event)| async move {
             tokio::time::sleep_until(begun + Duration::from_secs(at)).await;
             Ok(event)
         })
@@ -451,7 +453,9 @@ mod tests {
         let id = SandboxId::parse("sandbox-aaaaaaaaaaaa").expect("an id");
         let stream = Stream { id, request_id: RequestId::generate(), sender, number: 0 };
         let touched = AtomicUsize::new(0);
-        let touch = || async { drop(touched.fetch_add(1, Ordering::Relaxed)) };
+        let touch = || async {
+            touched.fetch_add(1, Ordering::Relaxed);
+        };
         let ended = Event::Ended { exit_code: 0, status: "exit status 0".to_owned() };
         let events = happening(vec![(40, Event::Stdout(Bytes::from_static(b"x"))), (46, ended)]);
         let begun = Instant::now();
@@ -484,7 +488,7 @@ mod tests {
         let stream = Stream { id, request_id: RequestId::generate(), sender, number: 0 };
         drop(receiver);
         let begun = Instant::now();
-        stream.carry(None, futures_util::stream::pending(), async || {}).await;
+        stream.carry(None, futures_util::stream::pending(), || async {}).await;
         assert_eq!(begun.elapsed(), Duration::ZERO, "at once, not with the next comment");
     }
 }

@@ -78,7 +78,7 @@ async fn type_in(socket: &mut Socket, text: &str) {
     socket.send(Message::Binary(text.as_bytes().to_vec().into())).await.expect("is sent");
 }
 
-async fn say(socket: &mut Socket, said: Value) {
+async fn say(socket: &mut Socket, said: &Value) {
     socket.send(Message::Text(said.to_string().into())).await.expect("is sent");
 }
 
@@ -94,11 +94,11 @@ async fn a_terminal_takes_input_sizes_and_signals(level: Isolation) {
     let script = "stty size; read line; echo \"got $line\"; stty size; exec cat";
     let (mut socket, _) = terminal(&bench, &address(&sandbox, script, "&cols=100&rows=30")).await;
     shown(&mut socket, "30 100").await;
-    say(&mut socket, json!({ "resize": { "cols": 120, "rows": 50 } })).await;
+    say(&mut socket, &json!({ "resize": { "cols": 120, "rows": 50 } })).await;
     type_in(&mut socket, "hello\r").await;
     let seen = shown(&mut socket, "50 120").await;
     assert!(seen.contains("got hello"), "{seen:?}");
-    say(&mut socket, json!({ "signal": "SIGTERM" })).await;
+    say(&mut socket, &json!({ "signal": "SIGTERM" })).await;
     shown(&mut socket, "{\"exit\":{\"signal\":15}}").await;
     // What is no process of it, or no size, is a problem and no socket.
     for (more, code) in [("?pid=99999", "not-found"), ("?cols=none", "invalid-input")] {
@@ -178,9 +178,9 @@ async fn a_ticket_opens_one_terminal_of_its_sandbox_once(level: Isolation) {
     refused(with(&sandbox, &made_anew(&bench, &second, "aa", -1)), "is late").await;
     opens(with(&sandbox, &made_anew(&bench, &second, "bb", 30))).await;
     // A ticket is for a socket, and good for no other call.
-    let plain =
-        bench.call_as("", http::Method::GET, &format!("/sandbox/{sandbox}?ticket={second}"), Value::Null);
-    assert_eq!(plain.await.status, StatusCode::UNAUTHORIZED);
+    let show = format!("/sandbox/{sandbox}?ticket={second}");
+    let plain = bench.call_as("", http::Method::GET, &show, Value::Null).await;
+    assert_eq!(plain.status, StatusCode::UNAUTHORIZED, "{}", plain.text);
     opens(with(&sandbox, &second)).await;
 
     // It is worth no more than the key that asked for it.
