@@ -45,13 +45,13 @@ impl Watched<'_> {
 
     /// What each of them holds, in KiB.
     fn memory(&self) -> Vec<(&'static str, u64)> {
-        let mut held = vec![
+        let mut all = vec![
             ("the server", held(self.up.pid())),
             ("the shim", held(self.shim())),
             ("the sandbox", self.usage("memory_bytes") >> 10),
         ];
-        held.extend(self.client.map(|pid| ("the client", held(pid))));
-        held
+        all.extend(self.client.map(|pid| ("the client", held(pid))));
+        all
     }
 
     /// Waits until the command does nothing any more: every buffer on its way is full.
