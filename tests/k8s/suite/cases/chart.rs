@@ -194,7 +194,9 @@ impl Release<'_> {
         let jobs = self.cluster.api("batch/v1", "Job", RELEASES);
         for job in jobs.list(&ListParams::default()).await.expect("is told").items {
             let (name, uid) = (job.metadata.name.expect("a name"), job.metadata.uid.expect("a UID"));
-            if job.metadata.deletion_timestamp.is_some() || !self.ran.insert(uid) {
+            // A release of before may have left some, which have run.
+            let is_over = job.data["status"]["completionTime"].is_string();
+            if is_over || job.metadata.deletion_timestamp.is_some() || !self.ran.insert(uid) {
                 continue;
             }
             let output = self.run(&name, &job.data["spec"]["template"]["spec"]).await;
