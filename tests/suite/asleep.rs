@@ -93,7 +93,7 @@ fn what_wakes_has_its_new_token_before_anything_runs_and_the_old_one_is_refused(
         let is_cut = number == 0 && (*door == json!(502) || *door == json!("broken"));
         assert!(is_cut || *door == json!(200), "the door after it woke: {seen:?}");
         let is_cut = number == 0 && *token == json!("broken");
-        assert!(is_cut || *token == json!("401 token-revoked"), "the old token after it woke: {seen:?}");
+        assert!(is_cut || *token == json!("401 token-expired"), "the old token after it woke: {seen:?}");
     }
     assert!(backend.reached() > reached, "its requests arrive");
 }

@@ -5,12 +5,15 @@ use crate::running::{Backend, Up, configured, postern};
 use serde_json::json;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longer than another test runs with the usual ports.
+const OTHER_TEST: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_folder_gets_its_tenant_back_after_a_plain_up() {
     let backend = Backend::start();
-    // Held by this test, or by whatever else runs here: taken in either case.
-    let _held = TcpListener::bind("127.0.0.1:8080");
+    let _held = hold_the_usual_port();
     let folder = Up::start(&backend).stop();
     let refused = postern(folder.path()).args(["sandbox", "ls"]).output().expect("postern runs");
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -41,6 +44,18 @@ fn a_folder_gets_its_tenant_back_after_a_plain_up() {
     assert!(told.contains("through the API") && told.contains("--take-over"), "{told}");
     let up = Up::launch(Arc::clone(&folder), start(&["--take-over"]));
     assert_eq!(up.call("GET", "/templates/of-the-api", None).status, 404, "the folder does not have it");
+}
+
+/// Has port 8080 taken for as long as this is held: by us, or by whatever else runs on this machine. Another test
+/// that has it gives it back.
+fn hold_the_usual_port() -> Option<TcpListener> {
+    let begun = Instant::now();
+    crate::running::wait_for("port 8080 is held, or was for long", || {
+        match TcpListener::bind("127.0.0.1:8080") {
+            Ok(held) => Some(Some(held)),
+            Err(_) => (begun.elapsed() > OTHER_TEST).then_some(None),
+        }
+    })
 }
 
 #[test]
