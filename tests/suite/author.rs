@@ -147,9 +147,24 @@ fn what_cannot_be_a_filter_is_refused_and_the_last_good_one_serves_on() {
 
 #[test]
 fn what_is_too_much_for_the_compiler_is_refused_and_the_last_good_one_serves_on() {
+    let mut large = b"\0asm\x0d\0\x01\0".to_vec();
+    large.resize(64 * 1024 * 1024 + 1, 0);
+    let slow = laborious_component(2_000, 3_000);
+    too_much(
+        &[("POSTERN_FILTER_COMPILE_CPU", "3s")],
+        &[(large, "the component is larger than 64 MiB"), (slow, "compiling took longer than 3s")],
+    );
+    let hungry = laborious_component(1, 500_000);
+    too_much(
+        &[("POSTERN_FILTER_COMPILE_MEMORY", "256MiB")],
+        &[(hungry, "may have needed more than 256 MiB")],
+    );
+}
+
+/// Each of these components is refused within these bounds, with its words, and changes nothing.
+fn too_much(bounds: &[(&str, &str)], components: &[(Vec<u8>, &str)]) {
     let backend = Backend::start();
-    let bounds = [("POSTERN_FILTER_COMPILE_CPU", "3s"), ("POSTERN_FILTER_COMPILE_MEMORY", "512MiB")];
-    let up = Up::by_api_with(&backend, &bounds);
+    let up = Up::by_api_with(&backend, bounds);
     let sandbox = up.sandbox("alice", "c1");
     let id = sandbox["sandbox_id"].as_str().expect("an id");
     let note = r#"{"order_id": "ord-1001", "amount": 1.0, "note": "4111 1111 1111 1111"}"#;
@@ -160,20 +175,14 @@ fn what_is_too_much_for_the_compiler_is_refused_and_the_last_good_one_serves_on(
     serves("the control: card-guard itself was compiled within these bounds");
     let manifest = project().join("examples/support-desk/config/filters/card-guard/filter.toml");
     let manifest = fs::read_to_string(manifest).expect("reads");
-    let mut large = b"\0asm\x0d\0\x01\0".to_vec();
-    large.resize(64 * 1024 * 1024 + 1, 0);
-    for (what, component, wanted) in [
-        ("too large", large, "the component is larger than 64 MiB"),
-        ("too slow", laborious_component(2_000, 3_000), "compiling took longer than 3s"),
-        ("too much memory", laborious_component(1, 500_000), "may have needed more than 512 MiB"),
-    ] {
-        let body = serde_json::json!({ "manifest": manifest, "component": base64(&component) });
+    for (component, wanted) in components {
+        let body = serde_json::json!({ "manifest": manifest, "component": base64(component) });
         let answer = up.call("PUT", "/filters/card-guard", Some(&body));
-        assert_eq!(answer.status, 422, "{what}: {answer:?}");
-        assert!(answer.text.contains(wanted), "{what}: {answer:?}");
+        assert_eq!(answer.status, 422, "{wanted}: {answer:?}");
+        assert!(answer.text.contains(wanted), "{wanted}: {answer:?}");
         let versions = up.told_by("GET", "/filters/card-guard/versions");
-        assert_eq!(versions["in_force"], 1, "{what}: {versions}");
-        serves(what);
+        assert_eq!(versions["in_force"], 1, "{wanted}: {versions}");
+        serves(wanted);
     }
 }
 
