@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Replacements before memory is looked at first: pools and caches fill up.
-const SETTLING: u32 = 500;
+/// Replacements before those that count: pools and caches fill up, and the allocator's pages.
+const SETTLING: u32 = 3_000;
 /// Replacements from one look to the next. What is resident swings by some MiB with what is in flight: the
 /// median of the first tenth of all looks is compared with that of the last.
 const LOOK_EVERY: u32 = 25;
@@ -76,9 +76,10 @@ pub(crate) fn reload(rounds: u32) -> Result<()> {
             load.push(end);
         }
         let mut looks = Vec::new();
-        for round in 1..=rounds {
+        let settling = SETTLING.min(rounds / 2);
+        for round in 1..=settling + rounds {
             world.send(Change::Tenant(Arc::new(replaced(&world, round)?))).await?;
-            if round >= SETTLING.min(rounds / 2) && round % LOOK_EVERY == 0 {
+            if round > settling && round % LOOK_EVERY == 0 {
                 looks.push(resident_bytes()?);
             }
             if round % 1_000 == 0 {
