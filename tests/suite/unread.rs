@@ -10,8 +10,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// What each of them may hold more than before the command began, in KiB: the kept end of its output (1 MiB),
-/// what waits in queues and in the windows of each connection, and what an allocator takes at a time.
-const GROWTH_KIB: u64 = 16 << 10;
+/// what waits in queues and in the windows of each connection, and what an allocator keeps of what went by.
+const GROWTH_KIB: u64 = 32 << 10;
 /// Says that it is there, and writes without end when it is told to.
 const YES: &str = "echo ready; read go; exec yes";
 
