@@ -331,6 +331,29 @@ mod tests {
         assert_eq!(told(narrow, sandbox(&acme, "large", &team, false)), denied("postern-key-template"));
         assert_eq!(told(narrow, sandbox(&acme, "small", &none, false)), denied("postern-key-labels"));
         assert_eq!(told(narrow, sandbox(&acme, "small", &team, true)), denied("postern-key-operations"));
+        // Whatever it may do with a sandbox that may call more than the key, nothing happens in there.
+        for operation in [
+            "createSandbox",
+            "refreshToken",
+            "exec",
+            "signalProcess",
+            "writeStdin",
+            "writeSandboxFile",
+            "removeSandboxFile",
+            "makeFolder",
+            "moveSandboxFile",
+            "writeTree",
+            "openTerminal",
+            "createTicket",
+            "openPort",
+        ] {
+            let tried = |is_beyond_key| {
+                let target = sandbox(&acme, "small", &team, is_beyond_key);
+                plane.decide(narrow, operation, target).map_err(|denied| denied.policy)
+            };
+            assert_eq!(tried(true), denied("postern-key-operations"), "{operation}");
+            assert_eq!(tried(false), Ok(()), "{operation}");
+        }
         let odd = labels(&[("team=a", ""), ("team", "b")]);
         assert_eq!(told(narrow, sandbox(&acme, "small", &odd, false)), denied("postern-key-labels"));
         let survey =

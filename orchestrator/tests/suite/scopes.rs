@@ -105,3 +105,40 @@ async fn a_narrow_key_makes_no_wider_key_and_no_wider_template() {
     assert_eq!(ask(Method::DELETE, "/templates/small", Value::Null).await.status, StatusCode::NO_CONTENT);
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_for_one_operation_has_nothing_happen_in_a_sandbox_that_may_call_more() {
+    let bench = Bench::real().await;
+    desk(&bench).await;
+    let narrow = key(&bench, json!({ "role": "developer", "operations": ["desk/read"] })).await;
+    let create = async |conversation: &str, template: &str| {
+        let body = json!({ "user_id": "alice", "conversation_id": conversation, "template": template });
+        bench.post("/sandbox?wait=running", body).await.field("sandbox_id")
+    };
+    let (within, beyond) = (create("c1", "small").await, create("c2", "large").await);
+    for (method, path, body) in [
+        (Method::POST, "exec", json!({ "command": ["true"], "collect": true })),
+        (Method::GET, "terminal?command=sh", Value::Null),
+        (Method::POST, "tickets", Value::Null),
+        (Method::POST, "ports", json!({})),
+        (Method::POST, "processes/1/stdin", Value::Null),
+        (Method::POST, "processes/1/signal", json!({ "signal": "KILL" })),
+        (Method::PUT, "files/home/agent/.profile", Value::Null),
+        (Method::DELETE, "files/home/agent/.profile", Value::Null),
+        (Method::PUT, "folders/data/user/new", json!({})),
+        (Method::POST, "move", json!({ "from": "/data/user/a", "to": "/data/user/b" })),
+        (Method::PUT, "trees/data/user", Value::Null),
+    ] {
+        let ask = async |sandbox: &str| {
+            let path = format!("/sandbox/{sandbox}/{path}");
+            bench.call_as(&narrow, method.clone(), &path, body.clone()).await.status
+        };
+        assert_eq!(ask(&beyond).await, StatusCode::FORBIDDEN, "{method} {path}");
+        assert_ne!(ask(&within).await, StatusCode::FORBIDDEN, "{method} {path}: the control");
+    }
+    let refreshed = async |sandbox: &str| {
+        bench.call_as(&narrow, Method::POST, &format!("/tokens/{sandbox}/refresh"), Value::Null).await.status
+    };
+    assert_eq!((refreshed(&beyond).await, refreshed(&within).await), (StatusCode::FORBIDDEN, StatusCode::OK));
+    bench.close().await;
+}
