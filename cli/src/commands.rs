@@ -123,7 +123,7 @@ impl Server {
         Ok(self.client.call(Method::POST, &self.path(path), Some(body)).await?.body)
     }
 
-    /// [`Server::post`] where memory is kept or gone on from, which may take minutes.
+    /// [`Server::post`] where memory is kept or gone on from, or a filter is compiled: it may take minutes.
     async fn post_patiently(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let path = self.path(path);
         Ok(self.client.call_within(PICTURE_TIME, Method::POST, &path, Some(body)).await?.body)

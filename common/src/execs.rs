@@ -277,7 +277,10 @@ impl Execs {
                 return refused(Code::IdempotencyKeyReused, "the key started another command");
             }
             Begun::TooMany => {
-                return refused(Code::ConcurrencyLimited, "too many commands run in this sandbox");
+                return refused(
+                    Code::ConcurrencyLimited,
+                    "1,024 commands run in this sandbox: end some, or wait until some have ended",
+                );
             }
             Begun::New(beginning) => {
                 let (told, answered) = oneshot::channel();

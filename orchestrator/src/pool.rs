@@ -135,15 +135,17 @@ impl Pool {
         }
     }
 
-    /// While sandboxes come and go: ends what is dead, and what an error left half-way.
+    /// While sandboxes come and go: ends what is dead or does not answer, and what an error left half-way.
     ///
     /// INVARIANT: `rows` were read after `found`.
     pub(crate) fn compare(&self, rows: &[WarmRow], found: &[Found]) {
         for row in rows {
-            let has_ended =
-                found.iter().any(|it| matches!(it, Found::Ended { .. }) && *it.sandbox() == row.id);
+            // Whoever is given one that does not answer would wait for nothing.
+            let is_no_use = found.iter().any(|it| {
+                matches!(it, Found::Ended { .. } | Found::Silent { .. }) && *it.sandbox() == row.id
+            });
             let is_stuck = row.state != WarmState::Ready;
-            if (has_ended || is_stuck) && self.take_off(&row.id) {
+            if (is_no_use || is_stuck) && self.take_off(&row.id) {
                 self.end(row.id.clone());
             }
         }

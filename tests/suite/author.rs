@@ -235,7 +235,10 @@ fn pushing_and_putting_in_force_are_two_rights_and_versions_only_rise() {
         let without = up.told_by("GET", "/backends/support-desk");
         assert_eq!(call(key, "PUT", "/backends/support-desk", Some(&without)), 403);
     }
-    assert_eq!(call(&activator, "POST", activate, Some(&nothing)), 200);
+    assert_eq!(call(&activator, "POST", activate, Some(&nothing)), 422, "which, it has to say");
+    assert_eq!(in_force(), Some(3));
+    let fourth = serde_json::json!({ "version": 4 });
+    assert_eq!(call(&activator, "POST", activate, Some(&fourth)), 200);
     assert_eq!(in_force(), Some(4));
     // Removal does not begin at one again.
     let mut without = up.told_by("GET", "/backends/support-desk");

@@ -8,13 +8,13 @@ use super::problems::Refused;
 use super::{Answer, Api, Call, body, etag, json, sse};
 use crate::configuration::{Edited, Wanted};
 use crate::control::GatewayStand;
-use crate::store::{FilterVersion, Kind};
+use crate::store::{FilterVersion, Kind, Role};
 use bytes::Bytes;
 use http::{StatusCode, header};
 use postern_common::decision::FilterLine;
 use postern_common::folder::FilterFiles;
 use postern_common::id::{FilterName, TenantId};
-use postern_common::problem::Problem;
+use postern_common::problem::{Code, Problem};
 use postern_common::tasks::Stop;
 use serde::Deserialize;
 use serde_json::{Value, json as value};
@@ -103,6 +103,11 @@ struct Which {
 /// `POST /filters/{name}/activate`: `{version?}`.
 pub(super) async fn activate(api: Arc<Api>, call: Call) -> Answer {
     let which: Which = typed(&call.body)?;
+    // Whoever reviews what others push may mean another version than the newest by now.
+    if which.version.is_none() && call.caller()?.role == Role::ActivateFilters {
+        return Err(Problem::new(Code::InvalidInput, "a key of `filters:activate` names the version")
+            .hint("send `version`, as `GET /filters/{name}/versions` shows it"));
+    }
     put_in_force(&api, &call, Wanted::Newer(which.version)).await
 }
 

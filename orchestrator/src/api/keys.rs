@@ -112,14 +112,14 @@ fn scope(fields: &mut Fields) -> KeyScope {
     }
 }
 
-/// No key grants more than it has: not another tenant, not a higher role.
+/// No key grants more than it has: not another tenant, not a role that may do more.
 fn may_make(caller: &crate::keys::api::Caller, tenant: Option<&TenantId>, role: Role) -> Result<(), Problem> {
     if caller.tenant.is_some() && caller.tenant.as_ref() != tenant {
         return Err(Problem::new(Code::Forbidden, "a key of a tenant makes keys of that tenant only")
             .hint("leave `tenant` and `whole_installation` out"));
     }
-    if role > caller.role {
-        return Err(Problem::new(Code::Forbidden, "a key makes no key with a higher role than its own"));
+    if !caller.role.includes(role) {
+        return Err(Problem::new(Code::Forbidden, "a key makes no key that may do more than itself"));
     }
     Ok(())
 }

@@ -146,7 +146,12 @@ impl Driver {
             return Ok(true);
         }
         sessions.silence(&row, level(&row)).await?;
-        if host.status(id).await.is_none_or(|found| matches!(found, Found::Ended { .. })) {
+        let found = host.status(id).await;
+        if matches!(found, Some(Found::Silent { .. })) {
+            // It may run on, or have a picture that is good: the next sweep looks again.
+            return Err(DriveError::Silent(id.clone()));
+        }
+        if found.is_none_or(|found| matches!(found, Found::Ended { .. })) {
             // It had ended before, or ended by itself: what it left is what is kept.
             let has_memory = row.kept.as_ref().is_some_and(|kept| kept.memory().is_some());
             return self.end_for_rest(id, has_memory).await.map(|()| true);

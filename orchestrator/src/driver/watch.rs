@@ -205,7 +205,6 @@ impl Driver {
             return Ok(());
         }
         self.end_due(now).await?;
-        self.tell_deadlines(now).await?;
         for id in self.parts().store.sessions_to_rotate(now).await? {
             self.rotate(id);
         }
@@ -214,7 +213,7 @@ impl Driver {
             self.parts().store.forget_claims().await?;
             self.sweep().await?;
         }
-        Ok(())
+        self.tell_deadlines(now).await
     }
 
     async fn end_due(&self, now: Timestamp) -> Result<(), StoreError> {
@@ -243,7 +242,9 @@ impl Driver {
     pub(super) async fn tell_deadlines(&self, now: Timestamp) -> Result<(), StoreError> {
         for (row, deadline) in self.parts().store.deadlines_soon(now).await? {
             let audit = entry(&row.new, Action::DeadlineNear, &Cause::own(what_comes(&row, deadline)));
-            self.parts().store.tell_deadline(&row.new.id, deadline, &audit).await?;
+            if let Err(error) = self.parts().store.tell_deadline(&row.new.id, deadline, &audit).await {
+                log(&row.new.id, &error.into(), "tell of a deadline that comes soon");
+            }
         }
         Ok(())
     }

@@ -35,6 +35,18 @@ impl Role {
     pub(crate) const ALL: [Self; 5] =
         [Self::PushFilters, Self::ActivateFilters, Self::Auditor, Self::Developer, Self::Admin];
 
+    /// Whether it may do all that the other may.
+    #[must_use]
+    pub(crate) const fn includes(self, other: Self) -> bool {
+        match other {
+            Self::PushFilters => matches!(self, Self::PushFilters | Self::Developer | Self::Admin),
+            Self::ActivateFilters => matches!(self, Self::ActivateFilters | Self::Admin),
+            Self::Auditor => matches!(self, Self::Auditor | Self::Developer | Self::Admin),
+            Self::Developer => matches!(self, Self::Developer | Self::Admin),
+            Self::Admin => matches!(self, Self::Admin),
+        }
+    }
+
     /// The name in the API.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {

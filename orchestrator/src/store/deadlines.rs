@@ -75,7 +75,7 @@ impl Store {
              AND COALESCE(told_deadline_micros, 0) <> expires_at_micros) \
              OR (expires_at_micros > $2 AND idle_at_micros > $1 AND idle_at_micros <= $2 \
              AND COALESCE(told_deadline_micros, 0) <> idle_at_micros \
-             AND ((status = 'running' AND idle_micros > $4) OR (status = 'paused' AND paused_micros > $4)))) \
+             AND ((status = 'running' AND idle_micros >= $5) OR (status = 'paused' AND paused_micros > $4)))) \
              LIMIT 1000";
         let soon = micros(now).saturating_add(WARNING_MICROS);
         let rows = sqlx::query(select)
@@ -83,6 +83,8 @@ impl Store {
             .bind(soon)
             .bind(self.place.to_string())
             .bind(WARNING_MICROS)
+            // Where it may be unused for little longer than the warning, each use would be warned of.
+            .bind(2 * WARNING_MICROS)
             .fetch_all(&self.pool)
             .await?;
         let with_deadline = |found: SandboxRow| {

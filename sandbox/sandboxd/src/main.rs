@@ -2,9 +2,10 @@
 //! `postern-sandboxd`: process 1 inside a sandbox.
 //!
 //! It starts and reaps the agent's processes, and holds the door: the one way out. It runs with
-//! no more rights than the agent, so it protects nothing but the session token in its memory (which a template may have put into a file as well);
-//! whoever listens to it must treat its words as the agent's own. Its control channel is its
-//! standard input and output, on which it is the HTTP/2 server; in a pod, a port (`listen`).
+//! no more rights than the agent, so it protects nothing but the session token in its memory (which a
+//! template may have put into a file as well); whoever listens to it must treat its words as the agent's
+//! own. Its control channel is its standard input and output, on which it is the HTTP/2 server; in a pod,
+//! a port (`listen`).
 //!
 //! ```text
 //! orchestrator ── shim ── stdin/stdout ─┬─ control ─┬─ identity  (Identify, Token)

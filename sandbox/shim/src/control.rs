@@ -62,7 +62,7 @@ pub struct Status {
     pub pid: u32,
     /// Which limits hold.
     pub enforced: Enforced,
-    /// Whether all of it stands still. A shim of before does not say.
+    /// Whether all of it stands still.
     pub is_frozen: bool,
 }
 

@@ -62,7 +62,9 @@ pub enum LaunchError {
     #[error("could not tie the sandbox's life to its shim's")]
     Tie(#[source] rustix::io::Errno),
     /// A namespace of mounts without other sandboxes' disks could not be made.
-    #[error("could not go where no other sandbox's disk is mounted")]
+    #[error(
+        "could not go where no other sandbox's disk is mounted; `postern doctor` tells what this machine allows"
+    )]
     Apart(#[source] rustix::io::Errno),
     /// The filters.
     #[error(transparent)]
@@ -187,10 +189,11 @@ fn part(folder: &Path) -> rustix::io::Result<()> {
     rustix::thread::unshare(UnshareFlags::NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let beside = folder.parent().map(|all| mounts::below(all, None)).unwrap_or_default();
-    for at in beside.iter().filter(|at| !at.starts_with(folder)) {
+    for at in beside.iter().filter(|at| !at.starts_with(folder) && !folder.starts_with(at)) {
         match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // It was below another that went.
-            Err(rustix::io::Errno::INVAL) => {}
+            // It was below another that went; or its sandbox has just been removed, which takes the place away
+            // from here too.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             done => done?,
         }
     }

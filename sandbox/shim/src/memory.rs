@@ -51,8 +51,9 @@ pub fn make(folder: &RunFolder, memory_bytes: u64) -> io::Result<()> {
 pub fn forget(folder: &RunFolder) -> io::Result<()> {
     if mounts::is_mounted(&folder.memory()) {
         // The namespace of mounts that its runtime began in may have it still: the memory is to be free at once.
-        for file in fs::read_dir(folder.memory())? {
-            fs::remove_file(file?.path())?;
+        // What cannot be removed goes with the last of these namespaces.
+        for file in fs::read_dir(folder.memory()).into_iter().flatten().flatten() {
+            drop(fs::remove_file(file.path()));
         }
     }
     mounts::unmount_below(&folder.memory(), None)?;

@@ -32,8 +32,10 @@ pub(super) async fn push(server: &Server, wanted: PushFilter) -> Result<(), Fail
     }
     let begun = Instant::now();
     server.output.note(&format!("pushing {name}: inspected and compiled there"));
-    let pushed =
-        server.post(&format!("{path}/versions"), &body).await.map_err(|failure| owned(failure, &folder))?;
+    let pushed = server
+        .post_patiently(&format!("{path}/versions"), &body)
+        .await
+        .map_err(|failure| owned(failure, &folder))?;
     let version = pushed.get("version").and_then(Value::as_i64).unwrap_or_default();
     if wanted.no_activate {
         server.output.answer(&pushed, || {

@@ -28,8 +28,8 @@ use std::time::Duration;
 const TTL: Duration = Duration::from_secs(3600);
 /// How long it may be unused.
 const IDLE: Duration = Duration::from_secs(15 * 60);
-/// Where a token lies inside that a template wants in a file: in memory, in no snapshot of files and in nobody's
-/// store.
+/// Where a token lies inside that a template wants in a file: in no snapshot of files and in nobody's store; in
+/// memory, but for pods, where `/tmp` is of the node's disk.
 const TOKEN_FILE: &str = "/tmp/sandbox-token";
 /// Claims are shown to policies and filters on each request: they stay small.
 const CLAIMS_BYTES: usize = 8 * 1024;
