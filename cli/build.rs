@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Puts the companions (sandboxd, shim, compiler, first-party filters) into the binary when
+//! Puts the companions (sandboxd, shim, sync, compiler, first-party filters) into the binary when
 //! `POSTERN_EMBED` names the folder that holds them; without it the table is empty and `postern`
 //! looks for them beside itself.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 /// The programs; filters are whatever `filters/` holds.
-const PROGRAMS: [&str; 3] = ["postern-sandboxd", "postern-shim", "postern-compile"];
+const PROGRAMS: [&str; 4] = ["postern-sandboxd", "postern-shim", "postern-sync", "postern-compile"];
 
 fn main() -> io::Result<()> {
     let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| !path.as_os_str().is_empty());

@@ -124,6 +124,14 @@ mod tests {
     }
 
     #[test]
+    fn a_shipped_build_embeds_each_companion() {
+        let embedded = include_str!("../../build.rs");
+        for (name, _) in FILES.iter().filter(|(name, _)| !name.contains('/')) {
+            assert!(embedded.contains(&format!("\"{name}\"")), "`build.rs` leaves {name} out");
+        }
+    }
+
+    #[test]
     fn another_build_has_another_folder() {
         assert_ne!(
             digest(FILES),
