@@ -296,10 +296,12 @@ fn under_load(
                 }
             });
         }
-        what(first, second)
+        let both = what(first, second);
+        // On a machine that is slow that took long; a load goes on after it too.
+        wait_for("a load", || (asked.load(Ordering::Relaxed) > 30).then_some(()));
+        both
     });
     let asked = asked.load(Ordering::Relaxed);
-    assert!(asked > 30, "there was a load: {asked}");
     println!("{asked} requests, none failed");
     both
 }
