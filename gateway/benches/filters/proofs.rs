@@ -165,7 +165,7 @@ pub(crate) fn hostile(rounds: u32) -> Result<()> {
             score.add(&beside(&world, &evil, way, rounds).await?);
         }
         let after = at_rest(&world).await?;
-        let grown = after / before;
+        let grown = after / clean.max(before);
         score.add(&Line {
             is_good: grown <= WITHIN,
             words: format!(
