@@ -276,6 +276,7 @@ mod tests {
             "use",
             "change",
             "install",
+            "enter",
             "survey",
             "filters:push",
             "filters:activate",
