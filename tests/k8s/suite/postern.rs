@@ -280,10 +280,12 @@ impl<'a> Postern<'a> {
     pub(crate) fn unsigned_order(&self, pod: IpAddr) -> String {
         let url = format!("http://{pod}:49983/process.Process/Start");
         let mut curl = self.own.command("curl");
-        let curl =
-            curl.args(["--silent", "--http2-prior-knowledge", "--max-time", "20", "--data", "{}", &url]);
-        let output = curl.output().expect("curl starts");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        // It answers before it has read anything: curl may find the connection closed while it still writes.
+        let again = ["--retry", "5", "--retry-all-errors", "--retry-delay", "1"];
+        let ask =
+            ["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20", "--data", "{}", &url];
+        let output = curl.args(again).args(ask).output().expect("curl starts");
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
     }
 
     /// Has somebody take orders at all these addresses, in the orchestrator's network.
