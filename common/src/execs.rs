@@ -277,10 +277,7 @@ impl Execs {
                 return refused(Code::IdempotencyKeyReused, "the key started another command");
             }
             Begun::TooMany => {
-                return refused(
-                    Code::ConcurrencyLimited,
-                    "1,024 commands run in this sandbox: end some, or wait until some have ended",
-                );
+                return refused(Code::ConcurrencyLimited, "1,024 commands run in this sandbox: end some");
             }
             Begun::New(beginning) => {
                 let (told, answered) = oneshot::channel();
