@@ -118,7 +118,6 @@ async fn a_key_for_one_operation_has_nothing_happen_in_a_sandbox_that_may_call_m
     let (within, beyond) = (create("c1", "small").await, create("c2", "large").await);
     for (method, path, body) in [
         (Method::POST, "exec", json!({ "command": ["true"], "collect": true })),
-        (Method::GET, "terminal?command=sh", Value::Null),
         (Method::POST, "tickets", Value::Null),
         (Method::POST, "ports", json!({})),
         (Method::POST, "processes/1/stdin", Value::Null),
