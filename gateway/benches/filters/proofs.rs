@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Replacements before those that count: pools and caches fill up, and the allocator's pages.
-const SETTLING: u32 = 3_000;
+/// Replacements before memory is looked at first: pools and caches fill up.
+const SETTLING: u32 = 500;
 /// Replacements from one look to the next. What is resident swings by some MiB with what is in flight: the
 /// median of the first tenth of all looks is compared with that of the last.
 const LOOK_EVERY: u32 = 25;
@@ -30,9 +30,9 @@ const P99_BAR: f64 = 1.5;
 /// How long a neighbour is watched, with and without the attack, in turns.
 const WATCH: Duration = Duration::from_secs(2);
 const TURNS: u32 = 5;
-/// Connections of the neighbour, and the time from one request of each to the next.
-const NEIGHBOURS: u32 = 16;
-const NEIGHBOUR_PACE: Duration = Duration::from_millis(4);
+/// A neighbour that asks now and then, and one under load: its connections, and the time from one request of each
+/// to the next.
+const NEIGHBOURS: [(u32, Duration); 2] = [(1, Duration::from_millis(2)), (16, Duration::from_millis(4))];
 /// Connections of the attack, and the time from one request of each to the next: together they make
 /// the 100 requests a second that a session may make by default.
 const ATTACKERS: usize = 8;
@@ -77,7 +77,7 @@ pub(crate) fn reload(rounds: u32) -> Result<()> {
         }
         let mut looks = Vec::new();
         let settling = SETTLING.min(rounds / 2);
-        for round in 1..=settling + rounds {
+        for round in 1..=rounds {
             world.send(Change::Tenant(Arc::new(replaced(&world, round)?))).await?;
             if round > settling && round % LOOK_EVERY == 0 {
                 looks.push(resident_bytes()?);
@@ -156,16 +156,18 @@ pub(crate) fn hostile(rounds: u32) -> Result<()> {
         // many instances as there are at once.
         for way in WAYS {
             let attack = attacked(&world, &evil, way, WATCH);
-            watch(&world).await?;
+            watch(&world, NEIGHBOURS[1]).await?;
             attack.await??;
         }
         let before = at_rest(&world).await?;
         let mut score = Score::default();
         for way in WAYS {
-            score.add(&beside(&world, &evil, way, rounds).await?);
+            for neighbour in NEIGHBOURS {
+                score.add(&beside(&world, &evil, (way, rounds), neighbour).await?);
+            }
         }
         let after = at_rest(&world).await?;
-        let grown = after / clean.max(before);
+        let grown = after / before;
         score.add(&Line {
             is_good: grown <= WITHIN,
             words: format!(
@@ -189,7 +191,7 @@ async fn at_rest(world: &World) -> Result<f64> {
         }
     };
     tokio::select! {
-        served = watch(world) => drop(served?),
+        served = watch(world, NEIGHBOURS[1]) => drop(served?),
         () = look => {}
     }
     Ok(median(looks))
@@ -223,13 +225,18 @@ impl Score {
 
 /// The neighbour's p99 alone and beside one way, each over all its answers in so many rounds of turns: the
 /// machine itself, or its host, takes milliseconds from one in a hundred answers for a while and then not.
-async fn beside(world: &World, evil: &str, way: &'static str, rounds: u32) -> Result<Line> {
+async fn beside(
+    world: &World,
+    evil: &str,
+    (way, rounds): (&'static str, u32),
+    load: (u32, Duration),
+) -> Result<Line> {
     attacked(world, evil, way, WARMING).await??;
     let (mut alone, mut beside, mut slowest) = (Vec::new(), Vec::new(), Duration::ZERO);
     for _ in 0..rounds * TURNS {
-        let quiet = watch(world).await?;
+        let quiet = watch(world, load).await?;
         let attack = attacked(world, evil, way, WATCH);
-        let loud = watch(world).await?;
+        let loud = watch(world, load).await?;
         slowest = slowest.max(attack.await??);
         alone.extend(quiet);
         beside.extend(loud);
@@ -240,7 +247,8 @@ async fn beside(world: &World, evil: &str, way: &'static str, rounds: u32) -> Re
     Ok(Line {
         is_good: ratio <= P99_BAR && slowest <= ERROR_WITHIN,
         words: format!(
-            "{way}: the neighbour's p99 {:.2} ms alone, {:.2} ms beside it ({ratio:.2}); its own error within {} ms",
+            "{way}: the p99 of a neighbour with {} connections {:.2} ms alone, {:.2} ms beside it ({ratio:.2}); its own error within {} ms",
+            load.0,
             alone.p99,
             beside.p99,
             slowest.as_millis(),
@@ -327,23 +335,29 @@ impl Times {
     }
 }
 
-/// Serves `acme` for a while, under load: many connections that ask at a steady pace, one after the other.
-/// How long each answer took, in milliseconds.
-async fn watch(world: &World) -> Result<Vec<f64>> {
+/// Serves `acme` for a while: so many connections ask at this pace, one after the other. How long each answer
+/// took, in milliseconds.
+async fn watch(world: &World, (connections, pace): (u32, Duration)) -> Result<Vec<f64>> {
     let token = world.tokens.first().context("a token")?;
-    let all = (0..NEIGHBOURS).map(|number| neighbour(world.door, token, number));
+    let all = (0..connections)
+        .map(|number| neighbour(world.door, token, number, (pace, pace * number / connections)));
     Ok(futures_util::future::try_join_all(all).await?.concat())
 }
 
 /// One of its connections; how long each answer took, in milliseconds.
-async fn neighbour(door: SocketAddr, token: &str, number: u32) -> Result<Vec<f64>> {
+async fn neighbour(
+    door: SocketAddr,
+    token: &str,
+    number: u32,
+    (every, after): (Duration, Duration),
+) -> Result<Vec<f64>> {
     let mut stream = TcpStream::connect(door).await?;
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; 16 * 1024];
     let (mut times, begun) = (Vec::new(), Instant::now());
-    let mut pace = tokio::time::interval(NEIGHBOUR_PACE);
+    let mut pace = tokio::time::interval(every);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    tokio::time::sleep(NEIGHBOUR_PACE * number / NEIGHBOURS).await;
+    tokio::time::sleep(after).await;
     pace.reset();
     let mut asked = u64::from(number);
     while begun.elapsed() < WATCH {
