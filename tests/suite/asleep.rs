@@ -70,6 +70,17 @@ fn after(up: &Up, sandbox: &str, moment: f64) -> Vec<(Value, Value)> {
     answers.into_iter().map(|answer| (answer[1].clone(), answer[2].clone())).collect()
 }
 
+/// The door always opens, and the old token never does. The request that it was in the middle of may have broken
+/// off.
+fn all_new(seen: &[(Value, Value)], refused: &str) {
+    for (number, (door, token)) in seen.iter().enumerate() {
+        let is_cut = number == 0 && (*door == json!(502) || *door == json!("broken"));
+        assert!(is_cut || *door == json!(200), "the door: {seen:?}");
+        let is_cut = number == 0 && *token == json!("broken");
+        assert!(is_cut || *token == json!(refused), "the old token: {seen:?}");
+    }
+}
+
 fn now() -> f64 {
     std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs_f64()
 }
@@ -87,14 +98,8 @@ fn what_wakes_has_its_new_token_before_anything_runs_and_the_old_one_is_refused(
     assert_eq!(stopped.json()["kept"], "memory", "{}", stopped.text);
     let (stopped_at, reached) = (now(), backend.reached());
     up.call("POST", &format!("/sandbox/{sandbox}/resume"), None);
-    // The request that it was in the middle of may have broken off; from then on the door always opens.
     let seen = after(&up, &sandbox, stopped_at);
-    for (number, (door, token)) in seen.iter().enumerate() {
-        let is_cut = number == 0 && (*door == json!(502) || *door == json!("broken"));
-        assert!(is_cut || *door == json!(200), "the door after it woke: {seen:?}");
-        let is_cut = number == 0 && *token == json!("broken");
-        assert!(is_cut || *token == json!("401 token-expired"), "the old token after it woke: {seen:?}");
-    }
+    all_new(&seen, "401 token-expired");
     assert!(backend.reached() > reached, "its requests arrive");
 }
 
@@ -116,12 +121,7 @@ fn a_sandbox_from_a_snapshot_is_itself_and_not_the_one_before() {
     let again = up.call("POST", "/sandbox?wait=running", Some(&wish)).json();
     let again = again["sandbox_id"].as_str().unwrap_or_else(|| panic!("{again}")).to_owned();
     let seen = after(&up, &again, destroyed_at);
-    for (number, (door, token)) in seen.iter().enumerate() {
-        let is_cut = number == 0 && (*door == json!(502) || *door == json!("broken"));
-        assert!(is_cut || *door == json!(200), "the door: {seen:?}");
-        let is_cut = number == 0 && *token == json!("broken");
-        assert!(is_cut || *token == json!("401 token-revoked"), "the old token: {seen:?}");
-    }
+    all_new(&seen, "401 token-revoked");
     // Who asked is the new one.
     let decisions = up.told_by("GET", &format!("/decisions?sandbox_id={again}&limit=1"));
     assert!(decisions.to_string().contains("\"after\""), "{decisions}");

@@ -102,17 +102,22 @@ fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// What asserts that the example's card-guard runs: it refuses a note with a card's number.
+fn card_guard(up: &Up) -> impl Fn(&str) {
+    let sandbox = up.sandbox("alice", "c1");
+    let id = sandbox["sandbox_id"].as_str().expect("an id").to_owned();
+    move |what| {
+        let note = r#"{"order_id": "ord-1001", "amount": 1.0, "note": "4111 1111 1111 1111"}"#;
+        let answer = up.agent(&id, &["POST", "/refunds", note]);
+        assert_eq!(answer["status"], 422, "{what}: {answer}");
+    }
+}
+
 #[test]
 fn what_cannot_be_a_filter_is_refused_and_the_last_good_one_serves_on() {
     let backend = Backend::start();
     let up = Up::by_api(&backend);
-    let sandbox = up.sandbox("alice", "c1");
-    let id = sandbox["sandbox_id"].as_str().expect("an id");
-    let note = r#"{"order_id": "ord-1001", "amount": 1.0, "note": "4111 1111 1111 1111"}"#;
-    let serves = |what: &str| {
-        let answer = up.agent(id, &["POST", "/refunds", note]);
-        assert_eq!(answer["status"], 422, "{what}: {answer}");
-    };
+    let serves = card_guard(&up);
     serves("the control");
     let folder = project().join("examples/support-desk/config/filters/card-guard");
     let manifest = fs::read_to_string(folder.join("filter.toml")).expect("reads");
@@ -165,13 +170,7 @@ fn what_is_too_much_for_the_compiler_is_refused_and_the_last_good_one_serves_on(
 fn too_much(bounds: &[(&str, &str)], components: &[(Vec<u8>, &str)]) {
     let backend = Backend::start();
     let up = Up::by_api_with(&backend, bounds);
-    let sandbox = up.sandbox("alice", "c1");
-    let id = sandbox["sandbox_id"].as_str().expect("an id");
-    let note = r#"{"order_id": "ord-1001", "amount": 1.0, "note": "4111 1111 1111 1111"}"#;
-    let serves = |what: &str| {
-        let answer = up.agent(id, &["POST", "/refunds", note]);
-        assert_eq!(answer["status"], 422, "{what}: {answer}");
-    };
+    let serves = card_guard(&up);
     serves("the control: card-guard itself was compiled within these bounds");
     let manifest = project().join("examples/support-desk/config/filters/card-guard/filter.toml");
     let manifest = fs::read_to_string(manifest).expect("reads");
