@@ -58,6 +58,9 @@ const BODY_BYTES: usize = crate::connect::REQUEST_BYTES;
 const NONCES: usize = 65_536;
 /// What flows through memory between the gate and the services.
 const PIPE_BYTES: usize = 256 << 10;
+/// What is read of an order that is refused, and for how long at most.
+const REFUSED_BYTES: usize = 64 << 10;
+const REFUSED_TIME: Duration = Duration::from_secs(1);
 /// Bytes of one stream that may wait for their reader, and of all together: whoever does not read holds
 /// up nobody else.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -182,7 +185,10 @@ impl Gate {
         let now = clock::unix_seconds(clock::now());
         let admitted = match self.admit(&head.method, &head.uri, &head.headers, now) {
             Ok(envelope) => believed(&envelope, body).await,
-            Err(refusal) => Err(refusal),
+            Err(refusal) => {
+                drained(body).await;
+                Err(refusal)
+            }
         };
         let body = match admitted {
             Ok(body) => body,
@@ -278,6 +284,13 @@ fn told(status: StatusCode, content_type: &'static str, body: Body) -> Response<
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// Reads what there is of an order that is refused, as far as it is short and comes soon: whoever still
+/// writes it would take the end of its stream for an error, and not hear why.
+async fn drained(body: Incoming) {
+    let read = Limited::new(body, REFUSED_BYTES).collect();
+    drop(tokio::time::timeout(REFUSED_TIME, read).await);
 }
 
 /// The body, whole and as it was signed; a streamed one as it comes.

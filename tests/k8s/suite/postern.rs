@@ -280,9 +280,8 @@ impl<'a> Postern<'a> {
     pub(crate) fn unsigned_order(&self, pod: IpAddr) -> String {
         let url = format!("http://{pod}:49983/process.Process/Start");
         let mut curl = self.own.command("curl");
-        // Without a body: it answers before it has read one, which curl takes for an error.
         let ask =
-            ["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20", "-X", "POST", &url];
+            ["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20", "--data", "{}", &url];
         let output = curl.args(ask).output().expect("curl starts");
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
     }
