@@ -2,17 +2,21 @@
 //! A thread of its own for calls of filters that failed lately (`suspicion`), so that what they use up is
 //! no worker's time: who is served beside them waits for no tick of theirs.
 //!
-//! It runs below every other thread of the process, but is never starved by them: it has the lowest
-//! niceness, not the idle class, as a call may hold a lock of the allocator that a worker wants.
+//! It is of the scheduler's idle class: whoever wakes beside it runs at once, where niceness would still let
+//! it end a slice first. That class has a share of a full machine all the same, if a small one, and what a
+//! call may hold that a worker wants, a lock of the allocator, is not held for long: who waits for it sleeps,
+//! and so leaves a core.
 
-use rustix::process::setpriority_process;
 use std::sync::mpsc;
+use thread_priority::ThreadPriority;
+use thread_priority::unix::{
+    NormalThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Niceness.
-const LOWEST: i32 = 19;
+const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
 
 /// The thread; it ends when this is dropped, and with it the calls that it has.
 #[derive(Debug)]
@@ -27,8 +31,9 @@ impl Aside {
         let (stop, stopped) = oneshot::channel::<()>();
         let (started, runtime) = mpsc::channel();
         std::thread::Builder::new().name("filter-aside".to_owned()).spawn(move || {
-            // Of this thread alone, on Linux. Where it is refused the thread has a core's share as others have.
-            let _granted = setpriority_process(None, LOWEST).is_ok();
+            // Of this thread alone. Where it is refused the thread has a core's share as others have.
+            let _granted =
+                set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, IDLE).is_ok();
             match Builder::new_current_thread().enable_time().build() {
                 Ok(runtime) => {
                     let _heard = started.send(Ok(runtime.handle().clone())).is_ok();
@@ -53,14 +58,15 @@ impl Aside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::getpriority_process;
+    use thread_priority::unix::thread_schedule_policy;
 
     #[tokio::test]
-    async fn the_thread_has_the_lowest_niceness_and_no_other_has() {
-        let before = getpriority_process(None);
+    async fn the_thread_is_of_the_idle_class_and_no_other_is() {
+        let before = thread_schedule_policy();
         let aside = Aside::start().expect("starts");
-        assert_eq!(aside.run(async { getpriority_process(None) }).await, Some(Ok(LOWEST)));
-        assert_eq!(getpriority_process(None), before);
+        assert_eq!(aside.run(async { thread_schedule_policy() }).await, Some(Ok(IDLE)));
+        assert_ne!(before, Ok(IDLE));
+        assert_eq!(thread_schedule_policy(), before);
     }
 
     #[tokio::test]
