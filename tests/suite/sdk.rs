@@ -47,7 +47,7 @@ fn an_agent_works_with_an_unchanged_sdk_and_the_port_gives_no_more_than_that() {
         .output()
         .expect("starts");
     let (said, failed) = (String::from_utf8_lossy(&worked.stdout), String::from_utf8_lossy(&worked.stderr));
-    assert!(worked.status.success(), "{said}\n{failed}");
+    assert!(worked.status.success(), "{}: {said}\n{failed}", worked.status);
     assert_eq!(said.lines().count(), 6, "{said}");
 
     // The control, and then what is not given.
