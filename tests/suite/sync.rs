@@ -374,6 +374,26 @@ fn no_other_session_may_call_the_files_api() {
     assert!((400..500).contains(&refused.status), "{refused:?}");
 }
 
+#[test]
+fn what_takes_the_place_of_another_kind_is_no_conflict_of_a_sandbox_with_itself() {
+    let stage = Stage::new();
+    let sandbox = stage.sandbox("alice", "c1");
+    let noted = Path::new(&stage.up.written("run")).join(&sandbox).join("disk/sync/state");
+    stage.run(&sandbox, "cd /data/user && echo 1 > a && echo 2 > b && ln -s t c && ln -s t d && mkdir e f");
+    wait_for("all of it to be agreed on", || {
+        let noted = fs::read_to_string(&noted).unwrap_or_default();
+        ["a", "b", "c", "d", "e", "f"].iter().all(|it| noted.contains(&format!("\"{it}\""))).then_some(())
+    });
+    stage.run(&sandbox, "cd /data/user && rm a b c d && rmdir e f && mkdir a c && echo 3 > a/x && ln -s t b && echo 4 > d && ln -s t e && echo 5 > f");
+    let shown = |sandbox: &str| {
+        stage.run(sandbox, "cd /data/user && find . -mindepth 1 -printf '%y %P\n' | LC_ALL=C sort")
+    };
+    stage.wait_for_kept("alice", "a/x", "3\n");
+    stage.destroy(&sandbox);
+    let second = stage.sandbox("alice", "c2");
+    assert_eq!(shown(&second), "d a\nd c\nf a/x\nf d\nf f\nl b\nl e\n", "{}", stage.up.log());
+}
+
 /// What an agent may do to its files, in one tree: odd names, kinds that no store holds, links that lead
 /// out, a file that never holds still, and a folder that is swapped for a link all the time.
 const HOSTILE: &str = r#"

@@ -4,6 +4,11 @@
 //! Order matters: what must make room goes first (a folder where a file was), then folders and links,
 //! then files, and deletions last. A file that was renamed is in the store under its new name before
 //! the old one goes.
+//!
+//! INVARIANT: nothing is put where the store has, as far as is known here, another kind of thing, nor
+//! below a file or link of it, nor a file or link above what it has. The agent may swap them between
+//! two phases as often as it likes: what was to make room is back then, and the store would keep beside
+//! it what is put, as if somebody else had been faster.
 
 use crate::client::{CallError, Client};
 use crate::content::{NobodyReads, Outgoing, digest};
@@ -91,7 +96,8 @@ pub(crate) async fn push(
     let of_files = changes.len() as u64;
     let of_bytes = changes.iter().filter_map(|it| it.now).map(|it| it.stamp.size).sum();
     for packs in phases(changes) {
-        let (mut packs, mut under_way, mut failed) = (packs, FuturesUnordered::new(), None);
+        let mut packs = pushed.with_room(state, packs);
+        let (mut under_way, mut failed) = (FuturesUnordered::new(), None);
         loop {
             while failed.is_none() && under_way.len() < LANES {
                 let Some(pack) = packs.pop_front() else { break };
@@ -115,13 +121,7 @@ pub(crate) async fn push(
 
 /// Packs by phase; within one they may overtake each other.
 fn phases(changes: Vec<Change>) -> [VecDeque<Vec<Change>>; 4] {
-    let kind_before = |change: &Change| {
-        change.before.as_ref().map(|it| match it.what {
-            What::File { .. } => Kind::File,
-            What::Folder { .. } => Kind::Folder,
-            What::Link { .. } => Kind::Link,
-        })
-    };
+    let kind_before = |change: &Change| change.before.as_ref().map(|it| Kind::of(&it.what));
     let (mut rooms, mut shapes, mut files, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let becomes_folder: BTreeSet<FilePath> = changes
         .iter()
@@ -135,7 +135,7 @@ fn phases(changes: Vec<Change>) -> [VecDeque<Vec<Change>>; 4] {
             None if makes_room => rooms.push(change),
             None => gone.push(change),
             Some(now) => {
-                if was.is_some_and(|was| was != now.kind) {
+                if was.is_some_and(|was| was != now.kind) && !change.is_doubtful {
                     rooms.push(Change { now: None, ..change.clone() });
                 }
                 let change = Change { before: change.before.filter(|_| was == Some(now.kind)), ..change };
@@ -213,10 +213,10 @@ fn read_one(tree: &Tree, change: Change, out: &mut Outgoing) -> Result<Read, Nob
     let Change { path, before, now, tries, is_doubtful } = change;
     let base: Option<Version> = before.as_ref().map(|before| before.version.clone());
     let Some(now) = now else {
-        // Seen by nobody a moment ago; if it is back, that is another change.
-        return Ok(match tree.look(&path) {
-            Ok(None) => head(out, Put { path, base, to: Became::Gone, is_doubtful }, None, tries),
-            _ => Read::Again(path, tries),
+        return Ok(if is_gone(tree, &path, before.as_ref()) {
+            head(out, Put { path, base, to: Became::Gone, is_doubtful }, None, tries)
+        } else {
+            Read::Again(path, tries)
         });
     };
     match now.kind {
@@ -243,6 +243,29 @@ fn read_one(tree: &Tree, change: Change, out: &mut Outgoing) -> Result<Read, Nob
         }
         Kind::Other => Ok(Read::Left(path, "it is a FIFO, a socket or a device", Some(now.stamp))),
     }
+}
+
+/// Whether what was agreed on is not there: nothing is, or another kind of thing that takes its place. If
+/// it is back, that is another change. What cannot be carried counts for nothing that is gone.
+fn is_gone(tree: &Tree, path: &FilePath, before: Option<&Agreed>) -> bool {
+    match tree.look(path) {
+        Ok(None) => true,
+        Ok(Some(seen)) => {
+            seen.kind != Kind::Other && before.is_some_and(|it| Kind::of(&it.what) != seen.kind)
+        }
+        Err(_unknown) => false,
+    }
+}
+
+/// Whether the store has, as far as is known here, something where this cannot be beside it.
+fn is_obstructed(state: &State, change: &Change) -> bool {
+    // What nobody knows the base of goes beside whatever is there.
+    let Some(now) = change.now.filter(|_| !change.is_doubtful) else { return false };
+    let kind = |path: &str| state.get(path).map(|it| Kind::of(&it.what));
+    let path = change.path.as_str();
+    kind(path).is_some_and(|kind| kind != now.kind)
+        || change.path.folders().any(|above| kind(above).is_some_and(|kind| kind != Kind::Folder))
+        || (now.kind != Kind::Folder && state.below(Some(path)).next().is_some())
 }
 
 fn head(out: &mut Outgoing, put: Put, stamp: Option<Stamp>, tries: u32) -> Read {
@@ -290,6 +313,21 @@ fn file(
 }
 
 impl Pushed {
+    /// What of a phase there is room for, after those before it; the rest is to be looked at again.
+    fn with_room(&mut self, state: &State, mut packs: VecDeque<Vec<Change>>) -> VecDeque<Vec<Change>> {
+        for pack in &mut packs {
+            pack.retain(|change| {
+                let has_room = !is_obstructed(state, change);
+                if !has_room {
+                    self.again.insert(change.path.clone(), change.tries);
+                }
+                has_room
+            });
+        }
+        packs.retain(|pack| !pack.is_empty());
+        packs
+    }
+
     fn settle(&mut self, state: &mut State, read: Vec<Read>, outcomes: Vec<Outcome>) {
         let mut outcomes = outcomes.into_iter();
         for one in read {

@@ -6,7 +6,7 @@
 //! at by `fstat` before it is used. A name that is swapped in between is refused by the kernel, or
 //! seen for what it is.
 
-use postern_common::files::{FilePath, MODE_BITS};
+use postern_common::files::{FilePath, MODE_BITS, What};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -47,6 +47,17 @@ pub(crate) enum Kind {
     Link,
     /// A FIFO, a socket or a device.
     Other,
+}
+
+impl Kind {
+    /// The kind of what both sides know.
+    pub(crate) const fn of(what: &What) -> Self {
+        match what {
+            What::File { .. } => Self::File,
+            What::Folder { .. } => Self::Folder,
+            What::Link { .. } => Self::Link,
+        }
+    }
 }
 
 /// What is known of something without opening it.

@@ -113,6 +113,47 @@ fn what_is_gone_or_back_when_it_is_read_is_looked_at_again() {
     assert!(matches!(found, Read::Again(..)) && bytes == 0, "a link in its place is not followed");
 }
 
+/// As an agent makes it that swaps a folder for a link and back while both are carried.
+#[test]
+fn what_another_kind_took_the_place_of_is_gone_unless_it_is_back() {
+    let bench = Bench::new();
+    let link = || Some(What::Link { target: "/etc".to_owned() });
+    std::fs::create_dir(bench.at("swap")).expect("makes");
+    let (found, bytes) = read(&bench, change("swap", link(), None));
+    assert!(matches!(found, Read::Sent(_)) && bytes > 0, "a folder took its place");
+    std::os::unix::fs::symlink("/etc", bench.at("back")).expect("links");
+    let (found, bytes) = read(&bench, change("back", link(), None));
+    assert!(matches!(found, Read::Again(..)) && bytes == 0, "it is there again");
+    let _socket = std::os::unix::net::UnixListener::bind(bench.at("socket")).expect("binds");
+    let (found, bytes) = read(&bench, change("socket", link(), None));
+    assert!(matches!(found, Read::Again(..)) && bytes == 0, "what is left is not told as deleted");
+}
+
+#[test]
+fn nothing_is_put_where_the_store_still_has_another_kind_of_thing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut state = State::open(folder.path()).expect("opens");
+    for (at, what) in [("swap", What::Link { target: "/etc".to_owned() }), ("d/x", file(1))] {
+        let Agreed { what, version, stamp } = agreed(what);
+        state.agree(Entry { path: path(at), what, version }, stamp);
+    }
+    let now = [("swap", Kind::Folder), ("swap/passwd", Kind::File), ("d", Kind::Link), ("d/y", Kind::File)];
+    let put = |state: &State, is_doubtful| {
+        let changes = now.map(|(at, kind)| Change { is_doubtful, ..change(at, None, Some(seen(kind, 1))) });
+        let mut pushed = Pushed::default();
+        let packs = pushed.with_room(state, VecDeque::from([changes.to_vec()]));
+        let out: Vec<String> = packs.into_iter().flatten().map(|it| it.path.as_str().to_owned()).collect();
+        let again: Vec<String> = pushed.again.into_keys().map(|it| it.as_str().to_owned()).collect();
+        (out.join(" "), again.join(" "))
+    };
+    assert_eq!(put(&state, false), ("d/y".to_owned(), "d swap swap/passwd".to_owned()));
+    let all = ("swap swap/passwd d d/y".to_owned(), String::new());
+    assert_eq!(put(&state, true), all, "what goes beside in any case");
+    state.forget(&path("swap"));
+    state.forget(&path("d/x"));
+    assert_eq!(put(&state, false), all, "once that has made room");
+}
+
 #[test]
 fn what_a_round_refused_is_told_whatever_the_next_one_says() {
     let round = |left: &[&str], files| {
