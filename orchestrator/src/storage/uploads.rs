@@ -11,10 +11,11 @@ use super::types::{Content, FileEntry, NewFile, StorageError, Writer};
 use super::{FilePath, Storage};
 use crate::store::{AuditEntry, FileOwner, UploadRow};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::signer::Method;
 use postern_common::id::UploadId;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use url::Url;
 
@@ -22,6 +23,10 @@ use url::Url;
 pub(crate) const PART_BYTES: u64 = 64 << 20;
 /// Expired uploads that are removed at a time.
 const EXPIRED: u32 = 100;
+/// How often parts that no upload has any more are looked for, in seconds: that lists all that is staged.
+const STRAYS_SECONDS: i64 = 6 * 3600;
+/// How old they are by then: no upload lives longer than a day, and clocks differ.
+const STRAY_AGE: SignedDuration = SignedDuration::from_hours(26);
 
 impl UploadRow {
     /// How many parts it has; an empty file has one.
@@ -219,8 +224,25 @@ impl Storage {
                 expired += 1;
             }
             if ids.len() < usize::try_from(EXPIRED).unwrap_or(usize::MAX) {
+                self.drop_strays(now).await?;
                 return Ok(expired);
             }
         }
+    }
+
+    /// Removes parts that came by a URL when their upload was over: completed, abandoned, expired or
+    /// erased with its user. Nobody can call a URL back, and no row leads to what comes by it then.
+    async fn drop_strays(&self, now: Timestamp) -> Result<(), StorageError> {
+        let last = self.strays_dropped.load(Ordering::Relaxed);
+        if now.as_second().saturating_sub(last) < STRAYS_SECONDS {
+            return Ok(());
+        }
+        let before = now.saturating_sub(STRAY_AGE).unwrap_or(Timestamp::MIN);
+        let parts = self.objects.erase_staged(before).await?;
+        self.strays_dropped.store(now.as_second(), Ordering::Relaxed);
+        if parts > 0 {
+            tracing::info!(parts, "parts of uploads that are over were removed");
+        }
+        Ok(())
     }
 }

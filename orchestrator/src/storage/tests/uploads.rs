@@ -84,3 +84,20 @@ pub(super) async fn an_upload_that_nobody_completes_goes(bench: &Bench) {
     assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [None]);
     assert_eq!(bench.database.store.upload(&row.id).await.expect("reads"), None);
 }
+
+/// Whoever has a part's URL can use it until it expires, and nothing leads to what comes then.
+pub(super) async fn a_part_that_comes_when_its_upload_is_over_goes_in_time(bench: &Bench) {
+    let files = bench.user("late");
+    let content = bytes(5, 1);
+    let row = upload(&files, "f", &content, 10);
+    bench.storage.begin_upload(&row, &erased()).await.expect("begins");
+    bench.database.store.forget_upload(&row.id).await.expect("is abandoned");
+    send(bench, &row, 0, content, "image/png").await;
+    let found = bench.storage.objects.find(&Key::staged(&row.id, 0)).await.expect("looks");
+    let written = found.expect("has come").0.written;
+    let after = |hours| written.saturating_add(jiff::SignedDuration::from_hours(hours)).expect("a time");
+    bench.storage.expire_uploads(after(25)).await.expect("looks");
+    assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [Some(5)], "an upload may live for a day");
+    bench.storage.expire_uploads(after(50)).await.expect("looks");
+    assert_eq!(bench.storage.arrived(&row).await.expect("looks"), [None]);
+}
