@@ -119,7 +119,12 @@ impl Storage {
         UserFiles::new(self.clone(), Arc::new(owner), prefix)
     }
 
-    /// Erases a user's files, of whatever version and kind, and what of uploads is there; returns
+    /// Whether objects lie in a bucket, which may keep old versions of them by rules of its own.
+    pub(crate) const fn is_in_a_bucket(&self) -> bool {
+        matches!(self.objects, Objects::Cloud(_))
+    }
+
+    /// Erases a user's files, of whatever kind, and what of uploads is there; returns
     /// how many objects that were. May be repeated.
     ///
     /// # Errors

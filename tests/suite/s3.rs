@@ -151,6 +151,9 @@ fn what_a_sandbox_left_on_this_machine_does_not_come_from_the_store_again() {
     assert_eq!(names.count(), 1, "a conflict with what was filled in");
     let erased = stage.up.call("DELETE", "/users/alice", None);
     assert_eq!(erased.status, 200, "{erased:?}");
+    let kept = erased.json()["kept"].clone();
+    let versions = "older versions of objects, if the bucket keeps any";
+    assert!(kept.as_array().expect("a list").iter().any(|kept| kept["what"] == versions), "{kept}");
     let left = Command::new("find").arg(stage.up.data().join("cache")).args(["-type", "f"]).output();
     assert_eq!(String::from_utf8_lossy(&left.expect("runs").stdout), "", "the cache is erased too");
     stage.up.stop();

@@ -33,8 +33,12 @@ pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
         .subject(format!("user/{}", percent_encoded(user.as_str())))
         .request(Some(call.request_id.clone()));
     let rows = api.store.erase_user(&owner, &audit).await.map_err(Refused::from)?;
-    let kept: Vec<Value> =
-        [Some(log()), api.store.has_others().then(elsewhere)].into_iter().flatten().collect();
+    let kept = [
+        Some(log()),
+        api.store.has_others().then(elsewhere),
+        api.storage.is_in_a_bucket().then(older_versions),
+    ];
+    let kept: Vec<Value> = kept.into_iter().flatten().collect();
     json(
         StatusCode::OK,
         &value!({
@@ -77,6 +81,12 @@ async fn held(api: &Api, owner: &FileOwner, hold: &HoldRow) -> Answer {
 fn log() -> Value {
     value!({ "what": "audit log",
         "why": "what happened is kept as long as `POSTERN_RETENTION_EVENTS` says, with user_id and paths" })
+}
+
+/// What a bucket may keep of what was removed from it.
+fn older_versions() -> Value {
+    value!({ "what": "older versions of objects, if the bucket keeps any",
+        "why": "Postern neither lists nor removes them: give the bucket a rule that ends them in time" })
 }
 
 /// What this orchestrator cannot reach.
