@@ -183,11 +183,15 @@ fn an_upload_by_the_stores_own_url_is_judged_and_seen_by_a_sandbox_that_runs() {
         assert_eq!(begun.status, 201, "{begun:?}");
         begun.json()
     };
-    // JSON, as which it is sent too.
-    let completed = |upload: &Value| {
-        let url = upload["parts"][0]["url"].as_str().expect("a URL");
+    let ask = |method: &str, url: &Value, body: Option<&Value>| {
+        let url = url.as_str().expect("a URL");
         let (store, path) = url.split_at(url.find("/bucket/").expect("the store's own"));
-        let put = http(store, "PUT", path, &[], Some(&json!("hello")));
+        http(store, method, path, &[], body)
+    };
+    // JSON, as which it is sent too.
+    let hello = json!("hello");
+    let completed = |upload: &Value| {
+        let put = ask("PUT", &upload["parts"][0]["url"], Some(&hello));
         assert_eq!(put.status, 200, "{put:?}");
         let id = upload["upload_id"].as_str().expect("an id");
         stage.up.call("POST", &format!("/users/alice/uploads/{id}/complete"), Some(&json!({})))
@@ -201,6 +205,13 @@ fn an_upload_by_the_stores_own_url_is_judged_and_seen_by_a_sandbox_that_runs() {
     assert_eq!(done.status, 200, "{done:?}");
     let shown = || stage.run(&sandbox, &["sh", "-c", "cat /data/user/in/note 2>/dev/null; true"]);
     wait_for("the upload in the sandbox", || (shown() == "\"hello\"").then_some(()));
+    // The way back is a URL of the store's too, for that file and to read it.
+    let signed = stage.up.call("POST", "/users/alice/downloads", Some(&json!({ "path": "in/note" }))).json();
+    let read = ask("GET", &signed["url"], None);
+    assert_eq!((read.status, read.text.as_str()), (200, "\"hello\""), "{read:?}");
+    let other = json!(signed["url"].as_str().expect("a URL").replace("in/note", "in/other"));
+    assert_eq!(ask("GET", &other, None).status, 403);
+    assert!(ask("PUT", &signed["url"], Some(&hello)).status >= 400);
     stage.up.stop();
 }
 
