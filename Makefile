@@ -57,12 +57,12 @@ bench-filters: ## what filters cost in the gateway, loaded and in flight
 	@PROFILE=release scripts/build.sh
 	@scripts/bench/filters.sh
 
-bench-storage: ## users' files, carried, beside rclone (as root; RCLONE=)
+bench-storage: ## users' files, carried, beside rclone, and how fast events are drained (as root; RCLONE= EVENTS=)
 	@scripts/setup.sh build
 	@PROFILE=release scripts/build.sh
-	@scripts/bench/storage.sh
+	@scripts/bench/storage.sh; storage=$$?; scripts/bench/audit.sh && exit $$storage
 
-bench-audit: ## how fast events are drained, and what a request pays to hand one over (EVENTS=)
+bench-audit: ## the same of events alone (EVENTS=)
 	@scripts/setup.sh build
 	@scripts/bench/audit.sh
 

@@ -20,6 +20,10 @@ esac
 # Azurite is an npm program; node's own packages bring npm along, Debian's do not.
 [[ $what != test ]] || command -v npm >/dev/null || packages+=(npm)
 
+# Tests start Postgres servers of their own, of whatever version there is.
+postgres_is_there() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null; }
+[[ $what != test || ${POSTERN_ALLOW_SKIP:-} == 1 ]] || postgres_is_there || packages+=(postgresql)
+
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -28,6 +32,11 @@ if ((${#missing[@]})); then
   if ((EUID == 0)); then
     say "installing ${missing[*]} (apt)"
     apt-get update -qq
+    if [[ " ${missing[*]} " == *' postgresql '* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
+      # No server is to run beside those that tests start.
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql-common >/dev/null
+      sed -ri 's/^#?create_main_cluster .*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    fi
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   else
     printf 'setup: missing packages. Run this, then try again:\n  sudo apt-get install -y %s\n' "${missing[*]}" >&2

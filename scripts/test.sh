@@ -32,8 +32,8 @@ part unused cargo shear
 part build scripts/build.sh
 part clippy cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 [[ ${1:-} == lint ]] && { table; exit 0; }
-# Tests of gVisor, with h2spec, golang-migrate, over object stores and against a cluster's parts fail without them, unless
-# POSTERN_ALLOW_SKIP=1 leaves them out.
+# Tests of gVisor, with h2spec, golang-migrate, over object stores and against a cluster's parts fail without
+# them, and so do those on Postgres, which scripts/setup.sh installs, unless POSTERN_ALLOW_SKIP=1 leaves them out.
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part gvisor scripts/gvisor.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part h2spec scripts/h2spec.sh
 [[ ${POSTERN_ALLOW_SKIP:-} == 1 ]] || part stores scripts/stores.sh

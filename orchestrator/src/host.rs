@@ -82,6 +82,14 @@ pub trait Host: Runtime {
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>>;
 
+    /// Removes what was set aside of a sandbox on this machine; whether there was anything.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    fn forget_aside<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
     /// Prepares the sync of a sandbox whose slot is there; `None` where files are carried by other
     /// means, or where nothing of them is left.
     fn sync<'a>(
@@ -158,6 +166,10 @@ impl Host for LocalRuntime {
         sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>> {
         Box::pin(self.set_slot_aside(sandbox))
+    }
+
+    fn forget_aside<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(self.forget_slot_aside(sandbox))
     }
 
     fn sync<'a>(

@@ -60,6 +60,7 @@ use objects::Objects;
 use path::UserPrefix;
 use postern_common::id::{TenantId, UserId};
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use tokio::sync::Semaphore;
 
 /// All users' files. Clones are the same.
@@ -73,6 +74,8 @@ pub(crate) struct Storage {
     /// What one tenant may take of these, and of the places for large files.
     turns: Turns,
     quota: Quota,
+    /// When parts that no upload has any more were looked for last, in seconds since 1970.
+    strays_dropped: Arc<AtomicI64>,
     /// What this machine has of files that lie elsewhere; `None`: everything comes from the store.
     cache: Option<Cache>,
 }
@@ -98,6 +101,7 @@ impl Storage {
             incoming: Arc::new(Semaphore::new(INCOMING)),
             turns: Turns { incoming: Shares::new(INCOMING / 2), large: Shares::new(cloud::LARGE / 2) },
             quota,
+            strays_dropped: Arc::default(),
             cache: None,
         }
     }
@@ -115,7 +119,12 @@ impl Storage {
         UserFiles::new(self.clone(), Arc::new(owner), prefix)
     }
 
-    /// Erases a user's files, of whatever version and kind, and what of uploads is there; returns
+    /// Whether objects lie in a bucket, which may keep old versions of them by rules of its own.
+    pub(crate) const fn is_in_a_bucket(&self) -> bool {
+        matches!(self.objects, Objects::Cloud(_))
+    }
+
+    /// Erases a user's files, of whatever kind, and what of uploads is there; returns
     /// how many objects that were. May be repeated.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Measures how users' files are carried (sandbox's slot, sync, gateway, orchestrator, and a store in a
 # folder or versitygw) and beside it rclone, which copies the same tree directly, in the same run.
-# Usage: scripts/bench/storage.sh [--only small,s3,large,changes,idle] [--files N]     Run it as root.
+# Usage: scripts/bench/storage.sh [--only small,s3,large,changes,idle] [--files N] [--tree DIR]     Run it as root.
 # Prints a table and writes target/bench/storage.json; ends with 1 if a bar was missed. Needs `make build PROFILE=release`; brings
 # versitygw and rclone, which take some CPU minutes to build (RCLONE=path: one that is there already).
 # Give it the machine alone.

@@ -10,6 +10,8 @@ mod artefacts;
 #[cfg(test)]
 mod asleep;
 #[cfg(test)]
+mod audits;
+#[cfg(test)]
 mod author;
 #[cfg(test)]
 mod chart;

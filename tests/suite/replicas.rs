@@ -3,7 +3,7 @@
 //! follows either, and neither restarting both in turn nor killing one fails a request. Sandboxes of
 //! one machine are the other's to see and to end, and nothing else.
 
-use crate::running::{Answer, Backend, follow, http, programs, project, try_http, wait_for};
+use crate::running::{Answer, Backend, follow, http, leave_out, programs, project, try_http, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -57,10 +57,16 @@ impl Drop for Running {
     }
 }
 
-/// A Postgres of the test's own, which ends with it; `None` where it is not installed.
+/// A Postgres of the test's own, which ends with it; `None` where it is left out on purpose.
 fn postgres(folder: &Path) -> Option<(Running, String)> {
-    let bin = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
-    let bin = bin.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())?;
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let usual = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
+    let mut places = usual.into_iter().chain(versions.map(|version| version.path().join("bin")));
+    let found = places.find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
+    let Some(bin) = found else {
+        leave_out("Postgres is not installed (`scripts/setup.sh test` does so)");
+        return None;
+    };
     let is_root =
         fs::metadata("/proc/self").is_ok_and(|about| std::os::unix::fs::MetadataExt::uid(&about) == 0);
     let as_nobody = |program: &str| {
@@ -355,13 +361,10 @@ struct Stage {
 }
 
 impl Stage {
-    /// `None` where Postgres is not installed.
+    /// `None` where Postgres is left out on purpose.
     fn set() -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("postern-test-").tempdir().expect("a folder");
-        let Some((server, url)) = postgres(folder.path()) else {
-            println!("left out: Postgres is not installed");
-            return None;
-        };
+        let (server, url) = postgres(folder.path())?;
         Some(Self { _server: server, folder, url, backend: Backend::start(), ports: (free(), free()) })
     }
 }

@@ -2,9 +2,9 @@
 //! Sandboxes whose users' files lie in a service: what is near them of it, and what their machine has at
 //! hand.
 
-use crate::running::{Backend, Up, wait_for};
+use crate::running::{Backend, Up, http, wait_for};
 use crate::sync::{processes, syncs_of};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -151,6 +151,9 @@ fn what_a_sandbox_left_on_this_machine_does_not_come_from_the_store_again() {
     assert_eq!(names.count(), 1, "a conflict with what was filled in");
     let erased = stage.up.call("DELETE", "/users/alice", None);
     assert_eq!(erased.status, 200, "{erased:?}");
+    let kept = erased.json()["kept"].clone();
+    let versions = "older versions of objects, if the bucket keeps any";
+    assert!(kept.as_array().expect("a list").iter().any(|kept| kept["what"] == versions), "{kept}");
     let left = Command::new("find").arg(stage.up.data().join("cache")).args(["-type", "f"]).output();
     assert_eq!(String::from_utf8_lossy(&left.expect("runs").stdout), "", "the cache is erased too");
     stage.up.stop();
@@ -166,6 +169,49 @@ fn without_a_cache_everything_comes_from_the_store() {
     assert!(!stage.up.data().join("cache").exists());
     let second = stage.sandbox("c2");
     assert_eq!(stage.run(&second, &["cat", "/data/user/same"]), "same\n");
+    stage.up.stop();
+}
+
+/// Past the orchestrator, by the store's own URL: judged in the end, and then every sandbox's of its user.
+#[test]
+fn an_upload_by_the_stores_own_url_is_judged_and_seen_by_a_sandbox_that_runs() {
+    let Some(stage) = Stage::start(&[]) else { return };
+    let sandbox = stage.sandbox("c1");
+    let begin = |kind: &str| {
+        let wish = json!({ "path": "in/note", "size": 7, "content_type": kind });
+        let begun = stage.up.call("POST", "/users/alice/uploads", Some(&wish));
+        assert_eq!(begun.status, 201, "{begun:?}");
+        begun.json()
+    };
+    let ask = |method: &str, url: &Value, body: Option<&Value>| {
+        let url = url.as_str().expect("a URL");
+        let (store, path) = url.split_at(url.find("/bucket/").expect("the store's own"));
+        http(store, method, path, &[], body)
+    };
+    // JSON, as which it is sent too.
+    let hello = json!("hello");
+    let completed = |upload: &Value| {
+        let put = ask("PUT", &upload["parts"][0]["url"], Some(&hello));
+        assert_eq!(put.status, 200, "{put:?}");
+        let id = upload["upload_id"].as_str().expect("an id");
+        stage.up.call("POST", &format!("/users/alice/uploads/{id}/complete"), Some(&json!({})))
+    };
+    let image = begin("image/png");
+    assert_eq!(image["parts"][0]["headers"]["Content-Type"], "image/png");
+    let refused = completed(&image);
+    assert_eq!((refused.status, refused.code().as_str()), (422, "invalid-input"), "{refused:?}");
+    assert!(refused.text.contains("the upload's type"), "{refused:?}");
+    let done = completed(&begin("application/json"));
+    assert_eq!(done.status, 200, "{done:?}");
+    let shown = || stage.run(&sandbox, &["sh", "-c", "cat /data/user/in/note 2>/dev/null; true"]);
+    wait_for("the upload in the sandbox", || (shown() == "\"hello\"").then_some(()));
+    // The way back is a URL of the store's too, for that file and to read it.
+    let signed = stage.up.call("POST", "/users/alice/downloads", Some(&json!({ "path": "in/note" }))).json();
+    let read = ask("GET", &signed["url"], None);
+    assert_eq!((read.status, read.text.as_str()), (200, "\"hello\""), "{read:?}");
+    let other = json!(signed["url"].as_str().expect("a URL").replace("in/note", "in/other"));
+    assert_eq!(ask("GET", &other, None).status, 403);
+    assert!(ask("PUT", &signed["url"], Some(&hello)).status >= 400);
     stage.up.stop();
 }
 

@@ -298,6 +298,39 @@ fn what_a_machine_lost_that_stopped_is_neither_deleted_nor_replaced_in_the_store
     }
 }
 
+/// What stays in a sandbox is not carried; what the store has under such a name stays there, also when
+/// the rules come from there with everything else.
+#[test]
+fn what_is_ignored_is_neither_carried_nor_brought_in_nor_removed() {
+    let stage = Stage::new();
+    let put = |name: &str| {
+        let put = stage.up.call("PUT", &format!("/users/alice/files/{name}"), Some(&json!(name)));
+        assert_eq!(put.status, 201, "{put:?}");
+    };
+    let first = stage.sandbox("alice", "c1");
+    let write = "cd /data/user && printf '*.log\n/build/\n' > .posternignore && mkdir build \
+        && echo 1 > build/out && echo 2 > own.log && echo 3 > kept";
+    stage.run(&first, write);
+    stage.wait_for_kept("alice", ".posternignore", "*.log\n/build/\n");
+    stage.wait_for_kept("alice", "kept", "3\n");
+    put("old.log");
+    put("seen");
+    stage.wait_inside(&first, "cat /data/user/seen 2>/dev/null; true", "\"seen\"");
+    let all = stage.run(&first, "cd /data/user && find . -type f | sort");
+    assert_eq!(all, "./.posternignore\n./build/out\n./kept\n./own.log\n./seen\n");
+    stage.destroy(&first);
+    for (name, is_kept) in [("own.log", false), ("build", false), ("old.log", true), ("kept", true)] {
+        assert_eq!(stage.kept("alice", name).exists(), is_kept, "{name}");
+    }
+    let second = stage.sandbox("alice", "c2");
+    assert_eq!(stage.run(&second, "ls -A /data/user"), ".posternignore\nkept\nseen\n");
+    // The control: without rules it comes.
+    stage.run(&second, "rm /data/user/.posternignore");
+    wait_for("the rules to go", || (!stage.kept("alice", ".posternignore").exists()).then_some(()));
+    put("more");
+    stage.wait_inside(&second, "cat /data/user/old.log 2>/dev/null; true", "\"old.log\"");
+}
+
 /// What is noted of links is bounded: the store refuses the rest for good, and nothing waits behind them.
 #[test]
 fn links_beyond_what_is_noted_of_a_user_are_left_and_files_are_carried() {

@@ -139,6 +139,9 @@ async fn told_parts(api: &Api, upload: &UploadRow, arrived: &[Option<u64>]) -> R
             Some(url) => {
                 let asked = api.storage.part_headers().iter();
                 headers.extend(asked.map(|(name, text)| ((*name).to_owned(), Value::from(*text))));
+                // The store keeps it with the part, and it is judged in the end.
+                let kind = upload.content_type.iter();
+                headers.extend(kind.map(|kind| ("Content-Type".to_owned(), Value::from(kind.as_str()))));
                 url.to_string()
             }
             None => {

@@ -12,8 +12,8 @@ use postern_common::problem::{Code, Problem};
 use serde_json::{Value, json as value};
 use std::sync::Arc;
 
-/// `DELETE /users/{user_id}`: erases files, archive, uploads, snapshots, decisions, sessions and what is
-/// known of sandboxes that are over, unless the user is held. May be repeated.
+/// `DELETE /users/{user_id}`: erases files, archive, uploads, snapshots, decisions, sessions, what was set
+/// aside and what is known of sandboxes that are over, unless the user is held. May be repeated.
 pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
     let (tenant, user) = owner(&call)?;
     let owner = FileOwner { tenant: tenant.clone(), user: user.clone() };
@@ -27,20 +27,25 @@ pub(super) async fn erase(api: Arc<Api>, call: Call) -> Answer {
     end_sessions(&api, &call, &owner).await?;
     let objects = api.storage.erase_user(&owner).await.map_err(Refused::from)?;
     let snapshots = erase_snapshots(&api, &owner).await?;
+    let set_aside = erase_set_aside(&api, &owner).await?;
     // Parts of an upload that began beside it.
     let objects = objects + api.storage.erase_user(&owner).await.map_err(Refused::from)?;
     let audit = AuditEntry::new(clock::now(), Some(tenant), Action::UserErased, call.actor()?)
         .subject(format!("user/{}", percent_encoded(user.as_str())))
         .request(Some(call.request_id.clone()));
     let rows = api.store.erase_user(&owner, &audit).await.map_err(Refused::from)?;
-    let kept: Vec<Value> =
-        [Some(log()), api.store.has_others().then(elsewhere)].into_iter().flatten().collect();
+    let kept = [
+        Some(log()),
+        api.store.has_others().then(elsewhere),
+        api.storage.is_in_a_bucket().then(older_versions),
+    ];
+    let kept: Vec<Value> = kept.into_iter().flatten().collect();
     json(
         StatusCode::OK,
         &value!({
             "erased": { "objects": objects, "files": rows.files, "archived": rows.archived,
                 "snapshots": snapshots + rows.snapshots, "decisions": rows.decisions,
-                "sandboxes": rows.sandboxes, "sessions": rows.sessions },
+                "sandboxes": rows.sandboxes, "sessions": rows.sessions, "set_aside": set_aside },
             "kept": kept,
         }),
     )
@@ -63,7 +68,7 @@ async fn held(api: &Api, owner: &FileOwner, hold: &HoldRow) -> Answer {
         StatusCode::OK,
         &value!({
             "erased": { "objects": 0, "files": 0, "archived": 0, "snapshots": 0, "decisions": 0,
-                "sandboxes": 0, "sessions": 0 },
+                "sandboxes": 0, "sessions": 0, "set_aside": 0 },
             "kept": [kept("files", files.files), kept("archived files", archived),
                 kept("snapshots", u64::try_from(snapshots).unwrap_or(u64::MAX)),
                 value!({ "what": "decisions", "why": why }),
@@ -79,10 +84,17 @@ fn log() -> Value {
         "why": "what happened is kept as long as `POSTERN_RETENTION_EVENTS` says, with user_id and paths" })
 }
 
+/// What a bucket may keep of what was removed from it.
+fn older_versions() -> Value {
+    value!({ "what": "older versions of objects, if the bucket keeps any",
+        "why": "Postern neither lists nor removes them: give the bucket a rule that ends them in time" })
+}
+
 /// What this orchestrator cannot reach.
 fn elsewhere() -> Value {
-    value!({ "what": "snapshots and caches on the disks of other orchestrators, if there are any",
-        "why": "each removes its own: snapshots within two hours, caches as `POSTERN_FILES_CACHE_AGE` says" })
+    value!({ "what": "snapshots, caches and files set aside on the disks of other orchestrators, if there are any",
+        "why": "each removes its own: snapshots within two hours, caches as `POSTERN_FILES_CACHE_AGE` says, what was \
+                set aside after a month" })
 }
 
 /// Ends the sessions of addresses that speak for the user: gateways refuse them from then on.
@@ -119,4 +131,13 @@ async fn erase_snapshots(api: &Api, owner: &FileOwner) -> Result<u64, Problem> {
             erased += 1;
         }
     }
+}
+
+/// Removes what of the user's files was set aside on this machine; of how many sandboxes.
+async fn erase_set_aside(api: &Api, owner: &FileOwner) -> Result<u64, Problem> {
+    let mut erased = 0;
+    for id in api.store.set_aside_of(owner).await.map_err(Refused::from)? {
+        erased += u64::from(api.host.forget_aside(&id).await.map_err(Refused::from)?);
+    }
+    Ok(erased)
 }

@@ -240,6 +240,14 @@ impl LocalRuntime {
         self.blocking(sandbox, "set the slot aside", aside::set_aside).await
     }
 
+    /// Removes what [`LocalRuntime::set_slot_aside`] moved; whether there was anything.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Machine`].
+    pub async fn forget_slot_aside(&self, sandbox: &SandboxId) -> Result<bool, RuntimeError> {
+        self.blocking(sandbox, "remove what was set aside", aside::forget).await
+    }
+
     /// Whether its sandboxes can be paused: it needs groups that the kernel freezes.
     #[must_use]
     pub const fn can_pause(&self) -> bool {

@@ -8,7 +8,7 @@
 //! INVARIANT: what a service says of a fault is told only by [`clean`]: no signature, token or key.
 
 use super::objects::{Fault, Found, Notes, ObjectInfo, Opened, Outcome};
-use super::path::{Key, UserPrefix};
+use super::path::{Key, STAGING, UserPrefix};
 use super::types::{Condition, Version};
 use crate::keys::hex;
 use crate::store::whole_micros;
@@ -259,6 +259,17 @@ impl Cloud {
             self.below(prefix, what).await?.into_iter().map(|meta| meta.location).collect();
         let count = u64::try_from(paths.len()).unwrap_or(u64::MAX);
         self.delete(paths, what).await?;
+        Ok(count)
+    }
+
+    /// Removes parts of uploads that were written before `before`; returns how many.
+    pub(super) async fn erase_staged(&self, before: Timestamp) -> Result<u64, Fault> {
+        let what = "remove parts of uploads";
+        let staged = self.below(STAGING, what).await?.into_iter();
+        let old: Vec<Path> =
+            staged.filter(|meta| info(meta).written < before).map(|meta| meta.location).collect();
+        let count = u64::try_from(old.len()).unwrap_or(u64::MAX);
+        self.delete(old, what).await?;
         Ok(count)
     }
 

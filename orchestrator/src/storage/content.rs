@@ -98,7 +98,7 @@ pub(super) async fn whole_or_parts(
 ) -> Result<(), StorageError> {
     let objects = &storage.objects;
     let mut counted = Counted::new(path, about, bound)?;
-    let notes = Notes::default();
+    let notes = Notes { content_type: about.content_type.clone(), ..Notes::default() };
     match begun(&mut content, &mut counted).await? {
         Begun::Whole(bytes) => {
             counted.end()?;

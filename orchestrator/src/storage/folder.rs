@@ -9,7 +9,7 @@
 use super::beneath::{BENEATH, FOLDER, make_folder};
 use super::drafts::{Drafts, is_draft, remove_abandoned};
 use super::objects::{Fault, Found, Notes, ObjectInfo, Opened, Outcome, Put};
-use super::path::{Key, UserPrefix};
+use super::path::{Key, STAGING, UserPrefix};
 use super::space;
 use super::types::{Condition, Content, Version};
 use crate::store::whole_micros;
@@ -236,6 +236,23 @@ impl Folder {
         let Some(folder) = self.folder(parent)? else { return Ok(0) };
         let erased = empty(&folder, name, 0)?;
         rustix::fs::fsync(&folder)?;
+        Ok(erased)
+    }
+
+    /// Removes parts of uploads that were written before `before`; returns how many.
+    pub(super) fn erase_staged(&self, before: Timestamp) -> io::Result<u64> {
+        let Some(staging) = self.folder(STAGING)? else { return Ok(0) };
+        let (mut found, mut erased) = (Vec::new(), 0);
+        walk(&staging, STAGING, 0, &mut found)?;
+        for found in found {
+            let Found::Object { key, info, .. } = found else { continue };
+            if info.written < before {
+                erased += self.erase(&key)?;
+                // It stays where something else of the upload is in it.
+                let upload = key.split('/').nth(1).unwrap_or_default();
+                let _ = rustix::fs::unlinkat(&staging, upload, AtFlags::REMOVEDIR).is_ok();
+            }
+        }
         Ok(erased)
     }
 

@@ -277,6 +277,16 @@ impl Objects {
         self.erase(path::staging_prefix(upload)).await
     }
 
+    /// Removes parts of uploads that were written before `before`; returns how many.
+    pub(super) async fn erase_staged(&self, before: Timestamp) -> Result<u64, Fault> {
+        match self {
+            Self::Cloud(cloud) => cloud.erase_staged(before).await,
+            Self::Folder(folder) => {
+                blocking("remove parts of uploads", folder, move |folder| folder.erase_staged(before)).await
+            }
+        }
+    }
+
     /// Removes what those that died left of objects half written, where the store itself does not.
     pub(super) async fn tidy(&self, now: Timestamp) -> Result<(), Fault> {
         match self {

@@ -23,6 +23,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+/// Where parts of uploads lie until they are complete.
+pub(super) const STAGING: &str = "staging";
 /// Files that have not got their name yet begin so; a user's never do.
 pub(super) const DRAFT: &str = ".postern-draft-";
 /// The longest name of a file or folder: what Linux's file systems have.
@@ -263,7 +265,7 @@ impl fmt::Debug for Key {
 
 /// Everything of one upload, without a slash at its end.
 pub(super) fn staging_prefix(upload: &UploadId) -> String {
-    format!("staging/{}", upload.as_str())
+    format!("{STAGING}/{}", upload.as_str())
 }
 
 #[cfg(test)]

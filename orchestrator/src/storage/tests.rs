@@ -46,7 +46,10 @@ use retire::{
 };
 use servers::Server;
 use std::time::Duration;
-use uploads::{an_upload_becomes_a_file_when_it_is_complete, an_upload_that_nobody_completes_goes, upload};
+use uploads::{
+    a_part_that_comes_when_its_upload_is_over_goes_in_time, an_upload_becomes_a_file_when_it_is_complete,
+    an_upload_that_nobody_completes_goes, upload,
+};
 
 /// A store of files with a database, gone with the test.
 struct Bench {
@@ -156,6 +159,7 @@ on_each_store!(
     what_others_did_to_many_files_is_followed_some_at_a_time,
     an_upload_becomes_a_file_when_it_is_complete,
     an_upload_that_nobody_completes_goes,
+    a_part_that_comes_when_its_upload_is_over_goes_in_time,
     a_user_and_a_tenant_are_erased_and_nobody_else,
     nothing_is_written_of_a_user_who_is_being_erased,
     an_erasure_waits_for_who_writes,

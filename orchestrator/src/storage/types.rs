@@ -324,7 +324,7 @@ pub(crate) enum StorageError {
     Differs {
         /// The file.
         path: FilePath,
-        /// Size or digest.
+        /// Size, type or digest.
         what: &'static str,
     },
     /// A user's quota, or the bound of one file.

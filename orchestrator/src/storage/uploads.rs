@@ -5,16 +5,17 @@
 //! part once: the bytes that were counted and digested are the bytes that become the file.
 
 use super::content::{LARGEST_FILE, whole_or_parts};
-use super::objects::Objects;
+use super::objects::{Notes, ObjectInfo, Objects};
 use super::path::Key;
 use super::types::{Content, FileEntry, NewFile, StorageError, Writer};
 use super::{FilePath, Storage};
 use crate::store::{AuditEntry, FileOwner, UploadRow};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::signer::Method;
 use postern_common::id::UploadId;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use url::Url;
 
@@ -22,6 +23,10 @@ use url::Url;
 pub(crate) const PART_BYTES: u64 = 64 << 20;
 /// Expired uploads that are removed at a time.
 const EXPIRED: u32 = 100;
+/// How often parts that no upload has any more are looked for, in seconds: that lists all that is staged.
+const STRAYS_SECONDS: i64 = 6 * 3600;
+/// How old they are by then: no upload lives longer than a day, and clocks differ.
+const STRAY_AGE: SignedDuration = SignedDuration::from_hours(26);
 
 impl UploadRow {
     /// How many parts it has; an empty file has one.
@@ -112,7 +117,8 @@ impl Storage {
         part: u32,
         content: Content,
     ) -> Result<(), StorageError> {
-        let about = NewFile { size: Some(upload.part_size(part)), ..NewFile::default() };
+        let content_type = upload.content_type.clone();
+        let about = NewFile { size: Some(upload.part_size(part)), content_type, ..NewFile::default() };
         let key = Key::staged(&upload.id, part);
         let (tenant, at) = (&upload.owner.tenant, (&key, &upload.path));
         whole_or_parts(self, tenant, at, (&about, PART_BYTES), content).await
@@ -123,15 +129,34 @@ impl Storage {
     /// # Errors
     /// [`StorageError`].
     pub(crate) async fn arrived(&self, upload: &UploadRow) -> Result<Vec<Option<u64>>, StorageError> {
-        const AT_ONCE: usize = 16;
-        let size = |part| async move {
-            let found = self.objects.find(&Key::staged(&upload.id, part)).await?;
-            Ok::<_, StorageError>(found.map(|(info, _)| info.size))
-        };
-        stream::iter((0..upload.parts()).map(size)).buffered(AT_ONCE).try_collect().await
+        let parts = self.staged(upload).await?;
+        Ok(parts.into_iter().map(|part| part.map(|(info, _)| info.size)).collect())
     }
 
-    /// Makes a file of an upload: checks size and digest, then writes it on the upload's condition.
+    /// What the store says of each part; `None` of those that have not come.
+    async fn staged(&self, upload: &UploadRow) -> Result<Vec<Option<(ObjectInfo, Notes)>>, StorageError> {
+        const AT_ONCE: usize = 16;
+        let find = |part| async move {
+            self.objects.find(&Key::staged(&upload.id, part)).await.map_err(StorageError::from)
+        };
+        stream::iter((0..upload.parts()).map(find)).buffered(AT_ONCE).try_collect().await
+    }
+
+    /// Whether a part was sent as the type that was announced. Where no store takes parts by itself, that
+    /// was looked at when they came.
+    fn is_of_its_type(&self, upload: &UploadRow, notes: &Notes) -> bool {
+        // What has no type is told as this one.
+        let announced = upload.content_type.as_deref().map(str::trim);
+        let announced = announced.filter(|kind| *kind != "application/octet-stream");
+        match (&self.objects, announced) {
+            (Objects::Folder(_), _) | (_, None) => true,
+            (Objects::Cloud(_), Some(announced)) => {
+                notes.content_type.as_deref().is_some_and(|kind| kind.eq_ignore_ascii_case(announced))
+            }
+        }
+    }
+
+    /// Makes a file of an upload: checks size, type and digest, then writes it on the upload's condition.
     ///
     /// # Errors
     /// [`StorageError`]: [`StorageError::Differs`] also if a part is missing.
@@ -144,10 +169,16 @@ impl Storage {
             content_type: upload.content_type.clone(),
         };
         let files = self.of(&upload.owner.tenant, &upload.owner.user);
-        let sizes = self.arrived(upload).await?;
-        let is_whole = (0..).zip(&sizes).all(|(part, size)| *size == Some(upload.part_size(part)));
+        let differs = |what| StorageError::Differs { path: upload.path.clone(), what };
+        let parts = self.staged(upload).await?;
+        let is_whole = (0..)
+            .zip(&parts)
+            .all(|(part, there)| there.as_ref().is_some_and(|(info, _)| info.size == upload.part_size(part)));
         if !is_whole {
-            return Err(StorageError::Differs { path: upload.path.clone(), what: "size" });
+            return Err(differs("size"));
+        }
+        if !parts.iter().flatten().all(|(_, notes)| self.is_of_its_type(upload, notes)) {
+            return Err(differs("type"));
         }
         let written = files.write(by, &upload.path, &upload.condition, about, self.parts(upload)).await?;
         self.store.upload_completed(&upload.id, &written.version).await?;
@@ -193,8 +224,25 @@ impl Storage {
                 expired += 1;
             }
             if ids.len() < usize::try_from(EXPIRED).unwrap_or(usize::MAX) {
+                self.drop_strays(now).await?;
                 return Ok(expired);
             }
         }
+    }
+
+    /// Removes parts that came by a URL when their upload was over: completed, abandoned, expired or
+    /// erased with its user. Nobody can call a URL back, and no row leads to what comes by it then.
+    async fn drop_strays(&self, now: Timestamp) -> Result<(), StorageError> {
+        let last = self.strays_dropped.load(Ordering::Relaxed);
+        if now.as_second().saturating_sub(last) < STRAYS_SECONDS {
+            return Ok(());
+        }
+        let before = now.saturating_sub(STRAY_AGE).unwrap_or(Timestamp::MIN);
+        let parts = self.objects.erase_staged(before).await?;
+        self.strays_dropped.store(now.as_second(), Ordering::Relaxed);
+        if parts > 0 {
+            tracing::info!(parts, "parts of uploads that are over were removed");
+        }
+        Ok(())
     }
 }

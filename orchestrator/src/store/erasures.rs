@@ -4,7 +4,7 @@
 //! Under the mark nothing of theirs comes: no sandbox, no file, no hold. Who died in between, or could
 //! not do all, leaves it; erasing them again goes on with it.
 
-use super::{Change, Columns, FileOwner, FilesHeld, HoldRow, Store, StoreError, micros};
+use super::{Action, Change, Columns, FileOwner, FilesHeld, HoldRow, Store, StoreError, micros};
 use jiff::Timestamp;
 use postern_common::id::{SandboxId, TenantId, UserId};
 
@@ -62,6 +62,18 @@ impl Store {
     pub(crate) async fn is_being_erased(&self, owner: &FileOwner) -> Result<bool, StoreError> {
         let query = sqlx::query(MARK).bind(owner.tenant.as_str()).bind(owner.user.as_str());
         Ok(query.fetch_optional(&self.pool).await?.is_some())
+    }
+
+    /// The sandboxes of a user whose files were set aside, as the audit log has it: that outlives them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn set_aside_of(&self, owner: &FileOwner) -> Result<Vec<SandboxId>, StoreError> {
+        let select = "SELECT DISTINCT sandbox_id FROM sandbox_audit_log \
+             WHERE tenant = $1 AND user_id = $2 AND action = $3 AND sandbox_id IS NOT NULL";
+        let query = sqlx::query(select).bind(owner.tenant.as_str()).bind(owner.user.as_str());
+        let found = query.bind(Action::FilesSetAside.as_str()).fetch_all(&self.pool).await?;
+        found.iter().map(|row| row.parsed("sandbox_id")).collect()
     }
 }
 

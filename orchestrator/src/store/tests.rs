@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The store's suite: the same tests over SQLite and, where `initdb` is installed, a real Postgres.
+//! The store's suite: the same tests over SQLite and a real Postgres.
 
 use super::*;
 use crate::lifecycle::{Outcome, State};

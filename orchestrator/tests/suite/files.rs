@@ -411,6 +411,32 @@ async fn a_user_is_erased_with_all_that_is_kept() {
     bench.close().await;
 }
 
+/// Of a sandbox that is forgotten but for the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_set_aside_of_a_user_is_erased_too() {
+    let bench = Bench::without_sandboxes().await;
+    let script = "import sqlite3, sys, time\nc = sqlite3.connect(sys.argv[1], timeout=30)\n\
+        for user in ('alice', 'bob'):\n \
+        c.execute('insert into sandbox_audit_log (id, at_micros, tenant, action, actor, sandbox_id, user_id) \
+        values (?, ?, ?, ?, ?, ?, ?)', ('evt_' + user, int(time.time() * 1e6), 'default', 'files.set-aside', \
+        'orchestrator', 'sandbox-' + user[0] * 12, user))\nc.commit()";
+    let database = bench.data().join("postern.db");
+    let told = std::process::Command::new("python3").args(["-c", script]).arg(database).status();
+    assert!(told.expect("python3 runs").success());
+    let aside = ["sandbox-aaaaaaaaaaaa", "sandbox-bbbbbbbbbbbb"]
+        .map(|sandbox| bench.folder.path().join("slots/set-aside").join(sandbox));
+    for slot in &aside {
+        std::fs::create_dir_all(slot.join("files/data/user")).expect("makes");
+        std::fs::write(slot.join("files/data/user/f"), "theirs").expect("writes");
+    }
+    let erased = bench.delete("/users/alice").await;
+    assert_eq!(erased.status, StatusCode::OK, "{}", erased.text);
+    assert_eq!(erased.json()["erased"]["set_aside"], 1);
+    assert_eq!(aside.map(|slot| slot.exists()), [false, true], "and nobody else's");
+    assert_eq!(bench.delete("/users/alice").await.json()["erased"]["set_aside"], 0, "may be repeated");
+    bench.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_comes_of_a_user_whose_erasure_is_not_done() {
     let bench = Bench::without_sandboxes().await;

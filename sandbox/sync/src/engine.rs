@@ -9,7 +9,8 @@
 //! ```
 
 use crate::client::{CallError, Client};
-use crate::pull::{PullError, pull};
+use crate::ignore;
+use crate::pull::{PullError, pull, pull_one};
 use crate::push::{Change, Pushed, push};
 use crate::scan::{Depth, Rules, Scan, scan};
 use crate::state::{Agreed, State};
@@ -157,6 +158,13 @@ impl Engine {
         self.listing = begun.elapsed();
         let listing = listed?;
         let revision = listing.revision;
+        // What is to be left out is read before anything else comes.
+        let is_rules =
+            |entry: &&Entry| entry.path.as_str() == ignore::NAME && matches!(entry.what, What::File { .. });
+        let first = match listing.entries.iter().find(is_rules) {
+            Some(entry) => pull_one(&self.client, &self.tree, &mut self.state, entry).await?,
+            None => Report::default(),
+        };
         let rules = self.rules();
         let (told, mut last) = (self.told.clone(), Instant::now());
         let mut progress = move |files, of_files, bytes, of_bytes| {
@@ -166,7 +174,10 @@ impl Engine {
                 let _ = told.try_send(Told::Progress { files, of_files, bytes, of_bytes }).is_ok();
             }
         };
-        let report = pull(&self.client, &self.tree, &mut self.state, listing, &rules, &mut progress).await?;
+        let mut report =
+            pull(&self.client, &self.tree, &mut self.state, listing, &rules, &mut progress).await?;
+        report.files += first.files;
+        report.bytes += first.bytes;
         self.revision = revision;
         Ok(report)
     }

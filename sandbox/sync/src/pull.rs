@@ -8,7 +8,7 @@
 use crate::client::{CallError, Client};
 use crate::content::{Hash, Incoming, digest};
 use crate::scan::Rules;
-use crate::state::State;
+use crate::state::{Agreed, State};
 use crate::tree::{Draft, Kind, Placed, Stamp, Tree};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -61,6 +61,7 @@ struct Brought {
 }
 
 /// What a blocking part found out.
+#[derive(Default)]
 struct Plan {
     missing: Vec<Missing>,
     agreed: Vec<Brought>,
@@ -124,6 +125,42 @@ pub(crate) async fn pull(
     failed.map_or(Ok(report), Err)
 }
 
+/// Brings one file of a listing before all else, if it is to be brought; what came. What is not named here
+/// is not taken for removed.
+pub(crate) async fn pull_one(
+    client: &Client,
+    tree: &Arc<Tree>,
+    state: &mut State,
+    entry: &Entry,
+) -> Result<Report, PullError> {
+    let before = state.get(entry.path.as_str()).cloned();
+    if before.as_ref().is_some_and(|before| before.version == entry.version) {
+        return Ok(Report::default());
+    }
+    let (planning, entry) = (Arc::clone(tree), entry.clone());
+    let planned = tokio::task::spawn_blocking(move || {
+        let agreed: BTreeMap<FilePath, Agreed> =
+            before.into_iter().map(|before| (entry.path.clone(), before)).collect();
+        let mut planner = Planner { tree: &planning, agreed: &agreed, plan: Plan::default() };
+        planner.entry(entry)?;
+        Ok::<_, PullError>(planner.plan)
+    });
+    let plan = planned.await.map_err(io::Error::other)??;
+    let mut report = Report::default();
+    for Brought { entry, stamp } in plan.agreed {
+        state.agree(entry, stamp);
+    }
+    if !plan.missing.is_empty() {
+        for Brought { entry, stamp } in bring(client, Arc::clone(tree), plan.missing).await? {
+            report.files += 1;
+            report.bytes += stamp.size;
+            state.agree(entry, stamp);
+        }
+    }
+    state.save();
+    Ok(report)
+}
+
 fn packs(missing: Vec<Missing>) -> VecDeque<Vec<Missing>> {
     let (mut packs, mut large) = (VecDeque::new(), VecDeque::new());
     let (mut pack, mut bytes) = (Vec::new(), 0);
@@ -150,22 +187,11 @@ fn packs(missing: Vec<Missing>) -> VecDeque<Vec<Missing>> {
 /// Compares, removes what is gone, makes folders and links. Blocking.
 fn plan(
     tree: &Tree,
-    agreed: &BTreeMap<FilePath, crate::state::Agreed>,
+    agreed: &BTreeMap<FilePath, Agreed>,
     listing: Listing,
     rules: &Rules,
 ) -> Result<Plan, PullError> {
-    let mut planner = Planner {
-        tree,
-        agreed,
-        plan: Plan {
-            missing: Vec::new(),
-            agreed: Vec::new(),
-            forgotten: Vec::new(),
-            restamped: Vec::new(),
-            modes: Vec::new(),
-            report: Report::default(),
-        },
-    };
+    let mut planner = Planner { tree, agreed, plan: Plan::default() };
     let named: BTreeSet<&str> = listing.entries.iter().map(|entry| entry.path.as_str()).collect();
     // What lies deepest first, so that folders are empty by then.
     for (path, before) in agreed.iter().rev() {
@@ -195,7 +221,7 @@ fn plan(
 
 struct Planner<'a> {
     tree: &'a Tree,
-    agreed: &'a BTreeMap<FilePath, crate::state::Agreed>,
+    agreed: &'a BTreeMap<FilePath, Agreed>,
     plan: Plan,
 }
 

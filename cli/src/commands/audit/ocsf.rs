@@ -2,7 +2,7 @@
 //! A line of an audit log as an event of the Open Cybersecurity Schema Framework, version 1.3.0.
 //!
 //! ```text
-//!   files      File System Activity (1001)      Create 1, Update 3, Delete 4
+//!   files      File System Activity (1001)      Create 1, Update 3, Delete 4, Rename 5, Set Attributes 6
 //!   sandboxes  Application Lifecycle (6002)     what happens to a sandbox: Start 3, Stop 4 …
 //!              Entity Management (3004)         what happens to what a tenant owns
 //! ```
@@ -71,8 +71,10 @@ fn class(log: Log, action: &str, to_status: Option<&str>) -> Class {
         (Log::Files, _) => {
             let activity = match verb {
                 "found" | "shaped" => 1,
-                "written" | "mode" => 3,
-                "removed" | "missing" | "erased" => 4,
+                "written" => 3,
+                "removed" | "missing" | "expired" | "archive-expired" => 4,
+                "archived" => 5,
+                "mode" => 6,
                 _ => OTHER,
             };
             Class { category: 1, class: 1001, activity }
@@ -89,8 +91,10 @@ fn class(log: Log, action: &str, to_status: Option<&str>) -> Class {
         }
         (Log::Sandboxes, _) => {
             let activity = match verb {
-                "created" | "added" | "pushed" => 1,
-                "removed" | "revoked" | "ended" => 4,
+                "created" | "added" | "pushed" | "begun" => 1,
+                // A URL was given by which it can be read.
+                "signed" => 2,
+                "removed" | "revoked" | "ended" | "erased" => 4,
                 _ => 3,
             };
             Class { category: 3, class: 3004, activity }
@@ -137,6 +141,26 @@ mod tests {
 
     fn line(value: &Value) -> Map<String, Value> {
         value.as_object().expect("an object").clone()
+    }
+
+    #[test]
+    fn what_comes_and_what_goes_is_told_as_that() {
+        for (log, action, activity) in [
+            (Log::Files, "file.found", 1),
+            (Log::Files, "file.written", 3),
+            (Log::Files, "file.missing", 4),
+            (Log::Files, "file.expired", 4),
+            (Log::Files, "file.archive-expired", 4),
+            (Log::Files, "file.archived", 5),
+            (Log::Files, "file.mode", 6),
+            (Log::Sandboxes, "upload.begun", 1),
+            (Log::Sandboxes, "download.signed", 2),
+            (Log::Sandboxes, "hold.set", 3),
+            (Log::Sandboxes, "user.erased", 4),
+            (Log::Sandboxes, "gateway.revoked", 4),
+        ] {
+            assert_eq!(class(log, action, None).activity, activity, "{action}");
+        }
     }
 
     #[test]

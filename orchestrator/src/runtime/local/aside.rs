@@ -53,6 +53,17 @@ pub(super) fn set_aside(remains: &Remains) -> io::Result<Option<PathBuf>> {
     Ok(Some(to))
 }
 
+/// Removes a slot that was set aside; whether there was one.
+pub(super) fn forget(remains: &Remains) -> io::Result<bool> {
+    let (Some(root), Some(name)) = (remains.slot.parent(), remains.slot.file_name()) else {
+        return Ok(false);
+    };
+    match remove_guests(&root.join(SET_ASIDE).join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true),
+    }
+}
+
 /// Removes what was set aside too long ago, and, oldest first, what the disk has no room for; each is
 /// said in the log. Returns how many those were.
 ///

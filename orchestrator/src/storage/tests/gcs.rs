@@ -26,7 +26,6 @@ use tokio::net::TcpListener;
 const PAGE: usize = 7;
 /// The token that it takes.
 pub(super) const TOKEN: &str = "a-token-of-the-operator";
-const MADE: &str = "Fri, 02 Jan 2026 03:04:05 GMT";
 
 /// One request: method, path, the generation that it must find, what it bears as authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +40,8 @@ pub(super) struct Sent {
 struct Object {
     bytes: Bytes,
     generation: u64,
+    /// When, in whole seconds.
+    made: Timestamp,
     /// What was sent with it and comes back.
     headers: Vec<(String, String)>,
     parts: usize,
@@ -136,7 +137,8 @@ impl Bucket {
 
     fn keep(&mut self, name: &str, object: Object) -> Response<Full<Bytes>> {
         self.generation += 1;
-        let object = Object { generation: self.generation, ..object };
+        let made = Timestamp::from_second(clock::now().as_second()).expect("a time");
+        let object = Object { generation: self.generation, made, ..object };
         let e_tag = object.e_tag();
         self.objects.insert(name.to_owned(), object);
         let told =
@@ -194,13 +196,15 @@ impl Bucket {
             None => answer(200),
         };
         let bytes = object.bytes.slice(range.unwrap_or(0..size));
+        let made = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&object.made);
+        let made = made.expect("a date");
         for (name, value) in &object.headers {
             builder = builder.header(name, value);
         }
         builder = builder
             .header("etag", object.e_tag())
             .header("x-goog-generation", object.generation.to_string())
-            .header("last-modified", MADE)
+            .header("last-modified", made)
             .header("content-length", bytes.len().to_string());
         let body = if head.method == Method::HEAD { Bytes::new() } else { bytes };
         builder.body(Full::new(body)).expect("an answer")
@@ -213,10 +217,10 @@ impl Bucket {
             self.objects.iter().filter(|(name, _)| name.starts_with(&prefix) && **name > after).peekable();
         let (mut page, mut last) = (String::new(), String::new());
         for (name, object) in found.by_ref().take(PAGE) {
-            let (key, e_tag, size) = (escaped(name), object.e_tag(), object.bytes.len());
+            let (key, e_tag, size, made) = (escaped(name), object.e_tag(), object.bytes.len(), object.made);
             page.push_str(&format!(
                 "<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{e_tag}</ETag>\
-                 <LastModified>2026-01-02T03:04:05.000Z</LastModified></Contents>"
+                 <LastModified>{made}</LastModified></Contents>"
             ));
             last.clone_from(name);
         }

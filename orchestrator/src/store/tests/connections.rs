@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections to Postgres: how long a query may take, and who may listen to it.
 
-use super::database::{PostgresUser, Server, postgres_user};
+use super::database::{PostgresUser, Server, postgres_programs, postgres_user};
 use super::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -57,8 +57,7 @@ fn certificates(name: &str) -> (String, String, String) {
 
 /// A Postgres that speaks by TLS alone, on loopback, with its port; gone with the test.
 fn by_tls(folder: &Path, certificate: &str, key: &str) -> Option<(Server, u16)> {
-    let bin = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
-    let bin = bin.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())?;
+    let bin = postgres_programs()?;
     let user = postgres_user(folder);
     let data = folder.join("data");
     let mut init = user.command(&bin.join("initdb"));

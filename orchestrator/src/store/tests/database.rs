@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Databases of a test's own: a file, or a real Postgres server where one is installed.
+//! Databases of a test's own: a file, or a real Postgres server.
 
 use crate::store::Store;
 use postern_common::secret::Secret;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -33,12 +33,9 @@ impl Database {
         Self { store: Store::open(&url).await.expect("opens"), url, _folder: folder, _server: None }
     }
 
-    /// `None` where Postgres is not installed.
+    /// `None` where Postgres is left out on purpose.
     pub(crate) async fn postgres() -> Option<Self> {
-        let bin = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"]
-            .map(Path::new)
-            .into_iter()
-            .find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())?;
+        let bin = postgres_programs()?;
         let folder = tempfile::tempdir().expect("a folder");
         let user = postgres_user(folder.path());
         let (data, socket) = (folder.path().join("data"), folder.path().display().to_string());
@@ -63,6 +60,20 @@ impl Database {
         };
         Some(Self { store, url, _folder: folder, _server: Some(server) })
     }
+}
+
+/// Where the programs of a Postgres server are; `None` where they are left out on purpose.
+pub(super) fn postgres_programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let usual = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
+    let mut places = usual.into_iter().chain(versions.map(|version| version.path().join("bin")));
+    let found = places.find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
+    let may_skip = std::env::var_os("POSTERN_ALLOW_SKIP").is_some_and(|value| value == "1");
+    assert!(
+        found.is_some() || may_skip,
+        "Postgres is not installed: `scripts/setup.sh test` does so, POSTERN_ALLOW_SKIP=1 leaves it out"
+    );
+    found
 }
 
 /// Postgres refuses to run as root: then it runs as `nobody`.

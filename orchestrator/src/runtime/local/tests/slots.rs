@@ -130,7 +130,11 @@ async fn a_slot_that_is_set_aside_is_removed_by_nobody(bench: &Bench) {
     bench.runtime.destroy(&sandbox.id).await.expect("goes");
     bench.runtime.sweep(&[]).await;
     bench.nothing_is_left().await;
-    assert!(fs::read_dir(aside).expect("is there").count() > 0);
+    assert!(fs::read_dir(&aside).expect("is there").count() > 0);
+    let forget = || bench.runtime.forget_slot_aside(&sandbox.id);
+    assert!(forget().await.expect("removes"), "but by who erases its user");
+    assert!(!aside.exists());
+    assert!(!forget().await.expect("answers"), "may be repeated");
 }
 
 async fn a_limit_that_works_here_and_is_refused_is_a_failed_start(bench: &Bench) {
