@@ -132,8 +132,17 @@ fn pod(control_key: &str) -> Value {
             "resources": { "requests": limits, "limits": limits },
             "volumeMounts": [
                 { "name": "postern", "mountPath": "/postern", "readOnly": true },
-                mount("data", "/data"), mount("home", "/home/user"), mount("tmp", "/tmp"),
+                { "name": "data", "mountPath": "/data", "subPath": "data" },
+                mount("home", "/home/user"), mount("tmp", "/tmp"),
             ],
+        }, {
+            "name": "sync",
+            "image": "registry.test/postern-sandbox:test",
+            "args": ["sync", "/slot", "--listen", "0.0.0.0:49984", "--pod", "$(POD_UID)", "--control-key", control_key],
+            "env": [{ "name": "POD_UID", "valueFrom": { "fieldRef": { "fieldPath": "metadata.uid" } } }],
+            "ports": [{ "name": "sync", "containerPort": 49984 }],
+            "securityContext": security,
+            "volumeMounts": [mount("data", "/slot")],
         }],
         "volumes": [volume("postern"), volume("data"), volume("home"), volume("tmp")],
     })
