@@ -7,7 +7,7 @@ mod inside;
 mod interactive;
 mod isolation;
 mod lifecycle;
-mod replicas;
+pub(crate) mod replicas;
 mod rights;
 mod sync;
 mod walls;

@@ -27,8 +27,8 @@ fn of_part(part: &str, port: &[u16]) -> Value {
     })
 }
 
-/// Everything, in the order in which it can be applied.
-pub(crate) fn all(namespace: &str, control_key: &str) -> Vec<Value> {
+/// Everything, in the order in which it can be applied; so many pods are kept ready.
+pub(crate) fn all(namespace: &str, control_key: &str, warm: u32) -> Vec<Value> {
     let mut objects = vec![
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": RELEASE } }),
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": {
@@ -40,7 +40,7 @@ pub(crate) fn all(namespace: &str, control_key: &str) -> Vec<Value> {
     ];
     objects.extend(rights(namespace));
     objects.push(template("default", control_key));
-    objects.push(pool("default", 3));
+    objects.push(pool("default", warm));
     objects
 }
 

@@ -70,6 +70,21 @@ pub(crate) struct Postern<'a> {
     home: Arc<TempDir>,
 }
 
+/// What a case wants to be different.
+struct Wanted {
+    /// Of two replicas.
+    database: Option<String>,
+    settings: Vec<(&'static str, &'static str)>,
+    /// Pods that are kept ready.
+    warm: u32,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { database: None, settings: Vec::new(), warm: 3 }
+    }
+}
+
 impl Drop for Postern<'_> {
     fn drop(&mut self) {
         for place in [GATEWAY, ORCHESTRATOR, SECOND] {
@@ -81,7 +96,7 @@ impl Drop for Postern<'_> {
 impl<'a> Postern<'a> {
     /// Makes the namespace with its objects, and starts everything.
     pub(crate) async fn start(cluster: &'a Cluster, name: &str) -> Self {
-        Self::start_on(cluster, name, None, Vec::new()).await
+        Self::start_on(cluster, name, Wanted::default()).await
     }
 
     /// The same with settings of the case's own.
@@ -90,23 +105,25 @@ impl<'a> Postern<'a> {
         name: &str,
         settings: Vec<(&'static str, &'static str)>,
     ) -> Self {
-        Self::start_on(cluster, name, None, settings).await
+        Self::start_on(cluster, name, Wanted { settings, ..Wanted::default() }).await
     }
 
     /// The same with two orchestrators on one database.
     pub(crate) async fn start_two(cluster: &'a Cluster, name: &str, database: String) -> Self {
-        Self::start_on(cluster, name, Some(database), Vec::new()).await
+        Self::start_on(cluster, name, Wanted { database: Some(database), ..Wanted::default() }).await
     }
 
-    async fn start_on(
-        cluster: &'a Cluster,
-        name: &str,
-        database: Option<String>,
-        settings: Vec<(&'static str, &'static str)>,
-    ) -> Self {
+    /// The same without a pod that really runs.
+    pub(crate) async fn start_bench(cluster: &'a Cluster, name: &str, database: String) -> Self {
+        let database = Some(database);
+        Self::start_on(cluster, name, Wanted { database, warm: 0, ..Wanted::default() }).await
+    }
+
+    async fn start_on(cluster: &'a Cluster, name: &str, wanted: Wanted) -> Self {
+        let Wanted { database, settings, warm } = wanted;
         let namespace = format!("sandbox-{name}");
         let seed = STANDARD.encode([11; 32]);
-        for object in manifests::all(&namespace, &control_key(&seed)) {
+        for object in manifests::all(&namespace, &control_key(&seed), warm) {
             cluster.apply(&object, &namespace).await;
         }
         let network = |place: &str, part: &str, address: &str| {
@@ -309,12 +326,16 @@ impl<'a> Postern<'a> {
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
     }
 
-    /// Has somebody take orders at all these addresses, in the orchestrator's network.
-    pub(crate) fn answer_for(&self, addresses: &str) -> Part {
-        must("ip", &["-netns", self.own.name(), "route", "add", "local", addresses, "dev", "lo"]);
-        let mut command = self.own.command(std::env::current_exe().expect("knows where it is"));
-        command.arg(crate::run::ANSWERER);
-        Part::start("answerer", &command)
+    /// Has somebody take orders at all these addresses, in the network of each orchestrator.
+    pub(crate) fn answer_for(&self, addresses: &str) -> Vec<Part> {
+        let networks = std::iter::once(&self.own).chain(self.shared.iter().map(|(network, _)| network));
+        let answering = networks.map(|network| {
+            must("ip", &["-netns", network.name(), "route", "add", "local", addresses, "dev", "lo"]);
+            let mut command = network.command(std::env::current_exe().expect("knows where it is"));
+            command.arg(crate::run::ANSWERER);
+            Part::start(&format!("answerer-{}", network.name()), &command)
+        });
+        answering.collect()
     }
 
     /// How long the cluster took for each sandbox, by the orchestrator's log.
@@ -357,7 +378,12 @@ impl<'a> Postern<'a> {
 
     /// A call of the REST API with the admin's key.
     pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        let (url, authorization) = self.caller();
+        self.call_at(ORCHESTRATOR_ADDRESS, method, path, body)
+    }
+
+    /// The same of the replica at this address.
+    pub(crate) fn call_at(&self, address: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let (url, authorization) = self.caller_at(address);
         http(&url, method, path, &[("Authorization", &authorization)], body)
     }
 
