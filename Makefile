@@ -72,6 +72,12 @@ bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
 	@scripts/gvisor.sh
 	@scripts/bench/sandboxes.sh
 
+bench-kubernetes: ## what the orchestrator adds to a cluster's own time, beside a bare loop (as root)
+	@scripts/setup.sh test
+	@PROFILE=release scripts/build.sh
+	@scripts/k8s.sh
+	@scripts/bench/kubernetes.sh
+
 helm-template: ## renders the chart into manifests/; VALUES=gcp|azure|azure-government|trial prints instead
 	@$(if $(VALUES),scripts/chart.sh template $(VALUES),scripts/chart.sh write)
 

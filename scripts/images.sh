@@ -26,7 +26,7 @@ programs_of() {
   case $1 in
     gateway) echo postern-gateway ;;
     orchestrator) echo postern-orchestrator postern-compile ;;
-    sandbox) echo postern-sandboxd ;;
+    sandbox) echo postern-sandboxd postern-sync ;;
   esac
 }
 

@@ -223,8 +223,8 @@ pub struct Settings {
 pub enum FilesApi {
     /// On a unix socket, which only we can reach.
     Socket(PathBuf),
-    /// At an address.
-    Address(SocketAddr),
+    /// At `HOST:PORT`, or where that is away at the next.
+    Hosts(Vec<String>),
 }
 
 impl Settings {

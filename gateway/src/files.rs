@@ -263,17 +263,30 @@ impl tower_service::Service<Uri> for Connector {
             let connecting = async {
                 match &*api {
                     FilesApi::Socket(path) => UnixStream::connect(path).await.map(Stream::Unix),
-                    FilesApi::Address(address) => {
-                        let stream = TcpStream::connect(address).await?;
-                        stream.set_nodelay(true)?;
-                        Ok(Stream::Tcp(stream))
-                    }
+                    FilesApi::Hosts(hosts) => any(hosts).await.map(Stream::Tcp),
                 }
             };
             let connected = tokio::time::timeout(CONNECT_TIME, connecting).await;
             Ok(TokioIo::new(connected.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))?))
         })
     }
+}
+
+/// The first that is there; those behind it get their share of the time.
+async fn any(hosts: &[String]) -> io::Result<TcpStream> {
+    let share = CONNECT_TIME / u32::try_from(hosts.len().max(1)).unwrap_or(u32::MAX);
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for host in hosts {
+        match tokio::time::timeout(share, TcpStream::connect(host)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failed = error,
+            Err(_late) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
 }
 
 /// A connection to the orchestrator.

@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Parser;
 use postern_common::control::{distant_link, link};
 use postern_common::process::{Ending, settings_file};
-use postern_common::settings::{Settings, Sources, name};
+use postern_common::settings::{FilesAt, Settings, Sources, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
 use postern_gateway::alone::{self, Alone};
@@ -190,7 +190,10 @@ fn gateway_settings(settings: &Settings, upstreams: UpstreamRules) -> anyhow::Re
     gateway.admin = address(name::GATEWAY_ADMIN_LISTEN)?;
     gateway.staleness = settings.staleness();
     gateway.fails_closed = settings.flag(name::GATEWAY_FAIL_CLOSED);
-    gateway.files = settings.path(name::FILES_API).map(FilesApi::Socket);
+    gateway.files = settings.files_api().map(|at| match at {
+        FilesAt::Socket(path) => FilesApi::Socket(path),
+        FilesAt::Hosts(hosts) => FilesApi::Hosts(hosts),
+    });
     gateway.observed_as(settings).map_err(|mistake| anyhow!(mistake))?;
     gateway.artefact_key = settings.gateway_credential().map(|credential| *credential.signer.as_bytes());
     Ok(gateway)

@@ -118,6 +118,10 @@ impl UserFiles {
     /// # Errors
     /// [`FilesError`].
     pub(crate) async fn too_much(&self, owned: &Owned) -> Result<Option<TooMuch>, FilesError> {
+        if owned.disk_bytes == 0 {
+            // A template of a cluster that sets no limit.
+            return Ok(None);
+        }
         let (folder, room) = (self.folder(&owned.tenant, &owned.user), Usage::room_of(owned.disk_bytes));
         let count = move || {
             let Some(folder) = find_folder(&folder)? else { return Ok(None) };

@@ -4,7 +4,7 @@
 
 use crate::runtime::kubernetes::KubernetesRuntime;
 use crate::runtime::local::LocalRuntime;
-use crate::runtime::{Offer, Runtime, RuntimeError};
+use crate::runtime::{Agent, Offer, Runtime, RuntimeError};
 use futures_util::future::BoxFuture;
 use postern_common::id::SandboxId;
 use postern_common::session::Peer;
@@ -103,6 +103,22 @@ pub trait Host: Runtime {
     /// Whether sandboxes have syncs here.
     fn has_syncs(&self) -> bool {
         false
+    }
+
+    /// Whether a sandbox's sync is in its pod, beside it, and goes on by itself.
+    fn is_sync_beside(&self, _sandbox: &SandboxId) -> bool {
+        false
+    }
+
+    /// A connection to that sync, and where its requests come from; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Cluster`] if it does not answer.
+    fn sync_beside<'a>(
+        &'a self,
+        _sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<(Agent, Peer)>, RuntimeError>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     /// `local` or `kubernetes`.
@@ -211,6 +227,21 @@ impl Host for KubernetesRuntime {
         _sandbox: &'a SandboxId,
     ) -> BoxFuture<'a, Result<Option<PathBuf>, RuntimeError>> {
         Box::pin(async { Ok(None) })
+    }
+
+    fn has_syncs(&self) -> bool {
+        self.brings_syncs()
+    }
+
+    fn is_sync_beside(&self, sandbox: &SandboxId) -> bool {
+        self.has_sync(sandbox)
+    }
+
+    fn sync_beside<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<(Agent, Peer)>, RuntimeError>> {
+        Box::pin(self.reach_sync(sandbox))
     }
 
     fn name(&self) -> &'static str {

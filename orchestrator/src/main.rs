@@ -15,7 +15,7 @@ use chores::Chore;
 use clap::Parser;
 use postern_common::process::{Ending, settings_file};
 use postern_common::settings::{
-    MigrateAtStart, RuntimeKind, Setting, Settings, Sources, WantedIsolation, name,
+    FilesAt, MigrateAtStart, RuntimeKind, Setting, Settings, Sources, WantedIsolation, name,
 };
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
@@ -156,8 +156,7 @@ async fn run(settings: &Settings, around: Surroundings) -> anyhow::Result<()> {
     let api = listen(settings, name::API_LISTEN).await?;
     let control = listen(settings, name::CONTROL_LISTEN).await?;
     let admin = listen(settings, name::API_ADMIN_LISTEN).await?;
-    let files = settings.path(name::FILES_API).map(|path| FilesListener::bind(&path)).transpose();
-    let files = files.context("POSTERN_FILES_API: could not listen there")?;
+    let files = files_listener(settings).await.context("POSTERN_FILES_API: could not listen there")?;
     let orchestrator = prepared.start(runtime, &tasks).await?;
     files.into_iter().for_each(|listener| orchestrator.serve_files(listener));
     let adopted = orchestrator.reconciled().adopted.len();
@@ -170,6 +169,15 @@ async fn run(settings: &Settings, around: Surroundings) -> anyhow::Result<()> {
     let stopped = tasks.shut_down(STOP_TIME).await;
     orchestrator.close().await;
     Ok(stopped?)
+}
+
+/// Listens for gateways that bring syncs' calls.
+async fn files_listener(settings: &Settings) -> std::io::Result<Option<FilesListener>> {
+    Ok(match settings.files_api() {
+        None => None,
+        Some(FilesAt::Socket(path)) => Some(FilesListener::bind(&path)?),
+        Some(FilesAt::Hosts(hosts)) => Some(FilesListener::Tcp(TcpListener::bind(hosts.join(",")).await?)),
+    })
 }
 
 /// Opens the listeners and writes down where they are.

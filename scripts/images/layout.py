@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a folder as an OCI image layout: the same bytes for the same files, whoever writes it.
 
-Two layers: what hardly changes (authorities, users), and /usr with the programs.
+Layers: what hardly changes (authorities, users), what runs in a container of its own beside a sandbox, and
+/usr with the programs.
 Usage: layout.py ROOT LAYOUT --tag TAG --user UID:GID --entrypoint PATH --target TRIPLE
 """
 
@@ -80,7 +81,14 @@ def main():
     given = parser.parse_args()
     layout = Layout(given.layout)
     is_program = lambda path: path == "usr" or path.startswith("usr/")
-    tars = [layer(given.root, lambda path: not is_program(path)), layer(given.root, is_program)]
+    is_beside = lambda path: path == "usr/bin/postern-sync"
+    parts = {
+        "users and authorities": lambda path: not is_program(path),
+        "what runs beside": is_beside,
+        "programs": lambda path: is_program(path) and not is_beside(path),
+    }
+    parts = {what: keep for what, keep in parts.items() if any(entries(given.root, keep))}
+    tars = [layer(given.root, keep) for keep in parts.values()]
     layers = [layout.put("layer.v1.tar+gzip", gzip.compress(tar, mtime=0)) for tar in tars]
     config = {
         "architecture": ARCHITECTURES[given.target.split("-")[0]],
@@ -97,7 +105,7 @@ def main():
             },
         },
         "rootfs": {"type": "layers", "diff_ids": [digest(tar) for tar in tars]},
-        "history": [{"created_by": "users and authorities"}, {"created_by": "programs"}],
+        "history": [{"created_by": what} for what in parts],
     }
     image = {
         "schemaVersion": 2,
@@ -112,7 +120,7 @@ def main():
     layout.write("oci-layout", {"imageLayoutVersion": "1.0.0"})
     compressed, whole = sum(it["size"] for it in layers), sum(map(len, tars))
     print(f"images: {given.layout}: {compressed / 1e6:.1f} MB to pull, {whole / 1e6:.1f} MB unpacked, "
-          f"programs {layers[1]['size'] / 1e6:.1f} MB; {named['digest']}")
+          f"programs {layers[-1]['size'] / 1e6:.1f} MB; {named['digest']}")
 
 
 main()

@@ -43,6 +43,11 @@ chmod 0777 "$work/out"
 contained postern-sandbox --bind "$work/out" /postern --remount-ro / /usr/bin/postern-sandboxd install /postern
 cmp "$work/out/postern-sandboxd" "$work/postern-sandbox/usr/bin/postern-sandboxd"
 echo 'try: postern-sandbox copies sandboxd to where the agent is'
+if contained postern-sandbox --remount-ro / /usr/bin/postern-sync 2>"$work/usage"; then
+  fail 'postern-sync does something without being told where'
+fi
+grep -q 'usage: postern-sync' "$work/usage" || fail "unexpected: $(<"$work/usage")"
+echo 'try: postern-sandbox has postern-sync for the container beside the agent'
 
 contained postern-orchestrator --setenv DATABASE_URL sqlite:///var/lib/postern/try.db --remount-ro / \
   /usr/bin/postern-orchestrator migrate 2>&1 | sed 's/^/try:   /'

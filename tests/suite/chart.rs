@@ -287,7 +287,7 @@ const NOT_GIVEN: &[(&str, &str)] = &[
     ("POSTERN_CONFIG", "of one machine"),
     ("POSTERN_TENANT", "of one machine"),
     ("POSTERN_GATEWAY_SOCKETS", "of one machine"),
-    ("POSTERN_FILES_API", "of one machine"),
+    ("POSTERN_FILES_API", "the chart's own"),
     ("POSTERN_URL", "of commands"),
     ("POSTERN_API_KEY", "of commands"),
     ("POSTERN_GATEWAY_TLS_CERT", "gateway.tls.secretName"),

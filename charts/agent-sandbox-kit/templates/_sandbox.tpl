@@ -60,9 +60,28 @@ containers:
       limits: {cpu: {{ .wanted.cpu | quote }}, memory: {{ .wanted.memory }}, ephemeral-storage: {{ .wanted.disk }}}
     volumeMounts:
       - {name: postern, mountPath: /postern, readOnly: true}
-      - {name: data, mountPath: /data}
+      # A part of the volume: what sync remembers lies beside it, out of the agent's sight.
+      - {name: data, mountPath: /data, subPath: data}
       - {name: home, mountPath: /home/user}
       - {name: tmp, mountPath: /tmp}
+  # Carries the user's files. No native sidecar: when the sandbox has ended it is still there to flush.
+  - name: sync
+    image: {{ include "kit.image" (dict "root" .root "image" .root.Values.sandbox.image) }}
+    imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+    args: [sync, /slot, --listen, "0.0.0.0:49984", --pod, $(POD_UID), --control-key, $(CONTROL_KEY)]
+    env:
+      - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+      - {name: CONTROL_KEY, valueFrom: {configMapKeyRef: {name: {{ include "kit.fullname" .root }}-control-key, key: public}}}
+    ports:
+      - {name: sync, containerPort: 49984}
+    securityContext:
+      {{- include "kit.containerSecurity" .root | nindent 6 }}
+    # A list of 200,000 files fits into the memory.
+    resources:
+      requests: {cpu: 10m, memory: 32Mi, ephemeral-storage: 16Mi}
+      limits: {cpu: "1", memory: 256Mi, ephemeral-storage: 64Mi}
+    volumeMounts:
+      - {name: data, mountPath: /slot}
 volumes:
   - name: postern
     emptyDir: {sizeLimit: 32Mi}

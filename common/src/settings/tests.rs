@@ -105,6 +105,17 @@ fn the_cache_of_files_lies_where_somebody_said_or_on_a_mount() {
 }
 
 #[test]
+fn syncs_are_brought_to_a_socket_or_to_hosts() {
+    let at = |text: &str| resolve(&[("POSTERN_FILES_API", text)], "").files_api();
+    assert_eq!(at(""), None);
+    for path in ["/var/lib/postern/files.sock", "files.sock", "run/files:8083"] {
+        assert_eq!(at(path), Some(FilesAt::Socket(path.into())));
+    }
+    let hosts = ["orchestrator:8083", "10.0.0.3:8083"].map(str::to_owned).to_vec();
+    assert_eq!(at("orchestrator:8083, 10.0.0.3:8083"), Some(FilesAt::Hosts(hosts)));
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_its_place() {
     let told = mistakes(
         &[

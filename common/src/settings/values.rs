@@ -68,6 +68,15 @@ pub struct FilesCache {
     pub age: Duration,
 }
 
+/// Where gateways bring what sandboxes' syncs say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilesAt {
+    /// A socket of this machine.
+    Socket(PathBuf),
+    /// `HOST:PORT` of each orchestrator; where one listens, its own address.
+    Hosts(Vec<String>),
+}
+
 impl Default for Storage {
     fn default() -> Self {
         Settings::unset().storage()
@@ -407,6 +416,17 @@ impl Settings {
     #[must_use]
     pub fn path(&self, setting: &Setting) -> Option<PathBuf> {
         self.text(setting).map(PathBuf::from)
+    }
+
+    /// Where syncs' calls are brought, if they are.
+    #[must_use]
+    pub fn files_api(&self) -> Option<FilesAt> {
+        let text = self.text(name::FILES_API)?;
+        let is_host = |item: &String| {
+            !item.contains('/') && item.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        };
+        let hosts = self.list(name::FILES_API);
+        Some(if hosts.iter().all(is_host) { FilesAt::Hosts(hosts) } else { FilesAt::Socket(text.into()) })
     }
 
     /// A setting that is a list, separated by commas.

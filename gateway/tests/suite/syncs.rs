@@ -11,7 +11,7 @@ async fn world() -> (World, Arc<Recorded>, Tasks) {
     let tasks = Tasks::new();
     let (port, recorded) = start_backend(&tasks).await;
     let world = World::with(|settings| {
-        settings.files = Some(FilesApi::Address(([127, 0, 0, 1], port).into()));
+        settings.files = Some(FilesApi::Hosts(vec!["127.0.0.1:1".to_owned(), format!("127.0.0.1:{port}")]));
     });
     let world = world.await;
     let config = world.config("acme", &[("desk", world.described())], None);

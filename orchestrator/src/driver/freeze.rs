@@ -94,6 +94,10 @@ impl Driver {
         let row = self.sandbox(id).await?;
         match row.state {
             State::Paused => {
+                if host.is_sync_beside(id) {
+                    // Its pod goes, and what is in it too.
+                    self.try_to_keep(&row).await?;
+                }
                 if host.peer(id).is_some() {
                     // Its pod goes, and another may get its address.
                     sessions.bind(&row, host.door(id)?, level(&row)).await?;

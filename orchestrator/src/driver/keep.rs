@@ -46,7 +46,11 @@ impl Driver {
             Ok(Kept::Carried(report)) => report,
             Ok(Kept::Lost) => {
                 tracing::error!(sandbox = %id, "the files that were brought in are gone: nothing could be kept");
-                let reason = "there was nothing left of them on the machine";
+                let reason = if self.parts().host.has_syncs() {
+                    "there was nothing left of them where it ran; what its sync had carried is in the store"
+                } else {
+                    "there was nothing left of them on the machine"
+                };
                 return self.record(row, Action::FilesLost, reason.to_owned()).await;
             }
             Err(source) => {

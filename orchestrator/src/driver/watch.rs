@@ -2,7 +2,7 @@
 //! Makes reality match what is written: once at start, then at intervals. Deadlines and the
 //! rotation of tokens are looked at here too.
 
-use super::{Cause, DriveError, Driver, entry, log, signed};
+use super::{Cause, DriveError, Driver, Parts, entry, log, signed};
 use crate::lifecycle::{Effect, Event, State, Unfinished};
 use crate::runtime::{Exit, Found};
 use crate::store::{Action, Due, OnIdle, SandboxRow, StoreError};
@@ -208,6 +208,11 @@ impl Driver {
         for id in self.parts().store.sessions_to_rotate(now).await? {
             self.rotate(id);
         }
+        if self.parts().host.is_shared() {
+            for id in self.parts().store.syncs_to_rotate(now).await? {
+                self.rotate_sync(id);
+            }
+        }
         if is_sweep {
             self.parts().store.forget_sessions(now).await?;
             self.parts().store.forget_claims().await?;
@@ -303,6 +308,36 @@ impl Driver {
         });
     }
 
+    /// The same for a sync that goes on by itself.
+    fn rotate_sync(&self, id: SandboxId) {
+        if self.0.lanes.is_busy(&id) {
+            return;
+        }
+        let driver = self.clone();
+        self.parts().tasks.spawn(async move |_finishes: Stop| {
+            let Ok(_turn) = driver.turn(&id).await else { return };
+            if let Err(error) = driver.parts().syncs.rotate_beside(&id).await {
+                log(&id, &error.into(), "replace its sync's token; it is begun again soon");
+            }
+        });
+    }
+
+    /// Begins the syncs of pods that run without: whoever had begun them is gone, or failed to.
+    async fn begin_missing_syncs(&self, live: &[SandboxRow]) -> Result<(), StoreError> {
+        let Parts { host, store, syncs, .. } = self.parts();
+        let runs = |row: &&SandboxRow| {
+            row.state == State::Running && is_old(row) && host.is_sync_beside(&row.new.id)
+        };
+        let running: Vec<&SandboxRow> = live.iter().filter(runs).collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        let synced = store.sync_sessions(None).await?;
+        let synced: BTreeSet<&SandboxId> = synced.iter().map(|session| &session.sandbox).collect();
+        running.iter().filter(|row| !synced.contains(&row.new.id)).for_each(|row| syncs.resume(row));
+        Ok(())
+    }
+
     /// Compares the machine with the database while sandboxes come and go.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // INVARIANT: the machine is read before the database. A sandbox is written down before
@@ -327,6 +362,7 @@ impl Driver {
             tracing::warn!(sandbox = %id, "ending the session of a sandbox that is over");
             self.parts().sessions.end(&id, clock::now()).await?;
         }
+        self.begin_missing_syncs(&live).await?;
         for row in live.iter().filter(|row| !elsewhere.contains(&row.new.id)) {
             let here = found.iter().find(|found| found.sandbox() == &row.new.id);
             if let Err(error) = self.compare(row, here).await {

@@ -482,4 +482,6 @@ async fn files_that_no_sandbox_could_hold_are_told_before_it_is_made() {
     assert!(told.bytes >= DISK - 4096 && told.room_bytes < DISK, "{told:?}");
     let larger = Owned { disk_bytes: 2 * DISK, ..bench.owned() };
     assert_eq!(bench.files.too_much(&larger).await.expect("counts"), None);
+    let unlimited = Owned { disk_bytes: 0, ..larger };
+    assert_eq!(bench.files.too_much(&unlimited).await.expect("counts"), None, "a cluster's without a limit");
 }

@@ -29,6 +29,7 @@ pub(crate) async fn open(
         kubeconfig: settings.path(name::KUBECONFIG),
         control_key: Arc::new(control_key),
         gateway: Some(gateway(settings).await?),
+        brings_syncs: settings.files_api().is_some(),
     };
     Ok(KubernetesRuntime::open(given, tasks.clone()).await?)
 }

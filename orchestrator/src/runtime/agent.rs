@@ -21,6 +21,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use postern_common::execs::{AFTER, EXEC, FOLLOW, WISH};
+use postern_common::files::orders::{Begin, Order};
 use postern_common::id::{ConversationId, SandboxId};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
@@ -265,6 +266,25 @@ impl Agent {
     pub async fn sleep(&self) -> Result<(), AgentError> {
         let nothing = serde_json::json!({});
         self.call::<Done>("/postern.Control/Sleep", &nothing).await.map(|Done {}| ())
+    }
+
+    /// Has the sync beside a pod's sandbox begin, and follows it until it has brought everything in, or
+    /// flushed. That it was refused is what the stream says first.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub(crate) async fn begin_sync(&self, begin: &Begin) -> Result<Envelopes, AgentError> {
+        let gateway = self.remote.as_ref().and_then(|remote| remote.gateway.as_ref());
+        let message = serde_json::json!({ "begin": begin, "gateway": gateway });
+        self.stream("/postern.Sync/Begin", &message).await
+    }
+
+    /// Gives that sync its next token.
+    ///
+    /// # Errors
+    /// [`AgentError`]; refused if none runs.
+    pub(crate) async fn sync_token(&self, token: &Secret<String>) -> Result<(), AgentError> {
+        self.call::<Done>("/postern.Sync/Token", &Order::Token(token.clone())).await.map(|Done {}| ())
     }
 
     /// Starts a process and follows it. It lives on when the stream is dropped.

@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! apply claim ──▶ watch: claim is Ready, its pod has a UID and addresses ──▶ sandboxd answers on 49983
+//! files: the pod's second container, on 49984; begun and flushed from here, by itself in between
 //! pause: the controller's Sandbox is `Suspended` and its pod gone; resume: a new pod, a new identity
 //! destroy: delete claim ──▶ watch: claim and pod are gone
 //! ```
@@ -24,7 +25,7 @@ use super::{
 };
 use aws_lc_rs::signature::Ed25519KeyPair;
 use cluster::{Cluster, View};
-use facts::{Bound, PodState, Progress, TemplateFacts, progress};
+use facts::{Bound, PodFacts, PodState, Progress, TemplateFacts, progress};
 use futures_util::future::BoxFuture;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -47,6 +48,8 @@ const FIELD_MANAGER: &str = "postern-orchestrator";
 pub const INSTALLATION_LABEL: &str = "postern.dev/installation";
 /// Where `sandboxd` listens in a pod (contracts.md, ports).
 const AGENT_PORT: u16 = 49983;
+/// Where the sync beside it does.
+const SYNC_PORT: u16 = 49984;
 /// How long the API server may take to tell everything once, at start.
 const LIST_TIME: Duration = Duration::from_secs(30);
 /// How long a claim may take to have its pod: a cold start pulls an image.
@@ -75,6 +78,8 @@ pub struct KubernetesSettings {
     pub control_key: Arc<Ed25519KeyPair>,
     /// Where sandboxes find the gateway.
     pub gateway: Option<GatewayAt>,
+    /// Whether gateways bring here what syncs say.
+    pub brings_syncs: bool,
 }
 
 /// The cluster could not be used.
@@ -160,6 +165,36 @@ impl KubernetesRuntime {
         Some(Peer::Pod { uid: pod, addresses })
     }
 
+    /// Whether files are carried by syncs in pods.
+    #[must_use]
+    pub const fn brings_syncs(&self) -> bool {
+        self.settings.brings_syncs
+    }
+
+    /// Whether a sandbox's files are carried by a sync in its pod, now.
+    #[must_use]
+    pub fn has_sync(&self, sandbox: &SandboxId) -> bool {
+        self.sync_of(sandbox).is_some()
+    }
+
+    /// The pod in which a sandbox's sync runs; what is in it besides may have ended.
+    fn sync_of(&self, sandbox: &SandboxId) -> Option<Bound> {
+        let View { claim, pod } = self.cluster.view(sandbox);
+        let is_there = |pod: &PodFacts| pod.has_sync && !pod.is_leaving && !pod.addresses.is_empty();
+        let pod = pod.filter(|pod| self.settings.brings_syncs && is_there(pod))?;
+        Some(Bound { sandbox: claim?.sandbox?, pod: pod.uid, addresses: pod.addresses })
+    }
+
+    /// A connection to a sandbox's sync, and where its requests come from.
+    pub(crate) async fn reach_sync(
+        &self,
+        sandbox: &SandboxId,
+    ) -> Result<Option<(Agent, Peer)>, RuntimeError> {
+        let Some(bound) = self.sync_of(sandbox) else { return Ok(None) };
+        let agent = self.reach(sandbox, &bound, SYNC_PORT).await?;
+        Ok(Some((agent, Peer::Pod { uid: bound.pod, addresses: bound.addresses })))
+    }
+
     fn bound(&self, sandbox: &SandboxId) -> Result<Bound, RuntimeError> {
         let view = self.cluster.view(sandbox);
         match progress(view.claim.as_ref(), view.pod.as_ref()) {
@@ -207,16 +242,11 @@ impl KubernetesRuntime {
         Err(RuntimeError::Cluster { sandbox: sandbox.clone(), trouble, detail })
     }
 
-    /// A connection to `sandboxd` in this pod, whose network may come up a moment after it.
-    async fn reach(
-        &self,
-        sandbox: &SandboxId,
-        bound: &Bound,
-        patience: Duration,
-    ) -> Result<Agent, RuntimeError> {
+    /// A connection to `sandboxd` in this pod, or to its sync; its network may come up a moment after it.
+    async fn reach(&self, sandbox: &SandboxId, bound: &Bound, port: u16) -> Result<Agent, RuntimeError> {
         let addresses: Vec<SocketAddr> =
-            bound.addresses.iter().map(|address: &IpAddr| SocketAddr::new(*address, AGENT_PORT)).collect();
-        let deadline = tokio::time::Instant::now() + patience;
+            bound.addresses.iter().map(|address: &IpAddr| SocketAddr::new(*address, port)).collect();
+        let deadline = tokio::time::Instant::now() + REACH_TIME;
         let stream = loop {
             let connected = tokio::time::timeout_at(deadline, TcpStream::connect(&*addresses)).await;
             match connected {
@@ -387,7 +417,7 @@ impl Runtime for KubernetesRuntime {
     fn connect<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<Agent, RuntimeError>> {
         Box::pin(async {
             let bound = self.bound(sandbox)?;
-            self.reach(sandbox, &bound, REACH_TIME).await
+            self.reach(sandbox, &bound, AGENT_PORT).await
         })
     }
 
@@ -407,9 +437,18 @@ impl Runtime for KubernetesRuntime {
         Box::pin(self.wake(sandbox))
     }
 
-    /// Nothing: what ends a pod's processes takes its files too, and sync has them by then.
-    fn end<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        Box::pin(async { Ok(()) })
+    /// They only stand still: what ends a pod's processes takes its files too, which sync is yet to carry
+    /// away. Who does not answer is the agent's own, and is not waited for.
+    fn end<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(async {
+            if self.has_sync(sandbox)
+                && let Ok(bound) = self.bound(sandbox)
+                && let Ok(agent) = self.reach(sandbox, &bound, AGENT_PORT).await
+            {
+                drop(tokio::time::timeout(REACH_TIME, agent.sleep()).await);
+            }
+            Ok(())
+        })
     }
 
     fn destroy<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, Result<(), RuntimeError>> {

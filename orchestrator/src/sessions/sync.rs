@@ -6,6 +6,7 @@
 use super::{ACCEPTED_TOKENS, JTI_BYTES, SessionError, accepted, rotation};
 use crate::control::{ACKNOWLEDGE_TIME, Gateways};
 use crate::keys::{InstallationKeys, hex, random};
+use crate::lifecycle::State;
 use crate::store::{SandboxRow, Store, StoreError, SyncSessionRow};
 use jiff::{SignedDuration, Timestamp};
 use postern_common::clock::unix_seconds;
@@ -83,16 +84,50 @@ impl SyncSessions {
         Ok((row, token))
     }
 
+    /// The same for whichever a sandbox's sync has; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub(crate) async fn refresh_of(
+        &self,
+        sandbox: &SandboxId,
+        now: Timestamp,
+    ) -> Result<Option<Secret<String>>, SessionError> {
+        match self.store.sync_sessions(Some(sandbox)).await?.pop() {
+            Some(row) => self.refresh(&row.id, now).await.map(|(_, token)| Some(token)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether a sandbox lives, or is being made, whose sync has no session.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn is_without(&self, sandbox: &SandboxId) -> Result<bool, StoreError> {
+        let row = self.store.sandbox(sandbox).await?;
+        let lives = row.is_some_and(|row| matches!(row.state, State::Creating | State::Running));
+        Ok(lives && self.store.sync_sessions(Some(sandbox)).await?.is_empty())
+    }
+
     /// Ends those of a sandbox: gateways refuse their tokens when this returns.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn end(&self, sandbox: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
         for row in self.store.sync_sessions(Some(sandbox)).await? {
-            self.store.end_sync_session(&row.id, now).await?;
-            let ended = EndedSession { until: row.last_token_until(), sandbox_id: row.id };
-            self.gateways.publish(Change::SessionEnded(ended), ACKNOWLEDGE_TIME).await;
+            self.end_one(row, now).await?;
         }
+        Ok(())
+    }
+
+    /// Ends one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn end_one(&self, row: SyncSessionRow, now: Timestamp) -> Result<(), StoreError> {
+        self.store.end_sync_session(&row.id, now).await?;
+        let ended = EndedSession { until: row.last_token_until(), sandbox_id: row.id };
+        self.gateways.publish(Change::SessionEnded(ended), ACKNOWLEDGE_TIME).await;
         Ok(())
     }
 

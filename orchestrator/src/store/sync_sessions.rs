@@ -118,6 +118,20 @@ impl Store {
         rows.iter().map(row).collect()
     }
 
+    /// Sandboxes of this place that run and whose sync's token is to be replaced by now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn syncs_to_rotate(&self, now: Timestamp) -> Result<Vec<SandboxId>, StoreError> {
+        let _under_way = self.time("syncs_to_rotate");
+        let select = "SELECT sandbox_id FROM sync_sessions WHERE ended_at_micros IS NULL AND rotate_at_micros <= $1 \
+             AND sandbox_id IN (SELECT id FROM sandboxes WHERE status = 'running' AND place = $2) \
+             ORDER BY rotate_at_micros LIMIT 1000";
+        let rows =
+            sqlx::query(select).bind(micros(now)).bind(self.place.to_string()).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| row.parsed("sandbox_id")).collect()
+    }
+
     /// Ends one for good.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs a sync beside each sandbox of this machine: one process, begun when the sandbox is made or
-//! adopted, begun again when it ends by itself, and ended with the sandbox.
+//! adopted, begun again when it ends by itself, and ended with the sandbox. Those of pods are in `beside`.
 //!
 //! ```text
 //! begin ─▶ process: hydrated ─▶ (watching; begun again if it ends) ─▶ stop ─▶ finish: a process that
@@ -8,6 +8,8 @@
 //! ```
 //! A sync may be killed at any moment: what it agreed on with the store lies beside the files, and the
 //! next one goes on from there. It ends by itself when this process does, whose pipe it reads.
+
+mod beside;
 
 use super::calls::entry_of_file;
 use crate::host::{Host, UserFolder};
@@ -142,7 +144,16 @@ impl Syncs {
         self.stop(&sandbox.new.id).await;
         // What cannot be told now is for the sync to find out.
         let listed = if self.0.host.has_syncs() { self.files(sandbox).list().await.ok() } else { None };
-        if listed.as_ref().is_some_and(|it| *it == Listing::default()) {
+        let is_empty = listed.as_ref().is_some_and(|it| *it == Listing::default());
+        if self.0.host.is_sync_beside(&sandbox.new.id) {
+            return self.begin_beside(sandbox, !is_empty).await;
+        }
+        if self.0.host.is_shared() && self.0.host.has_syncs() {
+            let sandbox = &sandbox.new.id;
+            tracing::warn!(%sandbox, "its pod has no container `sync`, so its user's files are not carried; the chart's SandboxTemplates have one");
+            return Ok(None);
+        }
+        if is_empty {
             // There is nothing to wait for: a sandbox that was kept ready is its caller's at once.
             self.keep(sandbox.clone(), None);
             return Ok(Some(Report::default()));
@@ -201,6 +212,9 @@ impl Syncs {
 
     /// Keeps a sandbox's files in step that runs already: its sync ended with an orchestrator before.
     pub(crate) fn resume(&self, sandbox: &SandboxRow) {
+        if self.0.host.is_sync_beside(&sandbox.new.id) {
+            return self.begin_beside_soon(sandbox.clone());
+        }
         let is_kept =
             self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&sandbox.new.id);
         if !is_kept {
@@ -225,6 +239,9 @@ impl Syncs {
     pub(crate) async fn finish(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
         let id = &sandbox.new.id;
         self.stop(id).await;
+        if self.0.host.is_sync_beside(id) {
+            return self.finish_beside(sandbox).await;
+        }
         let begun = Instant::now();
         let Some(mut process) = self.spawn(sandbox, true, &[]).await? else { return Ok(None) };
         let flushed = tokio::time::timeout(FLUSH_TIME, process.until(id, Wanted::Flushed)).await;

@@ -9,6 +9,8 @@ mod pool;
 mod way;
 
 pub(crate) use way::is_usable;
+#[cfg(feature = "pod")]
+pub(crate) use way::{Way, connect};
 
 use crate::control::Owned;
 use crate::identity::Identity;

@@ -39,6 +39,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -79,6 +80,7 @@ struct Gate {
     /// The sandbox that this pod was told to be: the first order says it, the others must agree.
     sandbox: OnceLock<String>,
     heard: Mutex<Heard>,
+    hears_own: bool,
     inner: SendRequest<Inward>,
     execs: Execs,
 }
@@ -112,16 +114,37 @@ impl Heard {
 /// # Errors
 /// If the address cannot be listened on, or the key is none.
 pub(crate) async fn open(options: Listen, services: Services, tasks: &Tasks) -> io::Result<SocketAddr> {
+    let serving = tasks.clone();
+    let serve =
+        move |far: DuplexStream| async move { drop(crate::control::serve(far, services, &serving).await) };
+    open_before(options, true, serve, tasks).await
+}
+
+/// [`open`] before whatever speaks HTTP/2 at the end that it is given; connections from within the pod are
+/// taken only if `hears_own`.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) async fn open_before<Serving>(
+    options: Listen,
+    hears_own: bool,
+    serve: impl FnOnce(DuplexStream) -> Serving,
+    tasks: &Tasks,
+) -> io::Result<SocketAddr>
+where
+    Serving: Future<Output = ()> + Send + 'static,
+{
     let key = BASE64.decode(&options.key).ok().filter(|key| key.len() == 32);
     let key = key.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, InvalidKey))?;
     let listener = TcpListener::bind(options.address).await?;
     let address = listener.local_addr()?;
-    let inner = connect_inside(services, tasks).await.map_err(io::Error::other)?;
+    let inner = connect_inside(serve, tasks).await.map_err(io::Error::other)?;
     let gate = Arc::new(Gate {
         pod: options.pod,
         key: UnparsedPublicKey::new(&ED25519, key),
         sandbox: OnceLock::new(),
         heard: Mutex::default(),
+        hears_own,
         inner,
         execs: Execs::new(tasks.clone()),
     });
@@ -133,10 +156,16 @@ pub(crate) async fn open(options: Listen, services: Services, tasks: &Tasks) -> 
 }
 
 /// A connection to the services, in memory.
-async fn connect_inside(services: Services, tasks: &Tasks) -> Result<SendRequest<Inward>, hyper::Error> {
+async fn connect_inside<Serving>(
+    serve: impl FnOnce(DuplexStream) -> Serving,
+    tasks: &Tasks,
+) -> Result<SendRequest<Inward>, hyper::Error>
+where
+    Serving: Future<Output = ()> + Send + 'static,
+{
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
-    let serving = tasks.clone();
-    tasks.spawn(async move |_stop| drop(crate::control::serve(far, services, &serving).await));
+    let serving = serve(far);
+    tasks.spawn(move |_stop| serving);
     let (sender, connection) = Builder::new(Owned(tasks.clone()))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -149,16 +178,25 @@ async fn connect_inside(services: Services, tasks: &Tasks) -> Result<SendRequest
 
 async fn accept(listener: TcpListener, gate: Arc<Gate>, room: Arc<Semaphore>, tasks: Tasks) {
     while let Ok(place) = Arc::clone(&room).acquire_owned().await {
-        let Ok((connection, _from)) = listener.accept().await else {
+        let Ok((connection, from)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        if !gate.hears_own && is_own(&connection, from) {
+            continue;
+        }
         let (gate, owner) = (Arc::clone(&gate), tasks.clone());
         tasks.spawn(async move |stop| {
             let _ = stop.run_until_cancelled(serve(connection, gate, owner)).await;
             drop(place);
         });
     }
+}
+
+/// Whether a connection comes from this very pod.
+fn is_own(connection: &TcpStream, from: SocketAddr) -> bool {
+    let from = from.ip().to_canonical();
+    from.is_loopback() || connection.local_addr().is_ok_and(|at| at.ip().to_canonical() == from)
 }
 
 async fn serve(connection: TcpStream, gate: Arc<Gate>, tasks: Tasks) {
@@ -262,7 +300,7 @@ impl Gate {
         let named = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let text = envelope.signed(method.as_str(), target, named);
         self.key.verify(&text, &signature).map_err(|_unspecified| refuse("the signature is not good"))?;
-        let orders = ["/postern.Control/", "/process.Process/", "/filesystem.Filesystem/"];
+        let orders = ["/postern.Control/", "/postern.Sync/", "/process.Process/", "/filesystem.Filesystem/"];
         let is_order = orders.iter().any(|start| target.starts_with(start));
         if is_order && envelope.body.is_none() {
             return Err(refuse("the signature does not cover the body"));

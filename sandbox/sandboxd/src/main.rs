@@ -13,7 +13,11 @@
 //!                                                   └─ files     (ListDir, WatchDir, ..., /files)
 //! agent ── 127.0.0.1:49980 ── door ── /run/postern/gateway.sock, or TLS in a pod ── gateway
 //! ```
+//! In a pod the same program is process 1 of a second container too, out of the agent's reach, in which files
+//! are carried (`beside`).
 
+#[cfg(feature = "pod")]
+mod beside;
 mod channel;
 mod confine;
 mod connect;
@@ -34,6 +38,7 @@ mod user;
 
 use options::Options;
 use postern_common::tasks::Tasks;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,13 +97,29 @@ fn start() -> Result<(), StartError> {
         return install(folder).map_err(StartError::Install);
     }
     confine::close_to_other_processes()?;
+    if let Some(slot) = &options.beside {
+        return carry_beside(slot, options.listen.clone());
+    }
     confine::hide_clone3()?;
     if options.landlock {
         confine::restrict_files()?;
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
-    runtime.block_on(run(options))
+    event_loop()?.block_on(run(options))
+}
+
+fn event_loop() -> Result<tokio::runtime::Runtime, StartError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)
+}
+
+/// Has files carried until SIGTERM.
+#[cfg(feature = "pod")]
+fn carry_beside(slot: &Path, listen: Option<options::Listen>) -> Result<(), StartError> {
+    event_loop()?.block_on(beside::run(slot, listen)).map_err(StartError::Listen)
+}
+
+#[cfg(not(feature = "pod"))]
+fn carry_beside(_slot: &Path, _listen: Option<options::Listen>) -> Result<(), StartError> {
+    Err(StartError::Listen(std::io::Error::other(FOR_PODS)))
 }
 
 /// Tells what can be reached from here.
@@ -115,7 +136,7 @@ fn probe_network() -> Result<(), StartError> {
 }
 
 /// Copies this program to where another container of the pod finds it.
-fn install(folder: &std::path::Path) -> std::io::Result<()> {
+fn install(folder: &Path) -> std::io::Result<()> {
     let to = folder.join("postern-sandboxd");
     std::fs::copy(std::env::current_exe()?, &to)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -198,6 +219,10 @@ async fn in_a_pod(
     Ok(())
 }
 
+/// What the build for local sandboxes says to who wants it for a pod.
+#[cfg(not(feature = "pod"))]
+const FOR_PODS: &str = "this build is for local sandboxes; pods take one with the feature `pod`";
+
 /// A local sandbox has no use for keys and certificates, and no such code in it.
 #[cfg(not(feature = "pod"))]
 async fn in_a_pod(
@@ -205,7 +230,7 @@ async fn in_a_pod(
     _services: control::Services,
     _tasks: &Tasks,
 ) -> std::io::Result<()> {
-    Err(std::io::Error::other("this build is for local sandboxes; pods take one with the feature `pod`"))
+    Err(std::io::Error::other(FOR_PODS))
 }
 
 /// The one place that prints: nobody listens on the control channel yet, or any more.

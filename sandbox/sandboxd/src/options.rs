@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) listen: Option<Listen>,
     /// Copy this program into a folder and end, as the init container of a pod does.
     pub(crate) install: Option<PathBuf>,
+    /// Run beside a sandbox that is a pod, with its slot here, and carry its user's files.
+    pub(crate) beside: Option<PathBuf>,
 }
 
 /// How a sandbox that is a pod is reached.
@@ -45,7 +47,8 @@ pub(crate) struct Listen {
 pub(crate) enum UsageError {
     #[error(
         "`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock, and in a \
-         pod --listen ADDRESS --pod UID --control-key BASE64 (or --control-key-file PATH), or `install FOLDER` alone"
+         pod --listen ADDRESS --pod UID --control-key BASE64 (or --control-key-file PATH), with `sync SLOT` beside a \
+         sandbox; or `install FOLDER` alone"
     )]
     Unknown(String),
     #[error("`{0}` needs a value")]
@@ -61,7 +64,8 @@ pub(crate) enum UsageError {
 impl Options {
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
         let (gateway, home) = (GATEWAY.into(), HOME.into());
-        let mut options = Self { door: DOOR, gateway, home, landlock: false, listen: None, install: None };
+        let (listen, install, beside) = (None, None, None);
+        let mut options = Self { door: DOOR, gateway, home, landlock: false, listen, install, beside };
         let (mut listen, mut pod, mut key) = (None, None, None);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -75,6 +79,7 @@ impl Options {
                 Some("--home") => options.home = value("--home")?.into(),
                 Some("--landlock") => options.landlock = true,
                 Some("install") => options.install = Some(value("install")?.into()),
+                Some("sync") => options.beside = Some(value("sync")?.into()),
                 Some("--listen") => listen = Some(value("--listen")?),
                 Some("--pod") => pod = Some(value("--pod")?),
                 Some("--control-key") => key = Some(value("--control-key")?),

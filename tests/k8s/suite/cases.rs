@@ -4,10 +4,12 @@
 mod chart;
 mod crashes;
 mod inside;
+mod interactive;
 mod isolation;
 mod lifecycle;
-mod replicas;
+pub(crate) mod replicas;
 mod rights;
+mod sync;
 mod walls;
 
 use crate::cluster::Cluster;
@@ -34,6 +36,13 @@ cases! {
     inside::a_command_is_followed_through_kills_of_the_orchestrator,
     inside::a_pod_s_commands_keep_to_what_a_local_sandbox_s_do,
     inside::files_of_a_pod_are_written_read_and_not_reached_through_links,
+    interactive::a_terminal_of_a_pod_takes_input_sizes_and_signals_and_outlives_an_orchestrator,
+    interactive::a_pod_s_folders_are_watched_and_its_processes_listed_and_signalled,
+    interactive::trees_go_into_a_pod_and_come_out_of_it_as_they_were,
+    sync::files_are_in_a_pod_before_it_runs_kept_in_step_and_flushed_at_its_end,
+    sync::a_pod_whose_sandbox_has_ended_is_still_flushed,
+    sync::a_pause_takes_files_to_the_store_and_a_resume_brings_them_back,
+    sync::a_sync_outlives_its_first_token_and_the_orchestrator_that_began_it,
     walls::only_the_gateway_is_reachable_from_a_sandbox,
     walls::a_destroyed_pod_s_address_opens_nothing_with_the_old_token,
     walls::orders_to_a_pod_are_heard_from_the_orchestrator_alone,

@@ -88,8 +88,8 @@ mod run {
         let runtime = runtime();
         let cluster = runtime.block_on(Cluster::start());
         if is_bench {
-            runtime.block_on(bench::run(&cluster));
-            return ExitCode::SUCCESS;
+            let is_met = runtime.block_on(bench::run(&cluster));
+            return if is_met { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         let mut failed = Vec::new();
         for (name, case) in &chosen {

@@ -27,8 +27,8 @@ fn of_part(part: &str, port: &[u16]) -> Value {
     })
 }
 
-/// Everything, in the order in which it can be applied.
-pub(crate) fn all(namespace: &str, control_key: &str) -> Vec<Value> {
+/// Everything, in the order in which it can be applied; so many pods are kept ready.
+pub(crate) fn all(namespace: &str, control_key: &str, warm: u32) -> Vec<Value> {
     let mut objects = vec![
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": RELEASE } }),
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": {
@@ -40,7 +40,7 @@ pub(crate) fn all(namespace: &str, control_key: &str) -> Vec<Value> {
     ];
     objects.extend(rights(namespace));
     objects.push(template("default", control_key));
-    objects.push(pool("default", 3));
+    objects.push(pool("default", warm));
     objects
 }
 
@@ -132,8 +132,17 @@ fn pod(control_key: &str) -> Value {
             "resources": { "requests": limits, "limits": limits },
             "volumeMounts": [
                 { "name": "postern", "mountPath": "/postern", "readOnly": true },
-                mount("data", "/data"), mount("home", "/home/user"), mount("tmp", "/tmp"),
+                { "name": "data", "mountPath": "/data", "subPath": "data" },
+                mount("home", "/home/user"), mount("tmp", "/tmp"),
             ],
+        }, {
+            "name": "sync",
+            "image": "registry.test/postern-sandbox:test",
+            "args": ["sync", "/slot", "--listen", "0.0.0.0:49984", "--pod", "$(POD_UID)", "--control-key", control_key],
+            "env": [{ "name": "POD_UID", "valueFrom": { "fieldRef": { "fieldPath": "metadata.uid" } } }],
+            "ports": [{ "name": "sync", "containerPort": 49984 }],
+            "securityContext": security,
+            "volumeMounts": [mount("data", "/slot")],
         }],
         "volumes": [volume("postern"), volume("data"), volume("home"), volume("tmp")],
     })

@@ -96,7 +96,13 @@ impl Node {
     /// Kills the processes of a pod as a node's trouble would, and leaves the rest to the cluster.
     pub(crate) fn kill_processes(&self, address: IpAddr) {
         let mut pods = self.inner.pods.lock().expect("no panic");
-        pods.values_mut().filter(|pod| pod.address() == address).for_each(Running::kill);
+        pods.values_mut().filter(|pod| pod.address() == address).for_each(|pod| pod.kill(None));
+    }
+
+    /// The same for one container.
+    pub(crate) fn kill_container(&self, address: IpAddr, name: &str) {
+        let mut pods = self.inner.pods.lock().expect("no panic");
+        pods.values_mut().filter(|pod| pod.address() == address).for_each(|pod| pod.kill(Some(name)));
     }
 
     /// The next pods get this address, once it is free.
@@ -236,7 +242,7 @@ impl Inner {
         self.addresses.lock().expect("no panic").0.remove(&u16::from_be_bytes([high - 1, low]));
     }
 
-    /// Tells of pods whose first process has ended.
+    /// Tells of containers that have ended.
     async fn look_after(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -293,17 +299,30 @@ fn up(pod: &Pod, address: IpAddr) -> Value {
     })
 }
 
-/// All containers of a pod end with the first.
+/// A pod runs until its last container has ended (`restartPolicy: Never`), and is not ready without one.
 fn over(ended: &Ended) -> Value {
-    let (phase, reason) = if ended.code == 0 { ("Succeeded", "Completed") } else { ("Failed", "Error") };
     let containers = ended.pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
+    let is_over = containers.iter().all(|it| ended.over.contains_key(&it.name));
+    let is_good = ended.over.values().all(|(code, _)| *code == 0);
+    let phase = match (is_over, is_good) {
+        (false, _) => "Running",
+        (true, true) => "Succeeded",
+        (true, false) => "Failed",
+    };
     let containers: Vec<_> = containers
         .iter()
         .map(|container| {
-            let terminated = json!({ "exitCode": ended.code, "reason": reason, "message": ended.said });
+            let state = match ended.over.get(&container.name) {
+                None => json!({ "running": {} }),
+                Some((code, said)) => {
+                    let reason = if *code == 0 { "Completed" } else { "Error" };
+                    let terminated = json!({ "exitCode": code, "reason": reason, "message": said });
+                    json!({ "running": null, "terminated": terminated })
+                }
+            };
             json!({
-                "name": container.name, "ready": false, "restartCount": 0, "image": container.image,
-                "imageID": "", "state": { "running": null, "terminated": terminated },
+                "name": container.name, "ready": !ended.over.contains_key(&container.name), "restartCount": 0,
+                "image": container.image, "imageID": "", "state": state,
             })
         })
         .collect();

@@ -65,7 +65,24 @@ pub(crate) struct Postern<'a> {
     shared: Option<(Network, String)>,
     seed: String,
     authority: PathBuf,
+    /// Of orchestrators and gateway, besides those that all have.
+    settings: Vec<(&'static str, &'static str)>,
     home: Arc<TempDir>,
+}
+
+/// What a case wants to be different.
+struct Wanted {
+    /// Of two replicas.
+    database: Option<String>,
+    settings: Vec<(&'static str, &'static str)>,
+    /// Pods that are kept ready.
+    warm: u32,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { database: None, settings: Vec::new(), warm: 3 }
+    }
 }
 
 impl Drop for Postern<'_> {
@@ -79,18 +96,34 @@ impl Drop for Postern<'_> {
 impl<'a> Postern<'a> {
     /// Makes the namespace with its objects, and starts everything.
     pub(crate) async fn start(cluster: &'a Cluster, name: &str) -> Self {
-        Self::start_on(cluster, name, None).await
+        Self::start_on(cluster, name, Wanted::default()).await
+    }
+
+    /// The same with settings of the case's own.
+    pub(crate) async fn start_with(
+        cluster: &'a Cluster,
+        name: &str,
+        settings: Vec<(&'static str, &'static str)>,
+    ) -> Self {
+        Self::start_on(cluster, name, Wanted { settings, ..Wanted::default() }).await
     }
 
     /// The same with two orchestrators on one database.
     pub(crate) async fn start_two(cluster: &'a Cluster, name: &str, database: String) -> Self {
-        Self::start_on(cluster, name, Some(database)).await
+        Self::start_on(cluster, name, Wanted { database: Some(database), ..Wanted::default() }).await
     }
 
-    async fn start_on(cluster: &'a Cluster, name: &str, database: Option<String>) -> Self {
+    /// The same without a pod that really runs.
+    pub(crate) async fn start_bench(cluster: &'a Cluster, name: &str, database: String) -> Self {
+        let database = Some(database);
+        Self::start_on(cluster, name, Wanted { database, warm: 0, ..Wanted::default() }).await
+    }
+
+    async fn start_on(cluster: &'a Cluster, name: &str, wanted: Wanted) -> Self {
+        let Wanted { database, settings, warm } = wanted;
         let namespace = format!("sandbox-{name}");
         let seed = STANDARD.encode([11; 32]);
-        for object in manifests::all(&namespace, &control_key(&seed)) {
+        for object in manifests::all(&namespace, &control_key(&seed), warm) {
             cluster.apply(&object, &namespace).await;
         }
         let network = |place: &str, part: &str, address: &str| {
@@ -117,6 +150,7 @@ impl<'a> Postern<'a> {
             shared,
             seed,
             authority,
+            settings,
             home,
         };
         postern.start_orchestrator();
@@ -155,9 +189,13 @@ impl<'a> Postern<'a> {
             .env("POSTERN_SANDBOX_GATEWAY", format!("https://{GATEWAY_ADDRESS}:8081"))
             .env("POSTERN_SANDBOX_GATEWAY_CA", &self.authority)
             .env("POSTERN_API_INSECURE_LISTEN", "true")
+            .env("POSTERN_FILES_API", at(8083))
+            // Both replicas have one store.
+            .env("STORAGE_BUCKET", self.home.path().join("objects"))
             .env("TOKEN_SIGNING_KEY", SIGNING_KEY)
             .env("POSTERN_LOG", "info,postern_orchestrator=debug")
             .env("POSTERN_LOG_FORMAT", "json")
+            .envs(self.settings.iter().copied())
             .args(["--listen", &at(8080), "--control-listen", &at(8082), "--admin-listen", &at(9090)])
             .arg("--data-dir")
             .arg(&data)
@@ -195,16 +233,17 @@ impl<'a> Postern<'a> {
         let mut backend = self.gateway.command("python3");
         backend.arg(project().join("examples/support-desk/backend.py")).args(["--port", "9000"]);
         self.parts.push(Part::start(&format!("{}-backend", self.namespace), &backend));
-        let one = format!("{ORCHESTRATOR_ADDRESS}:8082");
-        let orchestrators = match &self.shared {
-            Some(_) => format!("{one},{SECOND_ADDRESS}:8082"),
-            None => one,
+        let orchestrators = |port: u16| match &self.shared {
+            Some(_) => format!("{ORCHESTRATOR_ADDRESS}:{port},{SECOND_ADDRESS}:{port}"),
+            None => format!("{ORCHESTRATOR_ADDRESS}:{port}"),
         };
         let mut gateway = self.gateway.command(programs().join("postern-gateway"));
         gateway
             .env("TOKEN_SIGNING_KEY", SIGNING_KEY)
             .env("POSTERN_GATEWAY_CREDENTIAL_FILE", credential)
-            .env("POSTERN_ORCHESTRATOR", orchestrators)
+            .env("POSTERN_ORCHESTRATOR", orchestrators(8082))
+            .env("POSTERN_FILES_API", orchestrators(8083))
+            .envs(self.settings.iter().copied())
             .env("POSTERN_UPSTREAMS_ALLOW", BACKEND)
             .env("POSTERN_GATEWAY_TLS_CERT", certificate)
             .env("POSTERN_GATEWAY_TLS_KEY", private)
@@ -276,9 +315,10 @@ impl<'a> Postern<'a> {
         ["python3", "-I", "-c", script, authority, &url, token].map(str::to_owned)
     }
 
-    /// What `sandboxd` in a pod says to an order that nobody signed, from the orchestrator's own place.
-    pub(crate) fn unsigned_order(&self, pod: IpAddr) -> String {
-        let url = format!("http://{pod}:49983/process.Process/Start");
+    /// What a pod says to an order that nobody signed, such as `49983/process.Process/Start`, from the
+    /// orchestrator's own place.
+    pub(crate) fn unsigned_order(&self, pod: IpAddr, order: &str) -> String {
+        let url = format!("http://{pod}:{order}");
         let mut curl = self.own.command("curl");
         let ask =
             ["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20", "--data", "{}", &url];
@@ -286,12 +326,16 @@ impl<'a> Postern<'a> {
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
     }
 
-    /// Has somebody take orders at all these addresses, in the orchestrator's network.
-    pub(crate) fn answer_for(&self, addresses: &str) -> Part {
-        must("ip", &["-netns", self.own.name(), "route", "add", "local", addresses, "dev", "lo"]);
-        let mut command = self.own.command(std::env::current_exe().expect("knows where it is"));
-        command.arg(crate::run::ANSWERER);
-        Part::start("answerer", &command)
+    /// Has somebody take orders at all these addresses, in the network of each orchestrator.
+    pub(crate) fn answer_for(&self, addresses: &str) -> Vec<Part> {
+        let networks = std::iter::once(&self.own).chain(self.shared.iter().map(|(network, _)| network));
+        let answering = networks.map(|network| {
+            must("ip", &["-netns", network.name(), "route", "add", "local", addresses, "dev", "lo"]);
+            let mut command = network.command(std::env::current_exe().expect("knows where it is"));
+            command.arg(crate::run::ANSWERER);
+            Part::start(&format!("answerer-{}", network.name()), &command)
+        });
+        answering.collect()
     }
 
     /// How long the cluster took for each sandbox, by the orchestrator's log.
@@ -334,7 +378,12 @@ impl<'a> Postern<'a> {
 
     /// A call of the REST API with the admin's key.
     pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        let (url, authorization) = self.caller();
+        self.call_at(ORCHESTRATOR_ADDRESS, method, path, body)
+    }
+
+    /// The same of the replica at this address.
+    pub(crate) fn call_at(&self, address: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let (url, authorization) = self.caller_at(address);
         http(&url, method, path, &[("Authorization", &authorization)], body)
     }
 

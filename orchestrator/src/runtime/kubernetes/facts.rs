@@ -2,7 +2,9 @@
 //! What is kept of the cluster's objects, and what follows from it. Pure: no cluster is needed to
 //! say how a claim stands.
 
-use super::objects::{Claim, Condition, Container, ContainerStatus, Pod, SANDBOX_KIND, Template, WarmPool};
+use super::objects::{
+    Claim, Condition, Container, ContainerStatus, Pod, PodStatus, SANDBOX_KIND, Template, WarmPool,
+};
 use crate::runtime::{Enforced, Isolation, Limits, Trouble};
 use postern_common::id::SandboxId;
 use std::net::IpAddr;
@@ -11,6 +13,8 @@ use std::net::IpAddr;
 const MESSAGE_CHARACTERS: usize = 300;
 /// The container that `sandboxd` is process 1 of; where none has this name, the first.
 const SANDBOX_CONTAINER: &str = "sandbox";
+/// The container beside it, in which files are carried.
+const SYNC_CONTAINER: &str = "sync";
 /// The volume of `/data`.
 const DATA_VOLUME: &str = "data";
 /// A volume without a size is the node's disk; nothing holds it to any size.
@@ -65,6 +69,8 @@ pub(super) struct PodFacts {
     pub(super) addresses: Vec<IpAddr>,
     /// It is being deleted.
     pub(super) is_leaving: bool,
+    /// There is a container in it that carries files, and has not ended.
+    pub(super) has_sync: bool,
     pub(super) state: PodState,
 }
 
@@ -146,11 +152,13 @@ impl PodFacts {
     pub(super) fn of(pod: &Pod) -> Option<(String, Self)> {
         let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
         let owner = owners.iter().find(|owner| owner.kind == SANDBOX_KIND)?.name.clone();
+        let has_ended = is_over(&pod.status) || ended(&pod.status).any(|it| it.name == SYNC_CONTAINER);
         let facts = Self {
             name: pod.metadata.name.clone()?,
             uid: pod.metadata.uid.clone()?,
             addresses: pod.status.pod_ips.iter().map(|it| it.ip).collect(),
             is_leaving: pod.metadata.deletion_timestamp.is_some(),
+            has_sync: !has_ended && pod.spec.containers.iter().any(|it| it.name == SYNC_CONTAINER),
             state: PodState::of(pod),
         };
         Some((owner, facts))
@@ -160,7 +168,7 @@ impl PodFacts {
 impl PodState {
     fn of(pod: &Pod) -> Self {
         let status = &pod.status;
-        if matches!(status.phase.as_str(), "Failed" | "Succeeded") {
+        if is_over(status) {
             return Self::Over(format!("the pod has ended ({})", status.phase));
         }
         let all = || status.init_container_statuses.iter().chain(&status.container_statuses);
@@ -171,12 +179,25 @@ impl PodState {
         if let Some(again) = status.container_statuses.iter().find(|container| container.restart_count > 0) {
             return Self::Over(format!("container `{}` has ended and was begun again", short(&again.name)));
         }
+        // The pod runs on for as long as another container of it does.
+        if let Some(ended) = ended(status).next() {
+            return Self::Over(format!("container `{}` has ended", short(&ended.name)));
+        }
         let scheduled = Answer::of(&status.conditions, "PodScheduled");
         if scheduled.reason == "Unschedulable" && !scheduled.is_true {
             return Self::Unschedulable(scheduled.message);
         }
         Self::Good
     }
+}
+
+fn is_over(status: &PodStatus) -> bool {
+    matches!(status.phase.as_str(), "Failed" | "Succeeded")
+}
+
+/// Its containers that have ended.
+fn ended(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    status.container_statuses.iter().filter(|container| container.state.terminated.is_some())
 }
 
 fn stuck(container: &ContainerStatus) -> Option<PodState> {

@@ -178,7 +178,16 @@ pub(super) struct Sandbox {
 pub(super) struct Pod {
     pub(super) metadata: ObjectMeta,
     #[serde(default)]
+    pub(super) spec: PodContainers,
+    #[serde(default)]
     pub(super) status: PodStatus,
+}
+
+/// What a pod is made of, by name.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct PodContainers {
+    #[serde(default)]
+    pub(super) containers: Vec<Reference>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -215,6 +224,7 @@ pub(super) struct ContainerStatus {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct ContainerState {
     pub(super) waiting: Option<Waiting>,
+    pub(super) terminated: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

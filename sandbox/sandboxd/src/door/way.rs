@@ -10,11 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 /// What a connection is to whoever uses it.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<Any: AsyncRead + AsyncWrite + Unpin + Send> Stream for Any {}
 
 /// Where the gateway is.
-pub(super) enum Way {
+pub(crate) enum Way {
     /// At this socket.
     Socket(PathBuf),
     /// At this address, in plain HTTP: an operator's choice.
@@ -27,7 +27,7 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub(super) fn to(gateway: Option<&Gateway>, socket: &Path) -> Self {
+    pub(crate) fn to(gateway: Option<&Gateway>, socket: &Path) -> Self {
         match gateway {
             None => Self::Socket(socket.to_owned()),
             Some(Gateway { address, tls: None }) => Self::Plain(*address),
@@ -54,7 +54,7 @@ pub(crate) fn is_usable(gateway: &Gateway) -> Result<(), String> {
 }
 
 /// A new connection.
-pub(super) async fn connect(way: &Way) -> io::Result<Box<dyn Stream>> {
+pub(crate) async fn connect(way: &Way) -> io::Result<Box<dyn Stream>> {
     Ok(match way {
         Way::Socket(path) => Box::new(UnixStream::connect(path).await?),
         Way::Plain(address) => Box::new(tcp(*address).await?),
@@ -83,13 +83,13 @@ mod tls {
     use tokio_rustls::client::TlsStream;
 
     /// One gateway, by its name and authority.
-    pub(in crate::door) struct Client {
+    pub(crate) struct Client {
         name: ServerName<'static>,
         connector: TlsConnector,
     }
 
     impl Client {
-        pub(in crate::door) fn new(tls: &GatewayTls) -> Result<Self, String> {
+        pub(super) fn new(tls: &GatewayTls) -> Result<Self, String> {
             let name = ServerName::try_from(tls.name.clone())
                 .map_err(|_malformed| "the gateway's name is no name".to_owned())?;
             let mut roots = RootCertStore::empty();

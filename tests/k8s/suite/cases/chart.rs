@@ -3,6 +3,7 @@
 //! `restricted`; helm installs, upgrades, rolls back and uninstalls it while its Jobs run our program
 //! with the rights that the chart gives them, and no key changes.
 
+use super::rights;
 use crate::cluster::{Cluster, documents, until};
 use crate::parts::{folder, program};
 use crate::running::{programs, project};
@@ -320,9 +321,15 @@ pub(crate) async fn helm_installs_upgrades_and_rolls_back_without_a_changed_key(
     let public = told.data.and_then(|data| data.get("public").cloned()).expect("a key");
     assert_eq!(STANDARD.decode(&public).expect("base64").len(), 32);
     let first = release.image().await;
+    let account = format!("system:serviceaccount:{RELEASES}:{RELEASE}-orchestrator");
+    rights::are_just_what_is_used(cluster, &account, SANDBOXES).await;
 
-    release.put("upgrade", &["--set=image.tag=0.1.1"]).await;
+    release.put("upgrade", &["--set=image.tag=0.1.1", "--set=sandbox.snapshots.enabled=true"]).await;
     assert!(release.image().await.ends_with(":0.1.1"));
+    until("it may make snapshots, and no more of them", async || {
+        rights::may_snapshot(cluster, &account, SANDBOXES).await.then_some(())
+    })
+    .await;
     assert_eq!(release.keys().await, made, "an upgrade changes no key");
     release.helm(&["rollback", RELEASE, "1"]).await;
     assert_eq!(release.image().await, first);

@@ -22,7 +22,7 @@ const NOBODY: &str = "65534";
 
 /// A Postgres. Dropped, it is asked to end: killed, it would leave its processes and shared memory.
 #[derive(Debug)]
-struct Postgres(Option<Part>);
+pub(crate) struct Postgres(Option<Part>);
 
 impl Drop for Postgres {
     fn drop(&mut self) {
@@ -33,7 +33,7 @@ impl Drop for Postgres {
 }
 
 /// A Postgres on a socket, which ends with the case; and its URL.
-fn postgres(home: &Path) -> (Postgres, String) {
+pub(crate) fn postgres(home: &Path) -> (Postgres, String) {
     let folders = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
     let found =
         folders.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());

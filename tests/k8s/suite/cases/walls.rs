@@ -18,6 +18,18 @@ fn connects(cluster: &Cluster, from: IpAddr, to: &str, port: u16) -> bool {
     String::from_utf8_lossy(&output.stdout).contains("open")
 }
 
+/// Speaks HTTP/2 to a port of its own pod, and tells how many bytes came back.
+const SPEAKS: &str = r"
+import socket
+s = socket.create_connection(('127.0.0.1', PORT), 5)
+s.settimeout(20)
+try:
+    s.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    print(len(s.recv(1)))
+except OSError:
+    print(0)
+";
+
 fn opening(address: &str, ports: &[u16]) -> Opening {
     let ports = ports.iter().map(|port| ("tcp".to_owned(), port.to_string())).collect();
     Opening { network: address.to_owned(), except: Vec::new(), ports }
@@ -91,6 +103,13 @@ pub(crate) async fn orders_to_a_pod_are_heard_from_the_orchestrator_alone(cluste
     let postern = Postern::start(cluster, "orders").await;
     let sandbox = id(&postern.sandbox("alice", "c1"));
     let pod = address(&postern, &sandbox).await;
-    let told = postern.unsigned_order(pod);
-    assert!(told.contains("only requests that the orchestrator has signed are heard here"), "{told}");
+    for order in ["49983/process.Process/Start", "49984/postern.Sync/Begin"] {
+        let told = postern.unsigned_order(pod, order);
+        assert!(told.contains("only requests that the orchestrator has signed are heard here"), "{told}");
+    }
+    // The agent is in the same network as its sync, and is not even answered.
+    let answers =
+        |port: &str| postern.exec(&sandbox, &["python3", "-I", "-c", &SPEAKS.replace("PORT", port)]);
+    assert_eq!(answers("49984").trim(), "0");
+    assert_eq!(answers("49983").trim(), "1", "the control: its own process 1 speaks HTTP/2 to it");
 }

@@ -9,12 +9,12 @@
 use super::given::{API_SERVER, Given};
 use super::pod::{Network, Wrong};
 use crate::parts::{Part, folder};
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, SecurityContext};
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, SecurityContext, VolumeMount};
 use kube::ResourceExt as _;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -123,7 +123,10 @@ impl Plan<'_> {
         for link in ["bin", "sbin", "lib", "lib64"] {
             command.args(["--symlink", &format!("usr/{link}"), &format!("/{link}")]);
         }
-        command.arg("--ro-bind").arg(sandboxd()).arg("/entrypoint");
+        command.arg("--ro-bind").arg(built("postern-sandboxd")).arg("/entrypoint");
+        if image.contains(OWN_IMAGE) {
+            command.arg("--ro-bind").arg(built("postern-sync")).arg("/postern-sync");
+        }
         let places = container.volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str());
         // Bubblewrap would make them for root alone.
         for folder in places.chain([RESOLVER]).flat_map(|place| Path::new(place).ancestors().skip(1)) {
@@ -136,7 +139,7 @@ impl Plan<'_> {
         command.arg(container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG));
         for mount in container.volume_mounts.iter().flatten() {
             let bind = if mount.read_only == Some(true) { "--ro-bind" } else { "--bind" };
-            command.arg(bind).arg(self.folder.join(&mount.name)).arg(&mount.mount_path);
+            command.arg(bind).arg(self.volume(mount)).arg(&mount.mount_path);
         }
         command.args(["--remount-ro", "/"]);
         for (name, value) in &env {
@@ -147,6 +150,17 @@ impl Plan<'_> {
         command.args(["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]);
         command.args(["--bounding-set=-all", "--"]).args(words);
         Ok(command)
+    }
+
+    /// A volume, or the part of it that is mounted, made as kubelets make it: as the volume itself is.
+    fn volume(&self, mount: &VolumeMount) -> PathBuf {
+        let volume = self.folder.join(&mount.name);
+        let Some(part) = &mount.sub_path else { return volume };
+        let path = volume.join(part);
+        fs::create_dir_all(&path).expect("a folder");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("is ours");
+        chown(&path, Some(0), Some(1000)).expect("is ours");
+        path
     }
 
     fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
@@ -241,10 +255,9 @@ fn expanded(text: &str, env: &BTreeMap<String, String>) -> String {
     env.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
 }
 
-/// The program of this build, with what pods need.
-fn sandboxd() -> PathBuf {
+/// A program of this build, with what pods need.
+fn built(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("knows where it is");
-    let found =
-        own.ancestors().map(|folder: &Path| folder.join("postern-sandboxd")).find(|path| path.is_file());
+    let found = own.ancestors().map(|folder: &Path| folder.join(name)).find(|path| path.is_file());
     found.expect("`scripts/build.sh` builds it beside this test")
 }

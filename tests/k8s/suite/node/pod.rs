@@ -6,8 +6,9 @@ use super::container::{Plan, Started};
 use super::given::Given;
 use crate::parts::{folder, must};
 use crate::running::wait_for;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use kube::ResourceExt as _;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -43,11 +44,18 @@ pub(super) struct Running {
     address: IpAddr,
     network: Network,
     volumes: PathBuf,
-    containers: Vec<Started>,
+    /// By name, those that run.
+    containers: Vec<(String, Started)>,
+    /// Those that have ended.
+    over: Over,
     /// Its status says that it runs.
     is_told: bool,
-    is_over: bool,
+    /// So many ends were told.
+    told_ends: usize,
 }
+
+/// By a container's name: its exit code, and what it left.
+pub(super) type Over = BTreeMap<String, (i32, String)>;
 
 /// A network namespace with one address, whose packets pass the node's forwarding.
 #[derive(Debug)]
@@ -101,12 +109,11 @@ impl Drop for Network {
     }
 }
 
-/// How a pod ended: its exit code, and what it left.
+/// What of a pod has ended.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) pod: Pod,
-    pub(super) code: i32,
-    pub(super) said: String,
+    pub(super) over: Over,
 }
 
 impl Running {
@@ -121,8 +128,9 @@ impl Running {
             network: Network::new(&uid, address),
             volumes,
             containers: Vec::new(),
+            over: Over::new(),
             is_told: false,
-            is_over: false,
+            told_ends: 0,
         };
         running.make_volumes(spec.volumes.as_deref().unwrap_or_default(), given)?;
         let (network, folder) = (&running.network, running.volumes.as_path());
@@ -135,7 +143,8 @@ impl Running {
                 return Err(Wrong::Spec(format!("init container {}: {errors}", container.name)));
             }
         }
-        let containers: Result<Vec<_>, _> = spec.containers.iter().map(|it| plan.start(it)).collect();
+        let start = |it: &Container| Ok::<_, Wrong>((it.name.clone(), plan.start(it)?));
+        let containers: Result<Vec<_>, _> = spec.containers.iter().map(start).collect();
         running.containers = containers?;
         running.listens(spec);
         Ok(running)
@@ -149,8 +158,15 @@ impl Running {
         self.network.name()
     }
 
-    pub(super) fn kill(&mut self) {
-        self.containers.clear();
+    /// Kills the container of this name, or all.
+    pub(super) fn kill(&mut self, only: Option<&str>) {
+        let all = std::mem::take(&mut self.containers);
+        let is_meant = |(name, _): &(String, Started)| only.is_none_or(|only| only == name);
+        let (killed, left) = all.into_iter().partition::<Vec<_>, _>(is_meant);
+        self.containers = left;
+        for (name, _dropped) in killed {
+            self.over.entry(name).or_insert((137, String::new()));
+        }
     }
 
     /// Its status says now that it runs: from here on its end can be told.
@@ -158,18 +174,19 @@ impl Running {
         self.is_told = true;
     }
 
-    /// How it ended, once, if one of its containers has.
+    /// What of it has ended, each time that is more.
     pub(super) fn has_ended(&mut self) -> Option<Ended> {
-        if self.is_over || !self.is_told {
+        if !self.is_told {
             return None;
         }
-        let (code, said) = match self.containers.iter_mut().find_map(|it| Some((it.ended()?, it.said()))) {
-            Some(ended) => ended,
-            None if self.containers.is_empty() => (137, String::new()),
-            None => return None,
-        };
-        self.is_over = true;
-        Some(Ended { pod: self.pod.clone(), code, said })
+        for (name, container) in &mut self.containers {
+            if let Some(code) = container.ended() {
+                self.over.entry(name.clone()).or_insert_with(|| (code, container.said()));
+            }
+        }
+        let is_more = self.over.len() > self.told_ends;
+        self.told_ends = self.over.len();
+        is_more.then(|| Ended { pod: self.pod.clone(), over: self.over.clone() })
     }
 
     fn make_volumes(&self, volumes: &[Volume], given: &Given) -> Result<(), Wrong> {

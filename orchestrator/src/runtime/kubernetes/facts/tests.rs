@@ -108,12 +108,37 @@ fn a_pod_that_has_ended_or_was_begun_again_is_over() {
         json!({ "phase": "Failed" }),
         json!({ "phase": "Succeeded" }),
         json!({ "phase": "Running", "containerStatuses": [{ "name": "sandbox", "restartCount": 1 }] }),
+        json!({ "phase": "Running", "containerStatuses": [
+            { "name": "sync", "state": { "running": {} } }, { "name": "sandbox", "state": { "terminated": {} } },
+        ] }),
     ] {
         assert!(matches!(pod(&status).state, PodState::Over(_)), "{status}");
     }
     let init =
         json!({ "phase": "Pending", "initContainerStatuses": [{ "name": "copy", "restartCount": 1 }] });
     assert_eq!(pod(&init).state, PodState::Good, "an init container may try again");
+}
+
+#[test]
+fn a_pod_s_sync_is_there_until_it_has_ended_whatever_became_of_the_sandbox() {
+    let has_sync = |containers: &[&str], status: &Value| {
+        let containers: Vec<_> = containers.iter().map(|name| json!({ "name": name })).collect();
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": "a", "uid": "u", "ownerReferences": [
+                { "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": "a", "uid": "s" },
+            ] },
+            "spec": { "containers": containers }, "status": status,
+        }))
+        .expect("is a pod");
+        PodFacts::of(&pod).expect("is a sandbox's").1.has_sync
+    };
+    let ended = |name: &str| json!({ "phase": "Running", "containerStatuses": [{ "name": name, "state": { "terminated": {} } }] });
+    let both = ["sandbox", "sync"];
+    assert!(has_sync(&both, &json!({ "phase": "Running" })));
+    assert!(has_sync(&both, &ended("sandbox")), "its files can still be carried");
+    assert!(!has_sync(&both, &ended("sync")));
+    assert!(!has_sync(&both, &json!({ "phase": "Failed" })));
+    assert!(!has_sync(&["sandbox"], &json!({ "phase": "Running" })));
 }
 
 #[test]

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Syncs beside sandboxes that are pods. One that was begun goes on by itself, whichever orchestrator had it
+//! begin: nothing of it is kept here, no task and no connection. Its session in the database says that
+//! there is one; whoever finds a sandbox that runs without begins its sync.
+//!
+//! ```text
+//! begin ─▶ session · Begin ─▶ followed until everything is brought in; left to itself
+//! token due (one orchestrator looks for all) ─▶ Token; not taken ─▶ session ends, and it is begun anew
+//! finish ─▶ session · Begin {only flush} ─▶ followed until flushed; session ends
+//! ```
+
+use super::{FIRST_PAUSE, FLUSH_TIME, LONGEST_PAUSE, SILENCE, SyncError, Syncs};
+use crate::runtime::agent::Next;
+use crate::runtime::{Agent, RuntimeError};
+use crate::store::SandboxRow;
+use postern_common::clock;
+use postern_common::files::orders::{Begin, Told};
+use postern_common::files::{Bounds, Report};
+use postern_common::id::SandboxId;
+use postern_common::tasks::Stop;
+use tokio::time::{Instant, sleep, timeout};
+
+impl Syncs {
+    /// Brings a user's files into a pod. Where there are none nobody waits for its sync.
+    pub(super) async fn begin_beside(
+        &self,
+        sandbox: &SandboxRow,
+        has_files: bool,
+    ) -> Result<Option<Report>, SyncError> {
+        if !has_files {
+            self.begin_beside_soon(sandbox.clone());
+            return Ok(Some(Report::default()));
+        }
+        let begun = Instant::now();
+        let report = self.order_beside(sandbox, false).await?;
+        self.0.durations.get_or_create(&[("phase", "hydrate")]).observe(begun.elapsed().as_secs_f64());
+        Ok(report)
+    }
+
+    /// Begins the sync of a sandbox that lives and has none, until that succeeds.
+    pub(super) fn begin_beside_soon(&self, sandbox: SandboxRow) {
+        let syncs = self.clone();
+        self.0.tasks.spawn(async move |stop: Stop| {
+            let (id, mut pause) = (&sandbox.new.id, FIRST_PAUSE);
+            while let Some(Err(error)) = stop.run_until_cancelled(syncs.begin_if_without(&sandbox)).await {
+                {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(sandbox = %id, error, cause = error.source(), "its sync is begun again");
+                }
+                if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                    return;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        });
+    }
+
+    async fn begin_if_without(&self, sandbox: &SandboxRow) -> Result<(), SyncError> {
+        if self.0.sessions.is_without(&sandbox.new.id).await? {
+            self.order_beside(sandbox, false).await?;
+        }
+        Ok(())
+    }
+
+    /// Flushes a pod's files; the session ends with that.
+    pub(super) async fn finish_beside(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
+        let (id, begun) = (&sandbox.new.id, Instant::now());
+        let flushed = timeout(FLUSH_TIME, self.order_beside(sandbox, true)).await;
+        let report = flushed.unwrap_or_else(|_late| Err(SyncError::Silent(id.clone())))?;
+        self.end_session(id).await?;
+        self.0.durations.get_or_create(&[("phase", "flush")]).observe(begun.elapsed().as_secs_f64());
+        Ok(report)
+    }
+
+    /// Gives a pod's sync its next token. One that does not take it is without a session afterwards.
+    ///
+    /// # Errors
+    /// [`SyncError`].
+    pub(crate) async fn rotate_beside(&self, id: &SandboxId) -> Result<(), SyncError> {
+        let Some(token) = self.0.sessions.refresh_of(id, clock::now()).await? else { return Ok(()) };
+        let handed = async {
+            let Some((agent, _)) = self.0.host.sync_beside(id).await? else { return Ok(false) };
+            agent.sync_token(&token).await.map_err(failed(id))?;
+            Ok::<_, RuntimeError>(true)
+        };
+        let handed = handed.await;
+        if !matches!(handed, Ok(true)) {
+            self.end_session(id).await?;
+        }
+        Ok(handed.map(|_handed| ())?)
+    }
+
+    /// Has a pod's sync begin, in place of any that runs, and follows it until it has done the first of its
+    /// work; `None` if the pod has none.
+    async fn order_beside(
+        &self,
+        sandbox: &SandboxRow,
+        only_flush: bool,
+    ) -> Result<Option<Report>, SyncError> {
+        let id = &sandbox.new.id;
+        let Some((agent, peer)) = self.0.host.sync_beside(id).await? else { return Ok(None) };
+        let (session, token) = self.0.sessions.open(sandbox, peer, clock::now()).await?;
+        let bounds = match sandbox.new.asked.limits.disk_bytes {
+            // The template sets none.
+            0 => Bounds::default(),
+            bytes => Bounds { bytes, ..Bounds::default() },
+        };
+        let begin = Begin { token, only_flush, is_torn: false, bounds, tells_each: false };
+        let followed = follow(id, &agent, &begin).await;
+        if followed.is_err() {
+            // Whoever looks next finds it without. That of another who was quicker stays.
+            self.0.sessions.end_one(session, clock::now()).await?;
+        }
+        followed.map(Some)
+    }
+}
+
+async fn follow(id: &SandboxId, agent: &Agent, begin: &Begin) -> Result<Report, SyncError> {
+    let mut telling = agent.begin_sync(begin).await.map_err(failed(id))?;
+    loop {
+        let told = timeout(SILENCE, telling.next::<Told>()).await;
+        let told = told.map_err(|_silent| SyncError::Silent(id.clone()))?.map_err(failed(id))?;
+        match told {
+            Next::Message(Told::Hydrated(report) | Told::Flushed(report)) => return Ok(report),
+            Next::Message(Told::Failed { why }) => return Err(SyncError::Failed(id.clone(), why)),
+            Next::Message(Told::Progress { files, of_files, bytes, of_bytes }) => {
+                tracing::info!(sandbox = %id, files, of_files, bytes, of_bytes, "files are being carried");
+            }
+            Next::Message(Told::Carried { .. } | Told::Synced { .. }) => {}
+            Next::End(failure) => {
+                let why = failure.map_or_else(|| "it ended without a word".to_owned(), |it| it.message);
+                return Err(SyncError::Failed(id.clone(), why));
+            }
+        }
+    }
+}
+
+fn failed(id: &SandboxId) -> impl Fn(crate::runtime::AgentError) -> RuntimeError {
+    |source| RuntimeError::Agent { sandbox: id.clone(), source }
+}
