@@ -30,6 +30,7 @@ use postern_common::control::{BackendConfig, TenantConfig};
 use postern_common::decision::Versions;
 use postern_common::folder::{Additional, OperationLimits, Rate, UpstreamProtocol};
 use postern_common::id::{BackendName, FilterName, TenantId};
+use postern_filter_engine::Digest;
 use postern_openapi::path::Segment;
 use postern_openapi::{Document, Method, Operation};
 use prometheus_client::metrics::counter::Counter;
@@ -95,6 +96,8 @@ pub(crate) struct TenantRules {
     filter_versions: BTreeMap<FilterName, u64>,
     /// Every filter, attached or not.
     filters: LoadedFilters,
+    /// What the backends' documents were read from.
+    documents: Documents,
     epoch: u64,
     session_rate: Rate,
     limiter: Arc<Limiter>,
@@ -240,6 +243,7 @@ pub(crate) fn build(
             policies,
             filter_versions: filter_versions(config, before, epoch),
             filters,
+            documents: building.documents,
             epoch,
             session_rate,
             // These outlive a change of configuration, as what they count does.
@@ -277,10 +281,13 @@ struct Building<'b> {
     /// Documents of backends that cannot be served. Policies are checked against them all the same:
     /// what they say of such a backend is no mistake of theirs.
     refused: BTreeMap<BackendName, Document>,
+    documents: Documents,
     now: Instant,
 }
 
 type LoadedFilters = BTreeMap<FilterName, crate::filters::Loaded>;
+/// By the text that each was read from, which a change of anything else need not have read again.
+type Documents = BTreeMap<Digest, Document>;
 
 impl<'b> Building<'b> {
     fn new(
@@ -289,8 +296,8 @@ impl<'b> Building<'b> {
         around: &'b Surroundings,
         epoch: u64,
     ) -> Self {
-        let (mistakes, refused, now) = (Vec::new(), BTreeMap::new(), Instant::now());
-        Self { config, before, around, epoch, mistakes, refused, now }
+        let (mistakes, refused, documents) = (Vec::new(), BTreeMap::new(), Documents::new());
+        Self { config, before, around, epoch, mistakes, refused, documents, now: Instant::now() }
     }
 
     fn try_all<Value>(&mut self, built: Result<Value, Vec<String>>) -> Option<Value> {
@@ -388,10 +395,17 @@ impl<'b> Building<'b> {
 
     fn document(&mut self, place: &str, config: &BackendConfig) -> Option<Document> {
         let Some(text) = &config.document else { return Some(Document::any_path()) };
-        let parsed = Document::parse(text);
-        self.try_all(parsed.map_err(|mistakes| {
+        let digest = Digest::of(text.as_bytes());
+        let before = self.before.and_then(|before| before.documents.get(&digest));
+        let parsed = match self.documents.get(&digest).or(before) {
+            Some(known) => Ok(known.clone()),
+            None => Document::parse(text),
+        };
+        let document = self.try_all(parsed.map_err(|mistakes| {
             mistakes.iter().map(|mistake| format!("{place}/openapi: {mistake}")).collect()
-        }))
+        }))?;
+        self.documents.insert(digest, document.clone());
+        Some(document)
     }
 
     fn place_of(&mut self, place: &str, url: &url::Url) -> Option<(Scheme, Authority, String)> {

@@ -4,18 +4,17 @@
 use crate::artefact::{Expected, RefusedArtefact, Verified, VerifyingKey, verify};
 use crate::aside::Aside;
 use crate::bindings::FilterPre;
-use crate::call::Call;
 use crate::contract::{self, Import};
 use crate::digest::Fingerprint;
 use crate::filter::LoadedFilter;
 use crate::gauge::Gauges;
-use crate::host;
+use crate::linkers::Linkers;
 use crate::manifest::{HostFunction, Manifest, ManifestMistakes};
 use crate::settings;
 use crate::ticker::Ticker;
 use std::sync::Arc;
+use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, Linker};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +124,7 @@ struct Inner {
     key: VerifyingKey,
     fingerprint: Fingerprint,
     gauges: Gauges,
+    linkers: Linkers,
     aside: Aside,
     _ticker: Ticker,
 }
@@ -144,6 +144,7 @@ impl Engine {
             key: settings.key,
             fingerprint: settings::fingerprint(),
             gauges: Gauges::new(settings.instances_per_tenant),
+            linkers: Linkers::default(),
             aside,
             _ticker: ticker,
         })))
@@ -178,7 +179,7 @@ impl Engine {
         let code = |source| LoadFilterError::Code { name: name.clone(), source };
         let component = self.component(&verified).map_err(code)?;
         self.check_imports(&component, &manifest, &name)?;
-        let linker = self.linker(&manifest).map_err(code)?;
+        let linker = self.0.linkers.with(&self.0.engine, &manifest.host).map_err(code)?;
         let ready = linker.instantiate_pre(&component).and_then(FilterPre::new).map_err(code)?;
         let gauge = self.0.gauges.of(expected.tenant);
         Ok(LoadedFilter::new(self.clone(), ready, manifest, verified.statement().clone(), gauge))
@@ -238,12 +239,5 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// A linker that holds what the manifest asks for, so that nothing else can be called.
-    fn linker(&self, manifest: &Manifest) -> wasmtime::Result<Linker<Call>> {
-        let mut linker = Linker::new(&self.0.engine);
-        host::add_to(&mut linker, manifest)?;
-        Ok(linker)
     }
 }

@@ -8,12 +8,13 @@ use crate::bindings::postern::filter as wit;
 use crate::buckets::TakeError;
 use crate::call::Call;
 use crate::failure::FilterFailure;
-use crate::manifest::{HostFunction, Manifest, Phase};
+use crate::manifest::{HostFunction, Phase};
 use crate::names::is_changeable;
 use crate::outcome::{Change, LogLevel};
 use crate::schema::{self, Schema, Work};
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
+use std::collections::BTreeSet;
 use std::time::Instant;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use wasmtime::Result;
@@ -25,14 +26,14 @@ const MAX_PATH_BYTES: usize = 8 * 1024;
 /// Work beyond which a check leaves the runtime's workers: some 2.5 ms.
 const BIG_WORK: Work = 50_000;
 
-/// Adds what every filter gets, and what this manifest asks for.
-pub(crate) fn add_to(linker: &mut Linker<Call>, manifest: &Manifest) -> Result<()> {
+/// Adds what every filter gets, and these functions.
+pub(crate) fn add_to(linker: &mut Linker<Call>, functions: &BTreeSet<HostFunction>) -> Result<()> {
     type Own = HasSelf<Call>;
     wit::types::add_to_linker::<Call, Own>(linker, |call| call)?;
     wit::request::add_to_linker::<Call, Own>(linker, |call| call)?;
     wit::response::add_to_linker::<Call, Own>(linker, |call| call)?;
     wit::config::add_to_linker::<Call, Own>(linker, |call| call)?;
-    for function in &manifest.host {
+    for function in functions {
         match function {
             HostFunction::Session => wit::session::add_to_linker::<Call, Own>(linker, |call| call)?,
             HostFunction::Log => wit::log::add_to_linker::<Call, Own>(linker, |call| call)?,

@@ -26,6 +26,7 @@ mod failure;
 mod filter;
 mod gauge;
 mod host;
+mod linkers;
 pub mod manifest;
 mod names;
 mod outcome;
