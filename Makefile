@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(POSTERN_CACHE)/target
 export PROFILE ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint gvisor fuzz docker-build docker-push helm-template test-k8s
+.PHONY: help build demo test lint gvisor fuzz docker-build docker-push helm-template test-k8s prove-images
 
 help: ## what there is
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,10 @@ docker-build: ## images, with Docker's engine where one answers, else as OCI lay
 
 docker-push: ## pushes what docker-build made (REGISTRY=)
 	@scripts/images.sh push "$(REGISTRY)"
+
+prove-images: ## the images as they ship: sizes, digests, and each started from its layout (no engine)
+	@scripts/setup.sh images
+	@PROFILE=dist scripts/prove/images.sh
 
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 bench-%: ## (not there yet)
