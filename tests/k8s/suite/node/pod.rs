@@ -4,6 +4,7 @@
 
 use super::container::{Plan, Started};
 use super::given::Given;
+use super::ready::Probe;
 use crate::parts::{folder, must};
 use crate::running::wait_for;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
@@ -44,9 +45,25 @@ pub(super) struct Running {
     network: Network,
     volumes: PathBuf,
     containers: Vec<Started>,
-    /// Its status says that it runs.
-    is_told: bool,
-    is_over: bool,
+    /// How it is asked whether it is ready; without, it is once its ports are listened on.
+    probe: Option<Probe>,
+    is_ready: bool,
+    /// Answers that were not good, one after the other.
+    misses: i32,
+    stage: Stage,
+}
+
+/// How far a pod's life has come, and its status with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Its processes run.
+    Started,
+    /// Its status says so.
+    Told,
+    /// It was deleted, and has time to end.
+    Leaving,
+    /// One of its containers has ended by itself.
+    Over,
 }
 
 /// A network namespace with one address, whose packets pass the node's forwarding.
@@ -115,14 +132,17 @@ impl Running {
         judge(pod, spec)?;
         let uid = pod.uid().expect("has one");
         let volumes = folder().join("pods").join(&uid);
+        let probe = Probe::of(spec, address);
         let mut running = Self {
             pod: pod.clone(),
             address,
             network: Network::new(&uid, address),
             volumes,
             containers: Vec::new(),
-            is_told: false,
-            is_over: false,
+            is_ready: probe.is_none(),
+            probe,
+            misses: 0,
+            stage: Stage::Started,
         };
         running.make_volumes(spec.volumes.as_deref().unwrap_or_default(), given)?;
         let (network, folder) = (&running.network, running.volumes.as_path());
@@ -137,7 +157,9 @@ impl Running {
         }
         let containers: Result<Vec<_>, _> = spec.containers.iter().map(|it| plan.start(it)).collect();
         running.containers = containers?;
-        running.listens(spec);
+        if running.is_ready {
+            running.listens(spec);
+        }
         Ok(running)
     }
 
@@ -154,13 +176,49 @@ impl Running {
     }
 
     /// Its status says now that it runs: from here on its end can be told.
-    pub(super) const fn told(&mut self) {
-        self.is_told = true;
+    pub(super) fn told(&mut self) {
+        if self.stage == Stage::Started {
+            self.stage = Stage::Told;
+        }
+    }
+
+    pub(super) const fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    pub(super) const fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// How it is asked, as long as it matters.
+    pub(super) fn probe(&self) -> Option<Probe> {
+        self.probe.clone().filter(|_| self.stage == Stage::Told)
+    }
+
+    /// It was asked; whether that changes anything.
+    pub(super) fn heard(&mut self, is_good: bool) -> bool {
+        self.misses = if is_good { 0 } else { self.misses.saturating_add(1) };
+        let most = self.probe.as_ref().map_or(0, |probe| probe.most_misses);
+        let is_ready = is_good || (self.is_ready && self.misses < most);
+        std::mem::replace(&mut self.is_ready, is_ready) != is_ready
+    }
+
+    /// It is to leave; whether it was not told before.
+    pub(super) fn begin_to_leave(&mut self) -> bool {
+        std::mem::replace(&mut self.stage, Stage::Leaving) != Stage::Leaving
+    }
+
+    pub(super) fn ask_to_end(&self) {
+        self.containers.iter().for_each(Started::ask_to_end);
+    }
+
+    pub(super) fn has_left(&mut self) -> bool {
+        self.containers.iter_mut().all(|container| container.ended().is_some())
     }
 
     /// How it ended, once, if one of its containers has.
     pub(super) fn has_ended(&mut self) -> Option<Ended> {
-        if self.is_over || !self.is_told {
+        if self.stage != Stage::Told {
             return None;
         }
         let (code, said) = match self.containers.iter_mut().find_map(|it| Some((it.ended()?, it.said()))) {
@@ -168,7 +226,7 @@ impl Running {
             None if self.containers.is_empty() => (137, String::new()),
             None => return None,
         };
-        self.is_over = true;
+        self.stage = Stage::Over;
         Some(Ended { pod: self.pod.clone(), code, said })
     }
 
