@@ -89,7 +89,7 @@ prove-images: ## the images as they ship: sizes, digests, and each started from 
 bench-%: ## (not there yet)
 	@echo "make $@: no such benchmark yet" >&2; exit 1
 
-prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash (ROUNDS=, LEVELS=), exec, loss, reload, hostile, revocation (ROUNDS=)
+prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash (ROUNDS=, LEVELS=), exec, loss, reload, hostile, revocation, upgrade (ROUNDS=)
 	@[[ -x scripts/prove/$*.sh ]] || { echo "make $@: no such proof yet" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/prove/$*.sh
