@@ -348,7 +348,8 @@ fn every_setting_can_be_given_or_has_a_reason_not_to_be() {
     }
 }
 
-fn helm() -> Option<PathBuf> {
+/// The helm that was built, if any.
+pub(crate) fn helm() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name);
     let home = || variable("HOME").map(|home| PathBuf::from(home).join(".cache/postern"));
     let cache = variable("POSTERN_CACHE").map(PathBuf::from).or_else(home).expect("HOME is set");
