@@ -1,9 +1,11 @@
-# syntax=docker/dockerfile:1
 # SPDX-License-Identifier: Apache-2.0
 # postern-gateway, postern-orchestrator and postern-sandbox: `make docker-build` builds each by its target.
-# Pin the builder by its digest with --build-arg RUST=docker.io/library/rust@sha256:…; the images
-# themselves begin from nothing.
-ARG RUST=docker.io/library/rust:1.95-bookworm
+# The images themselves begin from nothing. What builds them is pinned by the digest of its index, for all
+# architectures; the tag tells readers what it is and is not looked at. No registry could be asked where
+# this was written: the digest is the one that public records of builds name for this tag, and Docker
+# refuses bytes that are not its. Another builder: make docker-build RUST=docker.io/library/rust@sha256:…,
+# as `docker buildx imagetools inspect docker.io/library/rust:TAG` tells it.
+ARG RUST=docker.io/library/rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
 
 FROM ${RUST} AS build
 RUN apt-get update \
@@ -24,7 +26,7 @@ ENTRYPOINT ["/usr/bin/postern-gateway"]
 FROM scratch AS orchestrator
 COPY --from=build /roots/orchestrator/ /
 USER 65532:65532
-EXPOSE 8080 8082 9090
+EXPOSE 8080 8082 8083 9090
 ENTRYPOINT ["/usr/bin/postern-orchestrator"]
 
 FROM scratch AS sandbox

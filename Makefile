@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(POSTERN_CACHE)/target
 export PROFILE ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint gvisor fuzz docker-build docker-push helm-template test-k8s
+.PHONY: help build demo test lint gvisor fuzz docker-build docker-push helm-template test-k8s prove-images
 
 help: ## what there is
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -87,11 +87,15 @@ docker-build: ## images, with Docker's engine where one answers, else as OCI lay
 docker-push: ## pushes what docker-build made (REGISTRY=)
 	@scripts/images.sh push "$(REGISTRY)"
 
+prove-images: ## the images as they ship: sizes, digests, and each started from its layout (no engine)
+	@scripts/setup.sh images
+	@PROFILE=dist scripts/prove/images.sh
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 bench-%: ## (not there yet)
 	@echo "make $@: no such benchmark yet" >&2; exit 1
 
-prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash (ROUNDS=, LEVELS=), exec, loss, reload, hostile, revocation (ROUNDS=)
+prove-%: ## a proof that is too long for `make test`: escape (ROUNDS=, LEVELS=, ONLY=), crash (ROUNDS=, LEVELS=), exec, loss, reload, hostile, revocation, upgrade (ROUNDS=)
 	@[[ -x scripts/prove/$*.sh ]] || { echo "make $@: no such proof yet" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/prove/$*.sh

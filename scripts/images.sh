@@ -4,13 +4,16 @@
 # Usage: scripts/images.sh build            with Docker's engine where one answers, else without any
 #        scripts/images.sh push REGISTRY    what `build` made
 #        scripts/images.sh layouts          OCI layouts in $CARGO_TARGET_DIR/images, no engine needed
-#        scripts/images.sh try                starts what `layouts` made, and holds sizes to their bounds
+#        scripts/images.sh try              starts what `layouts` made, and holds sizes to their bounds
 #        scripts/images.sh programs         only the static programs
 #        scripts/images.sh roots FOLDER     only the images' files, for the Dockerfile
+#        scripts/images.sh layout IMAGE PROGRAMS LAYOUT   one layout, of programs that are in a folder
 # ENGINE=docker|none instead of looking; TAG= instead of the chart's appVersion; PROFILE= instead of dist;
-# TARGET= instead of this machine's musl target.
+# TARGET= instead of this machine's musl target; RUST= a builder instead of the Dockerfile's, by its digest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Whoever writes them, files of an image have the same modes.
+umask 022
 : "${CARGO_TARGET_DIR:=$HOME/.cache/postern/target}"
 : "${PROFILE:=dist}"
 [[ $PROFILE == dev ]] && folder=debug || folder=$PROFILE
@@ -53,38 +56,62 @@ programs() {
   done
 }
 
-# The files of each image below a folder, with what they were built from.
-roots() {
-  local to=$1 image program
-  for image in "${images[@]}"; do
-    local root=$to/$image
-    rm -rf "$root"
-    install -d "$root/usr/bin" "$root/etc/ssl/certs" "$root/usr/share/doc/postern"
-    install -d -m 1777 "$root/tmp"
-    for program in $(programs_of "$image"); do
-      install -m 0755 "$CARGO_TARGET_DIR/$TARGET/$folder/$program" "$root/usr/bin/"
-    done
-    printf 'root:x:0:0::/:/\nnonroot:x:65532:65532::/:/\nuser:x:1000:1000::/home/user:/\n' >"$root/etc/passwd"
-    printf 'root:x:0:\nnonroot:x:65532:\nuser:x:1000:\n' >"$root/etc/group"
-    # Mozilla's authorities as Debian ships them, without what this machine may have added.
-    [[ $image == sandbox ]] || cat /usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
-    install -m 0644 LICENSE NOTICE "$root/usr/share/doc/postern/"
-    # shellcheck disable=SC2046 # one word for each program
-    python3 scripts/images/sbom.py "$TARGET" $(programs_of "$image") >"$root/usr/share/doc/postern/sbom.cdx.json"
+# The files of one image, with what they were built from.
+root_of() { # IMAGE PROGRAMS ROOT
+  local image=$1 from=$2 root=$3 program
+  rm -rf "$root"
+  install -d "$root/usr/bin" "$root/etc/ssl/certs" "$root/usr/share/doc/postern"
+  install -d -m 1777 "$root/tmp"
+  for program in $(programs_of "$image"); do
+    install -m 0755 "$from/$program" "$root/usr/bin/"
   done
+  printf 'root:x:0:0::/:/\nnonroot:x:65532:65532::/:/\nuser:x:1000:1000::/home/user:/\n' >"$root/etc/passwd"
+  printf 'root:x:0:\nnonroot:x:65532:\nuser:x:1000:\n' >"$root/etc/group"
+  # Mozilla's authorities as Debian ships them, without what this machine may have added.
+  [[ $image == sandbox ]] || cat /usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
+  install -m 0644 LICENSE NOTICE "$root/usr/share/doc/postern/"
+  # shellcheck disable=SC2046 # one word for each program
+  python3 scripts/images/sbom.py "$TARGET" $(programs_of "$image") >"$root/usr/share/doc/postern/sbom.cdx.json"
+}
+
+roots() {
+  local image
+  for image in "${images[@]}"; do root_of "$image" "$CARGO_TARGET_DIR/$TARGET/$folder" "$1/$image"; done
+}
+
+# One layout, and what its programs were built from beside it.
+layout_of() { # IMAGE ROOT LAYOUT
+  local image=$1 root=$2 layout=$3 user=65532:65532 program
+  [[ $image == sandbox ]] && user=1000:1000
+  program=$(programs_of "$image")
+  python3 scripts/images/layout.py "$root" "$layout" --tag "$TAG" --user "$user" \
+    --entrypoint "/usr/bin/${program%% *}" --target "$TARGET"
+  cp "$root/usr/share/doc/postern/sbom.cdx.json" "$layout.cdx.json"
 }
 
 write_layouts() {
   local staged=$layouts/roots image
   programs
   roots "$staged"
+  for image in "${images[@]}"; do layout_of "$image" "$staged/$image" "$layouts/postern-$image"; done
+}
+
+write_one() { # IMAGE PROGRAMS LAYOUT
+  [[ -n $(programs_of "$1") ]] || { echo "images: no image \`$1\`: there are ${images[*]}" >&2; exit 2; }
+  root_of "$1" "$2" "$3.root"
+  layout_of "$1" "$3.root" "$3"
+}
+
+build_with_docker() {
+  local image
+  local -a builder=()
+  if [[ -n ${RUST:-} ]]; then
+    [[ $RUST == *@sha256:* ]] || { echo "images: RUST=$RUST names no digest (…@sha256:…): what builds would be whatever it is today" >&2; exit 2; }
+    builder=(--build-arg "RUST=$RUST")
+  fi
   for image in "${images[@]}"; do
-    local user=65532:65532 program
-    [[ $image == sandbox ]] && user=1000:1000
-    program=$(programs_of "$image")
-    python3 scripts/images/layout.py "$staged/$image" "$layouts/postern-$image" --tag "$TAG" --user "$user" \
-      --entrypoint "/usr/bin/${program%% *}" --target "$TARGET"
-    cp "$staged/$image/usr/share/doc/postern/sbom.cdx.json" "$layouts/postern-$image.cdx.json"
+    say "postern-$image:$TAG (docker)"
+    docker build --target "$image" "${builder[@]}" --tag "postern-$image:$TAG" .
   done
 }
 
@@ -108,23 +135,18 @@ push() {
 }
 
 case ${1:-} in
-  build)
-    if has_engine; then
-      for image in "${images[@]}"; do
-        say "postern-$image:$TAG (docker)"
-        docker build --target "$image" --tag "postern-$image:$TAG" .
-      done
-    else
-      write_layouts
-    fi
-    ;;
+  build) if has_engine; then build_with_docker; else write_layouts; fi ;;
   push) push "${2:?images: to which registry? make docker-push REGISTRY=HOST/PATH}" ;;
   layouts) write_layouts ;;
   try) scripts/images/try.sh "$layouts" ;;
   programs) programs ;;
   roots) roots "${2:?usage: scripts/images.sh roots FOLDER}" ;;
+  layout)
+    usage='usage: scripts/images.sh layout IMAGE PROGRAMS LAYOUT'
+    write_one "${2:?$usage}" "${3:?$usage}" "${4:?$usage}"
+    ;;
   *)
-    echo 'usage: scripts/images.sh build | push REGISTRY | layouts | try | programs | roots FOLDER' >&2
+    echo 'usage: scripts/images.sh build | push REGISTRY | layouts | try | programs | roots FOLDER | layout IMAGE PROGRAMS LAYOUT' >&2
     exit 2
     ;;
 esac

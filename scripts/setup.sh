@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs what a part of the work needs, or prints the exact command where it may not.
 # Usage: scripts/setup.sh build|demo|test     Each includes the one before. Safe to repeat.
+#        scripts/setup.sh images              build, and what makes and tries images without an engine
 set -euo pipefail
 
-what=${1:?usage: scripts/setup.sh build|demo|test}
+what=${1:?usage: scripts/setup.sh build|demo|test|images}
 cache=${POSTERN_CACHE:-$HOME/.cache/postern}
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -13,8 +14,9 @@ packages=(gcc libc6-dev cmake)
 case $what in
   build) ;;
   demo) packages+=(bubblewrap e2fsprogs python3) ;;
-  test) packages+=(bubblewrap e2fsprogs python3 python3-venv curl iproute2 nftables) ;;
-  *) echo "setup: unknown part \`$what\`: expected build, demo or test" >&2; exit 2 ;;
+  test) packages+=(bubblewrap e2fsprogs python3 python3-venv ca-certificates curl iproute2 nftables) ;;
+  images) packages+=(bubblewrap python3 ca-certificates curl musl-tools) ;;
+  *) echo "setup: unknown part \`$what\`: expected build, demo, test or images" >&2; exit 2 ;;
 esac
 
 # Azurite is an npm program; node's own packages bring npm along, Debian's do not.

@@ -4,13 +4,15 @@
 //!
 //! The refusals need helm: `scripts/helm.sh` builds it; `POSTERN_ALLOW_SKIP=1` leaves them out.
 
+mod options;
+
 use crate::running::project;
 use postern_common::settings::{ALL, Setting};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 const CHART: &str = "charts/agent-sandbox-kit";
 /// Where sandboxes are, unless values say otherwise.
@@ -33,6 +35,9 @@ fn name(object: &Value) -> &str {
 
 /// The pods of an object, wherever it has them.
 fn pod(object: &Value) -> Option<&Value> {
+    if object["kind"] == "Pod" {
+        return object.get("spec");
+    }
     let places = ["/spec/template/spec", "/spec/jobTemplate/spec/template/spec", "/spec/podTemplate/spec"];
     places.iter().find_map(|place| object.pointer(place))
 }
@@ -107,8 +112,16 @@ fn only_the_orchestrator_speaks_to_sandboxes() {
 #[test]
 fn every_pod_keeps_to_restricted() {
     let objects = objects();
+    let looked_at = keep_to_restricted(&objects);
+    assert!(looked_at >= 7, "only {looked_at} containers");
+    let namespace = of_kind(&objects, "Namespace").next().expect("the sandboxes' namespace");
+    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+}
+
+/// Holds every pod of these objects to it; how many containers were looked at.
+fn keep_to_restricted(objects: &[Value]) -> usize {
     let mut looked_at = 0;
-    for object in &objects {
+    for object in objects {
         let Some(pod) = pod(object) else { continue };
         let what = format!("{} {}", object["kind"], name(object));
         let whole = &pod["securityContext"];
@@ -137,9 +150,7 @@ fn every_pod_keeps_to_restricted() {
             looked_at += 1;
         }
     }
-    assert!(looked_at >= 7, "only {looked_at} containers");
-    let namespace = of_kind(&objects, "Namespace").next().expect("the sandboxes' namespace");
-    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+    looked_at
 }
 
 #[test]
@@ -337,7 +348,8 @@ fn every_setting_can_be_given_or_has_a_reason_not_to_be() {
     }
 }
 
-fn helm() -> Option<PathBuf> {
+/// The helm that was built, if any.
+pub(crate) fn helm() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name);
     let home = || variable("HOME").map(|home| PathBuf::from(home).join(".cache/postern"));
     let cache = variable("POSTERN_CACHE").map(PathBuf::from).or_else(home).expect("HOME is set");
@@ -347,11 +359,11 @@ fn helm() -> Option<PathBuf> {
     found
 }
 
-/// What helm says to these values, laid over some that would do.
-fn refusal(helm: &PathBuf, more: &[&str]) -> String {
+/// What helm makes of these values, laid over some that would do.
+fn template(helm: &Path, more: &[&str]) -> Output {
     let home = tempfile::tempdir().expect("a folder");
     let enough = ["--set", "orchestrator.env.STORAGE_BUCKET=b", "--set", "database.embedded.enabled=true"];
-    let output = Command::new(helm)
+    Command::new(helm)
         .args(["template", "kit"])
         .arg(project().join(CHART))
         .args(["--namespace", "postern"])
@@ -361,7 +373,12 @@ fn refusal(helm: &PathBuf, more: &[&str]) -> String {
         .env("HELM_CONFIG_HOME", home.path())
         .env("HELM_DATA_HOME", home.path())
         .output()
-        .expect("helm starts");
+        .expect("helm starts")
+}
+
+/// What helm says to these values, which it must not take.
+fn refusal(helm: &Path, more: &[&str]) -> String {
+    let output = template(helm, more);
     assert!(!output.status.success(), "{more:?} is taken");
     String::from_utf8(output.stderr).expect("UTF-8")
 }
@@ -383,8 +400,28 @@ fn values_that_cannot_work_are_refused_with_what_to_do() {
             "TOKEN_SIGNING_KEI",
         ),
         (&["--set", "orchestrator.env.STORAGE_BACKEND=ftp"], "STORAGE_BACKEND"),
-        (&["--set", "sandbox.runtimeClass.name=runc"], "runtimeClass"),
-        (&["--set", "sandbox.runtimeClass.name="], "runtimeClass"),
+        (
+            &["--set", "sandbox.runtimeClass.name=runc"],
+            "sandbox.runtimeClass.name is \"runc\", and sandboxes never run in a cluster's default runtime: name",
+        ),
+        (&["--set", "sandbox.runtimeClass.name="], "sandbox.runtimeClass.name is \"\""),
+        (
+            &["--set", "gateway.autoscaling.enabled=true", "--set", "gateway.autoscaling.maxReplicas=1"],
+            "gateway.autoscaling.minReplicas is 2 and maxReplicas 1: raise maxReplicas",
+        ),
+        (&["--set", "metrics.serviceMonitor.interval=often"], "interval"),
+        (&["--set", "api.httpRoute.enabled=true"], "needs api.httpRoute.parentRefs"),
+        (
+            &[
+                "--set",
+                "orchestrator.env.POSTERN_TOKEN_OLD_KEYS=0123456789abcdef0123456789abcdef",
+                "--set",
+                "orchestrator.secrets.POSTERN_TOKEN_OLD_KEYS.name=s",
+                "--set",
+                "orchestrator.secrets.POSTERN_TOKEN_OLD_KEYS.key=k",
+            ],
+            "POSTERN_TOKEN_OLD_KEYS is given twice: in orchestrator.env and in orchestrator.secrets",
+        ),
         (&["--set", "sandbox.defaultTemplate=none"], "which sandbox.templates does not have"),
         (
             &[

@@ -39,6 +39,8 @@ mod handmade;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod images;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod kit;

@@ -15,6 +15,49 @@ fn block() -> String {
     block.expect("a block follows the mark").to_owned()
 }
 
+/// The lines of the command that begins so, in the first block that has it.
+fn command(beginning: &str) -> String {
+    let readme = fs::read_to_string(project().join("README.md")).expect("reads");
+    let mut lines = readme.lines().skip_while(|line| !line.starts_with(beginning));
+    let mut command = String::new();
+    loop {
+        let line = lines.next().expect("the command comes to an end");
+        command.push_str(line.trim_end_matches('\\'));
+        if !line.ends_with('\\') {
+            return command;
+        }
+    }
+}
+
+#[test]
+fn the_readmes_release_is_taken_by_helm_as_written() {
+    let Some(helm) = crate::chart::helm() else { return };
+    let written = command("helm upgrade --install ");
+    let home = tempfile::tempdir().expect("a folder");
+    // What it would do is rendered; the rest stands there.
+    let script = written.replacen("helm upgrade --install", "\"$HELM\" template", 1);
+    let mut bash = Command::new("bash");
+    bash.args(["-euo", "pipefail", "-c", &script]).current_dir(project()).env("HELM", helm);
+    bash.envs(["CACHE", "CONFIG", "DATA"].map(|of| (format!("HELM_{of}_HOME"), home.path())));
+    bash.envs([
+        ("REGISTRY", "registry.example/postern"),
+        ("STORAGE_BUCKET", "bucket"),
+        ("BACKEND_URL", "https://backend.example"),
+        ("DATABASE_URL", "postgres://postern:word@database.example/postern"),
+        ("TOKEN_SIGNING_KEY", "0123456789abcdef0123456789abcdef"),
+    ]);
+    let ran = bash.output().expect("bash runs");
+    assert!(ran.status.success(), "{script}: {}", String::from_utf8_lossy(&ran.stderr));
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    for wanted in [
+        "registry.example/postern/postern-gateway:",
+        "name: agent-sandbox-kit-given",
+        "runtimeClassName: gvisor",
+    ] {
+        assert!(said.contains(wanted), "{wanted} is not in what it renders");
+    }
+}
+
 #[test]
 fn the_readmes_calls_work_as_written() {
     let backend = Backend::start();

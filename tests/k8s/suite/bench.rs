@@ -75,7 +75,7 @@ pub(crate) async fn run(cluster: &Cluster) -> bool {
     // Sockets have short names.
     let home = tempfile::tempdir().expect("a folder");
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("is ours");
-    let (_database, url) = postgres(&home.path().join("pg"));
+    let (_database, url) = postgres(&home.path().join("pg"), None);
     let postern = Postern::start_bench(cluster, "bench", url).await;
     let _kwok = start_kwok(cluster).await;
     let _answerers = postern.answer_for(PODS);

@@ -10,6 +10,7 @@ mod lifecycle;
 pub(crate) mod replicas;
 mod rights;
 mod sync;
+mod upgrade;
 mod walls;
 
 use crate::cluster::Cluster;
@@ -50,6 +51,7 @@ cases! {
     chart::every_object_of_the_chart_is_taken_as_it_is_written,
     chart::helm_installs_upgrades_and_rolls_back_without_a_changed_key,
     chart::helm_s_own_test_finds_walls_and_finds_them_missing,
+    upgrade::an_upgrade_under_load_and_the_way_back_fail_no_request_and_change_no_key,
     rights::the_orchestrator_may_do_what_it_does_and_nothing_else,
     replicas::either_of_two_orchestrators_may_be_killed_and_nothing_leaks,
     crashes::an_orchestrator_that_is_killed_at_any_moment_leaks_nothing,

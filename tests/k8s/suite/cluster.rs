@@ -100,6 +100,19 @@ impl Cluster {
         apply(&self.client, object, namespace).await;
     }
 
+    /// Runs the controllers by which Deployments and Jobs get pods, for as long as the part lives. Other
+    /// cases look at such objects alone.
+    pub(crate) fn run_workloads(&self) -> Part {
+        let mut controllers = Command::new(program("kube-controller-manager"));
+        controllers.arg(format!("--kubeconfig={}", folder().join("admin.kubeconfig").display())).args([
+            "--controllers=deployment-controller,replicaset-controller,job-controller",
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--bind-address=127.0.0.1",
+        ]);
+        Part::start("workloads", &controllers)
+    }
+
     /// Has every namespace of sandboxes deleted; the next case need not wait for that.
     pub(crate) async fn clear(&self) {
         let namespaces: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource("v1", "Namespace"));

@@ -3,17 +3,20 @@
 //! namespace at an address of their own and in namespaces of bubblewrap; its status is written, and
 //! on deletion they end and the pod is gone.
 //!
-//! It is not a kubelet: images are names, and what they hold is this machine's `/usr` and the
-//! programs of this build. What a pod's spec says of commands, environment, users, volumes and
+//! It is not a kubelet: images are names (`image`), probes but for readiness are not asked, and what has
+//! ended is not started again. What a pod's spec says of commands, environment, users, volumes and
 //! security is taken from the spec, and what it cannot honour is refused, so that a template which
 //! would not do on a cluster does not do here.
 
 mod container;
 mod given;
+mod image;
 pub(crate) mod pod;
+mod ready;
 
 use crate::cluster::{NODE_ADDRESS, pod_address};
 use crate::policy::{Allowed, Walls, Way};
+use crate::services::Names;
 use futures_util::StreamExt as _;
 use given::Given;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
@@ -21,6 +24,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use pod::{Ended, Running, Wrong};
+use ready::{Leave, Probe};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -40,6 +44,7 @@ const ADDRESSES: u16 = 200;
 pub(crate) struct Node {
     works: Vec<JoinHandle<()>>,
     inner: Arc<Inner>,
+    names: Names,
 }
 
 struct Inner {
@@ -83,14 +88,20 @@ impl Node {
             addresses: Mutex::default(),
             walls: Arc::new(Mutex::new(Walls::new())),
         });
+        let names = Names::default();
         #[expect(clippy::disallowed_methods, reason = "the handles are kept, and aborted when the node ends")]
         let works = vec![
             tokio::spawn(Arc::clone(&inner).follow()),
             tokio::spawn(Arc::clone(&inner).look_after()),
             tokio::spawn(crate::policy::follow(client.clone(), Arc::clone(&inner.walls))),
-            tokio::spawn(crate::services::follow(client)),
+            tokio::spawn(crate::services::follow(client, Arc::clone(&names))),
         ];
-        Self { works, inner }
+        Self { works, inner, names }
+    }
+
+    /// Where Services are.
+    pub(crate) fn names(&self) -> Names {
+        Arc::clone(&self.names)
     }
 
     /// Kills the processes of a pod as a node's trouble would, and leaves the rest to the cluster.
@@ -140,14 +151,16 @@ impl Node {
 
     /// Runs a command in a pod's network, as a process of the pod's would be.
     pub(crate) fn in_network(&self, address: IpAddr, arguments: &[&str]) -> std::process::Output {
-        let name = {
-            let pods = self.inner.pods.lock().expect("no panic");
-            let pod = pods.values().find(|pod| pod.address() == address).expect("a pod has this address");
-            pod.network().to_owned()
-        };
+        self.command_in(address).args(arguments).output().expect("nsenter starts")
+    }
+
+    /// The same, to be started: what follows are the command's own words.
+    pub(crate) fn command_in(&self, address: IpAddr) -> std::process::Command {
+        let pods = self.inner.pods.lock().expect("no panic");
+        let pod = pods.values().find(|pod| pod.address() == address).expect("a pod has this address");
         let mut command = std::process::Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{name}")).args(arguments);
-        command.output().expect("nsenter starts")
+        command.arg(format!("--net=/run/netns/{}", pod.network()));
+        command
     }
 }
 
@@ -173,13 +186,10 @@ impl Inner {
         }
     }
 
-    async fn see(&self, pod: &Pod) {
+    async fn see(self: &Arc<Self>, pod: &Pod) {
         let uid = pod.uid().expect("has one");
         if pod.metadata.deletion_timestamp.is_some() {
-            self.end(&uid);
-            let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-            // It may be gone already.
-            drop(self.pods_of(pod).delete(&pod.name_any(), &now).await);
+            self.see_off(pod, &uid).await;
             return;
         }
         if self.pods.lock().expect("no panic").contains_key(&uid) {
@@ -195,8 +205,9 @@ impl Inner {
         };
         match started {
             Ok(running) => {
+                let is_ready = running.is_ready();
                 self.pods.lock().expect("no panic").insert(uid.clone(), running);
-                self.write(pod, &up(pod, address)).await;
+                self.write(pod, &up(pod, address, is_ready)).await;
                 // INVARIANT: an end is written after the beginning, or the pod would seem to run for ever.
                 if let Some(running) = self.pods.lock().expect("no panic").get_mut(&uid) {
                     running.told();
@@ -208,6 +219,43 @@ impl Inner {
                 self.write(pod, &refused(pod, &wrong)).await;
             }
         }
+    }
+
+    /// A pod is deleted: one that asks for a pause gets it, beside whatever else goes on.
+    async fn see_off(self: &Arc<Self>, pod: &Pod, uid: &str) {
+        let is_first = self.pods.lock().expect("no panic").get_mut(uid).map(Running::begin_to_leave);
+        match (Leave::of(pod), is_first) {
+            (Some(leave), Some(true)) => {
+                let gone = Arc::clone(self).let_leave(pod.clone(), leave);
+                #[expect(clippy::disallowed_methods, reason = "it ends within the pod's grace period")]
+                drop(tokio::spawn(gone));
+            }
+            (Some(_), Some(false)) => {}
+            _ => self.remove(pod, uid).await,
+        }
+    }
+
+    /// As a kubelet: the pause, the word to end, and what is left of its time.
+    async fn let_leave(self: Arc<Self>, pod: Pod, leave: Leave) {
+        let uid = pod.uid().unwrap_or_default();
+        let deadline = tokio::time::Instant::now() + leave.grace;
+        tokio::time::sleep(leave.pause).await;
+        self.pods.lock().expect("no panic").get(&uid).into_iter().for_each(Running::ask_to_end);
+        while tokio::time::Instant::now() < deadline {
+            let has_left = self.pods.lock().expect("no panic").get_mut(&uid).is_none_or(Running::has_left);
+            if has_left {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.remove(&pod, &uid).await;
+    }
+
+    async fn remove(&self, pod: &Pod, uid: &str) {
+        self.end(uid);
+        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        // It may be gone already.
+        drop(self.pods_of(pod).delete(&pod.name_any(), &now).await);
     }
 
     fn wall(&self, pod: &Pod, address: IpAddr) {
@@ -242,7 +290,7 @@ impl Inner {
         self.addresses.lock().expect("no panic").0.remove(&u16::from_be_bytes([high - 1, low]));
     }
 
-    /// Tells of containers that have ended.
+    /// Tells of containers that have ended, and of pods that are ready or not any more.
     async fn look_after(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -253,6 +301,27 @@ impl Inner {
             for it in ended {
                 self.write(&it.pod, &over(&it)).await;
             }
+            self.ask_whether_ready().await;
+        }
+    }
+
+    async fn ask_whether_ready(&self) {
+        let probes: Vec<(String, Probe)> = {
+            let pods = self.pods.lock().expect("no panic");
+            pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), pod.probe()?))).collect()
+        };
+        let answers =
+            futures_util::future::join_all(probes.iter().map(|(_, probe)| probe.is_answered())).await;
+        let changed: Vec<(Pod, Value)> = {
+            let mut pods = self.pods.lock().expect("no panic");
+            let heard = probes.iter().zip(answers).filter_map(|((uid, _), is_good)| {
+                let pod = pods.get_mut(uid)?;
+                pod.heard(is_good).then(|| (pod.pod().clone(), up(pod.pod(), pod.address(), pod.is_ready())))
+            });
+            heard.collect()
+        };
+        for (pod, status) in &changed {
+            self.write(pod, status).await;
         }
     }
 
@@ -276,15 +345,17 @@ pub(crate) async fn count(client: &Client, namespace: &str) -> usize {
     pods.list(&ListParams::default()).await.expect("is told").items.len()
 }
 
-fn up(pod: &Pod, address: IpAddr) -> Value {
-    let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"];
-    let conditions: Vec<_> = conditions.iter().map(|it| json!({ "type": it, "status": "True" })).collect();
+fn up(pod: &Pod, address: IpAddr, is_ready: bool) -> Value {
+    let ready = if is_ready { "True" } else { "False" };
+    let conditions =
+        [("PodScheduled", "True"), ("Initialized", "True"), ("ContainersReady", ready), ("Ready", ready)];
+    let conditions = conditions.map(|(of, status)| json!({ "type": of, "status": status }));
     let containers = pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
     let containers: Vec<_> = containers
         .iter()
         .map(|container| {
             json!({
-                "name": container.name, "ready": true, "restartCount": 0, "image": container.image,
+                "name": container.name, "ready": is_ready, "restartCount": 0, "image": container.image,
                 "imageID": "", "started": true, "state": { "running": {} },
             })
         })
@@ -299,7 +370,8 @@ fn up(pod: &Pod, address: IpAddr) -> Value {
     })
 }
 
-/// A pod runs until its last container has ended (`restartPolicy: Never`), and is not ready without one.
+/// A pod runs until its last container has ended (as with `restartPolicy: Never`, whatever its own says), and
+/// is not ready without one.
 fn over(ended: &Ended) -> Value {
     let containers = ended.pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
     let is_over = containers.iter().all(|it| ended.over.contains_key(&it.name));

@@ -10,11 +10,17 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
 
 /// The label by which a slice names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
+/// A Service's namespace, and its own name.
 type Name = (String, String);
+
+/// The address of each Service that has one.
+pub(crate) type Names = Arc<Mutex<BTreeMap<Name, Ipv4Addr>>>;
 
 /// Everything that decides where packets for a Service go.
 #[derive(Debug, Default)]
@@ -28,8 +34,8 @@ enum Seen {
     Slice(Box<watcher::Event<EndpointSlice>>),
 }
 
-/// Keeps the translation at what the API server says.
-pub(crate) async fn follow(client: Client) {
+/// Keeps the translation, and the names, at what the API server says.
+pub(crate) async fn follow(client: Client, names: Names) {
     let services = watcher(Api::<Service>::all(client.clone()), watcher::Config::default());
     let slices = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default());
     let services =
@@ -44,6 +50,7 @@ pub(crate) async fn follow(client: Client) {
         };
         if is_changed {
             nft(&known.table());
+            *names.lock().expect("no panic") = known.names();
         }
     }
 }
@@ -62,6 +69,12 @@ fn keep<Object: kube::Resource>(known: &mut BTreeMap<Name, Object>, event: watch
 }
 
 impl Services {
+    fn names(&self) -> BTreeMap<Name, Ipv4Addr> {
+        let address =
+            |service: &Service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse::<Ipv4Addr>().ok();
+        self.services.iter().filter_map(|(name, service)| Some((name.clone(), address(service)?))).collect()
+    }
+
     fn table(&self) -> String {
         let mut rules = String::new();
         for (name, service) in &self.services {

@@ -25,7 +25,7 @@ use std::process::{Child, Command, Stdio};
 const RELEASES: &str = "chart";
 const SANDBOXES: &str = "sandbox-chart";
 const TESTED: &str = "sandbox-tested";
-const RELEASE: &str = "agent-sandbox-kit";
+pub(super) const RELEASE: &str = "agent-sandbox-kit";
 
 /// Values that turn on whatever can be turned on.
 const EVERYTHING: &[&str] = &[
@@ -132,14 +132,14 @@ pub(crate) async fn every_object_of_the_chart_is_taken_as_it_is_written(cluster:
 }
 
 /// helm, as an administrator of the cluster, as a child that the test goes on beside.
-fn helm(arguments: &[&str]) -> Child {
+pub(super) fn helm(namespace: &str, arguments: &[&str]) -> Child {
     let home = folder().join("helm");
     let chart = project().join("charts/agent-sandbox-kit");
     let arguments = arguments.iter().map(|argument| argument.replace("CHART", &chart.display().to_string()));
-    let log = fs::File::create(folder().join("helm.log")).expect("a file");
+    let log = fs::File::create(helm_log()).expect("a file");
     Command::new(program("helm"))
         .args(arguments)
-        .args(["--namespace", RELEASES, "--kubeconfig"])
+        .args(["--namespace", namespace, "--kubeconfig"])
         .arg(folder().join("admin.kubeconfig"))
         .env("HELM_CACHE_HOME", &home)
         .env("HELM_CONFIG_HOME", &home)
@@ -149,6 +149,22 @@ fn helm(arguments: &[&str]) -> Child {
         .stderr(log)
         .spawn()
         .expect("helm starts")
+}
+
+/// What helm said last.
+pub(super) fn helm_log() -> PathBuf {
+    folder().join("helm.log")
+}
+
+/// Every key that was made for the release of a namespace, by its name.
+pub(super) async fn keys(cluster: &Cluster, namespace: &str) -> BTreeMap<String, Vec<u8>> {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
+    let mut keys = BTreeMap::new();
+    for suffix in ["keys", "access"] {
+        let secret = secrets.get(&format!("{RELEASE}-{suffix}")).await.expect("was made");
+        keys.extend(secret.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)));
+    }
+    keys
 }
 
 /// A release, and the Jobs that were run for it.
@@ -180,14 +196,14 @@ impl Release<'_> {
 
     /// Whether helm did it, and what it said.
     async fn tried(&mut self, arguments: &[&str]) -> (bool, String) {
-        let mut child = helm(arguments);
+        let mut child = helm(RELEASES, arguments);
         let ended = until("helm ends", async || {
             self.run_jobs().await;
             child.try_wait().expect("can be asked")
         })
         .await;
         self.run_jobs().await;
-        (ended.success(), fs::read_to_string(folder().join("helm.log")).expect("a log"))
+        (ended.success(), fs::read_to_string(helm_log()).expect("a log"))
     }
 
     /// As the Job controller and a node would: runs each Job that was not run, and says how it ended.
@@ -269,15 +285,8 @@ impl Release<'_> {
         path
     }
 
-    /// Every key that was made, by Secret and name.
     async fn keys(&self) -> BTreeMap<String, Vec<u8>> {
-        let secrets: Api<Secret> = Api::namespaced(self.cluster.client.clone(), RELEASES);
-        let mut keys = BTreeMap::new();
-        for suffix in ["keys", "access"] {
-            let secret = secrets.get(&format!("{RELEASE}-{suffix}")).await.expect("was made");
-            keys.extend(secret.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)));
-        }
-        keys
+        keys(self.cluster, RELEASES).await
     }
 
     async fn image(&self) -> String {

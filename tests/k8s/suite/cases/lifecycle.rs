@@ -27,10 +27,14 @@ pub(super) async fn pool_of(postern: &Postern<'_>, count: usize) {
 
 /// The address of a sandbox's pod, by its claim.
 pub(super) async fn address(postern: &Postern<'_>, id: &str) -> IpAddr {
-    let claims = postern.cluster.api(EXTENSIONS, "SandboxClaim", &postern.namespace);
-    let claim = claims.get(id).await.expect("is there");
+    address_in(postern.cluster, &postern.namespace, id).await
+}
+
+/// The same in a namespace.
+pub(super) async fn address_in(cluster: &Cluster, namespace: &str, id: &str) -> IpAddr {
+    let claim = cluster.api(EXTENSIONS, "SandboxClaim", namespace).get(id).await.expect("is there");
     let name = claim.data["status"]["sandbox"]["name"].as_str().expect("is bound").to_owned();
-    let pod = postern.cluster.api("v1", "Pod", &postern.namespace).get(&name).await.expect("is there");
+    let pod = cluster.api("v1", "Pod", namespace).get(&name).await.expect("is there");
     pod.data["status"]["podIP"].as_str().and_then(|text| text.parse().ok()).expect("an address")
 }
 

@@ -11,6 +11,7 @@ use crate::postern::{ORCHESTRATOR_ADDRESS, Postern, SECOND_ADDRESS, create_call,
 use crate::running::{Answer, try_http, wait_for};
 use serde_json::Value;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -32,8 +33,8 @@ impl Drop for Postgres {
     }
 }
 
-/// A Postgres on a socket, which ends with the case; and its URL.
-pub(crate) fn postgres(home: &Path) -> (Postgres, String) {
+/// A Postgres on a socket, which ends with the case, and its URL; with an address, for pods too.
+pub(crate) fn postgres(home: &Path, address: Option<&str>) -> (Postgres, String) {
     let folders = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
     let found =
         folders.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
@@ -47,27 +48,23 @@ pub(crate) fn postgres(home: &Path) -> (Postgres, String) {
     let wanted = [init.as_str(), "-A", "trust", "-U", "postgres", "--no-sync", "-D", &data];
     // From where nobody may be: it goes back to where it was started.
     must("env", &[&["--chdir=/", "setpriv"][..], &as_nobody[..], &wanted].concat());
+    let access = fs::OpenOptions::new().append(true).open(format!("{data}/pg_hba.conf"));
+    writeln!(access.expect("was made"), "host all all 10.77.0.0/16 trust").expect("writes");
+    let listen = format!("listen_addresses={}", address.unwrap_or_default());
     let mut command = Command::new("setpriv");
-    command.args(as_nobody).arg(server).args([
-        "-c",
-        "listen_addresses=",
-        "-c",
-        "fsync=off",
-        "-k",
-        &home,
-        "-D",
-        &data,
-    ]);
+    command.args(as_nobody).arg(server).args(["-c", &listen, "-c", "fsync=off", "-k", &home, "-D", &data]);
     command.current_dir("/");
-    let mut part = Part::start("postgres", &command);
+    // What it says is waited for, and another case's has said it.
+    let mut part = Part::start(address.map_or("postgres", |_| "postgres-for-pods"), &command);
     wait_for("Postgres", || {
         part.must_run();
         part.log().contains("ready to accept connections").then_some(())
     });
-    (
-        Postgres(Some(part)),
-        format!("postgres://postgres@localhost/postgres?host={}", home.replace('/', "%2F")),
-    )
+    let url = match address {
+        Some(address) => format!("postgres://postgres@{address}:5432/postgres"),
+        None => format!("postgres://postgres@localhost/postgres?host={}", home.replace('/', "%2F")),
+    };
+    (Postgres(Some(part)), url)
 }
 
 /// A call of whichever answers; who is asked first changes.
@@ -159,7 +156,7 @@ pub(crate) async fn either_of_two_orchestrators_may_be_killed_and_nothing_leaks(
     // Sockets have short names.
     let home = tempfile::tempdir().expect("a folder");
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("is ours");
-    let (_database, url) = postgres(&home.path().join("pg"));
+    let (_database, url) = postgres(&home.path().join("pg"), None);
     let mut postern = Postern::start_two(cluster, "replicas", url).await;
     for round in 0..rounds() {
         let victim = usize::try_from(round % 2).expect("fits");

@@ -7,10 +7,12 @@
 //! gVisor's kernel has not is masked, and `RuntimeDefault` is the filter of our local sandboxes.
 
 use super::given::{API_SERVER, Given};
+use super::image::Image;
 use super::pod::{Network, Wrong};
 use crate::parts::{Part, folder};
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, SecurityContext, VolumeMount};
 use kube::ResourceExt as _;
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
@@ -19,8 +21,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The init container's image is our own; what is in it is the program of this build.
-const OWN_IMAGE: &str = "postern-sandbox";
 /// Where a container says why it ended, unless its spec names another file.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Where a container's programs look for who knows the names.
@@ -57,6 +57,11 @@ impl Started {
         self.part.ended().map(|status| status.code().unwrap_or(137))
     }
 
+    /// Tells its process 1 to end (SIGTERM).
+    pub(super) fn ask_to_end(&self) {
+        signal(self.part.pid(), Signal::TERM);
+    }
+
     /// What it left for whoever asks why it ended.
     pub(super) fn said(&self) -> String {
         let mut said = fs::read(&self.said).unwrap_or_default();
@@ -68,12 +73,16 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         // Bubblewrap has given up the right to kill who has another user id; its end would not be theirs.
-        for child in children(self.part.pid()) {
-            let child = i32::try_from(child).ok().and_then(rustix::process::Pid::from_raw);
-            // It may have ended by itself.
-            let _ = child
-                .is_some_and(|it| rustix::process::kill_process(it, rustix::process::Signal::KILL).is_ok());
-        }
+        signal(self.part.pid(), Signal::KILL);
+    }
+}
+
+/// Sends it to what bubblewrap started.
+fn signal(bubblewrap: u32, signal: Signal) {
+    for child in children(bubblewrap) {
+        let child = i32::try_from(child).ok().and_then(rustix::process::Pid::from_raw);
+        // It may have ended by itself.
+        let _ = child.is_some_and(|it| rustix::process::kill_process(it, signal).is_ok());
     }
 }
 
@@ -101,10 +110,10 @@ impl Plan<'_> {
     pub(super) fn command(&self, container: &Container, said: &Path) -> Result<Command, Wrong> {
         let env = self.environment(container)?;
         let expand = |text: &String| expanded(text, &env);
-        let image = container.image.as_deref().unwrap_or_default();
+        let image = Image::of(container.image.as_deref().unwrap_or_default());
         let mut words: Vec<String> = container.command.iter().flatten().map(expand).collect();
-        if words.is_empty() && image.contains(OWN_IMAGE) {
-            words.push("/entrypoint".to_owned());
+        if words.is_empty() {
+            words = image.entrypoint();
         }
         words.extend(container.args.iter().flatten().map(expand));
         let security = container.security_context.as_ref();
@@ -112,7 +121,8 @@ impl Plan<'_> {
         let mut command = filtered(self.network, is_filtered(self.spec, security));
         command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
         command.args(["--as-pid-1", "--die-with-parent", "--new-session", "--clearenv"]);
-        command.args(["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"]);
+        image.show(&mut command);
+        command.args(["--proc", "/proc", "--dev", "/dev"]);
         for name in MASKED.iter().filter(|name| Path::new("/proc").join(name).exists()) {
             command.args(["--ro-bind", "/dev/null", &format!("/proc/{name}")]);
         }
@@ -120,13 +130,6 @@ impl Plan<'_> {
             command.args(["--ro-bind", &format!("/proc/{name}"), &format!("/proc/{name}")]);
         }
         command.args(["--size", "67108864", "--perms", "1777", "--tmpfs", "/dev/shm"]);
-        for link in ["bin", "sbin", "lib", "lib64"] {
-            command.args(["--symlink", &format!("usr/{link}"), &format!("/{link}")]);
-        }
-        command.arg("--ro-bind").arg(built("postern-sandboxd")).arg("/entrypoint");
-        if image.contains(OWN_IMAGE) {
-            command.arg("--ro-bind").arg(built("postern-sync")).arg("/postern-sync");
-        }
         let places = container.volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str());
         // Bubblewrap would make them for root alone.
         for folder in places.chain([RESOLVER]).flat_map(|place| Path::new(place).ancestors().skip(1)) {
@@ -146,7 +149,8 @@ impl Plan<'_> {
             command.args(["--setenv", name, value]);
         }
         // Bubblewrap would show this user as another; a container is it.
-        command.args(["--", "setpriv", "--reuid", &uid.to_string(), "--regid", &gid.to_string()]);
+        command.arg("--").args(image.setpriv());
+        command.args(["--reuid", &uid.to_string(), "--regid", &gid.to_string()]);
         command.args(["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]);
         command.args(["--bounding-set=-all", "--"]).args(words);
         Ok(command)
@@ -173,11 +177,14 @@ impl Plan<'_> {
     /// Who knows the names: the cluster, unless the pod has its own.
     fn resolver(&self) -> String {
         let own = self.spec.dns_config.as_ref().and_then(|config| config.nameservers.clone());
-        let servers = match self.spec.dns_policy.as_deref() {
-            Some("None") => own.unwrap_or_default(),
-            _ => vec![crate::surroundings::DNS_SERVICE.to_owned()],
-        };
-        servers.iter().map(|server| format!("nameserver {server}\n")).collect()
+        if self.spec.dns_policy.as_deref() == Some("None") {
+            return own.iter().flatten().map(|server| format!("nameserver {server}\n")).collect();
+        }
+        let namespace = self.pod.namespace().unwrap_or_default();
+        let server = crate::surroundings::DNS_SERVICE;
+        format!(
+            "search {namespace}.svc.cluster.local svc.cluster.local\nnameserver {server}\noptions ndots:5\n"
+        )
     }
 
     fn environment(&self, container: &Container) -> Result<BTreeMap<String, String>, Wrong> {
@@ -253,11 +260,4 @@ fn user(spec: &PodSpec, own: Option<&SecurityContext>) -> Result<(i64, i64), Wro
 /// `$(NAME)` as the kubelet replaces it: names that are not there stay as they are.
 fn expanded(text: &str, env: &BTreeMap<String, String>) -> String {
     env.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
-}
-
-/// A program of this build, with what pods need.
-fn built(name: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("knows where it is");
-    let found = own.ancestors().map(|folder: &Path| folder.join(name)).find(|path| path.is_file());
-    found.expect("`scripts/build.sh` builds it beside this test")
 }

@@ -4,7 +4,7 @@
 
 use super::pod::Wrong;
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount, Volume};
+use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Pod, Secret, ServiceAccount, Volume};
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt as _};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +22,7 @@ type Data = BTreeMap<String, Vec<u8>>;
 /// Everything that was read for one pod.
 #[derive(Debug, Default)]
 pub(super) struct Given {
+    namespace: String,
     maps: BTreeMap<String, Data>,
     secrets: BTreeMap<String, Data>,
     token: Option<String>,
@@ -35,7 +36,7 @@ impl Given {
     pub(super) async fn read(client: &Client, pod: &Pod) -> Result<Self, Wrong> {
         let namespace = pod.namespace().expect("has one");
         let (map_names, secret_names) = names(pod);
-        let mut given = Self::default();
+        let mut given = Self { namespace: namespace.clone(), ..Self::default() };
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
         for name in map_names {
             let found = patiently(&maps, &name).await?;
@@ -81,12 +82,14 @@ impl Given {
         if volume.empty_dir.is_some() {
             return Ok(Data::new());
         }
-        if let Some(map) = &volume.config_map {
-            return self.maps.get(&map.name).cloned().ok_or_else(refused);
+        let map = |name: &str, items: Option<&[KeyToPath]>| chosen(self.maps.get(name)?, items);
+        let secret = |name: &str, items: Option<&[KeyToPath]>| chosen(self.secrets.get(name)?, items);
+        if let Some(of) = &volume.config_map {
+            return map(&of.name, of.items.as_deref()).ok_or_else(refused);
         }
-        if let Some(secret) = &volume.secret {
-            let name = secret.secret_name.clone().unwrap_or_default();
-            return self.secrets.get(&name).cloned().ok_or_else(refused);
+        if let Some(of) = &volume.secret {
+            let name = of.secret_name.as_deref().unwrap_or_default();
+            return secret(name, of.items.as_deref()).ok_or_else(refused);
         }
         let sources = volume.projected.as_ref().ok_or_else(refused)?.sources.as_deref().unwrap_or_default();
         let mut files = Data::new();
@@ -94,15 +97,27 @@ impl Given {
             if let Some(token) = source.service_account_token.as_ref() {
                 files.insert(token.path.clone(), self.token.clone().unwrap_or_default().into_bytes());
             }
-            if let Some(map) = &source.config_map {
-                files.extend(self.maps.get(&map.name).cloned().unwrap_or_default());
+            if let Some(of) = &source.config_map {
+                files.extend(map(&of.name, of.items.as_deref()).ok_or_else(refused)?);
             }
-            if let Some(secret) = &source.secret {
-                files.extend(self.secrets.get(&secret.name).cloned().unwrap_or_default());
+            if let Some(of) = &source.secret {
+                files.extend(secret(&of.name, of.items.as_deref()).ok_or_else(refused)?);
+            }
+            for item in source.downward_api.iter().flat_map(|api| api.items.iter().flatten()) {
+                let field = item.field_ref.as_ref().map(|field| field.field_path.as_str());
+                if field == Some("metadata.namespace") {
+                    files.insert(item.path.clone(), self.namespace.clone().into_bytes());
+                }
             }
         }
         Ok(files)
     }
+}
+
+/// What of an object's data a volume shows, by the names that it gives; `None`: a key is not there.
+fn chosen(data: &Data, items: Option<&[KeyToPath]>) -> Option<Data> {
+    let Some(items) = items else { return Some(data.clone()) };
+    items.iter().map(|item| Some((item.path.clone(), data.get(&item.key)?.clone()))).collect()
 }
 
 /// A ConfigMap that a controller may be about to make: a new namespace's certificates of the cluster.

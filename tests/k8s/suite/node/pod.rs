@@ -4,6 +4,7 @@
 
 use super::container::{Plan, Started};
 use super::given::Given;
+use super::ready::Probe;
 use crate::parts::{folder, must};
 use crate::running::wait_for;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
@@ -48,10 +49,27 @@ pub(super) struct Running {
     containers: Vec<(String, Started)>,
     /// Those that have ended.
     over: Over,
-    /// Its status says that it runs.
-    is_told: bool,
     /// So many ends were told.
     told_ends: usize,
+    /// How it is asked whether it is ready; without, it is once its ports are listened on.
+    probe: Option<Probe>,
+    is_ready: bool,
+    /// Answers that were not good, one after the other.
+    misses: i32,
+    stage: Stage,
+}
+
+/// How far a pod's life has come, and its status with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Its processes run.
+    Started,
+    /// Its status says so; of containers that have ended since, it says that.
+    Told,
+    /// It was deleted, and has time to end.
+    Leaving,
+    /// All of its containers have ended by themselves.
+    Over,
 }
 
 /// By a container's name: its exit code, and what it left.
@@ -122,6 +140,7 @@ impl Running {
         judge(pod, spec)?;
         let uid = pod.uid().expect("has one");
         let volumes = folder().join("pods").join(&uid);
+        let probe = Probe::of(spec, address);
         let mut running = Self {
             pod: pod.clone(),
             address,
@@ -129,8 +148,11 @@ impl Running {
             volumes,
             containers: Vec::new(),
             over: Over::new(),
-            is_told: false,
             told_ends: 0,
+            is_ready: probe.is_none(),
+            probe,
+            misses: 0,
+            stage: Stage::Started,
         };
         running.make_volumes(spec.volumes.as_deref().unwrap_or_default(), given)?;
         let (network, folder) = (&running.network, running.volumes.as_path());
@@ -146,7 +168,9 @@ impl Running {
         let start = |it: &Container| Ok::<_, Wrong>((it.name.clone(), plan.start(it)?));
         let containers: Result<Vec<_>, _> = spec.containers.iter().map(start).collect();
         running.containers = containers?;
-        running.listens(spec);
+        if running.is_ready {
+            running.listens(spec);
+        }
         Ok(running)
     }
 
@@ -170,13 +194,49 @@ impl Running {
     }
 
     /// Its status says now that it runs: from here on its end can be told.
-    pub(super) const fn told(&mut self) {
-        self.is_told = true;
+    pub(super) fn told(&mut self) {
+        if self.stage == Stage::Started {
+            self.stage = Stage::Told;
+        }
+    }
+
+    pub(super) const fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    pub(super) const fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// How it is asked, as long as it matters: without one of its containers it is not ready any more.
+    pub(super) fn probe(&self) -> Option<Probe> {
+        self.probe.clone().filter(|_| self.stage == Stage::Told && self.over.is_empty())
+    }
+
+    /// It was asked; whether that changes anything.
+    pub(super) fn heard(&mut self, is_good: bool) -> bool {
+        self.misses = if is_good { 0 } else { self.misses.saturating_add(1) };
+        let most = self.probe.as_ref().map_or(0, |probe| probe.most_misses);
+        let is_ready = is_good || (self.is_ready && self.misses < most);
+        std::mem::replace(&mut self.is_ready, is_ready) != is_ready
+    }
+
+    /// It is to leave; whether it was not told before.
+    pub(super) fn begin_to_leave(&mut self) -> bool {
+        std::mem::replace(&mut self.stage, Stage::Leaving) != Stage::Leaving
+    }
+
+    pub(super) fn ask_to_end(&self) {
+        self.containers.iter().for_each(|(_, container)| container.ask_to_end());
+    }
+
+    pub(super) fn has_left(&mut self) -> bool {
+        self.containers.iter_mut().all(|(_, container)| container.ended().is_some())
     }
 
     /// What of it has ended, each time that is more.
     pub(super) fn has_ended(&mut self) -> Option<Ended> {
-        if !self.is_told {
+        if self.stage != Stage::Told {
             return None;
         }
         for (name, container) in &mut self.containers {
@@ -186,6 +246,9 @@ impl Running {
         }
         let is_more = self.over.len() > self.told_ends;
         self.told_ends = self.over.len();
+        if self.containers.iter().all(|(name, _)| self.over.contains_key(name)) {
+            self.stage = Stage::Over;
+        }
         is_more.then(|| Ended { pod: self.pod.clone(), over: self.over.clone() })
     }
 
