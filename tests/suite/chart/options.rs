@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What values turn on, rendered by helm: that it is there, that it finds what it is for, and that it is
-//! not there otherwise. Kinds whose CRDs no cluster of ours has (ServiceMonitor, HTTPRoute) are looked
+//! not there otherwise. Kinds whose CRDs no cluster of ours has (`ServiceMonitor`, `HTTPRoute`) are looked
 //! at here only.
 
 use super::{CHART, containers, helm, keep_to_restricted, name, of_kind, pod, template};

@@ -50,11 +50,10 @@ pub(crate) async fn files_are_in_a_pod_before_it_runs_kept_in_step_and_flushed_a
     // What others write is seen by a sandbox that runs.
     let later = json!({ "written": "later" });
     store(&postern, "notes/later.json", &later);
+    let later = later.to_string();
     let look = "cat /data/user/notes/later.json 2>/dev/null || true";
-    until("an upload is seen inside", async || {
-        (inside(&postern, &sandbox, look) == later.to_string()).then_some(())
-    })
-    .await;
+    until("an upload is seen inside", async || (inside(&postern, &sandbox, look) == later).then_some(()))
+        .await;
     // Written last, and its end at once.
     inside(&postern, &sandbox, "echo last > /data/user/last; rm /data/user/notes/a.json");
     postern.told(&["sandbox", "rm", &sandbox]);
