@@ -36,7 +36,7 @@ use postern_common::tasks::Tasks;
 use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::io::DuplexStream;
@@ -136,8 +136,8 @@ where
 {
     let key = BASE64.decode(&options.key).ok().filter(|key| key.len() == 32);
     let key = key.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, InvalidKey))?;
-    let listener = TcpListener::bind(options.address).await?;
-    let address = listener.local_addr()?;
+    let listeners = bind(options.address, hears_own).await?;
+    let address = listeners.first().ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()?;
     let inner = connect_inside(serve, tasks).await.map_err(io::Error::other)?;
     let gate = Arc::new(Gate {
         pod: options.pod,
@@ -148,11 +148,31 @@ where
         inner,
         execs: Execs::new(tasks.clone()),
     });
-    let (room, all) = (Arc::new(Semaphore::new(CONNECTIONS)), tasks.clone());
-    tasks.spawn(async move |stop| {
-        let _ = stop.run_until_cancelled(accept(listener, gate, room, all)).await;
-    });
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    for listener in listeners {
+        let (gate, room, all) = (Arc::clone(&gate), Arc::clone(&room), tasks.clone());
+        tasks.spawn(async move |stop| {
+            let _ = stop.run_until_cancelled(accept(listener, gate, room, all)).await;
+        });
+    }
     Ok(address)
+}
+
+/// Listens. Whoever does not hear its own pod takes the port of all of IPv4 in IPv6 too: else the agent
+/// could listen there, and take orders that are not for it where a pod has addresses of both.
+async fn bind(address: SocketAddr, hears_own: bool) -> io::Result<Vec<TcpListener>> {
+    if hears_own || address.ip() != IpAddr::V4(Ipv4Addr::UNSPECIFIED) {
+        return Ok(vec![TcpListener::bind(address).await?]);
+    }
+    let both = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port())).await {
+        Ok(both) => both,
+        Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => return Err(taken),
+        // There is no IPv6 here.
+        Err(_) => return Ok(vec![TcpListener::bind(address).await?]),
+    };
+    // Mostly it is of both. Where IPv6 is kept to itself (`net.ipv6.bindv6only`), that of IPv4 is still free.
+    let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, both.local_addr()?.port())).await;
+    Ok(std::iter::once(both).chain(other).collect())
 }
 
 /// A connection to the services, in memory.

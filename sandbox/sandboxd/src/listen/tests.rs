@@ -294,3 +294,21 @@ fn nonces_are_forgotten_when_no_clock_takes_them_for_fresh_and_never_before() {
     assert!(!full.is_new(&envelope(u32::MAX), 1000), "a flood is refused, not forgotten");
     assert!(full.is_new(&envelope(u32::MAX), 1061));
 }
+
+#[tokio::test]
+async fn whoever_does_not_hear_its_own_pod_leaves_its_port_to_nobody() {
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_err() {
+        return;
+    }
+    let all = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let hears = bind(all, true).await.expect("listens");
+    let port = hears.first().expect("is one").local_addr().expect("has an address").port();
+    let ours = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await;
+    assert!(ours.is_ok(), "the control: of one family the other is free");
+    let held = bind(all, false).await.expect("listens");
+    let port = held.first().expect("is one").local_addr().expect("has an address").port();
+    for address in [IpAddr::from(Ipv6Addr::LOCALHOST), Ipv4Addr::LOCALHOST.into()] {
+        assert!(TcpListener::bind((address, port)).await.is_err(), "{address}");
+        assert!(TcpStream::connect((address, port)).await.is_ok(), "{address}");
+    }
+}
