@@ -198,10 +198,16 @@ impl Beside {
 
     /// Has the sync that runs bring everything to the store, and waits for that for a while.
     async fn flush(&self) {
-        let Some(run) = self.running.lock().await.take() else { return };
-        if run.orders.try_send(Order::Flush { within_millis: LAST_MILLIS }).is_ok() {
-            drop(timeout(LAST_TIME, run.ended).await);
-        }
+        // INVARIANT: held to the end, so that nobody begins a second sync of the same tree meanwhile.
+        let mut running = self.running.lock().await;
+        let Some(run) = running.take() else { return };
+        let flushed = async {
+            // A token may be on its way before it.
+            if run.orders.send(Order::Flush { within_millis: LAST_MILLIS }).await.is_ok() {
+                drop(run.ended.await);
+            }
+        };
+        drop(timeout(LAST_TIME, flushed).await);
     }
 }
 

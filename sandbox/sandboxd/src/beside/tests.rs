@@ -95,6 +95,25 @@ async fn the_last_flush_gives_way_to_another_and_not_to_who_would_go_on() {
 }
 
 #[tokio::test]
+async fn nobody_begins_a_second_sync_while_the_last_flush_of_the_first_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let beside = beside(folder.path());
+    // It hears the order to flush and goes on.
+    fs::write(&beside.program, SCRIPT.replace("*wait*", "*wait*|*within_millis*")).expect("writes");
+    let _unread = beside.begin(message("wait", false)).await.expect("begins");
+    heard(&beside, &["begin"]).await;
+    let other = async {
+        heard(&beside, &["within_millis"]).await;
+        let begun = beside.begin(message("two", true));
+        timeout(Duration::from_millis(200), begun).await.expect_err("waits for the flush");
+    };
+    tokio::select! {
+        () = beside.flush() => panic!("the flush goes on"),
+        () = other => {}
+    }
+}
+
+#[tokio::test]
 async fn what_ends_before_it_has_begun_is_told_and_left() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut beside = beside(folder.path());
