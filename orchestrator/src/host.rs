@@ -110,6 +110,12 @@ pub trait Host: Runtime {
         false
     }
 
+    /// Waits while the sync of a pod that is being deleted may still carry files by itself; for no longer
+    /// than a pod has to end.
+    fn until_sync_left<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// A connection to that sync, and where its requests come from; `None` if there is none.
     ///
     /// # Errors
@@ -235,6 +241,10 @@ impl Host for KubernetesRuntime {
 
     fn is_sync_beside(&self, sandbox: &SandboxId) -> bool {
         self.has_sync(sandbox)
+    }
+
+    fn until_sync_left<'a>(&'a self, sandbox: &'a SandboxId) -> BoxFuture<'a, ()> {
+        Box::pin(self.wait_for_leaving_sync(sandbox))
     }
 
     fn sync_beside<'a>(

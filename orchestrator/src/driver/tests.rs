@@ -12,16 +12,16 @@ use crate::runtime::{Agent, Create, Enforced, Found, Probed, Runtime, Swept};
 use crate::sessions::sync::SyncSessions;
 use crate::storage::{Quota, Storage, StorageSettings};
 use crate::store::tests::{Database, make, sandbox};
-use crate::store::{AuditFilter, Kept, SessionRow};
+use crate::store::{AuditFilter, Kept, SessionRow, SyncSessionRow};
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
-use postern_common::session::Peer;
+use postern_common::session::{AcceptedToken, Peer};
 use postern_common::settings::Storage as Chosen;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -43,6 +43,10 @@ struct Stand {
     keeps_memory: AtomicBool,
     fails_to_end: AtomicBool,
     is_silent: AtomicBool,
+    /// Its pods are being deleted, until there is a permit; who waits for that.
+    is_leaving: AtomicBool,
+    waits: AtomicUsize,
+    leaving: Semaphore,
 }
 
 impl Stand {
@@ -58,6 +62,9 @@ impl Stand {
             keeps_memory: AtomicBool::new(false),
             fails_to_end: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
+            waits: AtomicUsize::new(0),
+            leaving: Semaphore::new(0),
         })
     }
 
@@ -152,6 +159,14 @@ impl Host for Stand {
     }
     fn has_syncs(&self) -> bool {
         self.has_syncs.load(Ordering::Relaxed)
+    }
+    fn until_sync_left<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, ()> {
+        Box::pin(async {
+            if self.is_leaving.load(Ordering::Relaxed) {
+                self.waits.fetch_add(1, Ordering::Relaxed);
+                drop(self.leaving.acquire().await);
+            }
+        })
     }
 }
 
@@ -513,4 +528,31 @@ async fn what_is_refused_leaves_nothing_behind() {
     let refused = refused.expect_err("is one too many").to_string();
     assert_eq!(refused, "the quota `sandboxes` of 1 would be exceeded: 1 are used, 1 more wanted");
     assert_eq!(bench.driver.0.lanes.count(), before);
+}
+
+#[tokio::test]
+async fn what_a_pod_flushes_that_is_deleted_is_not_cut_off_by_the_end_of_its_session() {
+    let bench = Bench::new().await;
+    let row = bench.running().await;
+    let id = row.new.id.clone();
+    let until_then = clock::now().saturating_add(SignedDuration::from_hours(1)).expect("is a time");
+    let session = SyncSessionRow {
+        id: new(9).id,
+        sandbox: id.clone(),
+        tenant: row.new.tenant.clone(),
+        user_id: row.new.user_id.clone(),
+        conversation_id: row.new.conversation_id.clone(),
+        template: row.new.template.clone(),
+        peer: Peer::Socket("/nowhere".into()),
+        tokens: vec![AcceptedToken { jti: "a".to_owned(), until: until_then }],
+        rotate_at: until_then,
+    };
+    bench.store.add_sync_session(&session).await.expect("is written");
+    bench.host.is_leaving.store(true, Ordering::Relaxed);
+    bench.destroy(&id).await;
+    until("its end is waited for", async || bench.host.waits.load(Ordering::Relaxed) > 0).await;
+    assert_eq!(bench.store.sync_sessions(Some(&id)).await.expect("answers").len(), 1);
+    bench.host.leaving.add_permits(1000);
+    bench.over(&id).await;
+    assert_eq!(bench.store.sync_sessions(Some(&id)).await.expect("answers"), []);
 }

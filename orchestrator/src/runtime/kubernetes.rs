@@ -60,6 +60,8 @@ const REACH_TIME: Duration = Duration::from_secs(5);
 const REACH_AGAIN: Duration = Duration::from_millis(20);
 /// How long a claim and its pod may take to go: kubelets give 30 s.
 const GONE_TIME: Duration = Duration::from_secs(45);
+/// How long a pod that was told to end may still flush: what it is given for that, and some.
+const LEAVE_TIME: Duration = Duration::from_secs(35);
 /// A claim that is younger belongs to a replica that is at work, whatever was read before.
 const YOUNG: i64 = 60;
 
@@ -183,6 +185,18 @@ impl KubernetesRuntime {
         let is_there = |pod: &PodFacts| pod.has_sync && !pod.is_leaving && !pod.addresses.is_empty();
         let pod = pod.filter(|pod| self.settings.brings_syncs && is_there(pod))?;
         Some(Bound { sandbox: claim?.sandbox?, pod: pod.uid, addresses: pod.addresses })
+    }
+
+    /// Waits while a pod is being deleted in which a sync runs: it was told to flush, and its session has to
+    /// last for that. A node that is gone tells nothing, and is not waited for any longer.
+    pub(crate) async fn wait_for_leaving_sync(&self, sandbox: &SandboxId) {
+        if self.settings.brings_syncs {
+            let has_left =
+                |view: &View| (!view.pod.as_ref().is_some_and(PodFacts::is_flushing)).then_some(());
+            if self.cluster.wait(sandbox, LEAVE_TIME, has_left).await.is_err() {
+                tracing::warn!(%sandbox, "its pod was told to end, and it is not known whether its files were flushed");
+            }
+        }
     }
 
     /// A connection to a sandbox's sync, and where its requests come from.

@@ -239,6 +239,8 @@ impl Syncs {
     pub(crate) async fn finish(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
         let id = &sandbox.new.id;
         self.stop(id).await;
+        // Ended now, its session would end what it flushes by itself.
+        self.0.host.until_sync_left(id).await;
         if self.0.host.is_sync_beside(id) {
             return self.finish_beside(sandbox).await;
         }

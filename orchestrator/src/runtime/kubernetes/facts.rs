@@ -163,6 +163,11 @@ impl PodFacts {
         };
         Some((owner, facts))
     }
+
+    /// Whether its sync, told to end, may still carry files.
+    pub(super) const fn is_flushing(&self) -> bool {
+        self.is_leaving && self.has_sync
+    }
 }
 
 impl PodState {

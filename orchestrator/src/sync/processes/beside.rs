@@ -72,11 +72,15 @@ impl Syncs {
         Ok(report)
     }
 
-    /// Gives a pod's sync its next token. One that does not take it is without a session afterwards.
+    /// Gives a pod's sync its next token. One that does not take it is without a session afterwards; of a pod
+    /// that is being deleted, whose sync flushes, it stays as it is.
     ///
     /// # Errors
     /// [`SyncError`].
     pub(crate) async fn rotate_beside(&self, id: &SandboxId) -> Result<(), SyncError> {
+        if !self.0.host.is_sync_beside(id) {
+            return Ok(());
+        }
         let Some(token) = self.0.sessions.refresh_of(id, clock::now()).await? else { return Ok(()) };
         let handed = async {
             let Some((agent, _)) = self.0.host.sync_beside(id).await? else { return Ok(false) };

@@ -142,6 +142,29 @@ fn a_pod_s_sync_is_there_until_it_has_ended_whatever_became_of_the_sandbox() {
 }
 
 #[test]
+fn a_pod_that_is_deleted_flushes_until_its_sync_has_ended() {
+    let is_flushing = |metadata: Value, status: Value| {
+        let mut pod = json!({
+            "metadata": { "name": "a", "uid": "u", "ownerReferences": [
+                { "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": "a", "uid": "s" },
+            ] },
+            "spec": { "containers": [{ "name": "sandbox" }, { "name": "sync" }] }, "status": status,
+        });
+        for (name, value) in metadata.as_object().expect("an object") {
+            pod["metadata"][name] = value.clone();
+        }
+        let pod: Pod = serde_json::from_value(pod).expect("is a pod");
+        PodFacts::of(&pod).expect("is a sandbox's").1.is_flushing()
+    };
+    let ended = |name: &str| json!({ "phase": "Running", "containerStatuses": [{ "name": name, "state": { "terminated": {} } }] });
+    let leaving = json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" });
+    assert!(is_flushing(leaving.clone(), ended("sandbox")), "the sandbox ends at once, its sync does not");
+    assert!(!is_flushing(leaving.clone(), ended("sync")));
+    assert!(!is_flushing(leaving, json!({ "phase": "Failed" })));
+    assert!(!is_flushing(json!({}), ended("sandbox")), "it is there to be ordered to flush");
+}
+
+#[test]
 fn what_a_cluster_says_is_kept_short_and_plain() {
     let long = format!("\u{1b}[31m{}", "x".repeat(10_000));
     let found = claim(&ready("False", "DependenciesNotReady", &long), "");
