@@ -43,6 +43,9 @@ struct Stand {
     keeps_memory: AtomicBool,
     fails_to_end: AtomicBool,
     is_silent: AtomicBool,
+    /// Syncs are beside its sandboxes, and cannot be reached: how often that was tried.
+    has_beside: AtomicBool,
+    tried: AtomicUsize,
     /// Its pods are being deleted, until there is a permit; who waits for that.
     is_leaving: AtomicBool,
     waits: AtomicUsize,
@@ -62,6 +65,8 @@ impl Stand {
             keeps_memory: AtomicBool::new(false),
             fails_to_end: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
+            has_beside: AtomicBool::new(false),
+            tried: AtomicUsize::new(0),
             is_leaving: AtomicBool::new(false),
             waits: AtomicUsize::new(0),
             leaving: Semaphore::new(0),
@@ -160,12 +165,25 @@ impl Host for Stand {
     fn has_syncs(&self) -> bool {
         self.has_syncs.load(Ordering::Relaxed)
     }
+    fn is_sync_beside(&self, _sandbox: &SandboxId) -> bool {
+        self.has_beside.load(Ordering::Relaxed)
+    }
     fn until_sync_left<'a>(&'a self, _sandbox: &'a SandboxId) -> BoxFuture<'a, ()> {
         Box::pin(async {
             if self.is_leaving.load(Ordering::Relaxed) {
                 self.waits.fetch_add(1, Ordering::Relaxed);
                 drop(self.leaving.acquire().await);
             }
+        })
+    }
+    fn sync_beside<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<(Agent, Peer)>, RuntimeError>> {
+        Box::pin(async {
+            self.tried.fetch_add(1, Ordering::Relaxed);
+            drop(self.connecting.acquire().await.expect("is open"));
+            Err(RuntimeError::NotRunning { sandbox: sandbox.clone() })
         })
     }
 }
@@ -528,6 +546,26 @@ async fn what_is_refused_leaves_nothing_behind() {
     let refused = refused.expect_err("is one too many").to_string();
     assert_eq!(refused, "the quota `sandboxes` of 1 would be exceeded: 1 are used, 1 more wanted");
     assert_eq!(bench.driver.0.lanes.count(), before);
+}
+
+#[tokio::test]
+async fn a_sync_that_cannot_be_begun_is_tried_by_one_task_however_often_it_is_missed() {
+    let bench = Bench::new().await;
+    let row = bench.running().await;
+    bench.host.has_beside.store(true, Ordering::Relaxed);
+    for _sweep in 0..5 {
+        bench.driver.syncs().resume(&row);
+    }
+    let tried = || bench.host.tried.load(Ordering::Relaxed);
+    until("it is tried", async || tried() > 0).await;
+    let more = async {
+        while tried() < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_millis(200), more).await.expect_err("the first holds on");
+    bench.open_all_doors();
+    until("the control: it fails, and is tried again", async || tried() > 1).await;
 }
 
 #[tokio::test]

@@ -334,7 +334,9 @@ impl Driver {
         }
         let synced = store.sync_sessions(None).await?;
         let synced: BTreeSet<&SandboxId> = synced.iter().map(|session| &session.sandbox).collect();
-        running.iter().filter(|row| !synced.contains(&row.new.id)).for_each(|row| syncs.resume(row));
+        // Who is in its lane may be about to flush or to pause it.
+        let is_missing = |id: &SandboxId| !synced.contains(id) && !self.0.lanes.is_busy(id);
+        running.iter().filter(|row| is_missing(&row.new.id)).for_each(|row| syncs.resume(row));
         Ok(())
     }
 

@@ -93,10 +93,13 @@ impl SyncSessions {
         sandbox: &SandboxId,
         now: Timestamp,
     ) -> Result<Option<Secret<String>>, SessionError> {
-        match self.store.sync_sessions(Some(sandbox)).await?.pop() {
-            Some(row) => self.refresh(&row.id, now).await.map(|(_, token)| Some(token)),
-            None => Ok(None),
+        let mut rows = self.store.sync_sessions(Some(sandbox)).await?;
+        let Some(row) = rows.pop() else { return Ok(None) };
+        // Two orchestrators that opened one at once: left alone, the other would be due for ever.
+        for other in rows {
+            self.end_one(other, now).await?;
         }
+        self.refresh(&row.id, now).await.map(|(_, token)| Some(token))
     }
 
     /// Whether a sandbox lives, or is being made, whose sync has no session.

@@ -27,7 +27,7 @@ use postern_common::tasks::{Stop, Tasks};
 use postern_common::telemetry::SECONDS;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
@@ -89,6 +89,8 @@ struct Inner {
     storage: Storage,
     tasks: Tasks,
     running: Mutex<BTreeMap<SandboxId, Kept>>,
+    /// Those in pods that are tried to be begun until that succeeds.
+    beginning: Mutex<BTreeSet<SandboxId>>,
     durations: Durations,
     lag: Histogram,
 }
@@ -121,7 +123,8 @@ impl Syncs {
     pub(crate) fn new(host: Arc<dyn Host>, sessions: SyncSessions, storage: Storage, tasks: Tasks) -> Self {
         let durations = Durations::new_with_constructor(|| Histogram::new(SECONDS));
         let lag = Histogram::new(SECONDS);
-        Self(Arc::new(Inner { host, sessions, storage, tasks, running: Mutex::default(), durations, lag }))
+        let (running, beginning) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { host, sessions, storage, tasks, running, beginning, durations, lag }))
     }
 
     /// How long bringing in and flushing took.

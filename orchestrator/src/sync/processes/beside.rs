@@ -18,6 +18,7 @@ use postern_common::files::orders::{Begin, Told};
 use postern_common::files::{Bounds, Report};
 use postern_common::id::SandboxId;
 use postern_common::tasks::Stop;
+use std::sync::PoisonError;
 use tokio::time::{Instant, sleep, timeout};
 
 impl Syncs {
@@ -38,9 +39,14 @@ impl Syncs {
     }
 
     /// Begins the sync of a sandbox that lives and has none, until that succeeds.
+    ///
+    /// INVARIANT: one task for each sandbox, however often it is asked for: each sweep does so, and an agent
+    /// can have its sync fail for ever.
     pub(super) fn begin_beside_soon(&self, sandbox: SandboxRow) {
+        let Some(beginning) = Beginning::of(self, &sandbox.new.id) else { return };
         let syncs = self.clone();
         self.0.tasks.spawn(async move |stop: Stop| {
+            let _until_it_ends = beginning;
             let (id, mut pause) = (&sandbox.new.id, FIRST_PAUSE);
             while let Some(Err(error)) = stop.run_until_cancelled(syncs.begin_if_without(&sandbox)).await {
                 {
@@ -66,8 +72,9 @@ impl Syncs {
     pub(super) async fn finish_beside(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
         let (id, begun) = (&sandbox.new.id, Instant::now());
         let flushed = timeout(FLUSH_TIME, self.order_beside(sandbox, true)).await;
-        let report = flushed.unwrap_or_else(|_late| Err(SyncError::Silent(id.clone())))?;
+        // Also of one that was too late: should the sandbox go on, it is found to be without a sync.
         self.end_session(id).await?;
+        let report = flushed.unwrap_or_else(|_late| Err(SyncError::Silent(id.clone())))?;
         self.0.durations.get_or_create(&[("phase", "flush")]).observe(begun.elapsed().as_secs_f64());
         Ok(report)
     }
@@ -116,6 +123,28 @@ impl Syncs {
             self.0.sessions.end_one(session, clock::now()).await?;
         }
         followed.map(Some)
+    }
+}
+
+/// A sandbox whose sync is being begun; ends when dropped.
+struct Beginning {
+    syncs: Syncs,
+    sandbox: SandboxId,
+}
+
+impl Beginning {
+    /// `None` while there is one.
+    fn of(syncs: &Syncs, sandbox: &SandboxId) -> Option<Self> {
+        let mut beginning = syncs.0.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = beginning.insert(sandbox.clone());
+        is_first.then(|| Self { syncs: syncs.clone(), sandbox: sandbox.clone() })
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let mut beginning = self.syncs.0.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+        beginning.remove(&self.sandbox);
     }
 }
 
