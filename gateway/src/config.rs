@@ -224,7 +224,12 @@ pub enum FilesApi {
     /// On a unix socket, which only we can reach.
     Socket(PathBuf),
     /// At `HOST:PORT`, or where that is away at the next.
-    Hosts(Vec<String>),
+    Hosts {
+        /// Where.
+        hosts: Vec<String>,
+        /// The certificate authority (DER) that it is known by, as the control stream is. No other is believed.
+        authority: Vec<u8>,
+    },
 }
 
 impl Settings {

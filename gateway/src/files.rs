@@ -29,11 +29,15 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_common::clock;
 use postern_common::session::{FILES_SYNC, Grant};
+use postern_common::stream::SERVER_NAME;
 use postern_common::tasks::Tasks;
 use postern_common::token::assertion::FILES_AUDIENCE;
 use postern_openapi::Method as KnownMethod;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,6 +45,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The calls that there are (`postern_common::files`).
@@ -69,14 +75,22 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    pub(crate) fn new(api: FilesApi, tasks: &Tasks) -> Self {
+    /// # Errors
+    /// If the authority is none.
+    pub(crate) fn new(api: FilesApi, tasks: &Tasks) -> Result<Self, rustls::Error> {
+        let place = match api {
+            FilesApi::Socket(path) => Place::Socket(path),
+            FilesApi::Hosts { hosts, authority } => {
+                Place::Hosts(hosts, crate::stream::believing(&authority)?)
+            }
+        };
         let client = Client::builder(OwnedExecutor(tasks.clone()))
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE_TIME)
             .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS)
-            .build(Connector(Arc::new(api)));
-        Self { client, places: Arc::new(Semaphore::new(CALLS_AT_A_TIME)) }
+            .build(Connector(Arc::new(place)));
+        Ok(Self { client, places: Arc::new(Semaphore::new(CALLS_AT_A_TIME)) })
     }
 }
 
@@ -244,9 +258,16 @@ impl http_body::Body for SyncBody {
     }
 }
 
+/// Where the orchestrator is, and how that is known.
+#[derive(Debug)]
+enum Place {
+    Socket(PathBuf),
+    Hosts(Vec<String>, Arc<ClientConfig>),
+}
+
 /// Connects to the orchestrator, whatever is asked for.
 #[derive(Debug, Clone)]
-struct Connector(Arc<FilesApi>);
+struct Connector(Arc<Place>);
 
 impl tower_service::Service<Uri> for Connector {
     type Response = TokioIo<Stream>;
@@ -258,12 +279,14 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, _uri: Uri) -> Self::Future {
-        let api = Arc::clone(&self.0);
+        let place = Arc::clone(&self.0);
         Box::pin(async move {
             let connecting = async {
-                match &*api {
-                    FilesApi::Socket(path) => UnixStream::connect(path).await.map(Stream::Unix),
-                    FilesApi::Hosts(hosts) => any(hosts).await.map(Stream::Tcp),
+                match &*place {
+                    Place::Socket(path) => UnixStream::connect(path).await.map(Stream::Unix),
+                    Place::Hosts(hosts, tls) => {
+                        any(hosts, tls).await.map(|stream| Stream::Tls(Box::new(stream)))
+                    }
                 }
             };
             let connected = tokio::time::timeout(CONNECT_TIME, connecting).await;
@@ -273,15 +296,12 @@ impl tower_service::Service<Uri> for Connector {
 }
 
 /// The first that is there; those behind it get their share of the time.
-async fn any(hosts: &[String]) -> io::Result<TcpStream> {
+async fn any(hosts: &[String], tls: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let share = CONNECT_TIME / u32::try_from(hosts.len().max(1)).unwrap_or(u32::MAX);
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for host in hosts {
-        match tokio::time::timeout(share, TcpStream::connect(host)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
+        match tokio::time::timeout(share, open(host, tls)).await {
+            Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => failed = error,
             Err(_late) => failed = io::ErrorKind::TimedOut.into(),
         }
@@ -289,11 +309,19 @@ async fn any(hosts: &[String]) -> io::Result<TcpStream> {
     Err(failed)
 }
 
+/// A connection to whoever is there, if that is our orchestrator.
+async fn open(host: &str, tls: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(host).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::clone(tls)).connect(name, stream).await
+}
+
 /// A connection to the orchestrator.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Unix(UnixStream),
-    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Connection for Stream {
@@ -306,7 +334,7 @@ macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
             Stream::Unix($stream) => $call,
-            Stream::Tcp($stream) => $call,
+            Stream::Tls($stream) => $call,
         }
     };
 }
@@ -345,7 +373,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Unix(stream) => stream.is_write_vectored(),
-            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -135,6 +135,9 @@ pub enum StartError {
     /// The door's own certificate.
     #[error("the gateway's door cannot speak TLS: {0}")]
     Door(#[from] TlsFilesUnusable),
+    /// The authority of the orchestrator's files API.
+    #[error("the files API is known by no certificate authority that TLS can use")]
+    Files(#[source] rustls::Error),
     /// The engine that runs filters.
     #[error("the filter engine could not be made: {0}")]
     Filters(String),
@@ -238,7 +241,11 @@ impl Gateway {
                 echoed: metrics.echoed.clone(),
             },
             upstream: Upstream::new(&config.upstreams, config.extra_authorities, tasks)?,
-            files: config.files.map(|api| files::Way::new(api, tasks)),
+            files: config
+                .files
+                .map(|api| files::Way::new(api, tasks))
+                .transpose()
+                .map_err(StartError::Files)?,
             freshness: Freshness::new(config.staleness, follower.presence),
             unserved: Unserved::default(),
             decisions: follower.decisions,

@@ -190,13 +190,23 @@ fn gateway_settings(settings: &Settings, upstreams: UpstreamRules) -> anyhow::Re
     gateway.admin = address(name::GATEWAY_ADMIN_LISTEN)?;
     gateway.staleness = settings.staleness();
     gateway.fails_closed = settings.flag(name::GATEWAY_FAIL_CLOSED);
-    gateway.files = settings.files_api().map(|at| match at {
-        FilesAt::Socket(path) => FilesApi::Socket(path),
-        FilesAt::Hosts(hosts) => FilesApi::Hosts(hosts),
-    });
+    gateway.files = files_api(settings)?;
     gateway.observed_as(settings).map_err(|mistake| anyhow!(mistake))?;
     gateway.artefact_key = settings.gateway_credential().map(|credential| *credential.signer.as_bytes());
     Ok(gateway)
+}
+
+/// Where the files API is; on another machine it is known as the control stream is.
+fn files_api(settings: &Settings) -> anyhow::Result<Option<FilesApi>> {
+    let hosts = match settings.files_api() {
+        None => return Ok(None),
+        Some(FilesAt::Socket(path)) => return Ok(Some(FilesApi::Socket(path))),
+        Some(FilesAt::Hosts(hosts)) => hosts,
+    };
+    let credential = settings.gateway_credential().context(
+        "POSTERN_FILES_API names hosts, which are known by the credential of a gateway: set POSTERN_GATEWAY_CREDENTIAL_FILE",
+    )?;
+    Ok(Some(FilesApi::Hosts { hosts, authority: credential.authority }))
 }
 
 fn follow_settings(settings: &Settings) -> anyhow::Result<stream::Settings> {

@@ -98,7 +98,7 @@ pub fn follow(
     let spooled = folder(settings.folder.join("spool"))?;
     let open = |source| FollowError::Folder { path: spooled.clone(), source };
     let spool = Spool::open(&spooled, settings.spool_bytes, audit).map_err(open)?;
-    let tls = client_config(&settings.credential)?;
+    let tls = believing(&settings.credential.authority).map_err(FollowError::Authority)?;
     let keeper = Keeper::start(state.clone(), tasks);
     let sender = publisher.sender();
     let client = Client {
@@ -120,14 +120,16 @@ pub fn follow(
     Ok(())
 }
 
-/// TLS 1.3 that believes the credential's authority and no other.
-fn client_config(credential: &Credential) -> Result<Arc<ClientConfig>, FollowError> {
+/// TLS 1.3 that believes this authority (DER), a credential's, and no other.
+///
+/// # Errors
+/// If it is none.
+pub(crate) fn believing(authority: &[u8]) -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(credential.authority.clone())).map_err(FollowError::Authority)?;
+    roots.add(CertificateDer::from(authority.to_vec()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])
-        .map_err(FollowError::Authority)?
+        .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))

@@ -365,7 +365,7 @@ impl Orchestrator {
 
     /// Serves the files API on `listener`, where gateways bring sandboxes' syncs.
     pub fn serve_files(&self, listener: FilesListener) {
-        sync::serve(self.files_api.clone(), listener, &self.tasks);
+        sync::serve(self.files_api.clone(), listener, Arc::clone(&self.api.stream), &self.tasks);
     }
 
     /// Serves the admin port on `listener`.

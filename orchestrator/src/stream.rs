@@ -118,8 +118,8 @@ impl ControlStream {
         });
     }
 
-    /// TLS with a certificate that is not older than a day.
-    fn acceptor(&self, now: Timestamp) -> TlsAcceptor {
+    /// TLS with a certificate that is not older than a day; by it gateways know whatever they come to here.
+    pub(crate) fn acceptor(&self, now: Timestamp) -> TlsAcceptor {
         let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if now.duration_since(tls.0) > SignedDuration::from_hours(RENEW_HOURS) {
             match self.issuer.authority.server(now) {

@@ -35,8 +35,13 @@ impl Authority {
 
     /// A certificate for this machine's address, whose subject is `name`.
     pub(crate) fn sign(&self, name: &str) -> Pair {
-        let mut params =
-            CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("names");
+        self.sign_for(&["localhost", "127.0.0.1"], name)
+    }
+
+    /// The same for other hosts.
+    pub(crate) fn sign_for(&self, hosts: &[&str], name: &str) -> Pair {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).expect("names");
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signs");

@@ -1,19 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The built-in route of sandboxes' syncs: who may use it, for what, and what of a call arrives.
 
+use crate::certificates::{Authority, Pair};
 use crate::world::{Recorded, Sandbox, World, start_backend};
+use postern_common::stream::SERVER_NAME;
 use postern_common::tasks::Tasks;
 use postern_gateway::FilesApi;
 use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+/// TLS with this certificate, before what is on a port of this machine; its own port.
+async fn before(port: u16, pair: &Pair, tasks: &Tasks) -> u16 {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("speaks it")
+        .with_no_client_auth()
+        .with_single_cert(vec![pair.certificate.clone()], pair.private_key())
+        .expect("a pair");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (own, group) = (listener.local_addr().expect("bound").port(), tasks.clone());
+    tasks.spawn(move |stop| async move {
+        while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
+            let acceptor = acceptor.clone();
+            group.spawn(move |stop| async move {
+                let carried = async {
+                    let mut near = acceptor.accept(stream).await?;
+                    let mut far = TcpStream::connect(("127.0.0.1", port)).await?;
+                    tokio::io::copy_bidirectional(&mut near, &mut far).await
+                };
+                drop(stop.run_until_cancelled(carried).await);
+            });
+        }
+    });
+    own
+}
 
 /// A gateway with tenant `acme`, its backend, and a files API that echoes what it gets.
 async fn world() -> (World, Arc<Recorded>, Tasks) {
+    let authority = Authority::new();
+    let pair = authority.sign_for(&[SERVER_NAME], "orchestrator");
+    world_with(&authority, Some(&pair)).await
+}
+
+/// The same with a gateway that believes this authority, and a files API that shows this certificate.
+async fn world_with(authority: &Authority, shown: Option<&Pair>) -> (World, Arc<Recorded>, Tasks) {
     let tasks = Tasks::new();
     let (port, recorded) = start_backend(&tasks).await;
-    let world = World::with(|settings| {
-        settings.files = Some(FilesApi::Hosts(vec!["127.0.0.1:1".to_owned(), format!("127.0.0.1:{port}")]));
-    });
-    let world = world.await;
+    let port = match shown {
+        Some(pair) => before(port, pair, &tasks).await,
+        None => port,
+    };
+    let hosts = vec!["127.0.0.1:1".to_owned(), format!("127.0.0.1:{port}")];
+    let authority = authority.certificate.to_vec();
+    let world = World::with(|settings| settings.files = Some(FilesApi::Hosts { hosts, authority })).await;
     let config = world.config("acme", &[("desk", world.described())], None);
     assert_eq!(world.put(config).await, postern_common::control::Applied::InForce);
     (world, recorded, tasks)
@@ -57,6 +99,22 @@ async fn a_sync_makes_its_calls_and_reaches_nothing_else() {
     }
     assert_eq!(recorded.text().len(), reached, "what is refused does not arrive");
     world.recorded.assert_untouched("a sync");
+}
+
+#[tokio::test]
+async fn whoever_stands_in_the_orchestrators_place_gets_and_gives_nothing() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    for (what, shown) in [
+        ("plain HTTP", None),
+        ("another authority's certificate", Some(theirs.sign_for(&[SERVER_NAME], "orchestrator"))),
+        ("a certificate of ours for somebody else", Some(ours.sign("backend"))),
+    ] {
+        let (world, recorded, _tasks) = world_with(&ours, shown.as_ref()).await;
+        let sync = sync_of(&world).await;
+        let answer = sync.call("POST", "/files:sync/put", &[], b"content").await;
+        assert_eq!((answer.status, answer.code()), (502, "upstream-unreachable"), "{what}: {answer:?}");
+        assert!(!recorded.text().contains("content"), "{what}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! This installation's certificate authority: made once, kept sealed in the database, and known to
-//! each gateway by its credential. It signs the certificate of the control stream and nothing else.
+//! each gateway by its credential. It signs the certificate of what gateways come to, the control stream
+//! and the files API, and nothing else.
 
 use crate::keys::{InstallationKeys, KeysError};
 use crate::seal::{Place, SealError};

@@ -2,11 +2,13 @@
 //! Connections of gateways that carry syncs, and which call is meant.
 
 use super::FilesApi;
+use crate::stream::ControlStream;
 use axum::body::Body;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_common::clock;
 use postern_common::files::ROUTE;
 use postern_common::problem::{CONTENT_TYPE, Code, Problem};
 use postern_common::tasks::{Stop, Tasks};
@@ -18,12 +20,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Connections at the same time: as many as gateways have calls under way, of some hundred sandboxes
 /// that are busy and some thousands that wait.
 const CONNECTIONS: usize = 8192;
 /// How long a gateway may take to send a call's head.
 const HEAD_TIME: Duration = Duration::from_secs(60);
+/// How long it may take to agree on TLS.
+const GREET_TIME: Duration = Duration::from_secs(5);
 /// After a failed accept (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -32,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub enum FilesListener {
     /// A socket that only this machine's gateway can reach.
     Unix(UnixListener),
-    /// An address.
+    /// An address, by TLS with the control stream's certificate.
     Tcp(TcpListener),
 }
 
@@ -71,8 +76,8 @@ impl FilesListener {
     }
 }
 
-/// Serves until the tasks are stopped.
-pub(crate) fn serve(api: FilesApi, listener: FilesListener, tasks: &Tasks) {
+/// Serves until the tasks are stopped; gateways of other machines know us by the control stream's certificate.
+pub(crate) fn serve(api: FilesApi, listener: FilesListener, control: Arc<ControlStream>, tasks: &Tasks) {
     let group = tasks.clone();
     tasks.spawn(async move |stop: Stop| {
         let free = Arc::new(Semaphore::new(CONNECTIONS));
@@ -85,11 +90,18 @@ pub(crate) fn serve(api: FilesApi, listener: FilesListener, tasks: &Tasks) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
-            let api = api.clone();
+            let (api, control) = (api.clone(), Arc::clone(&control));
             group.spawn(async move |stop: Stop| {
                 match stream {
                     Stream::Unix(stream) => converse(TokioIo::new(stream), api, stop).await,
-                    Stream::Tcp(stream) => converse(TokioIo::new(stream), api, stop).await,
+                    Stream::Tcp(stream) => {
+                        let greeted = control.acceptor(clock::now()).accept(stream);
+                        let greeted = stop.run_until_cancelled(timeout(GREET_TIME, greeted)).await;
+                        // Who does not agree on it is no gateway of ours.
+                        if let Some(Ok(Ok(stream))) = greeted {
+                            converse(TokioIo::new(stream), api, stop).await;
+                        }
+                    }
                 }
                 drop(room);
             });
