@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// The node's address on the network of pods; everything of the control plane is here too.
 pub(crate) const NODE_ADDRESS: &str = "10.77.0.1";
+/// The API server's `--service-cluster-ip-range`.
+const SERVICES: &str = "10.96.0.0/16";
 const API: &str = "https://10.77.0.1:6443";
 pub(crate) const ADMIN: &str = "admin-token-of-this-test";
 /// Controllers without which claims, quotas, services and namespaces do not come to their end. Not
@@ -139,6 +141,8 @@ fn network() {
     must("ip", &["link", "add", "pods0", "type", "bridge"]);
     must("ip", &["address", "add", &format!("{NODE_ADDRESS}/16"), "dev", "pods0"]);
     must("ip", &["link", "set", "pods0", "up"]);
+    // Of Services, whose addresses are translated on the way out: without a route there is no way.
+    must("ip", &["route", "add", SERVICES, "dev", "pods0"]);
 }
 
 impl Files {
@@ -212,7 +216,6 @@ fn apiserver(files: &Files) -> Command {
     apiserver
         .args([
             "--etcd-servers=http://127.0.0.1:2379",
-            "--service-cluster-ip-range=10.96.0.0/16",
             "--bind-address=0.0.0.0",
             "--secure-port=6443",
             "--authorization-mode=Node,RBAC",
@@ -220,6 +223,7 @@ fn apiserver(files: &Files) -> Command {
             "--allow-privileged=true",
             "--enable-priority-and-fairness=false",
         ])
+        .arg(format!("--service-cluster-ip-range={SERVICES}"))
         .arg(format!("--advertise-address={NODE_ADDRESS}"))
         .arg(path("audit-policy-file", &folder().join("audit.yaml")))
         .arg(path("audit-log-path", &folder().join("audit.log")))

@@ -200,9 +200,7 @@ async fn sandbox(cluster: &Cluster, keys: &BTreeMap<String, Vec<u8>>) -> IpAddr 
     let wanted = json!({ "user_id": "alice", "conversation_id": "c1" });
     let made = until("a sandbox", async || {
         let headers = [("Authorization", authorization.as_str())];
-        let answer = try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted));
-        println!("k8s: a sandbox: {answer:?}");
-        let answer = answer.ok()?;
+        let answer = try_http(&url, "POST", "/sandbox?wait=running", &headers, Some(&wanted)).ok()?;
         matches!(answer.status, 200 | 201).then(|| answer.json())
     })
     .await;
