@@ -26,7 +26,7 @@ fail() { # TEXT
 prove() { # LEVEL
   local said=$folder/$1 played rare longest
   echo "# $1"
-  POSTERN_PROVE_LEVEL=$1 cargo test --locked --quiet -p postern-tests --test suite -- --exact "$name" --nocapture 2>&1 |
+  POSTERN_PROVE_LEVEL=$1 cargo test --locked --quiet --workspace --test suite -- --exact "$name" --nocapture 2>&1 |
     tee "$said" || fail "$1: a round failed"
   grep -qx "isolation $1" "$said" || fail "$1: it was not played at this isolation"
   played=$(grep -c '^round [0-9]* of [0-9]* passed: ' "$said")

@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR POSTERN_PROVE_ROUNDS=${ROUNDS:-20}
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 name=exec_crash::a_command_is_followed_through_any_number_of_kills
-cargo test --locked --quiet -p postern-tests --test suite -- --exact "$name" --nocapture 2>&1 | tee "$said"
+cargo test --locked --quiet --workspace --test suite -- --exact "$name" --nocapture 2>&1 | tee "$said"
 failed=$((PIPESTATUS[0] != 0))
 passed=$(grep -c '^round [0-9]* of [0-9]* passed: ' "$said")
 ((passed == POSTERN_PROVE_ROUNDS)) || failed=1

@@ -16,7 +16,7 @@ said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 scripts/stores.sh s3 || exit 1
 name=loss::nothing_that_was_acknowledged_is_lost_whatever_is_killed
-cargo test --locked --quiet -p postern-tests --test suite -- --exact "$name" --nocapture 2>&1 | tee "$said"
+cargo test --locked --quiet --workspace --test suite -- --exact "$name" --nocapture 2>&1 | tee "$said"
 failed=$((PIPESTATUS[0] != 0))
 passed=$(grep -c '^round [0-9]* of [0-9]* passed: ' "$said")
 # A round that failed is the last one; one that was never played is none.
