@@ -3,7 +3,9 @@
 //! follows either, and neither restarting both in turn nor killing one fails a request. Sandboxes of
 //! one machine are the other's to see and to end, and nothing else.
 
-use crate::running::{Answer, Backend, follow, http, leave_out, programs, project, try_http, wait_for};
+use crate::running::{
+    Answer, Backend, follow, http, leave_out, postgres_programs, programs, project, try_http, wait_for,
+};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -59,11 +61,7 @@ impl Drop for Running {
 
 /// A Postgres of the test's own, which ends with it; `None` where it is left out on purpose.
 fn postgres(folder: &Path) -> Option<(Running, String)> {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let usual = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
-    let mut places = usual.into_iter().chain(versions.map(|version| version.path().join("bin")));
-    let found = places.find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
-    let Some(bin) = found else {
+    let Some(bin) = postgres_programs() else {
         leave_out("Postgres is not installed (`scripts/setup.sh test` does so)");
         return None;
     };

@@ -47,6 +47,14 @@ pub(crate) fn leave_out(what: &str) {
     println!("LEFT OUT: {what}");
 }
 
+/// Where the programs of a Postgres server are, of whatever version is installed.
+pub(crate) fn postgres_programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let usual = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
+    let mut places = usual.into_iter().chain(versions.map(|version| version.path().join("bin")));
+    places.find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())
+}
+
 /// Whether this sandbox's memory can be kept; if not, that is left out.
 pub(crate) fn keeps_memory(made: &Value) -> bool {
     let keeps = made["isolation"] == "gvisor" && rustix::process::geteuid().is_root();

@@ -8,7 +8,7 @@ use super::lifecycle::{address, claims, id, pool_of};
 use crate::cluster::{Cluster, until};
 use crate::parts::{Part, must};
 use crate::postern::{ORCHESTRATOR_ADDRESS, Postern, SECOND_ADDRESS, create_call, destroy_call};
-use crate::running::{Answer, try_http, wait_for};
+use crate::running::{Answer, postgres_programs, try_http, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::io::Write as _;
@@ -35,10 +35,7 @@ impl Drop for Postgres {
 
 /// A Postgres on a socket, which ends with the case, and its URL; with an address, for pods too.
 pub(crate) fn postgres(home: &Path, address: Option<&str>) -> (Postgres, String) {
-    let folders = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
-    let found =
-        folders.into_iter().find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file());
-    let bin = found.expect("Postgres is installed (`apt-get install postgresql`)");
+    let bin = postgres_programs().expect("Postgres is installed (`scripts/setup.sh test` does so)");
     fs::create_dir_all(home).expect("a folder");
     fs::set_permissions(home, fs::Permissions::from_mode(0o777)).expect("is ours");
     let as_nobody = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"];
