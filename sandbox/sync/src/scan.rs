@@ -41,12 +41,16 @@ pub(crate) struct Scan {
 impl Scan {
     /// Whether it is known that nothing lies at this path that could be carried.
     pub(crate) fn lacks(&self, path: &FilePath) -> bool {
+        let is_no_folder = |above: &str| self.seen.get(above).is_some_and(|it| it.kind != Kind::Folder);
         let is_hidden = |folder: &str| self.unknown.contains(folder) || self.closed.contains(folder);
-        !self.is_cut
-            && !self.seen.contains_key(path)
-            && !self.unknown.contains("")
-            && !self.unknown.contains(path.as_str())
-            && !path.folders().any(is_hidden)
+        // Also where the rest of the tree was not seen: else what took a folder's place would wait for ever
+        // for room in the store (`push`).
+        path.folders().any(is_no_folder)
+            || (!self.is_cut
+                && !self.seen.contains_key(path)
+                && !self.unknown.contains("")
+                && !self.unknown.contains(path.as_str())
+                && !path.folders().any(is_hidden))
     }
 }
 

@@ -85,6 +85,8 @@ fn a_tree_without_end_is_cut_and_nothing_of_it_counts_as_deleted() {
     assert_eq!(scanned.report.left_count, 1, "a million would not be told one by one");
     assert!(scanned.report.left[0].why.contains("more than 20"), "{:?}", scanned.report);
     assert!(!scanned.lacks(&path("was-there-before")));
+    let file = scanned.seen.keys().next().expect("some were seen");
+    assert!(scanned.lacks(&path(&format!("{}/below", file.as_str()))), "but what a file took the place of");
 }
 
 /// What an agent may do by accident or on purpose, in one folder and in many.
