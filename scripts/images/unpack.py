@@ -42,9 +42,12 @@ def main():
         sys.exit(f"unpack: {layout}: its layers are not those that it lists")
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
+    # Its user looks into it, whoever unpacks it.
+    os.chmod(folder, 0o755)
     for layer in layers:
-        # We wrote it ourselves; Debian's Python 3.11.2 knows no filters yet.
         with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+            # We wrote it ourselves. Python 3.14 would leave modes out; Debian's 3.11.2 knows no filters yet.
+            tar.extraction_filter = lambda member, _to: member
             tar.extractall(folder)
     config = image["config"]
     told = {
