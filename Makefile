@@ -58,12 +58,12 @@ bench-filters: ## what filters cost in the gateway, loaded and in flight
 	@scripts/bench/filters.sh
 
 bench-storage: ## users' files, carried, beside rclone, and how fast events are drained (as root; RCLONE= EVENTS=)
-	@scripts/setup.sh build
+	@scripts/setup.sh test
 	@PROFILE=release scripts/build.sh
 	@scripts/bench/storage.sh; storage=$$?; scripts/bench/audit.sh && exit $$storage
 
 bench-audit: ## the same of events alone (EVENTS=)
-	@scripts/setup.sh build
+	@scripts/setup.sh test
 	@scripts/bench/audit.sh
 
 bench-sandboxes: ## sandboxes through the API beside the bare runtime (as root)
