@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # postern-gateway, postern-orchestrator and postern-sandbox: `make docker-build` builds each by its target.
 # The images themselves begin from nothing. What builds them is pinned by the digest of its index, for all
-# architectures; the tag tells readers what it is and is not looked at. No registry could be asked where
-# this was written: the digest is the one that public records of builds name for this tag, and Docker
-# refuses bytes that are not its. Another builder: make docker-build RUST=docker.io/library/rust@sha256:…,
-# as `docker buildx imagetools inspect docker.io/library/rust:TAG` tells it.
+# architectures; the tag tells readers what it is and is not looked at. The digest is the one that public
+# records of builds name for this tag; it was not pulled, and Docker refuses bytes that are not its. Another
+# builder: make docker-build RUST=docker.io/library/rust@sha256:…, as
+# `docker buildx imagetools inspect docker.io/library/rust:TAG` tells it.
 ARG RUST=docker.io/library/rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
 
 FROM ${RUST} AS build
