@@ -107,7 +107,7 @@ impl Caller {
 }
 
 /// The points at which rounds kill: the first sight of something that comes and goes, or the middle
-/// of a call.
+/// of a call. The last ones are of memory.
 const POINTS: [(&str, Point); 18] = [
     ("a sandbox has a folder", Point::Run("")),
     ("a command has run", Point::Told(|told| told.wrote)),
@@ -128,6 +128,9 @@ const POINTS: [(&str, Point); 18] = [
     ("the picture of a sandbox's memory is written or read", Point::Run("memory/pages.img")),
     ("memory was sealed", Point::Memory),
 ];
+
+/// Points that there are only where memory is kept.
+const OF_MEMORY: usize = 2;
 
 /// The transitions that a round may cut.
 const TRANSITIONS: [&str; 10] = [
@@ -367,7 +370,9 @@ fn number(variable: &str) -> Option<usize> {
 
 /// One round: callers go on, until the point has come; then nobody gets to clean up. What was cut.
 fn round(up: Up, round: usize, (known, settings): (&Known, &[(&str, &str)])) -> (Up, BTreeSet<&'static str>) {
-    let (what, point) = POINTS[round % POINTS.len()];
+    let keeps_memory = !settings.contains(&("POSTERN_ISOLATION", "namespaces"));
+    let points = if keeps_memory { POINTS.len() } else { POINTS.len() - OF_MEMORY };
+    let (what, point) = POINTS[round % points];
     let (run, data, doing) = (PathBuf::from(up.written("run")), up.data(), Doing::default());
     let template = up.config().join("templates/warm.toml");
     // A template that changes has warm ones ended and others made.
