@@ -3,8 +3,11 @@
 
 use super::way::{self, Way};
 use crate::identity::Identity;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
-use hyper::body::Incoming;
+use http::header::UPGRADE;
+use http_body_util::{Either, Empty};
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -13,7 +16,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-type Connection = SendRequest<Incoming>;
+/// A request's own body; none, of one that goes out again.
+type Outward = Either<Incoming, Empty<Bytes>>;
+type Connection = SendRequest<Outward>;
 
 /// Connections that wait for their next request; further ones are closed.
 const IDLE: usize = 8;
@@ -46,18 +51,26 @@ impl Pool {
     /// Sends the request on an idle connection, or on a new one.
     ///
     /// A request that an idle connection could not take, because the gateway had closed it
-    /// meanwhile, was not sent at all and goes out again; any other is sent once.
-    pub(super) async fn send(&self, mut request: Request<Incoming>) -> Result<Response<Incoming>, SendError> {
+    /// meanwhile, was not sent at all and goes out again. One that crossed the gateway's end on its
+    /// way may have been heard: it goes out once more, on a new connection, if it only asks.
+    pub(super) async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, SendError> {
+        let again = only_asks(&request);
+        let mut request = request.map(Either::Left);
         while let Some(mut connection) = self.take() {
             match connection.try_send_request(request).await {
                 Ok(response) => {
                     self.keep_when_free(connection);
                     return Ok(response);
                 }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(SendError::Broken(error.into_error())),
-                },
+                Err(mut error) => {
+                    if let Some(unsent) = error.take_message() {
+                        request = unsent;
+                        continue;
+                    }
+                    let Some(again) = again else { return Err(SendError::Broken(error.into_error())) };
+                    request = again.map(Either::Right);
+                    break;
+                }
             }
         }
         let mut connection = self.connect().await?;
@@ -100,5 +113,103 @@ impl Pool {
             let _ = stop.run_until_cancelled(awake).await;
         });
         Ok(sender)
+    }
+}
+
+/// The same request, if whoever hears it twice does nothing twice (RFC 9110, 9.2.2): of a safe method,
+/// without a body, and no upgrade.
+fn only_asks(request: &Request<Incoming>) -> Option<Request<Empty<Bytes>>> {
+    let is_one = request.method().is_safe()
+        && request.body().is_end_stream()
+        && !request.headers().contains_key(UPGRADE);
+    is_one.then(|| {
+        let mut same = Request::new(Empty::new());
+        request.method().clone_into(same.method_mut());
+        request.uri().clone_into(same.uri_mut());
+        request.headers().clone_into(same.headers_mut());
+        same
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+    use http_body_util::BodyExt as _;
+    use hyper::service::service_fn;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
+
+    /// A gateway whose first connection ends when it has heard its second request; later ones answer all.
+    async fn gateway(listener: UnixListener, heard: Arc<AtomicUsize>) {
+        for most in [1, usize::MAX] {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            for answered in 0.. {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                heard.fetch_add(1, Ordering::Relaxed);
+                if answered == most {
+                    break;
+                }
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(answer).await.expect("answers");
+            }
+        }
+    }
+
+    /// What comes of two requests, one after the other, and how many the gateway heard.
+    async fn two(socket: &Path, method: &Method) -> (Vec<Result<u16, String>>, usize) {
+        let (tasks, heard) = (Tasks::new(), Arc::new(AtomicUsize::new(0)));
+        let listener = UnixListener::bind(socket).expect("binds");
+        let counted = Arc::clone(&heard);
+        tasks.spawn(move |_| gateway(listener, counted));
+        let pool = Arc::new(Pool::new(socket.to_owned(), Arc::default(), tasks.clone()));
+        let carried = Arc::clone(&pool);
+        // Requests are what a server takes in.
+        let (near, far) = tokio::io::duplex(4096);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let pool = Arc::clone(&carried);
+            async move { pool.send(request).await.map_err(|error| error.to_string()) }
+        });
+        tasks.spawn(move |_| async move {
+            drop(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).await,
+            );
+        });
+        let (mut client, connection) = handshake(TokioIo::new(near)).await.expect("begins");
+        tasks.spawn(move |_| async move { drop(connection.await) });
+        let mut came = Vec::new();
+        for _ in 0..2 {
+            let request = Request::builder().method(method).uri("/orders").body(Empty::<Bytes>::new());
+            let answer = client.send_request(request.expect("a request")).await;
+            came.push(match answer {
+                Ok(answer) => {
+                    let status = answer.status().as_u16();
+                    answer.collect().await.expect("reads");
+                    while pool.idle.lock().expect("no panic").is_empty() {
+                        tokio::task::yield_now().await;
+                    }
+                    Ok(status)
+                }
+                Err(error) => Err(error.to_string()),
+            });
+        }
+        (came, heard.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_only_asks_goes_out_again_when_the_gateway_ended_and_nothing_else_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (came, heard) = two(&folder.path().join("asks"), &Method::GET).await;
+        assert_eq!((came, heard), (vec![Ok(200), Ok(200)], 3));
+        let (came, heard) = two(&folder.path().join("acts"), &Method::POST).await;
+        assert_eq!(came.first(), Some(&Ok(200)), "the control");
+        assert!(came.last().is_some_and(Result::is_err), "{came:?}");
+        assert_eq!(heard, 2, "it was sent once");
     }
 }
