@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Proves that a hostile filter hurts its own tenant alone: each way of plugins/hostile is let loose
-# while another tenant is served under load, whose p99 stays within 1.5 times what it is alone, in the same
-# run; the tenant itself gets its error in time, and memory comes back. A neighbour that asks now and then is
-# told of too (`#`): see docs/performance.md.
+# while another tenant is served, whose p99 stays within 1.5 times what it is alone, in the same run;
+# the tenant itself gets its error in time, and memory comes back.
 # Usage: scripts/prove/hostile.sh      ROUNDS= of all ways [3]
 # Ends with `N passed, N failed`.
 set -euo pipefail

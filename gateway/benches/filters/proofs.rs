@@ -30,12 +30,9 @@ const P99_BAR: f64 = 1.5;
 /// How long a neighbour is watched, with and without the attack, in turns.
 const WATCH: Duration = Duration::from_secs(2);
 const TURNS: u32 = 5;
-/// A neighbour under load: its connections, and the time from one request of each to the next. It is judged.
-const UNDER_LOAD: (u32, Duration) = (16, Duration::from_millis(4));
-/// One that asks now and then. It is told and not judged: its p99 is some tenths of a millisecond, and what a
-/// machine's own housekeeping and its host take from one answer in a hundred is ten times that in one row and
-/// nothing in the next, with no attack at all.
-const NOW_AND_THEN: (u32, Duration) = (1, Duration::from_millis(2));
+/// A neighbour that asks now and then, and one under load: its connections, and the time from one request of each
+/// to the next.
+const NEIGHBOURS: [(u32, Duration); 2] = [(1, Duration::from_millis(2)), (16, Duration::from_millis(4))];
 /// Connections of the attack, and the time from one request of each to the next: together they make
 /// the 100 requests a second that a session may make by default.
 const ATTACKERS: usize = 8;
@@ -159,15 +156,15 @@ pub(crate) fn hostile(rounds: u32) -> Result<()> {
         // many instances as there are at once.
         for way in WAYS {
             let attack = attacked(&world, &evil, way, WATCH);
-            watch(&world, UNDER_LOAD).await?;
+            watch(&world, NEIGHBOURS[1]).await?;
             attack.await??;
         }
         let before = at_rest(&world).await?;
         let mut score = Score::default();
         for way in WAYS {
-            let told = beside(&world, &evil, (way, rounds), NOW_AND_THEN).await?;
-            say(&format!("# {}", told.words));
-            score.add(&beside(&world, &evil, (way, rounds), UNDER_LOAD).await?);
+            for neighbour in NEIGHBOURS {
+                score.add(&beside(&world, &evil, (way, rounds), neighbour).await?);
+            }
         }
         let after = at_rest(&world).await?;
         let grown = after / before;
@@ -194,7 +191,7 @@ async fn at_rest(world: &World) -> Result<f64> {
         }
     };
     tokio::select! {
-        served = watch(world, UNDER_LOAD) => drop(served?),
+        served = watch(world, NEIGHBOURS[1]) => drop(served?),
         () = look => {}
     }
     Ok(median(looks))
