@@ -77,7 +77,7 @@ def background(sandbox):
     assert sandbox.commands.run(get).stdout == "b\n", "it outlives its follower"
     again = sandbox.commands.connect(server.pid)
     assert again.pid == server.pid and sandbox.commands.kill(server.pid)
-    until("it is gone", lambda: not sandbox.commands.kill(server.pid))
+    assert not sandbox.commands.kill(server.pid), "it is gone"
     cat = sandbox.commands.run("cat", background=True, stdin=True)
     sandbox.commands.send_stdin(cat.pid, "typed\n")
     sandbox.commands.close_stdin(cat.pid)

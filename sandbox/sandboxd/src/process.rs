@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use terminal::Terminal;
 use tokio::net::unix::pipe;
@@ -65,6 +65,8 @@ pub(crate) struct Process {
     followers: Mutex<Vec<mpsc::Sender<Bytes>>>,
     /// Set when the time limit ended it.
     is_late: AtomicBool,
+    /// Set when it was killed: it is gone for who calls, also until it has been reaped.
+    is_killed: AtomicBool,
 }
 
 impl Process {
@@ -86,12 +88,17 @@ impl Process {
     ///
     /// INVARIANT: only called while the process is in the table, so its id was not given anew.
     fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        if self.is_killed.load(Ordering::Acquire) {
+            return Err(Failure::new(Code::NotFound, format!("process {} was killed", self.pid)));
+        }
         let told = match rustix::process::kill_process_group(self.pid, signal) {
             // One that is just taking its terminal has no group of its own yet.
             Err(rustix::io::Errno::SRCH) => rustix::process::kill_process(self.pid, signal),
             told => told,
         };
-        told.map_err(|error| Failure::new(Code::NotFound, format!("process {}: {error}", self.pid)))
+        told.map_err(|error| Failure::new(Code::NotFound, format!("process {}: {error}", self.pid)))?;
+        self.is_killed.fetch_or(signal == Signal::KILL, Ordering::AcqRel);
+        Ok(())
     }
 }
 

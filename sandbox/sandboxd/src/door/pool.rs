@@ -54,9 +54,9 @@ impl Pool {
     /// meanwhile, was not sent at all and goes out again. One that crossed the gateway's end on its
     /// way may have been heard: it goes out once more, on a new connection, if it only asks.
     pub(super) async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, SendError> {
-        let again = only_asks(&request);
         let mut request = request.map(Either::Left);
         while let Some(mut connection) = self.take() {
+            let again = only_asks(&request);
             match connection.try_send_request(request).await {
                 Ok(response) => {
                     self.keep_when_free(connection);
@@ -118,7 +118,7 @@ impl Pool {
 
 /// The same request, if whoever hears it twice does nothing twice (RFC 9110, 9.2.2): of a safe method,
 /// without a body, and no upgrade.
-fn only_asks(request: &Request<Incoming>) -> Option<Request<Empty<Bytes>>> {
+fn only_asks(request: &Request<Outward>) -> Option<Request<Empty<Bytes>>> {
     let is_one = request.method().is_safe()
         && request.body().is_end_stream()
         && !request.headers().contains_key(UPGRADE);
@@ -139,8 +139,12 @@ mod tests {
     use hyper::service::service_fn;
     use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
+    use tokio::time::timeout;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// A gateway whose first connection ends when it has heard its second request; later ones answer all.
     async fn gateway(listener: UnixListener, heard: Arc<AtomicUsize>) {
@@ -205,9 +209,12 @@ mod tests {
     #[tokio::test]
     async fn what_only_asks_goes_out_again_when_the_gateway_ended_and_nothing_else_does() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (came, heard) = two(&folder.path().join("asks"), &Method::GET).await;
+        let two = async |name, method| {
+            timeout(PATIENCE, two(&folder.path().join(name), &method)).await.expect("both come to their end")
+        };
+        let (came, heard) = two("asks", Method::GET).await;
         assert_eq!((came, heard), (vec![Ok(200), Ok(200)], 3));
-        let (came, heard) = two(&folder.path().join("acts"), &Method::POST).await;
+        let (came, heard) = two("acts", Method::POST).await;
         assert_eq!(came.first(), Some(&Ok(200)), "the control");
         assert!(came.last().is_some_and(Result::is_err), "{came:?}");
         assert_eq!(heard, 2, "it was sent once");

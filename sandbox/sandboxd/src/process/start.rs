@@ -50,6 +50,7 @@ pub(super) fn start(processes: &Processes, start: Start) -> Result<mpsc::Receive
         terminal: started.terminal,
         followers: std::sync::Mutex::default(),
         is_late: AtomicBool::new(false),
+        is_killed: AtomicBool::new(false),
     });
     let envelopes = process.follow()?;
     processes.insert(&process);
