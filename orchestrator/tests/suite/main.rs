@@ -35,6 +35,8 @@ mod sandboxes;
 #[cfg(test)]
 mod scopes;
 #[cfg(test)]
+mod screen;
+#[cfg(test)]
 mod snapshots;
 #[cfg(test)]
 mod stop;

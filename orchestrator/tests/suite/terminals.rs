@@ -3,23 +3,21 @@
 //! with which a page in a browser opens one.
 
 use crate::bench::{Bench, PATIENCE, new_folder, on_each_level, until};
-use futures_util::{SinkExt, StreamExt};
+use crate::screen::{Socket, begun, say, shown, type_in};
 use http::StatusCode;
 use postern_orchestrator::runtime::Isolation;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
 
 on_each_level!(
     a_terminal_takes_input_sizes_and_signals,
     a_terminal_that_is_kept_is_come_back_to_and_another_is_hung_up,
     a_ticket_opens_one_terminal_of_its_sandbox_once,
 );
-
-type Socket = WebSocketStream<TcpStream>;
 
 async fn open(level: Isolation) -> Bench {
     Bench::open(new_folder(), true, |config| config.isolation = Some(level)).await
@@ -54,32 +52,8 @@ async fn open_socket(bench: &Bench, path: &str, key: Option<&str>) -> Result<Soc
 /// A terminal of the admin's, and its process.
 async fn terminal(bench: &Bench, path: &str) -> (Socket, i64) {
     let mut socket = open_socket(bench, path, Some(&bench.key)).await.expect("opens");
-    let begun = shown(&mut socket, "{\"start\":{\"pid\":").await;
-    let pid = begun.chars().filter(char::is_ascii_digit).collect::<String>();
-    (socket, pid.parse().expect("a number"))
-}
-
-/// Reads until what is written, or said of it, holds `end`; all of that.
-async fn shown(socket: &mut Socket, end: &str) -> String {
-    let mut shown = String::new();
-    while !shown.contains(end) {
-        let next = timeout(PATIENCE, socket.next()).await;
-        let next = next.unwrap_or_else(|_late| panic!("never came: {end}; it showed {shown:?}"));
-        match next.unwrap_or_else(|| panic!("closed before {end}; it showed {shown:?}")).expect("good") {
-            Message::Binary(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
-            Message::Text(text) => shown.push_str(text.as_str()),
-            _ => {}
-        }
-    }
-    shown
-}
-
-async fn type_in(socket: &mut Socket, text: &str) {
-    socket.send(Message::Binary(text.as_bytes().to_vec().into())).await.expect("is sent");
-}
-
-async fn say(socket: &mut Socket, said: &Value) {
-    socket.send(Message::Text(said.to_string().into())).await.expect("is sent");
+    let pid = begun(&mut socket).await;
+    (socket, pid)
 }
 
 /// Whether a process of a sandbox is listed.

@@ -32,6 +32,9 @@ mod postern;
 #[expect(dead_code, reason = "shared with the other suite; each uses a part of it")]
 mod running;
 #[cfg(test)]
+#[path = "../../../orchestrator/tests/suite/screen.rs"]
+mod screen;
+#[cfg(test)]
 mod services;
 #[cfg(test)]
 mod surroundings;

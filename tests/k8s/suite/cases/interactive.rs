@@ -5,22 +5,19 @@
 use super::lifecycle::id;
 use crate::cluster::{Cluster, until};
 use crate::postern::Postern;
-use futures_util::{SinkExt as _, StreamExt as _};
+use crate::screen::{Socket, begun, say, shown, type_in};
 use postern_common::id::percent_encoded;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::{WebSocketStream, client_async};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-type Socket = WebSocketStream<TcpStream>;
 
 /// A terminal, and its process.
 async fn terminal(postern: &Postern<'_>, sandbox: &str, query: &str) -> (Socket, i64) {
@@ -32,32 +29,8 @@ async fn terminal(postern: &Postern<'_>, sandbox: &str, query: &str) -> (Socket,
     let stream = TcpStream::connect(&authority).await.expect("connects");
     let opened = timeout(PATIENCE, client_async(request, stream)).await.expect("in time");
     let mut socket = opened.unwrap_or_else(|error| panic!("{error}\n{}", postern.log())).0;
-    let begun = shown(&mut socket, "{\"start\":{\"pid\":").await;
-    let pid = begun.chars().filter(char::is_ascii_digit).collect::<String>();
-    (socket, pid.parse().expect("a number"))
-}
-
-/// Reads until what is written, or said of it, holds `end`; all of that.
-async fn shown(socket: &mut Socket, end: &str) -> String {
-    let mut shown = String::new();
-    while !shown.contains(end) {
-        let next = timeout(PATIENCE, socket.next()).await;
-        let next = next.unwrap_or_else(|_late| panic!("never came: {end}; it showed {shown:?}"));
-        match next.unwrap_or_else(|| panic!("closed before {end}; it showed {shown:?}")).expect("good") {
-            Message::Binary(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
-            Message::Text(text) => shown.push_str(text.as_str()),
-            _ => {}
-        }
-    }
-    shown
-}
-
-async fn type_in(socket: &mut Socket, text: &str) {
-    socket.send(Message::Binary(text.as_bytes().to_vec().into())).await.expect("is sent");
-}
-
-async fn say(socket: &mut Socket, said: &Value) {
-    socket.send(Message::Text(said.to_string().into())).await.expect("is sent");
+    let pid = begun(&mut socket).await;
+    (socket, pid)
 }
 
 fn command(script: &str) -> String {
