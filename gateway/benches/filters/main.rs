@@ -21,6 +21,7 @@ mod plugins;
 mod awake;
 mod engine;
 mod hostile;
+mod neighbour;
 mod proofs;
 mod report;
 mod serving;
