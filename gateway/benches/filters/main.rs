@@ -20,6 +20,8 @@ mod plugins;
 
 mod awake;
 mod engine;
+mod hostile;
+mod neighbour;
 mod proofs;
 mod report;
 mod serving;
@@ -51,7 +53,7 @@ fn main() -> Result<()> {
         return proofs::reload(number_in(&words, 10_000));
     }
     if asks("--prove-hostile") {
-        return proofs::hostile(number_in(&words, 3));
+        return hostile::prove(number_in(&words, 3));
     }
     let mut report = Report::default();
     serving::measure(&mut report)?;

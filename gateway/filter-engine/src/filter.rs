@@ -3,8 +3,9 @@
 //!
 //! Calls are `async` although a header filter takes microseconds: one that loops must not hold a
 //! worker of the runtime until its deadline. It yields at each tick and then takes turns with the
-//! other slow calls of its tenant. A call that ends within a tick never yields. Calls of a filter that
-//! failed lately begin with their turn, on a thread of their own (`aside`).
+//! other slow calls of its tenant. A call that has only just begun when a tick comes does not yield, so
+//! quick ones never do. Calls of a filter that failed lately begin with their turn, on a thread of their
+//! own (`aside`).
 
 use crate::artefact::Statement;
 use crate::bindings::FilterPre;
@@ -270,8 +271,8 @@ impl ConfiguredFilter {
     }
 }
 
-/// A call that has begun. Dropped, whoever asked has left while it took turns, so it ran for longer than
-/// a tick; what it would have come to nobody knows. Who leaves each time gets no ticks for nothing. Of one
+/// A call that has begun. Dropped, whoever asked has left while it took turns, so it was no quick one;
+/// what it would have come to nobody knows. Who leaves each time gets no ticks for nothing. Of one
 /// that was suspected before this says nothing new: it may be the thread beside that had no time for it.
 struct Unfinished<'a>(Option<(&'a Suspicion, &'a SandboxId)>);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What keeps one tenant's filters from slowing another's: calls in flight are counted, and calls
-//! that run for longer than a tick take turns, one at a time for each tenant. So do, from their
-//! beginning, calls of a filter that failed lately (`suspicion`).
+//! that are under way for a while when a tick comes take turns, one at a time for each tenant. So do,
+//! from their beginning, calls of a filter that failed lately (`suspicion`).
 
 use crate::settings::TICK;
 use postern_common::id::TenantId;

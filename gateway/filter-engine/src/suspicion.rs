@@ -2,8 +2,8 @@
 //! Whose calls of a filter take turns from their beginning: those of a session in which it failed
 //! lately, and everybody's once it failed in several.
 //!
-//! Whoever loops, traps or floods a host function once does it again, each time for up to a tick of a
-//! worker. One agent that has found an input on which a filter fails slows down nobody but itself.
+//! Whoever loops, traps or floods a host function once does it again, each time for a tick and more
+//! of a worker. One agent that has found an input on which a filter fails slows down nobody but itself.
 
 use postern_common::id::SandboxId;
 use std::collections::HashMap;
