@@ -21,6 +21,7 @@ esac
 
 # Azurite is an npm program; node's own packages bring npm along, Debian's do not.
 [[ $what != test ]] || command -v npm >/dev/null || packages+=(npm)
+[[ $what != test ]] || command -v git >/dev/null || packages+=(git)
 
 # Tests start Postgres servers of their own, of whatever version there is.
 postgres_is_there() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null; }
@@ -79,3 +80,5 @@ if [[ $what == test ]]; then
   # A client of others whose wire we speak.
   packages_of_python e2b e2b==2.63.0
 fi
+# Every build begins here, and the target folder may be that of other clones too.
+[[ -z ${CARGO_TARGET_DIR:-} ]] || "$(dirname "$0")/fresh.sh"

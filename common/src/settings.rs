@@ -131,7 +131,7 @@ settings! {
     TOKENS_DEFAULT_OPERATIONS = "gateway.tokens.operations", "POSTERN_GATEWAY_TOKENS_OPERATIONS", None, open, "operations of tokens without that claim, separated by commas";
     GATEWAY_SOCKETS = "gateway.sockets", "POSTERN_GATEWAY_SOCKETS", Some("false"), open, "serve this machine's sandboxes by their unix sockets";
     CONTROL_LISTEN = "control.listen", "POSTERN_CONTROL_LISTEN", Some("127.0.0.1:8082"), open, "control stream for gateways of their own";
-    FILES_API = "files.api", "POSTERN_FILES_API", None, open, "where a gateway of its own brings sandboxes' syncs to the orchestrator: a socket of this machine, or HOST:PORT, of which a gateway takes several, separated by commas";
+    FILES_API = "files.api", "POSTERN_FILES_API", None, open, "where a gateway of its own brings sandboxes' syncs to the orchestrator: a socket of this machine (a path from `/` on, or `unix:PATH`), or HOST:PORT, of which a gateway takes several, separated by commas";
     FILTER_COMPILERS = "filters.compilers", "POSTERN_FILTER_COMPILERS", None, open, "`postern-compile` of other releases, separated by commas: they compile for gateways that still run those";
     FILTER_COMPILE_CPU = "filters.compile_cpu", "POSTERN_FILTER_COMPILE_CPU", Some("30s"), open, "processor time that compiling one filter may take, from 1s to 10m";
     FILTER_COMPILE_MEMORY = "filters.compile_memory", "POSTERN_FILTER_COMPILE_MEMORY", Some("2GiB"), open, "memory that it may take, at least 128MiB; two compile at once";

@@ -15,16 +15,17 @@ class Report:
         """A row whose bar is below it."""
         self.add(name, value, unit, against, bar, value >= bar)
 
-    def add(self, name, value, unit, against=None, bar=None, is_met=None):
+    def add(self, name, value, unit, against=None, bar=None, is_met=None, note=None):
+        """A row whose bar is above it; `note` says how it was come by, where that is not by measuring alone."""
         ratio = None if not against else round(value / against, 3)
         row = {"name": name, "value": round(value, 4), "unit": unit, "against": None if against is None else round(against, 4), "ratio": ratio}
-        self.rows.append(row)
+        self.rows.append(row if note is None else {**row, "note": note})
         is_met = value <= bar if is_met is None and bar is not None else is_met
         if bar is not None and not is_met:
             self.missed.append(name)
         verdict = "" if bar is None else f"bar {bar:.4g} {'ok' if is_met else 'MISSED'}"
         beside = "" if against is None else f"beside {against:.3f}"
-        print(f"{name:<34} {value:>9.3f} {unit:<5} {beside:<16} {verdict}", flush=True)
+        print(f"{name:<34} {value:>9.3f} {unit:<5} {beside:<16} {verdict}{f' ({note})' if note else ''}", flush=True)
 
     def left_out(self, name, unit, why):
         """A row that could not be measured on this machine."""

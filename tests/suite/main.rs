@@ -32,6 +32,8 @@ mod exec_crash;
 #[cfg(test)]
 mod following;
 #[cfg(test)]
+mod fresh;
+#[cfg(test)]
 mod gateways;
 #[cfg(test)]
 #[path = "../../gateway/compile/tests/compile/handmade.rs"]

@@ -3,7 +3,7 @@
 //! it says, and that `--json` is the server's own answer.
 
 use crate::running::{Backend, Up, keeps_memory, leave_out, postern};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs `postern` for a person; what it says on standard output, and beside it.
 fn said(up: &Up, arguments: &[&str]) -> (String, String) {
@@ -106,4 +106,55 @@ fn snapshots_and_copies_say_what_was_done() {
     let left = up.told(&["sandbox", "snapshots"]);
     let is_left = |id: &str| left.to_string().contains(id);
     assert!(!is_left(&snapshot) && !is_left(second), "{left}");
+}
+
+/// Makes two of a kind, removes one for a script and the other for a person, and compares what is said.
+fn removes(
+    up: &Up,
+    words: &[&str],
+    both: [&str; 2],
+    told: impl Fn(&str) -> Value,
+    says: impl Fn(&str) -> String,
+) {
+    let command = |name| [words, &[name]].concat();
+    assert_eq!(up.told(&command(both[0])), told(both[0]));
+    assert_eq!(said(up, &command(both[1])), (String::new(), says(both[1])));
+    let again = up.postern(&command(both[0]));
+    assert_eq!(again.status.code(), Some(4), "it is gone: {again:?}");
+}
+
+#[test]
+fn whatever_is_removed_is_told_to_scripts_too() {
+    let backend = Backend::start();
+    let up = Up::start(&backend);
+    let file = up.folder.path().join("file");
+    std::fs::write(&file, "hello").expect("writes");
+    for name in ["one", "other"] {
+        up.told(&["files", "put", "alice", file.to_str().expect("is text"), name]);
+        up.told(&["gateways", "add", name]);
+        up.told(&["retention", "hold", name, "--reason", "a test"]);
+        let secret = up.call("PUT", &format!("/secrets/{name}"), Some(&json!({ "value": "hidden" })));
+        assert!(secret.status < 300, "{secret:?}");
+    }
+    let both = ["one", "other"];
+    let named = |name: &str| json!({ "name": name, "removed": true });
+    let gateway = |name: &str| format!("gateway {name} is revoked and cut off\n");
+    removes(&up, &["gateways", "rm"], both, named, gateway);
+    removes(&up, &["secret", "rm"], both, named, |name| format!("secret {name} is removed\n"));
+    let released = |user: &str| json!({ "user_id": user, "released": true });
+    let may_go = |user: &str| format!("files of {user} may go again\n");
+    removes(&up, &["retention", "release"], both, released, may_go);
+    let file = |path: &str| json!({ "user_id": "alice", "path": path, "removed": true });
+    removes(&up, &["files", "rm", "alice"], both, file, |path| format!("{path} is removed\n"));
+
+    let made = [(); 2].map(|()| up.told(&["key", "create", "--role", "developer"]));
+    let ids = made.each_ref().map(|key| key["key_id"].as_str().expect("an id"));
+    let key = |id: &str| json!({ "key_id": id, "removed": true });
+    removes(&up, &["key", "rm"], ids, key, |id| format!("key {id} is revoked\n"));
+    let whose = ["--user", "alice", "--conversation", "c1", "--operation", "support-desk/read"];
+    let session = [&["sessions", "add", "--peer", "127.0.0.1"][..], &whose].concat();
+    let made = [(); 2].map(|()| up.told(&session));
+    let ids = made.each_ref().map(|session| session["session_id"].as_str().expect("an id"));
+    let session = |id: &str| json!({ "session_id": id, "removed": true });
+    removes(&up, &["sessions", "rm"], ids, session, |id| format!("session {id} has ended\n"));
 }

@@ -34,7 +34,8 @@ pub(super) async fn run(server: &Server, wanted: Files) -> Result<(), Failure> {
         }
         Files::Rm { user, path } => {
             server.delete(&address(&user, &path)).await?;
-            server.output.note(&format!("{path} is removed"));
+            let removed = json!({ "user_id": user, "path": path, "removed": true });
+            server.output.done(&removed, || format!("{path} is removed"));
             Ok(())
         }
         Files::Url { user, path, expires_in } => {

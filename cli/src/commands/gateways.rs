@@ -30,7 +30,8 @@ pub(super) async fn run(server: &Server, wanted: Gateways) -> Result<(), Failure
         ),
         Gateways::Rm { name } => {
             server.delete(&format!("/gateways/{}", segment(&name))).await?;
-            server.output.note(&format!("gateway {name} is revoked and cut off"));
+            let removed = json!({ "name": name, "removed": true });
+            server.output.done(&removed, || format!("gateway {name} is revoked and cut off"));
             Ok(())
         }
     }

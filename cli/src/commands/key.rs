@@ -30,7 +30,8 @@ pub(super) async fn run(server: &Server, wanted: Key) -> Result<(), Failure> {
         }
         Key::Rm { id } => {
             server.delete(&format!("/keys/{}", segment(&id))).await?;
-            server.output.note(&format!("key {id} is revoked"));
+            let removed = json!({ "key_id": id, "removed": true });
+            server.output.done(&removed, || format!("key {id} is revoked"));
             Ok(())
         }
     }

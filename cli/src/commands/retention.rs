@@ -21,7 +21,8 @@ pub(super) async fn run(server: &Server, wanted: Retention) -> Result<(), Failur
         }
         Retention::Release { user } => {
             server.delete(&format!("/users/{}/hold", segment(&user))).await?;
-            server.output.note(&format!("files of {user} may go again"));
+            let released = json!({ "user_id": user, "released": true });
+            server.output.done(&released, || format!("files of {user} may go again"));
             Ok(())
         }
         Retention::Holds => holds(server).await,

@@ -26,7 +26,8 @@ pub(super) async fn run(server: &Server, wanted: Secret) -> Result<(), Failure> 
         Secret::Ls => server.list(&server.get("/secrets").await?, "secrets", &["name", "updated_at"]),
         Secret::Rm { name } => {
             server.delete(&format!("/secrets/{}", segment(&name))).await?;
-            server.output.note(&format!("secret {name} is removed"));
+            let removed = json!({ "name": name, "removed": true });
+            server.output.done(&removed, || format!("secret {name} is removed"));
             Ok(())
         }
     }

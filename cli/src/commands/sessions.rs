@@ -20,7 +20,8 @@ pub(super) async fn run(server: &Server, wanted: Sessions) -> Result<(), Failure
         ),
         Sessions::Rm { id } => {
             server.delete(&format!("/sessions/{}", segment(&id))).await?;
-            server.output.note(&format!("session {id} has ended"));
+            let removed = json!({ "session_id": id, "removed": true });
+            server.output.done(&removed, || format!("session {id} has ended"));
             Ok(())
         }
     }

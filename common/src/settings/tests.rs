@@ -108,11 +108,37 @@ fn the_cache_of_files_lies_where_somebody_said_or_on_a_mount() {
 fn syncs_are_brought_to_a_socket_or_to_hosts() {
     let at = |text: &str| resolve(&[("POSTERN_FILES_API", text)], "").files_api();
     assert_eq!(at(""), None);
-    for path in ["/var/lib/postern/files.sock", "files.sock", "run/files:8083"] {
-        assert_eq!(at(path), Some(FilesAt::Socket(path.into())));
+    for path in ["/var/lib/postern/files.sock", "/run/files:8083", "files.sock", "run/files:8083"] {
+        assert_eq!(at(&format!("unix:{path}")), Some(FilesAt::Socket(path.into())));
+        if path.starts_with('/') {
+            assert_eq!(at(path), Some(FilesAt::Socket(path.into())));
+        }
     }
-    let hosts = ["orchestrator:8083", "10.0.0.3:8083"].map(str::to_owned).to_vec();
-    assert_eq!(at("orchestrator:8083, 10.0.0.3:8083"), Some(FilesAt::Hosts(hosts)));
+    let hosts = ["orchestrator:8083", "10.0.0.3:8083", "[fd00::3]:8083"].map(str::to_owned).to_vec();
+    assert_eq!(at("orchestrator:8083, 10.0.0.3:8083,[fd00::3]:8083"), Some(FilesAt::Hosts(hosts)));
+}
+
+#[test]
+fn a_host_without_its_port_is_no_socket() {
+    for text in [
+        "orchestrator",
+        "orchestrator:",
+        "orchestrator:files",
+        ":8083",
+        "orchestrator:8083,10.0.0.3",
+        "http://orchestrator:8083",
+        "fd00::3",
+        "files.sock",
+        "unix:",
+        ",",
+    ] {
+        let told = mistakes(&[("POSTERN_FILES_API", text)], "");
+        assert!(told.contains("POSTERN_FILES_API: `") && told.contains("nor HOST:PORT"), "{text}: {told}");
+    }
+    insta::assert_snapshot!(mistakes(&[("POSTERN_FILES_API", "orchestrator")], ""), @"
+    1 mistake in the settings
+      POSTERN_FILES_API: `orchestrator` is neither a socket's path (one that begins with `/`, or `unix:PATH`) nor HOST:PORT such as orchestrator:8083
+    ");
 }
 
 #[test]

@@ -265,6 +265,7 @@ impl Settings {
         for setting in [name::KEEP_SANDBOXES, name::KEEP_EVENTS] {
             see(setting, self.kept(setting).map(drop));
         }
+        see(name::FILES_API, self.try_files_api().map(drop));
         see(name::FILES_CACHE_SIZE, self.parsed::<ByteSize>(name::FILES_CACHE_SIZE).map(drop));
         see(name::FILES_CACHE_AGE, self.cache_age().map(drop));
         see(name::FILTER_COMPILE_CPU, self.try_compile_cpu().map(drop));
@@ -421,12 +422,7 @@ impl Settings {
     /// Where syncs' calls are brought, if they are.
     #[must_use]
     pub fn files_api(&self) -> Option<FilesAt> {
-        let text = self.text(name::FILES_API)?;
-        let is_host = |item: &String| {
-            !item.contains('/') && item.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
-        };
-        let hosts = self.list(name::FILES_API);
-        Some(if hosts.iter().all(is_host) { FilesAt::Hosts(hosts) } else { FilesAt::Socket(text.into()) })
+        self.try_files_api().ok().flatten()
     }
 
     /// A setting that is a list, separated by commas.
@@ -520,6 +516,22 @@ impl Settings {
         let text = self.raw(setting).unwrap_or_default();
         let number = text.parse::<u32>().ok().filter(|number| *number > 0);
         number.ok_or_else(|| format!("`{text}` is no number above 0"))
+    }
+
+    fn try_files_api(&self) -> Result<Option<FilesAt>, String> {
+        let Some(text) = self.text(name::FILES_API) else { return Ok(None) };
+        let path = text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text));
+        if let Some(path) = path.filter(|path| !path.is_empty()) {
+            return Ok(Some(FilesAt::Socket(path.into())));
+        }
+        let hosts = self.list(name::FILES_API);
+        if !hosts.is_empty() && hosts.iter().all(|item| has_host_and_port(item)) {
+            return Ok(Some(FilesAt::Hosts(hosts)));
+        }
+        Err(format!(
+            "`{text}` is neither a socket's path (one that begins with `/`, or `unix:PATH`) nor HOST:PORT such as \
+             orchestrator:8083"
+        ))
     }
 
     fn cache_age(&self) -> Result<Duration, String> {
@@ -674,6 +686,14 @@ const LISTENERS: [&Setting; 5] = [
     name::GATEWAY_ADMIN_LISTEN,
     name::CONTROL_LISTEN,
 ];
+
+/// Whether it is `HOST:PORT`, where an IPv6 address stands in brackets.
+fn has_host_and_port(item: &str) -> bool {
+    let Some((host, port)) = item.rsplit_once(':') else { return false };
+    let is_host = !host.is_empty() && !host.contains('/');
+    let is_closed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+    is_host && is_closed && port.parse::<u16>().is_ok()
+}
 
 /// What the reader has to change: the variable, the line, or the flag.
 fn place(setting: &Setting, given: &Given) -> String {

@@ -40,6 +40,8 @@ use tokio::time::Instant;
 
 /// A sync that tells nothing for so long while it brings in or flushes has failed.
 const SILENCE: Duration = Duration::from_secs(90);
+/// And one that tells on and on has, after so long: the largest disk at 5 MB/s.
+const HYDRATE_TIME: Duration = Duration::from_secs(3600);
 /// What a flush may take: as long as the largest disk at 100 MB/s, and some.
 const FLUSH_TIME: Duration = Duration::from_secs(300);
 /// The pause before one that ended by itself is begun again; it doubles up to the longest.
@@ -64,6 +66,9 @@ pub(crate) enum SyncError {
     /// It says nothing.
     #[error("the sync of sandbox `{0}` makes no progress")]
     Silent(SandboxId),
+    /// It says much, and is never done.
+    #[error("the sync of sandbox `{0}` was not done within {time} s", time = .1.as_secs())]
+    Slow(SandboxId, Duration),
     /// Its session.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -163,7 +168,8 @@ impl Syncs {
         }
         let at_hand = listed.map(|it| it.files).unwrap_or_default();
         let Some(mut process) = self.spawn(sandbox, false, &at_hand).await? else { return Ok(None) };
-        let report = match process.until(&sandbox.new.id, Wanted::Hydrated).await {
+        let hydrating = process.until(&sandbox.new.id, Wanted::Hydrated);
+        let report = match within(&sandbox.new.id, HYDRATE_TIME, hydrating).await {
             Ok(report) => report,
             Err(error) => {
                 process.end().await;
@@ -249,8 +255,7 @@ impl Syncs {
         }
         let begun = Instant::now();
         let Some(mut process) = self.spawn(sandbox, true, &[]).await? else { return Ok(None) };
-        let flushed = tokio::time::timeout(FLUSH_TIME, process.until(id, Wanted::Flushed)).await;
-        let flushed = flushed.unwrap_or_else(|_late| Err(SyncError::Silent(id.clone())));
+        let flushed = within(id, FLUSH_TIME, process.until(id, Wanted::Flushed)).await;
         process.end().await;
         let report = flushed?;
         self.end_session(id).await?;
@@ -394,6 +399,16 @@ impl Syncs {
             }
         }
     }
+}
+
+/// Waits for the first of a sync's work, for so long at most, whatever it tells meanwhile.
+async fn within<Done>(
+    id: &SandboxId,
+    time: Duration,
+    work: impl Future<Output = Result<Done, SyncError>>,
+) -> Result<Done, SyncError> {
+    let done = tokio::time::timeout(time, work).await;
+    done.unwrap_or_else(|_late| Err(SyncError::Slow(id.clone(), time)))
 }
 
 /// What is waited for.

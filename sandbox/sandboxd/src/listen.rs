@@ -33,6 +33,7 @@ use postern_common::execs::{self, About, Execs, NotFollowed};
 use postern_common::problem::{CONTENT_TYPE, Problem};
 use postern_common::signed::{Envelope, FRESH, HEADER, hex};
 use postern_common::tasks::Tasks;
+use rustix::net::sockopt;
 use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
@@ -40,13 +41,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::io::DuplexStream;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 type Inward = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Connections at one time: an orchestrator's replicas need a few each.
 const CONNECTIONS: usize = 64;
+/// Connections that wait to be accepted, as tokio has it.
+const BACKLOG: u32 = 1024;
 /// Streams on each.
 const STREAMS: u32 = 256;
 /// A peer that opens a connection and is not heard of is let go after this.
@@ -136,8 +139,8 @@ where
 {
     let key = BASE64.decode(&options.key).ok().filter(|key| key.len() == 32);
     let key = key.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, InvalidKey))?;
-    let listeners = bind(options.address, hears_own).await?;
-    let address = listeners.first().ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()?;
+    let listener = bind(options.address, hears_own).await?;
+    let address = listener.local_addr()?;
     let inner = connect_inside(serve, tasks).await.map_err(io::Error::other)?;
     let gate = Arc::new(Gate {
         pod: options.pod,
@@ -149,30 +152,41 @@ where
         execs: Execs::new(tasks.clone()),
     });
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    for listener in listeners {
-        let (gate, room, all) = (Arc::clone(&gate), Arc::clone(&room), tasks.clone());
-        tasks.spawn(async move |stop| {
-            let _ = stop.run_until_cancelled(accept(listener, gate, room, all)).await;
-        });
-    }
+    let all = tasks.clone();
+    tasks.spawn(async move |stop| {
+        let _ = stop.run_until_cancelled(accept(listener, gate, room, all)).await;
+    });
     Ok(address)
 }
 
 /// Listens. Whoever does not hear its own pod takes the port of all of IPv4 in IPv6 too: else the agent
 /// could listen there, and take orders that are not for it where a pod has addresses of both.
-async fn bind(address: SocketAddr, hears_own: bool) -> io::Result<Vec<TcpListener>> {
+async fn bind(address: SocketAddr, hears_own: bool) -> io::Result<TcpListener> {
     if hears_own || address.ip() != IpAddr::V4(Ipv4Addr::UNSPECIFIED) {
-        return Ok(vec![TcpListener::bind(address).await?]);
+        return TcpListener::bind(address).await;
     }
-    let both = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port())).await {
-        Ok(both) => both,
-        Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => return Err(taken),
+    match TcpSocket::new_v6().and_then(|socket| in_both(socket, address.port())) {
         // There is no IPv6 here.
-        Err(_) => return Ok(vec![TcpListener::bind(address).await?]),
-    };
-    // Mostly it is of both. Where IPv6 is kept to itself (`net.ipv6.bindv6only`), that of IPv4 is still free.
-    let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, both.local_addr()?.port())).await;
-    Ok(std::iter::once(both).chain(other).collect())
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind(address).await,
+        held => held,
+    }
+}
+
+/// Listens in IPv6 and IPv4 by one socket, also where the kernel would keep IPv6 to itself
+/// (`net.ipv6.bindv6only`): two sockets could be had apart, and one of them by somebody else.
+///
+/// # Errors
+/// `AddrInUse` if somebody has the port in either; else there is no IPv6.
+fn in_both(socket: TcpSocket, port: u16) -> io::Result<TcpListener> {
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    let held = socket.bind((Ipv6Addr::UNSPECIFIED, port).into()).and_then(|()| socket.listen(BACKLOG));
+    held.map_err(|error| match error.kind() {
+        taken @ io::ErrorKind::AddrInUse => {
+            io::Error::new(taken, format!("something else in this pod listens on port {port}"))
+        }
+        _ => error,
+    })
 }
 
 /// A connection to the services, in memory.

@@ -32,6 +32,8 @@ sys.dont_write_bytecode = True
 from report import Report  # noqa: E402  (the folder is ours to name first)
 
 ROUNDS = 3
+# Files of the tree that the bars are for; with as many, nothing is scaled.
+BAR_FILES = 10_000
 CHANGES = 60
 PARTS = ("small", "s3", "large", "changes", "idle")
 IDLE_SECONDS = 60
@@ -319,8 +321,9 @@ def small(given, tree, folder, report, store):
     report.add(f"flush_10k.{kind}", min(plain["flush"]), "s", flush, flush)
     report.add(f"hydrate_10k.{kind}", min(plain["hydrate"]), "s", hydrate, hydrate)
     report.add(f"hydrate_10k.{kind}.cached", min(cached["hydrate"]), "s", hydrate, hydrate)
-    # The bar is for 10,000 files.
-    report.add(f"hydrate_again.{kind}", min(plain["again"]) * 1000 * 10_000 / given.files, "ms", None, 300)
+    # The bar is for 10,000 files: a tree of another number stands for one of that many, and is said to.
+    note = None if given.files == BAR_FILES else f"measured with {given.files} files, scaled to {BAR_FILES}"
+    report.add(f"hydrate_again.{kind}", min(plain["again"]) * 1000 * BAR_FILES / given.files, "ms", None, 300, note=note)
 
 
 def large_files(up, program, folder, report):
@@ -397,7 +400,7 @@ def main():
     parser.add_argument("rclone")
     parser.add_argument("store")
     parser.add_argument("json")
-    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=BAR_FILES)
     parser.add_argument("--tree", default=os.path.join(os.environ.get("CARGO_HOME") or os.path.expanduser("~/.cargo"), "registry/src"))
     parser.add_argument("--only", default=",".join(PARTS))
     given = parser.parse_args()

@@ -17,14 +17,18 @@ use crate::cluster::Cluster;
 use std::pin::Pin;
 
 /// A case: it fails by panicking.
-type Case = for<'a> fn(&'a Cluster) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+pub(crate) type Case = for<'a> fn(&'a Cluster) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 macro_rules! cases {
-    ($($module:ident::$name:ident),* $(,)?) => {
+    (@ postgres $name:ident) => { stringify!($name) };
+    ($($module:ident::$name:ident $(on $database:ident)?),* $(,)?) => {
         /// Every case, by its name.
         pub(crate) const ALL: &[(&str, Case)] = &[
             $((stringify!($name), |cluster| Box::pin($module::$name(cluster)))),*
         ];
+
+        /// Those whose orchestrators share a Postgres.
+        pub(crate) const ON_POSTGRES: &[&str] = &[$($(cases!(@ $database $name),)?)*];
     };
 }
 
@@ -51,8 +55,8 @@ cases! {
     chart::every_object_of_the_chart_is_taken_as_it_is_written,
     chart::helm_installs_upgrades_and_rolls_back_without_a_changed_key,
     chart::helm_s_own_test_finds_walls_and_finds_them_missing,
-    upgrade::an_upgrade_under_load_and_the_way_back_fail_no_request_and_change_no_key,
+    upgrade::an_upgrade_under_load_and_the_way_back_fail_no_request_and_change_no_key on postgres,
     rights::the_orchestrator_may_do_what_it_does_and_nothing_else,
-    replicas::either_of_two_orchestrators_may_be_killed_and_nothing_leaks,
+    replicas::either_of_two_orchestrators_may_be_killed_and_nothing_leaks on postgres,
     crashes::an_orchestrator_that_is_killed_at_any_moment_leaks_nothing,
 }

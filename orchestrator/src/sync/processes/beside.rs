@@ -9,7 +9,7 @@
 //! finish ─▶ session · Begin {only flush} ─▶ followed until flushed; session ends
 //! ```
 
-use super::{FIRST_PAUSE, FLUSH_TIME, LONGEST_PAUSE, SILENCE, SyncError, Syncs};
+use super::{FIRST_PAUSE, FLUSH_TIME, HYDRATE_TIME, LONGEST_PAUSE, SILENCE, SyncError, Syncs, within};
 use crate::runtime::agent::Next;
 use crate::runtime::{Agent, RuntimeError};
 use crate::store::SandboxRow;
@@ -71,10 +71,10 @@ impl Syncs {
     /// Flushes a pod's files; the session ends with that.
     pub(super) async fn finish_beside(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
         let (id, begun) = (&sandbox.new.id, Instant::now());
-        let flushed = timeout(FLUSH_TIME, self.order_beside(sandbox, true)).await;
+        let flushed = within(id, FLUSH_TIME, self.order_beside(sandbox, true)).await;
         // Also of one that was too late: should the sandbox go on, it is found to be without a sync.
         self.end_session(id).await?;
-        let report = flushed.unwrap_or_else(|_late| Err(SyncError::Silent(id.clone())))?;
+        let report = flushed?;
         self.0.durations.get_or_create(&[("phase", "flush")]).observe(begun.elapsed().as_secs_f64());
         Ok(report)
     }
@@ -148,7 +148,14 @@ impl Drop for Beginning {
     }
 }
 
+/// Has a sync begin, and hears it until the first of its work is done: for as long as it says something, and
+/// not for ever, whatever it says.
 async fn follow(id: &SandboxId, agent: &Agent, begin: &Begin) -> Result<Report, SyncError> {
+    let time = if begin.only_flush { FLUSH_TIME } else { HYDRATE_TIME };
+    within(id, time, hear(id, agent, begin)).await
+}
+
+async fn hear(id: &SandboxId, agent: &Agent, begin: &Begin) -> Result<Report, SyncError> {
     let mut telling = agent.begin_sync(begin).await.map_err(failed(id))?;
     loop {
         let told = timeout(SILENCE, telling.next::<Told>()).await;
@@ -170,4 +177,55 @@ async fn follow(id: &SandboxId, agent: &Agent, begin: &Begin) -> Result<Report, 
 
 fn failed(id: &SandboxId) -> impl Fn(crate::runtime::AgentError) -> RuntimeError {
     |source| RuntimeError::Agent { sandbox: id.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::{Frame, Incoming};
+    use hyper::server::conn::http2;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use postern_common::secret::Secret;
+    use postern_common::tasks::Tasks;
+    use std::convert::Infallible;
+    use std::time::Duration;
+
+    /// A sync that tells, always in time, that it is where it was.
+    async fn never_done(tasks: &Tasks) -> Agent {
+        let told = Told::Progress { files: 1, of_files: 2, bytes: 1, of_bytes: 2 };
+        let told = serde_json::to_vec(&told).expect("serializes");
+        let length = u32::try_from(told.len()).expect("is short").to_be_bytes();
+        let envelope = Bytes::from([&[0_u8][..], &length, &told].concat());
+        let service = service_fn(move |_begin: Request<Incoming>| {
+            let frames = stream::unfold(envelope.clone(), |envelope: Bytes| async move {
+                sleep(SILENCE - Duration::from_secs(1)).await;
+                Some((Ok::<_, Infallible>(Frame::data(envelope.clone())), envelope))
+            });
+            async move { Ok::<_, Infallible>(Response::new(StreamBody::new(frames))) }
+        });
+        let (near, far) = tokio::io::duplex(1024);
+        let serving = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(far), service);
+        tasks.spawn(async move |stop: Stop| drop(stop.run_until_cancelled(serving).await));
+        Agent::on(near, tasks).await.expect("connects")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sync_that_tells_on_and_on_is_given_up() {
+        let tasks = Tasks::new();
+        let agent = never_done(&tasks).await;
+        let id = SandboxId::parse("sandbox-abcdefghijkl").expect("is one");
+        for (only_flush, time) in [(false, HYDRATE_TIME), (true, FLUSH_TIME)] {
+            let (token, bounds) = (Secret::new("a".to_owned()), Bounds::default());
+            let begin = Begin { token, only_flush, is_torn: false, bounds, tells_each: false };
+            let begun = Instant::now();
+            let error = follow(&id, &agent, &begin).await.expect_err("is never done");
+            assert!(begun.elapsed() >= time, "the control: it was not silent: {error}");
+            assert!(matches!(error, SyncError::Slow(..)), "{error}");
+        }
+    }
 }

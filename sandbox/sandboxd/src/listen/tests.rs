@@ -302,13 +302,34 @@ async fn whoever_does_not_hear_its_own_pod_leaves_its_port_to_nobody() {
     }
     let all = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     let hears = bind(all, true).await.expect("listens");
-    let port = hears.first().expect("is one").local_addr().expect("has an address").port();
+    let port = hears.local_addr().expect("has an address").port();
     let ours = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await;
     assert!(ours.is_ok(), "the control: of one family the other is free");
     let held = bind(all, false).await.expect("listens");
-    let port = held.first().expect("is one").local_addr().expect("has an address").port();
+    let port = held.local_addr().expect("has an address").port();
     for address in [IpAddr::from(Ipv6Addr::LOCALHOST), Ipv4Addr::LOCALHOST.into()] {
         assert!(TcpListener::bind((address, port)).await.is_err(), "{address}");
         assert!(TcpStream::connect((address, port)).await.is_ok(), "{address}");
     }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_also_where_ipv6_is_kept_to_itself() {
+    // Made as the kernel makes each with `net.ipv6.bindv6only`.
+    let alone = || {
+        let socket = TcpSocket::new_v6().ok()?;
+        sockopt::set_ipv6_v6only(&socket, true).ok()?;
+        Some(socket)
+    };
+    let (Some(control), Some(tried), Some(held)) = (alone(), alone(), alone()) else { return };
+    let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.expect("listens");
+    let port = other.local_addr().expect("has an address").port();
+    control.bind((Ipv6Addr::UNSPECIFIED, port).into()).expect("the control: IPv6 has it free");
+    drop(control);
+    let refused = in_both(tried, port).expect_err("IPv4 has not");
+    assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(refused.to_string(), format!("something else in this pod listens on port {port}"));
+    let held = in_both(held, 0).expect("one of both");
+    let port = held.local_addr().expect("has an address").port();
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok());
 }
