@@ -87,6 +87,7 @@ mod policies;
 mod rate;
 mod sessions;
 mod tickets;
+mod turns;
 use idempotency::{
     an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
     idempotency_keys_are_forgotten_by_age_and_number,
