@@ -24,6 +24,7 @@ mod migrations;
 mod notices;
 mod peer_sessions;
 mod policies;
+mod quotas;
 mod resources;
 mod retained;
 mod sandboxes;
@@ -56,12 +57,12 @@ pub use migrations::{AtStart, MigrateError, MigrationStatus, MigrationStep, Migr
 pub(crate) use notices::Notice;
 pub(crate) use peer_sessions::PeerSessionRow;
 pub(crate) use policies::{NO_SET, NewVersion, PolicyTexts, PolicyVersion, set_digest};
+pub(crate) use quotas::{OverQuota, Quotas};
 pub use resources::Kind;
 pub(crate) use resources::{Resource, ResourceChange};
 pub(crate) use retained::{ArchivedFile, ArchivedPlace, Cutoffs, DueFile, FilePlace, HoldRow, SetHold};
 pub(crate) use sandboxes::{
-    AddedSandbox, Asked, NewSandbox, OnIdle, OverQuota, Quotas, SandboxChange, SandboxFilter, SandboxRow,
-    Terms, Transition,
+    AddedSandbox, Asked, NewSandbox, OnIdle, SandboxChange, SandboxFilter, SandboxRow, Terms, Transition,
 };
 use select::Select;
 pub(crate) use sessions::SessionRow;
