@@ -5,8 +5,8 @@
 use super::memory::{Kept, kept};
 use super::quotas::over_quota;
 use super::{
-    AuditEntry, Change, Columns, Dialect, IdempotencyKey, OverQuota, Quotas, Select, Store, StoreError,
-    duration_micros, json_text, micros,
+    AuditEntry, Change, Columns, Dialect, IdempotencyKey, OverQuota, Quotas, Select, SessionRow, Store,
+    StoreError, duration_micros, json_text, micros,
 };
 use crate::lifecycle::{Outcome, State};
 use crate::runtime::{Limits, Running, Wanted};
@@ -105,6 +105,8 @@ pub(crate) struct Terms {
     pub(crate) key: Option<IdempotencyKey>,
     /// Whether it is one that was kept ready, and is claimed by this.
     pub(crate) is_warm: bool,
+    /// Its first session, which is written with it.
+    pub(crate) session: Option<SessionRow>,
 }
 
 /// What may be changed of a live sandbox; what is `None` stays.
@@ -296,7 +298,7 @@ impl Change {
 }
 
 impl Store {
-    /// Writes down that a sandbox is to be made, and under which idempotency key, unless its
+    /// Writes down that a sandbox is to be made, with its session and under which idempotency key, unless its
     /// conversation has a live one or its tenant is gone or may have no more: the database decides
     /// that, whoever asks at the same time.
     ///
@@ -309,7 +311,7 @@ impl Store {
         audit: &AuditEntry,
     ) -> Result<AddedSandbox, StoreError> {
         let _under_way = self.time("add_sandbox");
-        let Terms { quotas, key, is_warm } = terms;
+        let Terms { quotas, key, is_warm, session } = terms;
         let mut change = self.change().await?;
         // INVARIANT: locked until the commit, so that nobody removes the tenant meanwhile; and
         // where sandboxes are counted, against all others who count.
@@ -340,6 +342,11 @@ impl Store {
             && !change.keep_answer(&new.tenant, key, (&new.id, MADE), audit.at).await?
         {
             return Ok(AddedSandbox::Repeated);
+        }
+        if let Some(session) = session
+            && !change.put_session(session).await?
+        {
+            return Ok(AddedSandbox::Taken);
         }
         change.record(audit).await?;
         change.commit().await?;
