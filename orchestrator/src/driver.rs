@@ -19,11 +19,13 @@ mod start;
 mod tokens;
 mod wake;
 mod watch;
+mod write;
 
 pub(crate) use counts::Counts;
 pub(crate) use rest::Keep;
 pub(crate) use start::First;
 pub use watch::Reconciled;
+use write::Written;
 
 use crate::files::{TooMuch, UserFiles};
 use crate::host::Host;
@@ -31,12 +33,12 @@ use crate::keys::InstallationKeys;
 use crate::lifecycle::{self, Effect, Event, Refusal, State};
 use crate::memory::Memory;
 use crate::pool::{Claim, Pool};
-use crate::runtime::{Agent, Isolation, Running, RuntimeError};
+use crate::runtime::{Isolation, Running, RuntimeError};
 use crate::sessions::{SessionError, Sessions};
 use crate::snapshots::SnapshotError;
 use crate::store::{
-    Action, Actor, AddedSandbox, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange,
-    SandboxRow, Store, StoreError, Terms, Transition,
+    Action, Actor, AuditEntry, IdempotencyKey, NewSandbox, OverQuota, Quotas, SandboxChange, SandboxRow,
+    Store, StoreError, Transition,
 };
 use crate::sync::processes::{SyncError, Syncs};
 use lanes::Lanes;
@@ -166,14 +168,6 @@ pub(crate) struct Wish {
     pub(crate) claim: Option<Claim>,
 }
 
-/// A sandbox that is written down, with its first token and, if it is a warm one, the way to it.
-struct Written {
-    row: SandboxRow,
-    token: Secret<String>,
-    warm: Option<(Running, Agent)>,
-    start: First,
-}
-
 /// Everything that driving sandboxes takes.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -283,6 +277,7 @@ impl Driver {
                             | DriveError::TooMuch(_)
                             | DriveError::NoTenant(_)
                             | DriveError::BeingErased(_)
+                            | DriveError::Session(_)
                             | DriveError::Ending
                     );
                     if is_none {
@@ -294,52 +289,6 @@ impl Driver {
             }
         });
         answer.await.unwrap_or(Err(DriveError::Silent(id)))
-    }
-
-    async fn write_down(&self, wish: Wish, cause: Cause) -> Result<Written, DriveError> {
-        let Wish { new, quotas, level, key, start, claim } = wish;
-        let now = clock::now();
-        let idle_at = now.saturating_add(signed(new.idle)).unwrap_or(now);
-        let (state, place) = (State::Creating, self.parts().store.place().to_owned());
-        let (reason, running, kept, created_at) = (None, None, None, now);
-        let row = SandboxRow { new, state, reason, running, created_at, idle_at, place, kept };
-        let too_much = self.parts().files.too_much(&keep::owned(&row)).await;
-        if let Some(too_much) =
-            too_much.map_err(std::io::Error::other).map_err(start::machine(&row, "count the files"))?
-        {
-            return Err(DriveError::TooMuch(too_much));
-        }
-        let entry = entry(&row.new, Action::SandboxCreated, &cause);
-        let terms = Terms { quotas, key, is_warm: claim.is_some() };
-        match self.parts().store.add_sandbox(&row.new, &terms, &entry).await? {
-            AddedSandbox::Added => {}
-            AddedSandbox::NotReady => {
-                claim.into_iter().for_each(Claim::discard);
-                return Err(DriveError::NotReady);
-            }
-            AddedSandbox::Taken => return Err(DriveError::Taken),
-            AddedSandbox::Repeated => return Err(DriveError::Repeated),
-            AddedSandbox::OverQuota(quota) => {
-                self.0.counts.refused(quota.name);
-                return Err(DriveError::Quota(quota));
-            }
-            AddedSandbox::NoTenant => return Err(DriveError::NoTenant(row.new.tenant)),
-            AddedSandbox::BeingErased => return Err(DriveError::BeingErased(row.new.user_id)),
-        }
-        let warm = claim.and_then(Claim::settle);
-        let opened = async {
-            let peer = self.parts().host.door(&row.new.id)?;
-            Ok::<_, DriveError>(self.parts().sessions.open(&row, peer, level, now).await?)
-        };
-        match opened.await {
-            Ok(token) => Ok(Written { row, token, warm, start }),
-            Err(error) => {
-                log(&row.new.id, &error, "open the session");
-                let cause = Cause::own("its session could not be opened");
-                self.happen(&row.new.id, Event::StartFailed, None, cause).await?;
-                Err(error)
-            }
-        }
     }
 
     /// Lets an event happen: writes the state that it leads to and begins the effects in a task
@@ -614,4 +563,4 @@ pub(crate) fn signed(duration: Duration) -> jiff::SignedDuration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -44,6 +44,9 @@ pub trait Host: Runtime {
     /// [`RuntimeError::Machine`].
     fn door(&self, sandbox: &SandboxId) -> Result<Peer, RuntimeError>;
 
+    /// Where that door will be, before there is anything of it.
+    fn place_of_door(&self, sandbox: &SandboxId) -> Peer;
+
     /// Where its user's files lie; `None` if there is nothing of them. After a restart of the
     /// machine they are found in the slot, and can only be read.
     fn user_folder<'a>(
@@ -161,6 +164,10 @@ impl Host for LocalRuntime {
         self.prepare(sandbox).map(Peer::Socket)
     }
 
+    fn place_of_door(&self, sandbox: &SandboxId) -> Peer {
+        Peer::Socket(self.gateway_socket(sandbox))
+    }
+
     fn user_folder<'a>(
         &'a self,
         sandbox: &'a SandboxId,
@@ -216,8 +223,12 @@ impl Host for LocalRuntime {
 
 impl Host for KubernetesRuntime {
     /// Nowhere yet: its pod is known once the claim is bound.
-    fn door(&self, _sandbox: &SandboxId) -> Result<Peer, RuntimeError> {
-        Ok(Peer::Pod { uid: String::new(), addresses: Vec::new() })
+    fn door(&self, sandbox: &SandboxId) -> Result<Peer, RuntimeError> {
+        Ok(self.place_of_door(sandbox))
+    }
+
+    fn place_of_door(&self, _sandbox: &SandboxId) -> Peer {
+        Peer::Pod { uid: String::new(), addresses: Vec::new() }
     }
 
     /// They lie in a pod, where only sync can reach them.

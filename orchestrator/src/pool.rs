@@ -12,13 +12,16 @@
 //! it has already; then it is told who it is. INVARIANT: only what was made here comes onto a shelf,
 //! and only from `making` or, after a restart, `ready`: what ever had an identity has no such row.
 //!
+//! What is given away is replaced at once, that is when who asked for it has it: until then the machine's
+//! processors and the database are theirs.
+//!
 //! Each row is written before its effect, so that an end at any moment leaves nothing behind: the
 //! next start shelves what is ready and ends the rest.
 
 mod claim;
 mod refill;
 
-pub(crate) use claim::Claim;
+pub(crate) use claim::{Claim, Given};
 pub(crate) use refill::Wants;
 
 use crate::host::Host;
@@ -31,6 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Templates that are told apart in metrics; beyond, they are counted as `other`.
 const COUNTED_TEMPLATES: usize = 1000;
@@ -91,6 +95,8 @@ struct Shelves {
     making: BTreeMap<Place, usize>,
     /// In somebody's hands: made, claimed or ended just now.
     busy: BTreeSet<SandboxId>,
+    /// Being given to who asked for them, each since when: nothing is made in their place yet.
+    given: BTreeMap<SandboxId, (Place, Instant)>,
     claims: BTreeMap<(String, Claimed), u64>,
     /// None are made any more.
     is_closed: bool,

@@ -105,11 +105,33 @@ impl Sessions {
         level: Isolation,
         now: Timestamp,
     ) -> Result<Secret<String>, SessionError> {
-        let Minted { accepted, token, rotate_at } = self.mint(sandbox, now)?;
-        let tokens = vec![accepted];
-        let (sandbox_id, expires_at) = (sandbox.new.id.clone(), sandbox.new.expires_at);
-        self.put(sandbox, SessionRow { sandbox_id, peer, tokens, expires_at, rotate_at }, level).await?;
+        let (row, token) = self.first(sandbox, peer, now)?;
+        self.put(sandbox, row, level).await?;
+        self.minted.inc();
         Ok(token)
+    }
+
+    /// The session that [`Sessions::open`] would open, and its first token, for who writes it down with its
+    /// sandbox and calls [`Sessions::begin`] then.
+    ///
+    /// # Errors
+    /// [`SessionError::Mint`], [`SessionError::Random`].
+    pub(crate) fn first(
+        &self,
+        sandbox: &SandboxRow,
+        peer: Peer,
+        now: Timestamp,
+    ) -> Result<(SessionRow, Secret<String>), SessionError> {
+        let Minted { accepted, token, rotate_at } = self.mint(sandbox, now)?;
+        let (sandbox_id, expires_at) = (sandbox.new.id.clone(), sandbox.new.expires_at);
+        Ok((SessionRow { sandbox_id, peer, tokens: vec![accepted], expires_at, rotate_at }, token))
+    }
+
+    /// Tells the gateways of a session that was written down with its sandbox (waiting at most
+    /// [`ACKNOWLEDGE_TIME`]).
+    pub(crate) async fn begin(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation) {
+        self.minted.inc();
+        self.publish(sandbox, row, level).await;
     }
 
     /// Replaces the token of a live session, which is due to be replaced again at `again`: the
@@ -131,6 +153,7 @@ impl Sessions {
         let tokens = accepted(new, before.tokens, now);
         let expires_at = sandbox.new.expires_at;
         self.put(sandbox, SessionRow { tokens, expires_at, rotate_at: again, ..before }, level).await?;
+        self.minted.inc();
         Ok(Replaced { token, rotate_at })
     }
 
@@ -222,7 +245,6 @@ impl Sessions {
             exp,
         };
         let token = self.keys.token.mint(&claims)?;
-        self.minted.inc();
         let until = Timestamp::from_second(i64::try_from(exp).unwrap_or(i64::MAX)).unwrap_or(now);
         let rotate_at = rotation(now, until, new.expires_at);
         Ok(Minted { accepted: AcceptedToken { jti: claims.jti, until }, token, rotate_at })

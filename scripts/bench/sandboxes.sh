@@ -4,7 +4,8 @@
 # same run: bubblewrap and runsc with the same mounts and the same process 1, and nothing around them.
 # Usage: scripts/bench/sandboxes.sh [gvisor] [namespaces] [PART…]     Both levels if none is named, and
 #        all parts: warm (claims), cold (starts, exec, pause), inside (streams, files and process 1 of one
-#        sandbox), burst, idle (memory and processors of idle ones), many (claims beside 200). Run it as root.
+#        sandbox), burst, idle (memory and processors of idle ones), many (claims beside 200), apart (what
+#        postern-orchestrator holds beside 200, its gateway in a process of its own). Run it as root.
 # Prints a table and writes target/bench/sandboxes.json; ends with 1 if a bar was missed. Needs
 # `make build PROFILE=release`; give it the machine alone: it takes some four minutes for each isolation.
 set -euo pipefail

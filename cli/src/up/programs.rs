@@ -4,11 +4,13 @@
 //! A shipped `postern` carries them and lays them out, once for each build, in the data folder; a
 //! built one has them beside itself.
 
+mod own;
+
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use aws_lc_rs::digest::{Context, SHA256};
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write as _;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -60,10 +62,10 @@ impl Programs {
 /// Writes the files into a folder named after what they hold, and says which. What is there
 /// already is compared, not trusted.
 fn laid_out(files: &[(&str, &[u8])], below: &Path) -> Result<PathBuf, Failure> {
-    let folder = below.join(digest(files));
+    let folder = below.join(digest(files).context("this program's file cannot be read")?);
     for (name, content) in files {
         let path = folder.join(name);
-        if fs::read(&path).is_ok_and(|found| found == *content) {
+        if own::is_at(content, &path).unwrap_or(false) {
             continue;
         }
         let parent = path.parent().context("a file in a folder")?;
@@ -73,28 +75,28 @@ fn laid_out(files: &[(&str, &[u8])], below: &Path) -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-fn write_program(path: &Path, content: &[u8]) -> std::io::Result<()> {
+fn write_program(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o500).open(&beside)?;
-    file.write_all(content)?;
+    own::write(content, &mut file)?;
     file.sync_all()?;
     fs::rename(&beside, path)
 }
 
-fn digest(files: &[(&str, &[u8])]) -> String {
+fn digest(files: &[(&str, &[u8])]) -> io::Result<String> {
     let mut digest = Context::new(&SHA256);
     for (name, content) in files {
-        for part in [name.as_bytes(), content] {
-            digest.update(&(part.len() as u64).to_le_bytes());
-            digest.update(part);
-        }
+        digest.update(&(name.len() as u64).to_le_bytes());
+        digest.update(name.as_bytes());
+        digest.update(&(content.len() as u64).to_le_bytes());
+        own::each_part(content, |part| digest.update(part))?;
     }
     // 96 bits name a build; the content itself is compared as well.
-    digest.finish().as_ref().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    Ok(digest.finish().as_ref().iter().take(12).map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -133,10 +135,8 @@ mod tests {
 
     #[test]
     fn another_build_has_another_folder() {
-        assert_ne!(
-            digest(FILES),
-            digest(&[("postern-sandboxd", b"sandboxd"), ("postern-shim", b"shimcompile")])
-        );
+        let other: &[(&str, &[u8])] = &[("postern-sandboxd", b"sandboxd"), ("postern-shim", b"shimcompile")];
+        assert_ne!(digest(FILES).expect("reads"), digest(other).expect("reads"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! Making a sandbox: runtime, files, identity, in this order; then it is `running`.
 
 use super::{AGENT_TIME, Cause, DriveError, Driver, Parts, Written, keep, wake};
-use crate::lifecycle::{self, Event};
+use crate::lifecycle::{self, Event, State};
 use crate::runtime::agent::{Event as ProcessEvent, Identity, Process};
 use crate::runtime::{Agent, AgentError, Isolation, Running, RuntimeError};
 use crate::seal::Place;
@@ -39,6 +39,7 @@ impl Driver {
         let Written { row, token, warm, start: first } = written;
         let called_off = self.0.lanes.start(&row.new.id);
         let start = if warm.is_some() { "warm" } else { "cold" };
+        let (warm, given) = warm.map(|(running, agent, given)| ((running, agent), given)).unzip();
         let made = shutdown.run_until_cancelled(called_off.run_until_cancelled(self.make(
             &row,
             token,
@@ -60,9 +61,25 @@ impl Driver {
                 self.happen(&row.new.id, Event::StartFailed, None, Cause::own(reason)).await
             }
         };
-        if let Err(error) = happened {
+        match happened {
+            Ok(State::Running) => self.follow_files(&row),
+            Ok(_) => {}
             // Destroyed meanwhile, or the database is away: the next sweep ends it.
-            tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not written");
+            Err(error) => {
+                tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not written");
+            }
+        }
+        // Another may be made in its place now.
+        drop(given);
+    }
+
+    /// Begins the sync of one that had no files to be waited for. Unless something is done inside first, only
+    /// once it runs: begun before, it would take processor and database from who waits for that.
+    fn follow_files(&self, row: &SandboxRow) {
+        let Parts { host, syncs, .. } = self.parts();
+        // That of a pod has been begun.
+        if host.has_syncs() && !host.is_shared() {
+            syncs.resume(row);
         }
     }
 
@@ -87,6 +104,10 @@ impl Driver {
             parts.sessions.bind(row, peer, running.isolation).await?;
         }
         self.bring_files(row).await?;
+        if first.snapshot.is_some() || !first.commands.is_empty() {
+            // It sees what they change, as it sees all that an agent does.
+            self.follow_files(row);
+        }
         let agent = self.introduce(row, token.clone(), reached).await?;
         let mut goes_on = false;
         if let Some((snapshots, snapshot)) = &first.snapshot {

@@ -5,14 +5,14 @@
 use super::*;
 use crate::control::Gateways;
 use crate::files::{Bounds, Owned};
-use crate::host::UserFolder;
+use crate::host::{PreparedSync, UserFolder};
 use crate::keys::GivenKeys;
 use crate::lifecycle::Outcome;
 use crate::runtime::{Agent, Create, Enforced, Found, Probed, Runtime, Swept};
 use crate::sessions::sync::SyncSessions;
 use crate::storage::{Quota, Storage, StorageSettings};
 use crate::store::tests::{Database, make, sandbox};
-use crate::store::{AuditFilter, Kept, SessionRow, SyncSessionRow};
+use crate::store::{AuditFilter, Kept, SessionRow, SyncSessionRow, Terms};
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use postern_common::session::{AcceptedToken, Peer};
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host that makes nothing, holds on where it is told to, and remembers what it was asked for.
 #[derive(Debug)]
-struct Stand {
+pub(crate) struct Stand {
     made: Mutex<BTreeSet<SandboxId>>,
     aside: Mutex<Vec<SandboxId>>,
     /// Closed doors: who wants to pass waits for a permit.
@@ -40,6 +40,9 @@ struct Stand {
     files: Mutex<Option<PathBuf>>,
     is_shared: bool,
     has_syncs: AtomicBool,
+    has_no_doors: AtomicBool,
+    /// How often a sync was to be begun.
+    begun: AtomicUsize,
     keeps_memory: AtomicBool,
     fails_to_end: AtomicBool,
     is_silent: AtomicBool,
@@ -53,7 +56,7 @@ struct Stand {
 }
 
 impl Stand {
-    fn new(is_shared: bool) -> Arc<Self> {
+    pub(crate) fn new(is_shared: bool) -> Arc<Self> {
         Arc::new(Self {
             made: Mutex::default(),
             aside: Mutex::default(),
@@ -62,6 +65,8 @@ impl Stand {
             files: Mutex::default(),
             is_shared,
             has_syncs: AtomicBool::new(false),
+            has_no_doors: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
             keeps_memory: AtomicBool::new(false),
             fails_to_end: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
@@ -139,8 +144,14 @@ impl Runtime for Stand {
 }
 
 impl Host for Stand {
-    fn door(&self, _sandbox: &SandboxId) -> Result<Peer, RuntimeError> {
-        Ok(Peer::Socket("/nowhere".into()))
+    fn door(&self, sandbox: &SandboxId) -> Result<Peer, RuntimeError> {
+        if self.has_no_doors.load(Ordering::Relaxed) {
+            return Err(RuntimeError::NotRunning { sandbox: sandbox.clone() });
+        }
+        Ok(self.place_of_door(sandbox))
+    }
+    fn place_of_door(&self, _sandbox: &SandboxId) -> Peer {
+        Peer::Socket("/nowhere".into())
     }
     fn user_folder<'a>(
         &'a self,
@@ -161,6 +172,13 @@ impl Host for Stand {
     }
     fn is_shared(&self) -> bool {
         self.is_shared
+    }
+    fn sync<'a>(
+        &'a self,
+        _sandbox: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<Option<PreparedSync>, RuntimeError>> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(None) })
     }
     fn has_syncs(&self) -> bool {
         self.has_syncs.load(Ordering::Relaxed)
@@ -188,8 +206,10 @@ impl Host for Stand {
     }
 }
 
+mod beginning;
 mod replicas;
 mod stopping;
+mod syncs;
 
 struct Bench {
     driver: Driver,
@@ -546,51 +566,4 @@ async fn what_is_refused_leaves_nothing_behind() {
     let refused = refused.expect_err("is one too many").to_string();
     assert_eq!(refused, "the quota `sandboxes` of 1 would be exceeded: 1 are used, 1 more wanted");
     assert_eq!(bench.driver.0.lanes.count(), before);
-}
-
-#[tokio::test]
-async fn a_sync_that_cannot_be_begun_is_tried_by_one_task_however_often_it_is_missed() {
-    let bench = Bench::new().await;
-    let row = bench.running().await;
-    bench.host.has_beside.store(true, Ordering::Relaxed);
-    let tried = || bench.host.tried.load(Ordering::Relaxed);
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    let missed = || {
-        let before = tasks();
-        (0..5).for_each(|_sweep| bench.driver.syncs().resume(&row));
-        // No task gets a turn in between: whatever there is more was begun here.
-        tasks() - before
-    };
-    assert_eq!(missed(), 1);
-    until("it is tried", async || tried() > 0).await;
-    assert_eq!(missed(), 0, "the first holds on");
-    bench.open_all_doors();
-    until("the control: it fails, and is tried again", async || tried() > 1).await;
-}
-
-#[tokio::test]
-async fn what_a_pod_flushes_that_is_deleted_is_not_cut_off_by_the_end_of_its_session() {
-    let bench = Bench::new().await;
-    let row = bench.running().await;
-    let id = row.new.id.clone();
-    let until_then = clock::now().saturating_add(SignedDuration::from_hours(1)).expect("is a time");
-    let session = SyncSessionRow {
-        id: new(9).id,
-        sandbox: id.clone(),
-        tenant: row.new.tenant.clone(),
-        user_id: row.new.user_id.clone(),
-        conversation_id: row.new.conversation_id.clone(),
-        template: row.new.template.clone(),
-        peer: Peer::Socket("/nowhere".into()),
-        tokens: vec![AcceptedToken { jti: "a".to_owned(), until: until_then }],
-        rotate_at: until_then,
-    };
-    bench.store.add_sync_session(&session).await.expect("is written");
-    bench.host.is_leaving.store(true, Ordering::Relaxed);
-    bench.destroy(&id).await;
-    until("its end is waited for", async || bench.host.waits.load(Ordering::Relaxed) > 0).await;
-    assert_eq!(bench.store.sync_sessions(Some(&id)).await.expect("answers").len(), 1);
-    bench.host.leaving.add_permits(1000);
-    bench.over(&id).await;
-    assert_eq!(bench.store.sync_sessions(Some(&id)).await.expect("answers"), []);
 }

@@ -6,9 +6,14 @@ use crate::runtime::{Agent, Running};
 use crate::store::Asked;
 use postern_common::id::SandboxId;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long one on a shelf may take to be reached. It is idle, so a busy machine is the reason.
 const REACH_TIME: Duration = Duration::from_secs(2);
+
+/// How long one that is given away is not replaced yet: much longer than it takes to get it. Files and start
+/// commands may take longer still, which nobody else should wait for.
+pub(super) const GIVEN_TIME: Duration = Duration::from_secs(1);
 
 /// A warm sandbox in the hands of whoever wants to claim it. Dropped, it goes back to its shelf:
 /// it knows nothing of them yet.
@@ -18,7 +23,23 @@ pub(crate) struct Claim {
     place: Place,
     /// `None` once it is claimed or was found dead.
     ready: Option<Ready>,
-    agent: Option<Agent>,
+    pub(super) agent: Option<Agent>,
+    given: Option<Given>,
+}
+
+/// A warm sandbox on its way to who asked for it. Once this is dropped another is made in its place; if that
+/// takes longer than [`GIVEN_TIME`], then.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pool: Pool,
+    sandbox: SandboxId,
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        self.pool.shelves().given.remove(&self.sandbox);
+        self.pool.0.changed.notify_one();
+    }
 }
 
 impl Claim {
@@ -28,12 +49,13 @@ impl Claim {
         self.ready.as_ref().map(|ready| &ready.running.sandbox)
     }
 
-    /// It is written down as its claimer's: what it is, and the way to it. It never goes back.
+    /// It is written down as its claimer's: what it is, the way to it, and what is kept until they have it. It
+    /// never goes back.
     #[must_use]
-    pub(crate) fn settle(mut self) -> Option<(Running, Agent)> {
+    pub(crate) fn settle(mut self) -> Option<(Running, Agent, Given)> {
         let ready = self.ready.take()?;
         self.pool.shelves().busy.remove(&ready.running.sandbox);
-        Some((ready.running, self.agent.take()?))
+        Some((ready.running, self.agent.take()?, self.given.take()?))
     }
 
     /// It cannot be used: it ends.
@@ -81,14 +103,16 @@ impl Pool {
         None
     }
 
-    fn pick(&self, place: &Place, asked: &Asked) -> Option<Claim> {
+    pub(super) fn pick(&self, place: &Place, asked: &Asked) -> Option<Claim> {
         let mut shelves = self.shelves();
         let shelf = shelves.ready.get_mut(place)?;
         let fits = shelf.iter().position(|ready| ready.asked == *asked)?;
         let ready = shelf.remove(fits)?;
-        shelves.busy.insert(ready.running.sandbox.clone());
+        let sandbox = ready.running.sandbox.clone();
+        shelves.busy.insert(sandbox.clone());
+        shelves.given.insert(sandbox.clone(), (place.clone(), Instant::now()));
         drop(shelves);
-        self.0.changed.notify_one();
-        Some(Claim { pool: self.clone(), place: place.clone(), ready: Some(ready), agent: None })
+        let (pool, place, given) = (self.clone(), place.clone(), Given { pool: self.clone(), sandbox });
+        Some(Claim { pool, place, ready: Some(ready), agent: None, given: Some(given) })
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Keeping shelves as full as templates want them: one look after each change and once a second.
 
+use super::claim::GIVEN_TIME;
 use super::{Place, Pool, Ready, Wanted};
 use crate::asked;
 use crate::configuration::Configuration;
@@ -129,9 +130,14 @@ impl Pool {
             return None;
         }
         let now = Instant::now();
+        let given = |place: &Place| {
+            let is_given = |since: Instant| now.saturating_duration_since(since) < GIVEN_TIME;
+            shelves.given.values().filter(|(of, since)| of == place && is_given(*since)).count()
+        };
         let has = |place: &Place| {
             shelves.ready.get(place).map_or(0, VecDeque::len)
                 + shelves.making.get(place).copied().unwrap_or(0)
+                + given(place)
         };
         let lacking = shelves.wanted.iter().filter(|(place, wanted)| {
             has(place) < wanted.count && waits.get(*place).is_none_or(|wait| wait.until <= now)
@@ -207,3 +213,6 @@ fn put_off(waits: &mut BTreeMap<Place, Wait>, place: Place) {
     let next = (wait * 2).min(LONGEST_WAIT);
     waits.insert(place, Wait { until: Instant::now() + wait, next });
 }
+
+#[cfg(test)]
+mod tests;

@@ -183,6 +183,12 @@ impl LocalRuntime {
         Ok(folder.gateway_socket())
     }
 
+    /// Where [`LocalRuntime::prepare`] will tell the gateway to listen.
+    #[must_use]
+    pub fn gateway_socket(&self, sandbox: &SandboxId) -> PathBuf {
+        self.folder(sandbox).gateway_socket()
+    }
+
     /// The user's files of a sandbox as this machine sees them (`/data/user` inside), from its
     /// creation until it is destroyed, and who must own them. While it runs the agent changes
     /// this folder under any reader's eyes: open nothing in it by path.

@@ -31,6 +31,7 @@ impl Store {
         let _under_way = self.time("touch_sandbox");
         let update = "UPDATE sandboxes SET idle_at_micros = $2 + idle_micros WHERE id = $1 AND status = 'running' \
              AND idle_at_micros < $2 + idle_micros";
+        let _turn = self.turn().await?;
         sqlx::query(update).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
         Ok(())
     }

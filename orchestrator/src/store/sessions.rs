@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions: which tokens gateways accept, until when. Tokens themselves are never stored.
 
-use super::{Columns, Select, Store, StoreError, json_text, micros};
+use super::{Change, Columns, Select, Store, StoreError, json_text, micros};
 use jiff::Timestamp;
 use postern_common::control::EndedSession;
 use postern_common::id::SandboxId;
@@ -32,14 +32,9 @@ fn row(row: &impl Columns) -> Result<SessionRow, StoreError> {
     })
 }
 
-impl Store {
-    /// Writes a session, for whoever has claimed its sandbox; `false` if it has ended already, which stays so, or if its sandbox is on
-    /// its way out: what would end it may have passed by.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
-        let _under_way = self.time("put_session");
+impl Change {
+    /// Writes a session; `false` if it has ended already, or if its sandbox does not live.
+    pub(super) async fn put_session(&mut self, session: &SessionRow) -> Result<bool, StoreError> {
         let upsert = "INSERT INTO sessions (sandbox_id, peer, tokens, expires_at_micros, rotate_at_micros, \
              last_token_until_micros) SELECT id, CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS BIGINT), \
              CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM sandboxes \
@@ -48,8 +43,6 @@ impl Store {
              rotate_at_micros = excluded.rotate_at_micros, last_token_until_micros = CASE WHEN excluded.tokens = '[]' \
              THEN sessions.last_token_until_micros ELSE excluded.last_token_until_micros END \
              WHERE sessions.ended_at_micros IS NULL";
-        let mut change = self.change().await?;
-        change.still_ours(self, &session.sandbox_id).await?;
         let last = session.tokens.iter().map(|token| token.until).max().unwrap_or(session.expires_at);
         let written = sqlx::query(upsert)
             .bind(session.sandbox_id.as_str().to_owned())
@@ -58,10 +51,25 @@ impl Store {
             .bind(micros(session.expires_at))
             .bind(micros(session.rotate_at))
             .bind(micros(last))
-            .execute(&mut *change.0)
+            .execute(&mut *self.0)
             .await?;
-        change.commit().await?;
         Ok(written.rows_affected() == 1)
+    }
+}
+
+impl Store {
+    /// Writes a session, for whoever has claimed its sandbox; `false` if it has ended already, which stays so, or if its sandbox is on
+    /// its way out: what would end it may have passed by.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn put_session(&self, session: &SessionRow) -> Result<bool, StoreError> {
+        let _under_way = self.time("put_session");
+        let mut change = self.change().await?;
+        change.still_ours(self, &session.sandbox_id).await?;
+        let is_written = change.put_session(session).await?;
+        change.commit().await?;
+        Ok(is_written)
     }
 
     /// The session of a sandbox, unless it has ended.

@@ -60,6 +60,7 @@ impl Store {
         let insert = "INSERT INTO sync_sessions (id, sandbox_id, tenant, user_id, conversation_id, template, \
              peer, tokens, rotate_at_micros, last_token_until_micros) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        let _turn = self.turn().await?;
         sqlx::query(insert)
             .bind(session.id.as_str().to_owned())
             .bind(session.sandbox.as_str().to_owned())
@@ -83,6 +84,7 @@ impl Store {
     pub(crate) async fn change_sync_session(&self, session: &SyncSessionRow) -> Result<bool, StoreError> {
         let update = "UPDATE sync_sessions SET tokens = $2, rotate_at_micros = $3, last_token_until_micros = $4 \
              WHERE id = $1 AND ended_at_micros IS NULL";
+        let _turn = self.turn().await?;
         let changed = sqlx::query(update)
             .bind(session.id.as_str().to_owned())
             .bind(json_text(&session.tokens, "tokens")?)
@@ -138,6 +140,7 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn end_sync_session(&self, id: &SandboxId, now: Timestamp) -> Result<(), StoreError> {
         let end = "UPDATE sync_sessions SET ended_at_micros = $2 WHERE id = $1 AND ended_at_micros IS NULL";
+        let _turn = self.turn().await?;
         sqlx::query(end).bind(id.as_str().to_owned()).bind(micros(now)).execute(&self.pool).await?;
         Ok(())
     }

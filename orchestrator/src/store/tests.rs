@@ -87,6 +87,7 @@ mod policies;
 mod rate;
 mod sessions;
 mod tickets;
+mod turns;
 use idempotency::{
     an_idempotency_key_belongs_to_the_first_call_that_got_a_sandbox,
     idempotency_keys_are_forgotten_by_age_and_number,
@@ -509,8 +510,8 @@ async fn what_is_asked_all_the_time_reads_no_sandbox_that_ended() {
     let database = Database::sqlite().await;
     for (statement, index) in [
         (sandboxes::LIVE, "sandboxes_live_by_age"),
-        (sandboxes::LIVE_LIMITS, "sandboxes_live "),
-        (sandboxes::COUNT_RECENT, "sandboxes_of_tenant"),
+        (quotas::LIVE_LIMITS, "sandboxes_live "),
+        (quotas::COUNT_RECENT, "sandboxes_of_tenant"),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
         let mut plan = sqlx::query(explain);

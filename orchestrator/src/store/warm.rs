@@ -70,6 +70,7 @@ impl Store {
     pub(crate) async fn add_warm(&self, warm: &WarmRow, now: Timestamp) -> Result<(), StoreError> {
         let insert = "INSERT INTO warm_sandboxes (id, tenant, template, status, wanted, created_at_micros, place) \
              VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        let _turn = self.turn().await?;
         sqlx::query(insert)
             .bind(warm.id.as_str().to_owned())
             .bind(warm.tenant.as_str().to_owned())
@@ -89,6 +90,7 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn warm_is_ready(&self, running: &Running) -> Result<bool, StoreError> {
         let update = "UPDATE warm_sandboxes SET status = $2, running = $3 WHERE id = $1 AND status = $4";
+        let _turn = self.turn().await?;
         let updated = sqlx::query(update)
             .bind(running.sandbox.as_str().to_owned())
             .bind(WarmState::Ready.as_str())
@@ -105,6 +107,7 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn end_warm(&self, id: &SandboxId) -> Result<bool, StoreError> {
         let update = "UPDATE warm_sandboxes SET status = $2 WHERE id = $1";
+        let _turn = self.turn().await?;
         let updated = sqlx::query(update)
             .bind(id.as_str().to_owned())
             .bind(WarmState::Ending.as_str())
@@ -119,6 +122,7 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn forget_warm(&self, id: &SandboxId) -> Result<(), StoreError> {
         let delete = "DELETE FROM warm_sandboxes WHERE id = $1 AND status = $2";
+        let _turn = self.turn().await?;
         sqlx::query(delete)
             .bind(id.as_str().to_owned())
             .bind(WarmState::Ending.as_str())

@@ -143,7 +143,8 @@ impl Syncs {
     }
 
     /// Brings a user's files into a sandbox and keeps them in step from then on; `None` if its host
-    /// carries files by other means.
+    /// carries files by other means. Where there are none, on this machine nothing is begun: who makes the
+    /// sandbox calls [`Syncs::resume`] once it runs.
     ///
     /// # Errors
     /// [`SyncError`]; then none runs.
@@ -163,7 +164,6 @@ impl Syncs {
         }
         if is_empty {
             // There is nothing to wait for: a sandbox that was kept ready is its caller's at once.
-            self.keep(sandbox.clone(), None);
             return Ok(Some(Report::default()));
         }
         let at_hand = listed.map(|it| it.files).unwrap_or_default();
@@ -219,7 +219,8 @@ impl Syncs {
         }
     }
 
-    /// Keeps a sandbox's files in step that runs already: its sync ended with an orchestrator before.
+    /// Keeps a sandbox's files in step that runs already, unless its sync does: it ended with an orchestrator
+    /// before, or had nothing to bring in.
     pub(crate) fn resume(&self, sandbox: &SandboxRow) {
         if self.0.host.is_sync_beside(&sandbox.new.id) {
             return self.begin_beside_soon(sandbox.clone());

@@ -13,6 +13,7 @@ sys.path[:0] = [HERE, os.path.dirname(HERE)]
 sys.dont_write_bytecode = True
 
 import inside  # noqa: E402  (the folders are ours to name first)
+from apart import Apart  # noqa: E402
 from bare import Bare, is_of_sync  # noqa: E402
 from report import Report  # noqa: E402
 from up import Up, wait  # noqa: E402
@@ -24,7 +25,7 @@ IDLE = 50
 IDLE_SECONDS = 60
 MANY = 200
 LEVELS = ("gvisor", "namespaces")
-PARTS = ("warm", "cold", "inside", "burst", "idle", "many")
+PARTS = ("warm", "cold", "inside", "burst", "idle", "many", "apart")
 
 
 def quantile(values, part):
@@ -200,17 +201,43 @@ def idle(up, level, report):
 
 def many(up, level, report, sandboxes, alone):
     """Claims beside sandboxes that nobody uses, of which there are `MANY` in the end."""
-    with concurrent.futures.ThreadPoolExecutor(2) as callers:
-        sandboxes += callers.map(lambda _: up.create("cold", "?wait=running"), range(MANY - len(sandboxes)))
+    fill(up, sandboxes)
     took = quantile(warm(up, ROUNDS // 2), 50)
     report.add(f"with_200_idle.{level}", took, "ms", alone, 1.5 * alone)
-    status = open(f"/proc/{up.process.pid}/status").read()
-    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-    report.add(f"with_200_idle.{level}.orchestrator", resident / 1000, "MB", None, 60)
+    # Gateway and orchestrator in one: told, and judged apart.
+    report.add(f"with_200_idle.{level}.up", resident(up), "MB")
     destroy_all(up, sandboxes)
 
 
+def fill(up, sandboxes):
+    """As many as `MANY`, none of which anybody uses."""
+    with concurrent.futures.ThreadPoolExecutor(2) as callers:
+        sandboxes += callers.map(lambda _: up.create("cold", "?wait=running"), range(MANY - len(sandboxes)))
+
+
+def resident(up):
+    """What the process holds that serves the API, in MB."""
+    status = open(f"/proc/{up.process.pid}/status").read()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1000
+
+
+def apart(programs, runsc, level, report):
+    """What the orchestrator holds beside sandboxes that nobody uses, after some claims."""
+    with Apart(programs, runsc, level) as up:
+        up.template("cold")
+        up.template("warm", warm_pool=POOL)
+        sandboxes = []
+        fill(up, sandboxes)
+        warm(up, ROUNDS // 2)
+        report.add(f"with_200_idle.{level}.orchestrator", resident(up), "MB", None, 60)
+        destroy_all(up, sandboxes)
+
+
 def measure(programs, runsc, level, parts, report):
+    if "apart" in parts:
+        apart(programs, runsc, level, report)
+    if not parts - {"apart"}:
+        return
     with Up(programs, runsc, level) as up:
         up.template("cold")
         # `many` is told beside `warm`, in the same run.
