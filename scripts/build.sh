@@ -14,10 +14,13 @@ programs=$CARGO_TARGET_DIR/programs
 mkdir -p "$programs/filters"
 say() { printf 'build: %s\n' "$*"; }
 
-say "postern-sandboxd, static ($PROFILE)"
+# Small where it is not for tests: each sandbox holds its code in memory.
+inside=inside folder_inside=inside
+[[ $PROFILE == dev ]] && inside=dev folder_inside=debug
+say "postern-sandboxd, static ($inside)"
 # Without what only pods need.
-cargo build --quiet --locked --profile "$PROFILE" -p postern-sandboxd --no-default-features --target "$musl"
-install -m 0755 "$CARGO_TARGET_DIR/$musl/$folder/postern-sandboxd" "$programs/"
+cargo build --quiet --locked --profile "$inside" -p postern-sandboxd --no-default-features --target "$musl"
+install -m 0755 "$CARGO_TARGET_DIR/$musl/$folder_inside/postern-sandboxd" "$programs/"
 
 say "postern, postern-shim, postern-sync, postern-compile, postern-gateway, postern-orchestrator ($PROFILE)"
 if [[ $PROFILE == dev ]]; then

@@ -14,9 +14,10 @@
 //! all of them are bounded, and none is understood here but for its length. One is read only once there
 //! is room for it; where there is none, what any command may lose goes first.
 
+use crate::output::MESSAGE_BYTES;
 use crate::problem::{Code, Problem};
 use crate::tasks::{Stop, Tasks};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -49,8 +50,6 @@ const ALL_KEPT_BYTES: usize = 8 << 20;
 /// Of that, what commands may have of which something is kept already. The rest is for those of which
 /// nothing is: nobody's output stands still because some others' is not read.
 const SHARED_BYTES: usize = ALL_KEPT_BYTES / 2;
-/// The longest message; `sandboxd` sends 64 KiB of output at a time, as base64.
-const MESSAGE_BYTES: usize = 256 << 10;
 const ENVELOPE_HEAD: usize = 5;
 const END_OF_STREAM: u8 = 0b10;
 /// How long a command that nobody follows waits for somebody to come back before output is dropped.
@@ -367,30 +366,24 @@ impl Execs {
 
     /// Reads messages until the last, or until the stream breaks or its bounds.
     async fn pump(&self, exec: &Exec, mut stream: Incoming) {
-        let mut unread = BytesMut::new();
-        // For the message that is being read.
-        let mut room = None;
+        // What was read of the next messages.
+        let mut unread = Bytes::new();
         loop {
-            let Ok(known) = length(&unread) else { return };
-            if let Some(length) = known {
-                let taken = match room.take() {
-                    Some(taken) => taken,
-                    None => self.room(exec, length).await,
-                };
-                let Some(message) = cut(&mut unread, length) else {
-                    room = Some(taken);
-                    if !read(&mut stream, &mut unread).await {
-                        return;
-                    }
-                    continue;
-                };
-                let is_last = message.first().is_some_and(|flags| flags & END_OF_STREAM != 0);
-                exec.lock().push(message, taken);
-                exec.changed.notify_waiters();
-                if is_last {
-                    return;
-                }
-            } else if !read(&mut stream, &mut unread).await {
+            // INVARIANT: a message is copied, to the byte: as a part of what was read it would hold all of that.
+            let mut message = Vec::with_capacity(ENVELOPE_HEAD);
+            if !read(&mut message, ENVELOPE_HEAD, &mut unread, &mut stream).await {
+                return;
+            }
+            let Some(length) = length(&message) else { return };
+            let room = self.room(exec, length).await;
+            message.reserve_exact(length - message.len());
+            if !read(&mut message, length, &mut unread, &mut stream).await {
+                return;
+            }
+            let is_last = message.first().is_some_and(|flags| flags & END_OF_STREAM != 0);
+            exec.lock().push(message.into(), room);
+            exec.changed.notify_waiters();
+            if is_last {
                 return;
             }
         }
@@ -572,25 +565,26 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-struct TooLong;
-
-/// The length, with its head, of the message that begins here; `None`: its head is not whole yet.
-fn length(unread: &BytesMut) -> Result<Option<usize>, TooLong> {
-    let Some([_flags, length @ ..]) = unread.first_chunk::<ENVELOPE_HEAD>().copied() else { return Ok(None) };
+/// The length of a message, with the head that it begins with; `None` if none may be so long.
+fn length(head: &[u8]) -> Option<usize> {
+    let [_flags, length @ ..] = *head.first_chunk::<ENVELOPE_HEAD>()?;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if length > MESSAGE_BYTES { Err(TooLong) } else { Ok(Some(ENVELOPE_HEAD + length)) }
+    (length <= MESSAGE_BYTES).then_some(ENVELOPE_HEAD + length)
 }
 
-/// Takes a message of this length off what was read, once it is there. It is copied: as a part of what was
-/// read it would hold all of that.
-fn cut(unread: &mut BytesMut, length: usize) -> Option<Bytes> {
-    (unread.len() >= length).then(|| Bytes::copy_from_slice(&unread.split_to(length)))
-}
-
-/// Reads some more; `false` if no more comes.
-async fn read(stream: &mut Incoming, unread: &mut BytesMut) -> bool {
-    let Some(Ok(frame)) = stream.frame().await else { return false };
-    unread.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+/// Reads until a message has this length; `false` if no more comes. What was read beyond it is left in `unread`.
+async fn read<Stream>(message: &mut Vec<u8>, length: usize, unread: &mut Bytes, stream: &mut Stream) -> bool
+where
+    Stream: hyper::body::Body<Data = Bytes> + Unpin,
+{
+    while message.len() < length {
+        if unread.is_empty() {
+            let Some(Ok(frame)) = stream.frame().await else { return false };
+            *unread = frame.into_data().unwrap_or_default();
+        }
+        let part = unread.split_to(unread.len().min(length - message.len()));
+        message.extend_from_slice(&part);
+    }
     true
 }
 

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod execs;
 pub mod files;
 pub mod id;
+pub mod output;
 pub mod problem;
 pub mod secret;
 pub mod signed;

@@ -12,7 +12,7 @@
 
 use crate::keys::{hex, random};
 use crate::seal::DataKey;
-use crate::sealed::blocking::{self, Left, Waiting};
+use crate::sealed::blocking::{self, Left, Waiting, Written};
 use crate::sealed::{Kind, Label};
 use crate::storage::space;
 use crate::store::{KeptMemory, Store};
@@ -144,17 +144,22 @@ impl Memory {
         let sizes = FILES.into_iter().map(|file| fs::metadata(from.join(file)).map(|about| about.len()));
         space::check(&folder, sizes.sum::<io::Result<u64>>()?, space::FREE_BYTES)?;
         let key = self.key_of(owner, kept)?;
+        let mut written = Vec::with_capacity(PARTS.len());
         for (part, file) in PARTS.into_iter().zip(FILES) {
             let (from, to) = (from.join(file), self.file(&owner.thing, kept, part));
-            kept.size_bytes += blocking::seal(&key, label(owner, kept, part), (&from, &to), left)?;
+            let sealed = blocking::seal(&key, &label(owner, kept, part), (&from, &to), left)?;
+            kept.size_bytes += sealed.size_bytes;
+            written.push(sealed);
         }
+        // The longest is last: what the file system notes for it, it notes for the others too.
+        written.iter().rev().try_for_each(Written::sync)?;
         folder.sync_all()
     }
 
     /// The key of one picture.
-    fn key_of(&self, owner: &Owner, kept: &KeptMemory) -> io::Result<Arc<DataKey>> {
+    fn key_of(&self, owner: &Owner, kept: &KeptMemory) -> io::Result<DataKey> {
         let name = format!("memory\0{}\0{}", owner.thing, kept.generation);
-        self.key.derived(&name).map(Arc::new).map_err(io::Error::other)
+        self.key.derived(&name).map_err(io::Error::other)
     }
 
     fn remove_one(&self, thing: &str, kept: &KeptMemory) -> io::Result<()> {
@@ -175,7 +180,7 @@ impl Memory {
             let key = memory.key_of(&owner, &kept)?;
             for (part, file) in PARTS.into_iter().zip(FILES) {
                 let (from, to) = (memory.file(&owner.thing, &kept, part), to.join(file));
-                blocking::open(&key, label(&owner, &kept, part), (&from, &to), &left)?;
+                blocking::open(&key, &label(&owner, &kept, part), (&from, &to), &left)?;
             }
             Ok(())
         };

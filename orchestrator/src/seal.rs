@@ -15,7 +15,10 @@ use std::fmt;
 pub(crate) const KEY_BYTES: usize = 32;
 const VERSION: u8 = 1;
 const KEY_ID_BYTES: usize = 8;
-const HEAD_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_LEN;
+/// Where in what is sealed its text begins.
+pub(crate) const TEXT_AT: usize = 1 + KEY_ID_BYTES + NONCE_LEN;
+/// What follows the text.
+pub(crate) const TAG_BYTES: usize = 16;
 
 /// Something could not be sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -139,20 +142,33 @@ impl DataKey {
     /// # Errors
     /// [`SealError::NoRandomness`].
     pub(crate) fn seal(&self, place: Place<'_>, value: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut sealed = Vec::with_capacity(TEXT_AT + value.len() + TAG_BYTES);
+        sealed.resize(TEXT_AT, 0);
+        sealed.extend_from_slice(value);
+        sealed.resize(TEXT_AT + value.len() + TAG_BYTES, 0);
+        self.seal_in_place(place, &mut sealed)?;
+        Ok(sealed)
+    }
+
+    /// [`DataKey::seal`] where the value lies: [`TEXT_AT`] bytes into `sealed`, and [`TAG_BYTES`] before its end.
+    ///
+    /// # Errors
+    /// [`SealError::NoRandomness`]; [`SealError::Damaged`] if it is too short for that.
+    pub(crate) fn seal_in_place(&self, place: Place<'_>, sealed: &mut [u8]) -> Result<(), SealError> {
+        let (head, rest) = sealed.split_first_chunk_mut::<TEXT_AT>().ok_or(SealError::Damaged)?;
+        let (text, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(SealError::Damaged)?;
         // Random nonces of 96 bits: 2^32 values under one key stay far from a likely collision.
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_unspecified| SealError::NoRandomness)?;
-        let mut sealed = Vec::with_capacity(HEAD_BYTES + value.len() + AES_256_GCM.tag_len());
-        sealed.push(VERSION);
-        sealed.extend_from_slice(&self.id);
-        sealed.extend_from_slice(&nonce);
-        let mut text = value.to_vec();
+        let parts = [VERSION].into_iter().chain(self.id).chain(nonce);
+        head.iter_mut().zip(parts).for_each(|(to, byte)| *to = byte);
         let nonce = Nonce::assume_unique_for_key(nonce);
-        self.key
-            .seal_in_place_append_tag(nonce, Aad::from(place.bytes()), &mut text)
+        let made = self
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::from(place.bytes()), text)
             .map_err(|_unspecified| SealError::NoRandomness)?;
-        sealed.append(&mut text);
-        Ok(sealed)
+        *tag = *made.as_ref().first_chunk().ok_or(SealError::Damaged)?;
+        Ok(())
     }
 
     /// Opens what was sealed for this place.
@@ -160,24 +176,35 @@ impl DataKey {
     /// # Errors
     /// [`SealError::OtherKey`] or [`SealError::Damaged`].
     pub(crate) fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SealError> {
-        let (version, rest) = sealed.split_first().ok_or(SealError::Damaged)?;
+        let mut sealed = sealed.to_vec();
+        let length = self.open_in_place(place, &mut sealed)?.len();
+        sealed.drain(..TEXT_AT);
+        sealed.truncate(length);
+        Ok(Secret::new(sealed))
+    }
+
+    /// [`DataKey::open`] where it lies.
+    ///
+    /// # Errors
+    /// [`SealError::OtherKey`] or [`SealError::Damaged`]; then nothing in `sealed` is of use.
+    pub(crate) fn open_in_place<'text>(
+        &self,
+        place: Place<'_>,
+        sealed: &'text mut [u8],
+    ) -> Result<&'text [u8], SealError> {
+        let (head, text) = sealed.split_first_chunk_mut::<TEXT_AT>().ok_or(SealError::Damaged)?;
+        let (version, rest) = head.split_first().ok_or(SealError::Damaged)?;
         let (id, rest) = rest.split_first_chunk::<KEY_ID_BYTES>().ok_or(SealError::Damaged)?;
-        let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Damaged)?;
+        let nonce = *rest.first_chunk::<NONCE_LEN>().ok_or(SealError::Damaged)?;
         if *version != VERSION {
             return Err(SealError::Damaged);
         }
         if *id != self.id {
             return Err(SealError::OtherKey);
         }
-        let mut text = text.to_vec();
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self
-            .key
-            .open_in_place(nonce, Aad::from(place.bytes()), &mut text)
-            .map_err(|_unspecified| SealError::Damaged)?
-            .len();
-        text.truncate(opened);
-        Ok(Secret::new(text))
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let opened = self.key.open_in_place(nonce, Aad::from(place.bytes()), text);
+        opened.map(|text| &*text).map_err(|_unspecified| SealError::Damaged)
     }
 }
 

@@ -8,6 +8,8 @@
 //! Each piece is sealed for its place: tenant, user, thing, part, number, and whether it is the last. So
 //! no piece can be moved, left out or taken for another's, and a file that was cut short does not open.
 
+pub(crate) mod blocking;
+
 use crate::seal::{DataKey, Place, SealError};
 use bytes::Bytes;
 use postern_common::id::{TenantId, UserId};
@@ -45,6 +47,25 @@ pub(crate) struct Label {
     pub(crate) part: &'static str,
 }
 
+impl Label {
+    /// Does something for the place of one of its pieces.
+    fn placed<Done>(
+        &self,
+        number: u64,
+        is_last: bool,
+        act: impl FnOnce(Place<'_>) -> Result<Done, SealError>,
+    ) -> Result<Done, SealError> {
+        let Self { kind, tenant, user, thing, part } = self;
+        // No id holds a line break.
+        let piece = format!("{user}\n{thing}\n{part}\n{number}\n{is_last}");
+        let (tenant, piece) = (tenant.as_str(), piece.as_str());
+        act(match kind {
+            Kind::Snapshot => Place::Snapshot { tenant, piece },
+            Kind::Memory => Place::Memory { tenant, piece },
+        })
+    }
+}
+
 /// Seals or opens the pieces of one file, in order.
 #[derive(Debug)]
 pub(crate) struct Pieces {
@@ -65,12 +86,16 @@ impl Pieces {
     /// # Errors
     /// [`SealError`].
     pub(crate) fn seal(&mut self, piece: &[u8], is_last: bool) -> Result<Vec<u8>, SealError> {
-        let sealed = self.placed(is_last, |key, place| key.seal(place, piece))?;
-        let length = u32::try_from(sealed.len()).map_err(|_long| SealError::Damaged)?;
-        // A lie about the highest bit does not open.
-        let head = length | if is_last { LAST } else { 0 };
+        let sealed = self.label.placed(self.number, is_last, |place| self.key.seal(place, piece))?;
+        let head = Self::head_of(sealed.len(), is_last)?;
         self.number += 1;
-        Ok([&head.to_be_bytes(), sealed.as_slice()].concat())
+        Ok([&head, sealed.as_slice()].concat())
+    }
+
+    /// The head of a sealed piece. A lie about its highest bit does not open.
+    fn head_of(length: usize, is_last: bool) -> Result<[u8; HEAD_BYTES], SealError> {
+        let length = u32::try_from(length).map_err(|_long| SealError::Damaged)?;
+        Ok((length | if is_last { LAST } else { 0 }).to_be_bytes())
     }
 
     /// What a head says of the piece that follows: its length, and whether it is the last.
@@ -88,109 +113,9 @@ impl Pieces {
     /// # Errors
     /// [`SealError`], also if it belongs elsewhere.
     pub(crate) fn open(&mut self, sealed: &[u8], is_last: bool) -> Result<Bytes, SealError> {
-        let opened = self.placed(is_last, |key, place| key.open(place, sealed))?;
+        let opened = self.label.placed(self.number, is_last, |place| self.key.open(place, sealed))?;
         self.number += 1;
         Ok(Bytes::copy_from_slice(opened.reveal()))
-    }
-
-    fn placed<Done>(
-        &self,
-        is_last: bool,
-        act: impl FnOnce(&DataKey, Place<'_>) -> Result<Done, SealError>,
-    ) -> Result<Done, SealError> {
-        let Label { kind, tenant, user, thing, part } = &self.label;
-        // No id holds a line break.
-        let piece = format!("{user}\n{thing}\n{part}\n{}\n{is_last}", self.number);
-        let (tenant, piece) = (tenant.as_str(), piece.as_str());
-        let place = match kind {
-            Kind::Snapshot => Place::Snapshot { tenant, piece },
-            Kind::Memory => Place::Memory { tenant, piece },
-        };
-        act(&self.key, place)
-    }
-}
-
-/// [`Pieces`] over files, for who has a thread of its own.
-pub(crate) mod blocking {
-    use super::{DataKey, HEAD_BYTES, Label, PIECE_BYTES, Pieces};
-    use std::fs::{File, OpenOptions};
-    use std::io::{self, Read, Write};
-    use std::os::unix::fs::OpenOptionsExt;
-    use std::path::Path;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    /// Whether nobody waits any more for what a thread does: it ends with the next piece.
-    #[derive(Debug, Clone, Default)]
-    pub(crate) struct Left(Arc<AtomicBool>);
-
-    impl Left {
-        fn check(&self) -> io::Result<()> {
-            if self.0.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-        }
-    }
-
-    /// Whoever waits: dropped, it has left.
-    #[derive(Debug, Default)]
-    pub(crate) struct Waiting(pub(crate) Left);
-
-    impl Drop for Waiting {
-        fn drop(&mut self) {
-            self.0.0.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Seals all of a file into a new one, which is on the disk when this returns; how long it was.
-    pub(crate) fn seal(
-        key: &Arc<DataKey>,
-        label: Label,
-        (from, to): (&Path, &Path),
-        left: &Left,
-    ) -> io::Result<u64> {
-        let (mut from, mut pieces, mut size) = (File::open(from)?, Pieces::of(key, label), 0);
-        let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-        let (mut piece, mut next) = (read(&mut from)?, read(&mut from)?);
-        loop {
-            left.check()?;
-            size += u64::try_from(piece.len()).unwrap_or(u64::MAX);
-            to.write_all(&pieces.seal(&piece, next.is_empty()).map_err(io::Error::other)?)?;
-            if next.is_empty() {
-                break;
-            }
-            piece = std::mem::replace(&mut next, read(&mut from)?);
-        }
-        to.sync_all()?;
-        Ok(size)
-    }
-
-    /// Opens a sealed file into a new one, all of it or none that is of use.
-    pub(crate) fn open(
-        key: &Arc<DataKey>,
-        label: Label,
-        (from, to): (&Path, &Path),
-        left: &Left,
-    ) -> io::Result<()> {
-        let (mut from, mut pieces) = (File::open(from)?, Pieces::of(key, label));
-        let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-        loop {
-            left.check()?;
-            let mut head = [0; HEAD_BYTES];
-            from.read_exact(&mut head)?;
-            let (length, is_last) = Pieces::head(head).map_err(io::Error::other)?;
-            let mut sealed = vec![0; length];
-            from.read_exact(&mut sealed)?;
-            to.write_all(&pieces.open(&sealed, is_last).map_err(io::Error::other)?)?;
-            if is_last {
-                return Ok(());
-            }
-        }
-    }
-
-    /// A whole piece, or what is left.
-    fn read(from: &mut File) -> io::Result<Vec<u8>> {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        from.take(u64::try_from(PIECE_BYTES).unwrap_or(u64::MAX)).read_to_end(&mut piece)?;
-        Ok(piece)
     }
 }
 
@@ -216,11 +141,12 @@ mod tests {
     }
 
     fn seal(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<u64> {
-        blocking::seal(key, label, (from, to), &blocking::Left::default())
+        let sealed = blocking::seal(key, &label, (from, to), &blocking::Left::default())?;
+        sealed.sync().map(|()| sealed.size_bytes)
     }
 
     fn open(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<()> {
-        blocking::open(key, label, (from, to), &blocking::Left::default())
+        blocking::open(key, &label, (from, to), &blocking::Left::default())
     }
 
     #[test]
@@ -281,6 +207,52 @@ mod tests {
         }
     }
 
+    /// As snapshots' archives are sealed, and pictures were before many threads did it.
+    #[test]
+    fn sealed_by_many_threads_or_by_one_it_is_the_same_form() {
+        let (key, here) = (key(1), tempfile::tempdir().expect("a folder"));
+        let at = |name: &str| here.path().join(name);
+        let content: Vec<u8> =
+            (0..PIECE_BYTES * 19 + 5).map(|at| u8::try_from(at % 249).expect("fits")).collect();
+        fs::write(at("plain"), &content).expect("writes");
+        let (mut pieces, mut by_one) = (Pieces::of(&key, own()), Vec::new());
+        let mut parts = content.chunks(PIECE_BYTES).peekable();
+        while let Some(part) = parts.next() {
+            by_one.extend(pieces.seal(part, parts.peek().is_none()).expect("seals"));
+        }
+        fs::write(at("by one"), &by_one).expect("writes");
+        open(&key, own(), &at("by one"), &at("opened")).expect("opens");
+        assert!(fs::read(at("opened")).expect("reads") == content);
+
+        seal(&key, own(), &at("plain"), &at("by many")).expect("seals");
+        let by_many = fs::read(at("by many")).expect("reads");
+        assert_eq!(by_many.len(), by_one.len());
+        let (mut pieces, mut rest, mut opened) = (Pieces::of(&key, own()), &by_many[..], Vec::new());
+        while let Some((head, behind)) = rest.split_first_chunk() {
+            let (length, is_last) = Pieces::head(*head).expect("a head");
+            assert_eq!(is_last, behind.len() == length, "the last says so, and no other");
+            opened.extend(pieces.open(&behind[..length], is_last).expect("opens"));
+            rest = &behind[length..];
+        }
+        assert!(opened == content);
+    }
+
+    #[test]
+    fn one_changed_bit_anywhere_is_noticed() {
+        let (key, here) = (key(1), tempfile::tempdir().expect("a folder"));
+        let at = |name: &str| here.path().join(name);
+        fs::write(at("plain"), vec![7; PIECE_BYTES * 5 + 1]).expect("writes");
+        seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
+        let sealed = fs::read(at("sealed")).expect("reads");
+        let one = (sealed.len() - 1) / 5;
+        for (number, place) in [0, 4, 5, 30, one + 3, 3 * one, sealed.len() - 1].into_iter().enumerate() {
+            let mut changed = sealed.clone();
+            changed[place] ^= 1;
+            fs::write(at("changed"), &changed).expect("writes");
+            assert!(open(&key, own(), &at("changed"), &at(&number.to_string())).is_err(), "at {place}");
+        }
+    }
+
     #[test]
     fn what_nobody_waits_for_any_more_ends() {
         let (key, here) = (key(1), tempfile::tempdir().expect("a folder"));
@@ -288,11 +260,11 @@ mod tests {
         fs::write(at("plain"), "text").expect("writes");
         let waiting = blocking::Waiting::default();
         let left = waiting.0.clone();
-        blocking::seal(&key, own(), (&at("plain"), &at("sealed")), &left).expect("seals");
+        drop(blocking::seal(&key, &own(), (&at("plain"), &at("sealed")), &left).expect("seals"));
         drop(waiting);
-        let ended = blocking::seal(&key, own(), (&at("plain"), &at("another")), &left).expect_err("ends");
+        let ended = blocking::seal(&key, &own(), (&at("plain"), &at("another")), &left).expect_err("ends");
         assert_eq!(ended.kind(), io::ErrorKind::Interrupted);
-        let ended = blocking::open(&key, own(), (&at("sealed"), &at("opened")), &left).expect_err("ends");
+        let ended = blocking::open(&key, &own(), (&at("sealed"), &at("opened")), &left).expect_err("ends");
         assert_eq!(ended.kind(), io::ErrorKind::Interrupted);
     }
 

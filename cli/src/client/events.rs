@@ -7,7 +7,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use std::collections::VecDeque;
 
-/// The longest event: a chunk of output is at most 64 KiB, its base64 and JSON below twice that.
+/// The longest event: a chunk of output is at most 128 KiB, its base64 and JSON below twice that.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// One event.

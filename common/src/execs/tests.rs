@@ -3,6 +3,7 @@
 use super::*;
 use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue};
+use std::convert::Infallible;
 
 fn message(byte: u8, length: u32) -> Bytes {
     let mut message = vec![0];
@@ -21,19 +22,27 @@ fn kept(lengths: &[u32]) -> Kept {
     kept
 }
 
-#[test]
-fn messages_are_cut_out_of_what_comes_however_it_comes() {
-    let (one, two) = (message(b'a', 3), message(b'b', 0));
-    let mut unread = BytesMut::new();
-    let all: Vec<u8> = one.iter().chain(&two).copied().collect();
-    let mut found = Vec::new();
-    for byte in all {
-        unread.extend_from_slice(&[byte]);
-        found.extend(length(&unread).ok().flatten().and_then(|length| cut(&mut unread, length)));
+#[tokio::test]
+async fn messages_are_cut_out_of_what_comes_however_it_comes() {
+    let wanted = [message(b'a', 3), message(b'b', 0), message(b'c', 300)];
+    let all: Vec<u8> = wanted.iter().flatten().copied().collect();
+    for size in [1, 4, 5, 7, all.len()] {
+        let frames: Vec<_> = all
+            .chunks(size)
+            .map(|part| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(part))))
+            .collect();
+        let (mut stream, mut unread) = (StreamBody::new(futures_util::stream::iter(frames)), Bytes::new());
+        for wanted in &wanted {
+            let mut found = Vec::new();
+            assert!(read(&mut found, ENVELOPE_HEAD, &mut unread, &mut stream).await, "in parts of {size}");
+            let length = length(&found).expect("is short enough");
+            assert!(read(&mut found, length, &mut unread, &mut stream).await);
+            assert_eq!(found, *wanted, "in parts of {size}");
+        }
+        assert!(!read(&mut Vec::new(), 1, &mut unread, &mut stream).await, "there is no more");
     }
-    assert_eq!(found, [one, two]);
-    unread.extend_from_slice(&[0, 0xff, 0xff, 0xff, 0xff]);
-    assert!(length(&unread).is_err(), "a length that lies is not waited for");
+    assert_eq!(length(&[0, 0xff, 0xff, 0xff, 0xff]), None, "a length that lies is not waited for");
+    assert_eq!(length(&[0, 0, 4, 0, 1]), None, "nor one of more than a message may have");
 }
 
 #[test]

@@ -33,8 +33,8 @@ use tokio::time::{Instant, interval_at, timeout};
 
 /// What a collected answer holds of each output.
 const COLLECTED_BYTES: usize = 10 << 20;
-/// Events that may wait for a slow reader; each is at most 64 KiB of output.
-const QUEUED_EVENTS: usize = 8;
+/// Events that may wait for a slow reader; each is at most 128 KiB of output.
+const QUEUED_EVENTS: usize = 3;
 /// How long a command may take to start.
 const START_TIME: Duration = Duration::from_secs(10);
 /// A running command counts as use of its sandbox, noted this often; also keeps connections alive.
@@ -369,8 +369,8 @@ impl Stream {
     async fn pass(&mut self, event: Event) -> bool {
         match event {
             Event::Started { .. } => true,
-            Event::Stdout(bytes) => self.send("stdout", &value!({ "data": BASE64.encode(bytes) })).await,
-            Event::Stderr(bytes) => self.send("stderr", &value!({ "data": BASE64.encode(bytes) })).await,
+            Event::Stdout(bytes) => self.output("stdout", &bytes).await,
+            Event::Stderr(bytes) => self.output("stderr", &bytes).await,
             Event::Ended { exit_code, status } => {
                 let ended = match end(exit_code, &status) {
                     (Some(code), _) => value!({ "code": code }),
@@ -401,6 +401,11 @@ impl Stream {
         problem.request_id = Some(self.request_id.clone());
         // Our own type is a map with string keys: it always serializes.
         self.send("error", &serde_json::to_value(problem).unwrap_or_default()).await
+    }
+
+    async fn output(&mut self, kind: &str, written: &[u8]) -> bool {
+        self.number += 1;
+        self.sender.send(sse::output(self.number, kind, written)).await.is_ok()
     }
 
     async fn send(&mut self, kind: &str, json: &serde_json::Value) -> bool {

@@ -41,8 +41,10 @@ impl Driver {
         // What stands still in another way cannot be pictured.
         host.resume(id).await?;
         let agent = host.connect(id).await?;
-        self.put_to_sleep(id, &agent).await?;
-        let (from, fingerprint) = self.picture(row).await?;
+        // INVARIANT: both before the picture. What changes on this machine after it is noticed.
+        let (slept, fingerprint) = tokio::join!(self.put_to_sleep(id, &agent), self.fingerprint(row));
+        let fingerprint = slept.and(fingerprint)?;
+        let from = host.picture(id).await?;
         let kept = memory.keep(owner(row), from, fingerprint).await;
         let kept = kept.map_err(super::start::machine(row, "seal its memory"))?;
         // Of a sandbox that is being destroyed nothing is kept; that one ends it.
@@ -58,11 +60,14 @@ impl Driver {
     }
 
     async fn picture(&self, row: &SandboxRow) -> Result<(PathBuf, String), DriveError> {
-        let host = &self.parts().host;
-        let fingerprint = host.fingerprint(row.new.asked.image.as_deref()).await;
-        let fingerprint =
-            fingerprint.map_err(super::start::machine(row, "tell what a picture depends on"))?;
-        Ok((host.picture(&row.new.id).await?, fingerprint))
+        let fingerprint = self.fingerprint(row).await?;
+        Ok((self.parts().host.picture(&row.new.id).await?, fingerprint))
+    }
+
+    /// What a picture of it depends on.
+    async fn fingerprint(&self, row: &SandboxRow) -> Result<String, DriveError> {
+        let fingerprint = self.parts().host.fingerprint(row.new.asked.image.as_deref()).await;
+        Ok(fingerprint.map_err(super::start::machine(row, "tell what a picture depends on"))?)
     }
 
     /// Takes a snapshot of a running sandbox with its memory; it sleeps meanwhile, and goes on after it.

@@ -23,6 +23,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use postern_common::execs::{AFTER, EXEC, FOLLOW, WISH};
 use postern_common::files::orders::{Begin, Order};
 use postern_common::id::{ConversationId, SandboxId};
+use postern_common::output::{self, CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES};
 use postern_common::secret::Secret;
 use postern_common::tasks::Tasks;
 use seal::Whole;
@@ -38,8 +39,6 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// The longest answer of a call that is not a stream.
 const ANSWER_BYTES: usize = 1 << 20;
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const HEADER_BYTES: u32 = 32 << 10;
 const ENVELOPE_HEAD: usize = 5;
 
@@ -162,6 +161,7 @@ impl Agent {
         let (sender, connection) = http2::Builder::new(Owned(tasks.clone()))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .max_header_list_size(HEADER_BYTES)
             .handshake(TokioIo::new(stream))
             .await
@@ -301,7 +301,7 @@ impl Agent {
             "pty": process.terminal.map(|size| serde_json::json!({ "size": size })),
             "tag": process.kept.as_ref().map(|kept| kept.name.as_str()),
         });
-        let mut request = post("/process.Process/Start", "application/connect+json", enveloped(&message)?);
+        let mut request = following("/process.Process/Start", &message)?;
         if let Some(timeout) = process.timeout {
             let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).clamp(1, 9_999_999_999);
             request.headers_mut().insert("connect-timeout-ms", HeaderValue::from(milliseconds));
@@ -321,7 +321,7 @@ impl Agent {
     /// [`AgentError`]; that there is none is the stream's first event.
     pub async fn attach(&self, pid: i32) -> Result<Events, AgentError> {
         let message = serde_json::json!({ "process": { "pid": pid } });
-        self.stream("/process.Process/Connect", &message).await.map(Events::new)
+        events(self.send(following("/process.Process/Connect", &message)?).await?).await
     }
 
     /// Follows a process whose output is kept, from the event after number `after` on: its start has
@@ -338,6 +338,14 @@ impl Agent {
         request.headers_mut().insert(AFTER, HeaderValue::from(after));
         events(self.send(request).await?).await
     }
+}
+
+/// A call that is answered by what a process does; what it writes is wanted as it is. One of before does not know
+/// that wish, and answers in JSON.
+fn following(path: &'static str, message: &serde_json::Value) -> Result<Request<Body>, AgentError> {
+    let mut request = post(path, "application/connect+json", enveloped(message)?);
+    request.headers_mut().insert(output::HEADER, HeaderValue::from_static(output::BYTES));
+    Ok(request)
 }
 
 async fn events(response: Response<Incoming>) -> Result<Events, AgentError> {

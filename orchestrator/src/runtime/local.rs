@@ -107,6 +107,7 @@ pub struct LocalRuntime {
     settings: LocalSettings,
     /// The copy of `sandboxd` that every sandbox's user can reach.
     sandboxd: PathBuf,
+    process_1: memory::ProcessOne,
     /// The copy of `postern-sync` that every sandbox's user can reach.
     sync: Option<PathBuf>,
     skeleton: PathBuf,
@@ -153,6 +154,7 @@ impl LocalRuntime {
         Ok(Self {
             settings,
             sandboxd,
+            process_1: memory::ProcessOne::default(),
             sync,
             skeleton,
             images,

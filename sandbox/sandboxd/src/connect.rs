@@ -5,7 +5,7 @@
 //!
 //! An envelope is a flag byte, the length as 32 bits big-endian, and that many bytes of JSON.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -23,7 +23,8 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// The longest request: a command with its whole environment fits (the kernel's own bound for one
 /// argument is 128 KiB), and a chunk of input.
 pub(crate) const REQUEST_BYTES: usize = 4 << 20;
-const ENVELOPE_HEAD: usize = 5;
+/// Flags and length.
+pub(crate) const ENVELOPE_HEAD: usize = 5;
 const END_OF_STREAM: u8 = 0b10;
 /// Connect allows ten digits.
 const TIMEOUT_DIGITS: usize = 10;
@@ -292,13 +293,22 @@ pub(crate) fn end_of_stream(failure: Option<&Failure>) -> Bytes {
 }
 
 fn enclose<Message: Serialize>(flags: u8, message: &Message) -> Bytes {
-    // Our own messages are maps with string keys, which always serialize, and far below 4 GiB.
-    let json = serde_json::to_vec(message).unwrap_or_default();
-    let mut envelope = BytesMut::with_capacity(ENVELOPE_HEAD + json.len());
-    envelope.put_u8(flags);
-    envelope.put_u32(u32::try_from(json.len()).unwrap_or(u32::MAX));
-    envelope.put_slice(&json);
-    envelope.freeze()
+    let mut envelope = vec![0; ENVELOPE_HEAD];
+    // Our own messages are maps with string keys, which always serialize.
+    if serde_json::to_writer(&mut envelope, message).is_err() {
+        envelope.truncate(ENVELOPE_HEAD);
+    }
+    let length = envelope.len().saturating_sub(ENVELOPE_HEAD);
+    if let Some(place) = envelope.first_chunk_mut::<ENVELOPE_HEAD>() {
+        *place = head(flags, length);
+    }
+    envelope.into()
+}
+
+/// What an envelope of this length, which is far below 4 GiB, begins with.
+pub(crate) fn head(flags: u8, length: usize) -> [u8; ENVELOPE_HEAD] {
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [flags, a, b, c, d]
 }
 
 pub(crate) fn json_response(status: StatusCode, json: Vec<u8>) -> Response<Body> {

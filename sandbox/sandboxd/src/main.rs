@@ -159,7 +159,8 @@ async fn run(mut options: Options) -> Result<(), StartError> {
         .await
         .map_err(|source| StartError::Door { address, source })?;
     let files = files::Files::open(&options.home, tasks.clone()).map_err(StartError::Files)?;
-    let processes = process::Processes::new(exits, Arc::clone(&identity), options.home, tasks.clone());
+    let pieces = (options.home, options.gathers.then_some(process::GATHER_TIME));
+    let processes = process::Processes::new(exits, Arc::clone(&identity), pieces, tasks.clone());
     let services = control::Services::new(identity, processes, files);
     let served = match (channel, listen) {
         (Some(channel), _) => converse(&channel, &services, &tasks).await,

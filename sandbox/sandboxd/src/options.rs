@@ -22,6 +22,9 @@ pub(crate) struct Options {
     pub(crate) home: PathBuf,
     /// Whether to restrict this process and all that it starts by Landlock.
     pub(crate) landlock: bool,
+    /// Whether a call into the kernel costs so much here that output is rather waited for a little, and passed
+    /// on in fewer pieces.
+    pub(crate) gathers: bool,
     /// Where signed requests are listened for, in a pod; `None`: the control channel is standard
     /// input and output.
     pub(crate) listen: Option<Listen>,
@@ -46,7 +49,7 @@ pub(crate) struct Listen {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UsageError {
     #[error(
-        "`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock, and in a \
+        "`{0}` is not an option; there are --door ADDRESS, --gateway PATH, --home PATH, --landlock, --gather, and in a \
          pod --listen ADDRESS --pod UID --control-key BASE64 (or --control-key-file PATH), with `sync SLOT` beside a \
          sandbox; or `install FOLDER` alone"
     )]
@@ -65,7 +68,8 @@ impl Options {
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
         let (gateway, home) = (GATEWAY.into(), HOME.into());
         let (listen, install, beside) = (None, None, None);
-        let mut options = Self { door: DOOR, gateway, home, landlock: false, listen, install, beside };
+        let mut options =
+            Self { door: DOOR, gateway, home, landlock: false, gathers: false, listen, install, beside };
         let (mut listen, mut pod, mut key) = (None, None, None);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -78,6 +82,7 @@ impl Options {
                 Some("--gateway") => options.gateway = value("--gateway")?.into(),
                 Some("--home") => options.home = value("--home")?.into(),
                 Some("--landlock") => options.landlock = true,
+                Some("--gather") => options.gathers = true,
                 Some("install") => options.install = Some(value("install")?.into()),
                 Some("sync") => options.beside = Some(value("sync")?.into()),
                 Some("--listen") => listen = Some(value("--listen")?),
@@ -135,7 +140,8 @@ mod tests {
         assert_eq!(options.door.to_string(), "127.0.0.1:49980");
         assert_eq!(options.gateway.to_str(), Some("/run/postern/gateway.sock"));
         assert_eq!(options.home.to_str(), Some("/home/user"));
-        assert!(!options.landlock);
+        assert!(!options.landlock && !options.gathers);
+        assert!(parse(&["--gather"]).expect("parses").gathers);
     }
 
     #[test]

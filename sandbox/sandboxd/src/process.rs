@@ -5,6 +5,7 @@
 //! following. As long as somebody follows, output is never dropped, so a slow follower stops the
 //! process; without one it is read and thrown away.
 
+mod chunk;
 mod follow;
 pub(crate) mod service;
 mod start;
@@ -14,6 +15,8 @@ use crate::connect::{Code, Failure};
 use crate::identity::Identity;
 use crate::reaper::Exits;
 use bytes::Bytes;
+use http::HeaderMap;
+use postern_common::output;
 use postern_common::tasks::Tasks;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
@@ -21,14 +24,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use terminal::Terminal;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-/// Envelopes that may wait for one follower; each holds at most [`follow::CHUNK_BYTES`] of output.
-const QUEUED_ENVELOPES: usize = 4;
+/// Envelopes that may wait for one follower; each holds at most [`output::CHUNK_BYTES`] of output.
+const QUEUED_ENVELOPES: usize = 2;
 /// Processes at one time, a bound on this table rather than on the agent (cgroups bound that).
 const PROCESSES: usize = 4096;
+/// How long output that comes in pieces is waited for where calls into the kernel are dear: the least that the event
+/// loop can wait. What a process that is busy writing fills meanwhile makes one message, not dozens.
+pub(crate) const GATHER_TIME: Duration = Duration::from_millis(1);
 /// Followers of one process.
 const FOLLOWERS: usize = 16;
 
@@ -52,6 +59,30 @@ pub(crate) enum Selector {
     Tag(String),
 }
 
+/// How a follower wants output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As base64 in JSON, as Connect has it.
+    Json,
+    /// As it is ([`output`]).
+    Bytes,
+}
+
+impl Form {
+    /// What a call asks for.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let asked = headers.get(output::HEADER);
+        if asked.is_some_and(|value| value == output::BYTES) { Self::Bytes } else { Self::Json }
+    }
+}
+
+/// Where a process's envelopes go.
+#[derive(Debug, Clone)]
+struct Follower {
+    envelopes: mpsc::Sender<Bytes>,
+    form: Form,
+}
+
 /// One running process.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -62,7 +93,7 @@ pub(crate) struct Process {
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
     /// There instead of inputs and outputs of its own.
     terminal: Option<Arc<Terminal>>,
-    followers: Mutex<Vec<mpsc::Sender<Bytes>>>,
+    followers: Mutex<Vec<Follower>>,
     /// Set when the time limit ended it.
     is_late: AtomicBool,
     /// Set when it was killed: it is gone for who calls, also until it has been reaped.
@@ -71,16 +102,16 @@ pub(crate) struct Process {
 
 impl Process {
     /// A new follower's queue, whose first envelope is the process's start.
-    fn follow(&self) -> Result<mpsc::Receiver<Bytes>, Failure> {
-        let (sender, receiver) = mpsc::channel(QUEUED_ENVELOPES);
+    fn follow(&self, form: Form) -> Result<mpsc::Receiver<Bytes>, Failure> {
+        let (envelopes, receiver) = mpsc::channel(QUEUED_ENVELOPES);
         // A fresh queue has room, and its receiver is alive.
-        drop(sender.try_send(follow::started(self.pid)));
+        drop(envelopes.try_send(follow::started(self.pid)));
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-        followers.retain(|follower| !follower.is_closed());
+        followers.retain(|follower| !follower.envelopes.is_closed());
         if followers.len() >= FOLLOWERS {
             return Err(Failure::new(Code::ResourceExhausted, "16 callers follow this process already"));
         }
-        followers.push(sender);
+        followers.push(Follower { envelopes, form });
         Ok(receiver)
     }
 
@@ -109,12 +140,19 @@ pub(crate) struct Processes {
     exits: Exits,
     identity: Arc<Identity>,
     home: PathBuf,
+    /// How long output that comes in pieces is waited for, to be passed on in fewer.
+    gather: Option<Duration>,
     tasks: Tasks,
 }
 
 impl Processes {
-    pub(crate) fn new(exits: Exits, identity: Arc<Identity>, home: PathBuf, tasks: Tasks) -> Self {
-        Self { live: Arc::default(), exits, identity, home, tasks }
+    pub(crate) fn new(
+        exits: Exits,
+        identity: Arc<Identity>,
+        (home, gather): (PathBuf, Option<Duration>),
+        tasks: Tasks,
+    ) -> Self {
+        Self { live: Arc::default(), exits, identity, home, gather, tasks }
     }
 
     fn find(&self, selector: &Selector) -> Result<Arc<Process>, Failure> {

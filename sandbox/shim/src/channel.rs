@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use postern_common::channel::{FLOOD, FLOOD_BYTES, GO, MARK};
+use postern_common::output::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES};
 use postern_common::tasks::Tasks;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -18,9 +19,6 @@ use tokio::sync::oneshot;
 /// The body of a request to `sandboxd`.
 pub use postern_common::execs::Body;
 
-/// Bytes of one stream, and of all together, that may wait for their reader.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const HEADER_BYTES: u32 = 32 << 10;
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
@@ -57,6 +55,7 @@ impl Channel {
         let (sender, connection) = http2::Builder::new(Owned(tasks.clone()))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .max_header_list_size(HEADER_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .handshake(TokioIo::new(streams))

@@ -26,6 +26,9 @@ use tokio::sync::oneshot;
 
 /// The runtime's last words that are kept.
 const LAST_WORDS_BYTES: usize = 4096;
+/// What may be on its way from `sandboxd` to us: a message and what is framed of the next, written at once. What is
+/// not used of it takes no memory.
+const CHANNEL_PIPE_BYTES: usize = 256 << 10;
 const END_TIME: Duration = Duration::from_secs(2);
 
 /// A sandbox could not be started.
@@ -224,6 +227,8 @@ async fn open(
 ) -> Result<(Channel, oneshot::Receiver<()>), ChannelError> {
     let mut streams = match (child.stdout.take(), child.stdin.take()) {
         (Some(output), Some(mut input)) => {
+            // Where it may not be larger, it takes more writes.
+            let _ = rustix::pipe::fcntl_setpipe_size(&output, CHANNEL_PIPE_BYTES).is_ok();
             // If it has ended, so has the channel.
             drop(input.write_all(launch::WORD).await);
             tokio::io::join(output, input)

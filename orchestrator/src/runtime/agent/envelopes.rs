@@ -4,14 +4,13 @@
 use super::AgentError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use postern_common::output::{self, MESSAGE_BYTES};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// The longest message of a stream; `sandboxd` sends 64 KiB of output at a time, as base64.
-const MESSAGE_BYTES: usize = 256 << 10;
 const ENVELOPE_HEAD: usize = 5;
 const END_OF_STREAM: u8 = 0b10;
 
@@ -19,8 +18,55 @@ const END_OF_STREAM: u8 = 0b10;
 #[derive(Debug)]
 pub struct Envelopes {
     body: Incoming,
-    unread: BytesMut,
+    messages: Messages,
     is_over: bool,
+}
+
+/// Cuts messages out of what is read.
+#[derive(Debug, Default)]
+struct Messages {
+    /// What was read and not looked at yet.
+    unread: Bytes,
+    /// A message, with its head, of which not all was read yet.
+    part: Vec<u8>,
+}
+
+impl Messages {
+    /// The next whole message with its flags; `None` if more has to be read first, for which nothing is left in
+    /// `unread`. One that was read in one piece is not copied.
+    fn next(&mut self) -> Result<Option<(u8, Bytes)>, AgentError> {
+        if self.part.is_empty()
+            && let Some((flags, length)) = head(&self.unread)?
+            && self.unread.len() >= ENVELOPE_HEAD + length
+        {
+            self.unread.advance(ENVELOPE_HEAD);
+            return Ok(Some((flags, self.unread.split_to(length))));
+        }
+        self.collect(ENVELOPE_HEAD);
+        let Some((flags, length)) = head(&self.part)? else { return Ok(None) };
+        self.collect(ENVELOPE_HEAD + length);
+        if self.part.len() < ENVELOPE_HEAD + length {
+            return Ok(None);
+        }
+        let mut message = Bytes::from(std::mem::take(&mut self.part));
+        message.advance(ENVELOPE_HEAD);
+        Ok(Some((flags, message)))
+    }
+
+    /// Moves what was read to the message, until that has this length.
+    fn collect(&mut self, length: usize) {
+        let missing = length.saturating_sub(self.part.len());
+        self.part.reserve_exact(missing);
+        let more = self.unread.split_to(missing.min(self.unread.len()));
+        self.part.extend_from_slice(&more);
+    }
+}
+
+/// Flags and length of the message that begins here; `None` if its head is not whole.
+fn head(bytes: &[u8]) -> Result<Option<(u8, usize)>, AgentError> {
+    let Some([flags, length @ ..]) = bytes.first_chunk::<ENVELOPE_HEAD>().copied() else { return Ok(None) };
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > MESSAGE_BYTES { Err(AgentError::Malformed) } else { Ok(Some((flags, length))) }
 }
 
 /// How a stream ended that did not end well.
@@ -38,9 +84,16 @@ pub(crate) enum Next<Message> {
     End(Option<Failure>),
 }
 
+/// What comes next, before it is understood.
+enum Read {
+    /// A message, with the flags of its envelope.
+    Message(u8, Bytes),
+    End(Option<Failure>),
+}
+
 impl Envelopes {
     pub(super) fn new(body: Incoming) -> Self {
-        Self { body, unread: BytesMut::new(), is_over: false }
+        Self { body, messages: Messages::default(), is_over: false }
     }
 
     /// The next message. Cancelling loses nothing.
@@ -48,44 +101,31 @@ impl Envelopes {
     /// # Errors
     /// [`AgentError`], after which there is no more.
     pub(crate) async fn next<Message: DeserializeOwned>(&mut self) -> Result<Next<Message>, AgentError> {
+        match self.read_one().await? {
+            Read::Message(_, message) => parse(&message).map(Next::Message),
+            Read::End(failure) => Ok(Next::End(failure)),
+        }
+    }
+
+    async fn read_one(&mut self) -> Result<Read, AgentError> {
         while !self.is_over {
-            match self.message()? {
+            match self.messages.next().inspect_err(|_error| self.is_over = true)? {
                 Some((flags, message)) if flags & END_OF_STREAM != 0 => {
                     self.is_over = true;
-                    return failure(&message).map(Next::End);
+                    return failure(&message).map(Read::End);
                 }
-                Some((_, message)) => {
-                    let message = serde_json::from_slice(&message);
-                    return message.map(Next::Message).map_err(|_malformed| AgentError::Malformed);
-                }
+                Some((flags, message)) => return Ok(Read::Message(flags, message)),
                 None => self.read().await?,
             }
         }
-        Ok(Next::End(None))
-    }
-
-    /// Takes a whole message off what has been read.
-    fn message(&mut self) -> Result<Option<(u8, Bytes)>, AgentError> {
-        let Some([flags, length @ ..]) = self.unread.first_chunk::<ENVELOPE_HEAD>().copied() else {
-            return Ok(None);
-        };
-        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        if length > MESSAGE_BYTES {
-            self.is_over = true;
-            return Err(AgentError::Malformed);
-        }
-        if self.unread.len() < ENVELOPE_HEAD + length {
-            return Ok(None);
-        }
-        self.unread.advance(ENVELOPE_HEAD);
-        Ok(Some((flags, self.unread.split_to(length).freeze())))
+        Ok(Read::End(None))
     }
 
     async fn read(&mut self) -> Result<(), AgentError> {
         let frame = self.body.frame().await;
         match frame {
             Some(Ok(frame)) => {
-                self.unread.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                self.messages.unread = frame.into_data().unwrap_or_default();
                 Ok(())
             }
             Some(Err(error)) => {
@@ -99,6 +139,10 @@ impl Envelopes {
             }
         }
     }
+}
+
+fn parse<Message: DeserializeOwned>(json: &[u8]) -> Result<Message, AgentError> {
+    serde_json::from_slice(json).map_err(|_malformed| AgentError::Malformed)
 }
 
 fn failure(json: &[u8]) -> Result<Option<Failure>, AgentError> {
@@ -153,12 +197,12 @@ impl Events {
     /// [`AgentError`], after which there is no more.
     pub async fn next(&mut self) -> Result<Option<Event>, AgentError> {
         loop {
-            return match self.0.next::<Message>().await? {
-                Next::Message(message) => match event(message)? {
+            return match self.0.read_one().await? {
+                Read::Message(flags, message) => match event(flags, message)? {
                     Some(event) => Ok(Some(event)),
                     None => continue,
                 },
-                Next::End(failure) => {
+                Read::End(failure) => {
                     Ok(failure.map(|Failure { code, message }| Event::Failed { code, message }))
                 }
             };
@@ -195,13 +239,76 @@ enum Chunk {
     Pty(String),
 }
 
-fn event(message: Message) -> Result<Option<Event>, AgentError> {
+fn event(flags: u8, message: Bytes) -> Result<Option<Event>, AgentError> {
+    match flags {
+        output::STDOUT => return Ok(Some(Event::Stdout(message))),
+        output::STDERR => return Ok(Some(Event::Stderr(message))),
+        _ => {}
+    }
     let decode = |text: &str| BASE64.decode(text).map(Bytes::from).map_err(|_invalid| AgentError::Malformed);
-    Ok(Some(match message.event {
+    Ok(Some(match parse::<Message>(&message)?.event {
         WireEvent::Start { pid } => Event::Started { pid },
         WireEvent::Data(Chunk::Stdout(text) | Chunk::Pty(text)) => Event::Stdout(decode(&text)?),
         WireEvent::Data(Chunk::Stderr(text)) => Event::Stderr(decode(&text)?),
         WireEvent::End { exit_code, status } => Event::Ended { exit_code, status },
         WireEvent::Keepalive {} => return Ok(None),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(flags: u8, content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len()).expect("fits").to_be_bytes();
+        [&[flags][..], &length, content].concat()
+    }
+
+    #[test]
+    fn messages_are_cut_out_of_what_comes_however_it_comes() {
+        let wanted = [(0, &b"{}"[..]), (output::STDOUT, b""), (output::STDERR, b"to the byte")];
+        let all: Vec<u8> = wanted.iter().flat_map(|(flags, content)| envelope(*flags, content)).collect();
+        for size in [1, 4, 5, 6, 13, all.len()] {
+            let (mut messages, mut found) = (Messages::default(), Vec::new());
+            for part in all.chunks(size) {
+                messages.unread = Bytes::copy_from_slice(part);
+                while let Some((flags, content)) = messages.next().expect("is well-formed") {
+                    found.push((flags, content));
+                }
+                assert!(messages.unread.is_empty(), "nothing is passed over, in parts of {size}");
+            }
+            let found: Vec<_> = found.iter().map(|(flags, content)| (*flags, &content[..])).collect();
+            assert_eq!(found, wanted, "in parts of {size}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_came_in_one_piece_is_not_copied() {
+        let all = Bytes::from(envelope(output::STDOUT, b"output"));
+        let place = all[ENVELOPE_HEAD..].as_ptr();
+        let mut messages = Messages { unread: all, part: Vec::new() };
+        let (_, content) = messages.next().expect("is well-formed").expect("is whole");
+        assert_eq!(content.as_ptr(), place);
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_not_waited_for() {
+        let mut messages = Messages { unread: Bytes::from_static(&[0, 0, 4, 0, 1]), part: Vec::new() };
+        assert!(matches!(messages.next(), Err(AgentError::Malformed)));
+    }
+
+    #[test]
+    fn output_is_understood_as_bytes_and_as_json() {
+        let of =
+            |flags, content: &'static [u8]| event(flags, Bytes::from_static(content)).expect("is understood");
+        let (out, err) =
+            (Event::Stdout(Bytes::from_static(b"hi\n")), Event::Stderr(Bytes::from_static(b"hi\n")));
+        assert_eq!(of(output::STDOUT, b"hi\n"), Some(out.clone()));
+        assert_eq!(of(output::STDERR, b"hi\n"), Some(err.clone()));
+        assert_eq!(of(0, br#"{"event":{"data":{"stdout":"aGkK"}}}"#), Some(out.clone()));
+        assert_eq!(of(0, br#"{"event":{"data":{"pty":"aGkK"}}}"#), Some(out));
+        assert_eq!(of(0, br#"{"event":{"data":{"stderr":"aGkK"}}}"#), Some(err));
+        assert_eq!(of(0, br#"{"event":{"keepalive":{}}}"#), None);
+        assert!(event(0, Bytes::from_static(b"hi\n")).is_err(), "bytes that nobody said are bytes");
+    }
 }

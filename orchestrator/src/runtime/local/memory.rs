@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The shim gives gVisor a minute.
@@ -20,6 +21,26 @@ const PICTURE_TIME: Duration = Duration::from_secs(65);
 /// that are mapped into memory, and goes on with those that it finds.
 const SOFTWARE: [&str; 6] =
     ["/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/var/lib/dpkg/status", "/usr/lib/sysimage/rpm"];
+
+/// The digest of the copy of process 1, and the stamp of the file that it is of: it is replaced, never written into.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ProcessOne(Arc<Mutex<Option<(String, String)>>>);
+
+impl ProcessOne {
+    /// The digest of this file's content, which is read if it is another than last time.
+    fn digest(&self, path: &Path) -> io::Result<String> {
+        let about = fs::metadata(path)?;
+        let times = [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()];
+        let stamp = format!("{} {} {} {times:?}", about.dev(), about.ino(), about.size());
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, content)) = known.filter(|(of, _)| *of == stamp) {
+            return Ok(content);
+        }
+        let content = hex(digest(&SHA256, &fs::read(path)?).as_ref());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((stamp, content.clone()));
+        Ok(content)
+    }
+}
 
 /// A digest of all that a picture depends on.
 pub(super) async fn fingerprint(runtime: &LocalRuntime, image: Option<&str>) -> io::Result<String> {
@@ -31,14 +52,15 @@ pub(super) async fn fingerprint(runtime: &LocalRuntime, image: Option<&str>) -> 
         Some(image) => vec![image],
         None => SOFTWARE.iter().map(PathBuf::from).chain([libraries]).collect(),
     });
-    let (stamps, process_1): (Vec<_>, _) = (stamps.collect(), runtime.sandboxd.clone());
-    let read = tokio::task::spawn_blocking(move || read(&process_1, &stamps)).await;
+    let (stamps, sandboxd): (Vec<_>, _) = (stamps.collect(), runtime.sandboxd.clone());
+    let process_1 = runtime.process_1.clone();
+    let read = tokio::task::spawn_blocking(move || read((&process_1, &sandboxd), &stamps)).await;
     read.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-fn read(process_1: &Path, stamps: &[PathBuf]) -> io::Result<String> {
+fn read((process_1, sandboxd): (&ProcessOne, &Path), stamps: &[PathBuf]) -> io::Result<String> {
     // The copy of process 1 lies where nothing outlives a restart of the machine: its content tells.
-    let process_1 = hex(digest(&SHA256, &fs::read(process_1)?).as_ref());
+    let process_1 = process_1.digest(sandboxd)?;
     let mut text = format!("postern picture v1\n{process_1}");
     for path in stamps {
         stamp(&mut text, path);
@@ -107,4 +129,32 @@ async fn spawned(
     let acted = tokio::task::spawn_blocking(move || act(&folder)).await;
     let acted = acted.unwrap_or_else(|error| Err(io::Error::other(error)));
     acted.map_err(|source| RuntimeError::Machine { sandbox: sandbox.clone(), what, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_1_is_known_by_its_content_whenever_it_is_replaced() {
+        let here = tempfile::tempdir().expect("a folder");
+        let at = here.path().join("sandboxd");
+        let (known, put) = (ProcessOne::default(), |content: &str| {
+            let draft = here.path().join("draft");
+            fs::write(&draft, content).expect("writes");
+            // Of the same length and time: it is another file all the same.
+            let time = std::time::UNIX_EPOCH + Duration::from_secs(1);
+            fs::File::options().write(true).open(&draft).expect("opens").set_modified(time).expect("is set");
+            fs::rename(&draft, &at).expect("is replaced");
+        });
+        let of = |content: &str| hex(digest(&SHA256, content.as_bytes()).as_ref());
+        for content in ["one", "two", "one"] {
+            put(content);
+            for _ in 0..2 {
+                assert_eq!(known.digest(&at).expect("reads"), of(content));
+            }
+        }
+        fs::remove_file(&at).expect("removes");
+        assert!(known.digest(&at).is_err(), "what is gone is not known");
+    }
 }

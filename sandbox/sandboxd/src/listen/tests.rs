@@ -40,7 +40,8 @@ impl Pod {
         let tasks = Tasks::new();
         let key = Ed25519KeyPair::generate().expect("a key");
         let identity = Arc::new(Identity::default());
-        let processes = Processes::new(Exits::default(), Arc::clone(&identity), "/".into(), tasks.clone());
+        let processes =
+            Processes::new(Exits::default(), Arc::clone(&identity), ("/".into(), None), tasks.clone());
         let options = Listen {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             pod: POD.to_owned(),

@@ -3,7 +3,7 @@
 
 use super::start::{Start, start};
 use super::terminal::Size;
-use super::{Process, ProcessConfig, Processes, Selector, follow};
+use super::{Form, Process, ProcessConfig, Processes, Selector, follow};
 use crate::connect::{self, Body, Code, Failure, Messages, Streamed};
 use crate::control::unimplemented;
 use crate::user;
@@ -151,14 +151,15 @@ async fn start_process(
     let request: StartRequest = connect::read_envelope(body).await?;
     let StartRequest { process: config, tag, stdin: has_stdin, pty } = request;
     let terminal = pty.map(|pty| pty.size);
-    let envelopes = start(processes, Start { config, tag, has_stdin, terminal, timeout })?;
+    let form = Form::of(headers);
+    let envelopes = start(processes, Start { config, tag, has_stdin, terminal, timeout, form })?;
     Ok(Streamed::new(envelopes).alive(headers, &follow::sign_of_life()))
 }
 
 async fn follow(processes: &Processes, headers: &HeaderMap, body: Incoming) -> Result<Streamed, Failure> {
     let limit = connect::timeout(headers)?;
     let request: SelectRequest = connect::read_envelope(body).await?;
-    let envelopes = processes.find(&request.process)?.follow()?;
+    let envelopes = processes.find(&request.process)?.follow(Form::of(headers))?;
     Ok(Streamed::new(envelopes).alive(headers, &follow::sign_of_life()).until(limit))
 }
 

@@ -3,7 +3,7 @@
 
 use super::follow::Outputs;
 use super::terminal::{self, Size, Terminal};
-use super::{Process, ProcessConfig, Processes, follow};
+use super::{Form, Process, ProcessConfig, Processes, follow};
 use crate::connect::{Code, Failure};
 use bytes::Bytes;
 use rustix::process::{Pid, Signal};
@@ -30,6 +30,8 @@ pub(super) struct Start {
     /// There if it is to have a terminal instead of inputs and outputs of its own.
     pub(super) terminal: Option<Size>,
     pub(super) timeout: Option<Duration>,
+    /// How whoever starts it follows it.
+    pub(super) form: Form,
 }
 
 /// Starts a process in a process group of its own and returns its first follower's queue.
@@ -52,7 +54,7 @@ pub(super) fn start(processes: &Processes, start: Start) -> Result<mpsc::Receive
         is_late: AtomicBool::new(false),
         is_killed: AtomicBool::new(false),
     });
-    let envelopes = process.follow()?;
+    let envelopes = process.follow(start.form)?;
     processes.insert(&process);
     if let Some(limit) = start.timeout {
         enforce(processes, &process, limit);

@@ -3,7 +3,7 @@
 
 use super::bench::{Bench, Output, PATIENCE, TOKEN, collect, command, identity, run, until};
 use super::on_each_level;
-use crate::runtime::agent::{AgentError, Event, Process};
+use crate::runtime::agent::{AgentError, Event, Events, Process};
 use http::StatusCode;
 use postern_common::secret::Secret;
 use std::fs;
@@ -15,6 +15,7 @@ use tokio::net::UnixListener;
 
 on_each_level!(
     output_and_exit_code_come_back,
+    output_comes_to_the_byte_for_each_who_follows,
     the_environment_is_exactly_what_the_contract_says,
     an_identity_is_taken_once,
     nothing_runs_before_there_is_an_identity,
@@ -37,6 +38,35 @@ async fn output_and_exit_code_come_back(bench: &Bench) {
     assert_eq!(sandbox.shell("kill -9 $$").await.code, -1);
     // 3 MB, many times the buffers on the way.
     assert_eq!(sandbox.shell("head -c 3000000 /dev/zero").await.stdout.len(), 3_000_000);
+}
+
+async fn output_comes_to_the_byte_for_each_who_follows(bench: &Bench) {
+    let sandbox = bench.sandbox().await;
+    // What it wrote is not JSON, and more than one message; the last bytes come together with the end.
+    let script =
+        r"cat > /dev/null; printf '\000\377\n' >&2; head -c 300000 /dev/zero | tr '\000' '\377'; exit 3";
+    let process = Process { has_stdin: true, ..command(&["/bin/sh", "-c", script]) };
+    let mut first = sandbox.agent.start(&process).await.expect("starts");
+    let Ok(Some(Event::Started { pid })) = first.next().await else { panic!("no start") };
+    let mut second = sandbox.agent.attach(pid).await.expect("is followed");
+    assert_eq!(second.next().await.expect("a good stream"), Some(Event::Started { pid }));
+    let close = serde_json::json!({ "process": { "pid": pid } });
+    let _: serde_json::Value =
+        sandbox.agent.call("/process.Process/CloseStdin", &close).await.expect("closes");
+    let read = async |mut events: Events| {
+        let (mut stdout, mut stderr, mut code) = (Vec::new(), Vec::new(), None);
+        while let Some(event) = events.next().await.expect("a good stream") {
+            match event {
+                Event::Stdout(bytes) => stdout.extend_from_slice(&bytes),
+                Event::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                Event::Ended { exit_code, .. } => code = Some(exit_code),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(stdout.len() == 300_000 && stdout.iter().all(|byte| *byte == 0xff), "{}", stdout.len());
+        assert_eq!((stderr, code), (b"\0\xff\n".to_vec(), Some(3)));
+    };
+    tokio::time::timeout(PATIENCE, async { tokio::join!(read(first), read(second)) }).await.expect("in time");
 }
 
 async fn the_environment_is_exactly_what_the_contract_says(bench: &Bench) {
