@@ -63,7 +63,7 @@ impl Dice {
 #[derive(Debug, Default)]
 struct Seen {
     /// What was wrong with what was seen in the store.
-    damage: Vec<String>,
+    damage: BTreeSet<String>,
     /// Lines that were in the store at any time.
     lines: BTreeSet<String>,
     /// What each sandbox's sync has noted.
@@ -107,10 +107,10 @@ impl Seen {
         if is_shared(path) {
             match lines(path, bytes) {
                 Ok(lines) => self.lines.extend(lines),
-                Err(damage) => self.damage.push(damage),
+                Err(damage) => drop(self.damage.insert(damage)),
             }
         } else if let Err(damage) = number(path, bytes) {
-            self.damage.push(damage);
+            self.damage.insert(damage);
         }
     }
 }
@@ -304,7 +304,7 @@ fn round(stage: &mut Stage, round: u64) -> String {
     let verified = stage.hush(round, &killed);
     let kept = stage.settled(round);
     let mut seen = observer.end();
-    assert_eq!(seen.damage, Vec::<String>::new(), "round {round}: seen in the store");
+    assert_eq!(seen.damage, BTreeSet::new(), "round {round}: seen in the store\n{}", stage.up().log());
     let begun = Instant::now();
     let told = loop {
         // A sync notes an answer a moment after it came.

@@ -84,6 +84,7 @@ async fn run(tree: &str, state: &Path, socket: &Path) -> Result<(), Box<dyn Erro
     let tree = opened(tree, &state.join("drafts"), begin.only_flush)?;
     let mut known = State::open(state)?;
     known.take_filled(&tree);
+    known.take_coming(&tree);
     let engine =
         Engine::new(Client::new(socket.to_owned(), tokens, tasks.clone()), tree, known, &begin, told);
     let listening = listen(input, token, ordered);

@@ -83,6 +83,12 @@ pub(crate) async fn pull(
     rules: &Rules,
     progress: Progress<'_>,
 ) -> Result<Report, PullError> {
+    // Links are made while this is planned.
+    let is_link = |entry: &&Entry| matches!(entry.what, What::Link { .. });
+    let is_other =
+        |entry: &&Entry| state.get(entry.path.as_str()).is_none_or(|it| it.version != entry.version);
+    let links: Vec<Entry> = listing.entries.iter().filter(is_link).filter(is_other).cloned().collect();
+    state.expect(links);
     let (planning, before, rules) = (Arc::clone(tree), state.all().clone(), rules.clone());
     let planned = tokio::task::spawn_blocking(move || plan(&planning, &before, listing, &rules)).await;
     let mut plan = planned.map_err(io::Error::other)??;
@@ -100,6 +106,7 @@ pub(crate) async fn pull(
     loop {
         while failed.is_none() && under_way.len() < LANES {
             let Some(pack) = packs.pop_front() else { break };
+            state.expect(pack.iter().map(|file| file.entry.clone()));
             under_way.push(bring(client, Arc::clone(tree), pack));
         }
         let Some(brought) = under_way.next().await else { break };
@@ -122,6 +129,9 @@ pub(crate) async fn pull(
         let _ = tree.set_folder_mode(path, *mode).is_ok();
     }
     state.save();
+    if failed.is_none() {
+        state.expect_nothing();
+    }
     failed.map_or(Ok(report), Err)
 }
 
@@ -138,6 +148,9 @@ pub(crate) async fn pull_one(
         return Ok(Report::default());
     }
     let (planning, entry) = (Arc::clone(tree), entry.clone());
+    if matches!(entry.what, What::Link { .. }) {
+        state.expect([entry.clone()]);
+    }
     let planned = tokio::task::spawn_blocking(move || {
         let agreed: BTreeMap<FilePath, Agreed> =
             before.into_iter().map(|before| (entry.path.clone(), before)).collect();
@@ -151,6 +164,7 @@ pub(crate) async fn pull_one(
         state.agree(entry, stamp);
     }
     if !plan.missing.is_empty() {
+        state.expect(plan.missing.iter().map(|file| file.entry.clone()));
         for Brought { entry, stamp } in bring(client, Arc::clone(tree), plan.missing).await? {
             report.files += 1;
             report.bytes += stamp.size;

@@ -5,7 +5,12 @@
 //! It is a log beside the user's tree, out of the agent's sight: one line for each path that changed,
 //! the last one counts. It is written after the store has answered. A line that is missing makes a
 //! file be looked at again, never be lost; a torn last line is dropped.
+//!
+//! What is about to be brought in has a line too, before it is: what is found in the tree after a kill was
+//! brought, though nobody noted that. Taken for the agent's own it would be put back as a conflict with
+//! itself, or come to life again, if somebody else has changed or removed it in the store meanwhile.
 
+use crate::content::digest;
 use crate::tree::{Kind, Stamp, Tree};
 use postern_common::files::orders::FILLED;
 use postern_common::files::{Entry, FilePath, Version, What};
@@ -39,10 +44,17 @@ struct Line<'a> {
     agreed: Option<&'a Agreed>,
 }
 
+/// What is about to be brought in.
+#[derive(Serialize)]
+struct ComingLine<'a> {
+    coming: &'a Entry,
+}
+
 #[derive(Deserialize)]
-struct ReadLine {
-    path: FilePath,
-    agreed: Option<Agreed>,
+#[serde(untagged)]
+enum ReadLine {
+    Agreed { path: FilePath, agreed: Option<Agreed> },
+    Coming { coming: Entry },
 }
 
 /// The log and what it says.
@@ -52,7 +64,10 @@ pub(crate) struct State {
     /// `None` where it cannot be written: what is known then is known until this process ends.
     log: Option<File>,
     lines: usize,
+    is_new: bool,
     agreed: BTreeMap<FilePath, Agreed>,
+    /// What is being brought in, or was when a sync was killed.
+    coming: BTreeMap<FilePath, Entry>,
     fresh: Vec<u8>,
 }
 
@@ -64,7 +79,9 @@ impl State {
             folder: folder.to_owned(),
             log: None,
             lines: 0,
+            is_new: true,
             agreed: BTreeMap::new(),
+            coming: BTreeMap::new(),
             fresh: Vec::new(),
         };
         match File::open(&path) {
@@ -87,13 +104,47 @@ impl State {
                 return Ok(());
             }
             // One that is torn in the middle had no answer of the store's behind it.
-            let Ok(ReadLine { path, agreed }) = serde_json::from_slice(&line) else { continue };
+            let Ok(read) = serde_json::from_slice(&line) else { continue };
             self.lines += 1;
+            let (path, agreed) = match read {
+                ReadLine::Agreed { path, agreed } => (path, agreed),
+                ReadLine::Coming { coming } => {
+                    self.coming.insert(coming.path.clone(), coming);
+                    continue;
+                }
+            };
+            self.is_new = false;
+            self.coming.remove(&path);
             match agreed {
                 Some(agreed) => drop(self.agreed.insert(path, agreed)),
                 None => drop(self.agreed.remove(&path)),
             }
         }
+    }
+
+    /// Notes what is about to be written into the tree, before it is.
+    pub(crate) fn expect(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        for entry in entries {
+            self.line(&ComingLine { coming: &entry });
+            self.coming.insert(entry.path.clone(), entry);
+        }
+        self.save();
+    }
+
+    /// Nothing more comes: what was not agreed on was not written.
+    pub(crate) fn expect_nothing(&mut self) {
+        self.coming.clear();
+    }
+
+    /// Agrees on what was being brought in when a sync was killed, where it is there: the very bytes. What the
+    /// agent has made of it since is a change, as it would be of any file that was brought.
+    pub(crate) fn take_coming(&mut self, tree: &Tree) {
+        for (path, entry) in std::mem::take(&mut self.coming) {
+            if let Some(stamp) = brought(tree, &path, &entry.what) {
+                self.agree(entry, stamp);
+            }
+        }
+        self.save();
     }
 
     /// Agrees on files that were put into the tree before anything ran in the sandbox, as a list beside
@@ -117,12 +168,13 @@ impl State {
 
     /// Believes nothing of it any more; returns what it said.
     pub(crate) fn take_all(&mut self) -> BTreeMap<FilePath, Agreed> {
+        self.coming.clear();
         std::mem::take(&mut self.agreed)
     }
 
     /// Whether nothing was ever agreed on.
-    pub(crate) fn is_new(&self) -> bool {
-        self.lines == 0
+    pub(crate) const fn is_new(&self) -> bool {
+        self.is_new
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<&Agreed> {
@@ -152,6 +204,7 @@ impl State {
     pub(crate) fn agree(&mut self, entry: Entry, stamp: Stamp) {
         let Entry { path, what, version } = entry;
         let agreed = Agreed { what, version, stamp };
+        self.coming.remove(&path);
         self.note(&path, Some(&agreed));
         self.agreed.insert(path, agreed);
     }
@@ -172,7 +225,12 @@ impl State {
     }
 
     fn note(&mut self, path: &FilePath, agreed: Option<&Agreed>) {
-        if serde_json::to_writer(&mut self.fresh, &Line { path, agreed }).is_ok() {
+        self.is_new = false;
+        self.line(&Line { path, agreed });
+    }
+
+    fn line(&mut self, line: &impl Serialize) {
+        if serde_json::to_writer(&mut self.fresh, line).is_ok() {
             self.fresh.push(b'\n');
             self.lines += 1;
         }
@@ -208,13 +266,34 @@ impl State {
             serde_json::to_writer(&mut text, &Line { path, agreed: Some(agreed) })?;
             text.push(b'\n');
         }
+        for coming in self.coming.values() {
+            serde_json::to_writer(&mut text, &ComingLine { coming })?;
+            text.push(b'\n');
+        }
         fs::write(&draft, &text)?;
         fs::rename(&draft, &path)?;
         self.log = Some(OpenOptions::new().append(true).open(&path)?);
-        self.lines = self.agreed.len();
+        self.lines = self.agreed.len() + self.coming.len();
         self.fresh.clear();
         Ok(())
     }
+}
+
+/// What a file or link looks like here, if it is just what the store had.
+fn brought(tree: &Tree, path: &FilePath, what: &What) -> Option<Stamp> {
+    let seen = tree.look(path).ok()??;
+    let is_it = match what {
+        What::File { size, digest: wanted, mode, .. } => {
+            let (mut file, opened) = tree.file(path.as_str()).ok()?;
+            let looks_so = seen.kind == Kind::File && (seen.stamp.size, seen.mode) == (*size, *mode);
+            looks_so && opened.stamp == seen.stamp && wanted.is_some() && digest(&mut file, *size) == *wanted
+        }
+        What::Link { target } => {
+            seen.kind == Kind::Link && tree.target(path).ok()?.as_deref() == Some(target.as_str())
+        }
+        What::Folder { .. } => seen.kind == Kind::Folder,
+    };
+    is_it.then_some(seen.stamp)
 }
 
 #[cfg(test)]
@@ -291,6 +370,74 @@ mod tests {
         assert_eq!(state.get("known").map(|it| it.version.as_str()), Some("v7"), "what it knew counts");
         assert!(!folder.path().join(FILLED).exists());
         assert_eq!(State::open(folder.path()).expect("opens").all().len(), 2, "also after a restart");
+    }
+
+    /// Killed between the tree and the log, a sync leaves what nobody noted: the next knows it all the same.
+    #[test]
+    fn what_was_being_brought_in_is_agreed_on_if_it_is_there_and_nothing_else_is() {
+        let (folder, top) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let place = top.path().to_str().expect("text");
+        let tree = Tree::open(place, place).expect("opens");
+        let write = |name: &str, text: &str| {
+            fs::write(top.path().join(name), text).expect("writes");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            fs::set_permissions(top.path().join(name), mode).expect("sets");
+        };
+        let of = |name: &str, text: &str, version: &str| {
+            let mut hash = crate::content::Hash::new();
+            hash.add(text.as_bytes());
+            let (size, digest) = (text.len() as u64, Some(hash.end()));
+            let what = What::File { size, digest, mode: 0o644, modified: 5 };
+            Entry { path: path(name), what, version: Version::new(version.to_owned()).expect("short") }
+        };
+        let link = |name: &str, target: &str| Entry {
+            what: What::Link { target: target.to_owned() },
+            ..of(name, "", "v2")
+        };
+        let mut state = State::open(folder.path()).expect("opens");
+        state.agree(of("replaced", "old", "v1"), stamp(1));
+        state.agree(of("removed", "old", "v1"), stamp(2));
+        state.expect(
+            ["replaced", "brought", "changed", "missing", "noted", "removed"].map(|it| of(it, "new", "v2")),
+        );
+        state.expect([link("link", "brought"), link("other", "brought")]);
+        state.agree(of("noted", "new", "v2"), stamp(3));
+        state.forget(&path("removed"));
+        assert!(!state.is_new());
+        state.save();
+        drop(state);
+        for (name, text) in [("replaced", "new"), ("brought", "new"), ("changed", "own"), ("removed", "new")]
+        {
+            write(name, text);
+        }
+        std::os::unix::fs::symlink("brought", top.path().join("link")).expect("links");
+        std::os::unix::fs::symlink("elsewhere", top.path().join("other")).expect("links");
+        let mut state = State::open(folder.path()).expect("opens");
+        state.take_coming(&tree);
+        let agreed = |state: &State| -> Vec<(String, String)> {
+            let text =
+                |(path, agreed): (&FilePath, &Agreed)| (path.to_string(), agreed.version.as_str().to_owned());
+            state.all().iter().map(text).collect()
+        };
+        let wanted = ["brought", "link", "noted", "replaced"].map(|name| (name.to_owned(), "v2".to_owned()));
+        assert_eq!(agreed(&state), wanted);
+        assert_eq!(agreed(&State::open(folder.path()).expect("opens")), wanted, "also after another restart");
+    }
+
+    #[test]
+    fn what_only_was_to_come_was_never_agreed_on_and_outlives_a_log_that_is_written_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut state = State::open(folder.path()).expect("opens");
+        state.expect([entry("a", 1)]);
+        assert!(State::open(folder.path()).expect("opens").is_new());
+        for number in 0..SLACK as u64 + 10 {
+            state.agree(entry("b", number), stamp(number));
+        }
+        state.save();
+        let text = fs::read_to_string(folder.path().join(NAME)).expect("reads");
+        assert_eq!(text.lines().count(), 2, "{text}");
+        state.expect_nothing();
+        assert_eq!(state.take_all().len(), 1);
     }
 
     #[test]
