@@ -32,6 +32,8 @@ const WHOLE_BYTES: u64 = 1 << 20;
 const HELD_BYTES: u64 = 64 << 20;
 /// Parts of a large file that wait for the store.
 const PARTS: usize = 16;
+/// How often a sandbox's own version is looked for that another of its own overtook.
+const OWN_TRIES: u32 = 4;
 /// Names beside another that are tried.
 pub(super) const NAMES: u32 = 1000;
 
@@ -199,13 +201,18 @@ impl Putting {
             let content: Content = stream::once(async move { Ok(bytes) }).boxed();
             (path.clone(), about.clone(), content)
         };
-        if lost.by.is_none()
-            && !is_doubtful
-            && let Some(own) = self.own_version(&path).await?
-        {
+        // What of its own was under way when it last had no answer may still come to the store meanwhile.
+        for _ in 0..OWN_TRIES {
+            let may_be_own = lost.by.is_none() && !is_doubtful;
+            let own = if may_be_own { self.own_version(&path).await? } else { None };
+            let Some(own) = own else { break };
             let (to, about, content) = again(&path);
+            let (digest, mode) = (about.digest, about.mode);
             let written = self.user.write(&self.writer, &to, &Condition::Version(own), about, content).await;
             if let Judged::Done(outcome) = judged(written)? {
+                return Ok(outcome);
+            }
+            if let Some(outcome) = self.is_there(&path, digest, mode).await? {
                 return Ok(outcome);
             }
         }
