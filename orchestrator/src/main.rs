@@ -14,16 +14,12 @@ use anyhow::{Context as _, anyhow, bail};
 use chores::Chore;
 use clap::Parser;
 use postern_common::process::{Ending, settings_file};
-use postern_common::settings::{
-    FilesAt, MigrateAtStart, RuntimeKind, Setting, Settings, Sources, WantedIsolation, name,
-};
+use postern_common::settings::{FilesAt, RuntimeKind, Setting, Settings, Sources, name};
 use postern_common::tasks::Tasks;
 use postern_common::telemetry;
-use postern_filter_engine::child::Bounds;
-use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
-use postern_orchestrator::runtime::{Isolation, Probed, Runtime as _};
-use postern_orchestrator::{AtStart, Config, FilesListener, Host, Orchestrator, Prepared};
+use postern_orchestrator::runtime::{Probed, Runtime as _};
+use postern_orchestrator::{Config, FilesListener, Host, Orchestrator, Prepared};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -211,45 +207,16 @@ async fn open(
 }
 
 fn config(settings: &Settings, data: PathBuf, programs: &Programs) -> anyhow::Result<Config> {
-    let token = settings.token();
     Ok(Config {
-        database_url: settings.secret(name::DATABASE_URL),
-        migrate: settings.migrate().map(at_start),
         on_cluster: matches!(settings.runtime(), RuntimeKind::Kubernetes),
-        keys: GivenKeys {
-            token: token.signing_key,
-            old_tokens: token.old_keys,
-            master: settings.master_key(),
-        },
-        token_ttl: token.ttl,
-        backend_url: settings.backend_url(),
-        isolation: exactly(settings.isolation()),
         compiler: Some(programs.find("postern-compile")?),
-        storage: settings.storage(),
-        other_compilers: settings.list(name::FILTER_COMPILERS).into_iter().map(PathBuf::from).collect(),
-        compiling: Bounds::of(settings.compile_cpu(), settings.compile_memory()),
-        ..Config::new(data)
+        ..Config::of(settings, data)
     })
-}
-
-const fn exactly(wanted: WantedIsolation) -> Option<Isolation> {
-    match wanted {
-        WantedIsolation::Auto => None,
-        WantedIsolation::Gvisor => Some(Isolation::Gvisor),
-        WantedIsolation::Namespaces => Some(Isolation::Namespaces),
-    }
-}
-
-const fn at_start(wanted: MigrateAtStart) -> AtStart {
-    match wanted {
-        MigrateAtStart::Auto => AtStart::Auto,
-        MigrateAtStart::Check => AtStart::Check,
-    }
 }
 
 /// Makes sure that some isolation that would do works here; else says what each one lacks.
 fn is_isolated(settings: &Settings, probed: &[Probed]) -> anyhow::Result<()> {
-    let wanted = exactly(settings.isolation());
+    let wanted = Config::isolation_of(settings.isolation());
     let would_do = |it: &&Probed| wanted.is_none_or(|wanted| wanted == it.level);
     if probed.iter().filter(would_do).any(|it| it.outcome.is_ok()) {
         return Ok(());

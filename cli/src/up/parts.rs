@@ -12,14 +12,12 @@ use anyhow::{Context as _, anyhow};
 use postern_common::control;
 use postern_common::folder::watched::WatchedFolder;
 use postern_common::id::TenantId;
-use postern_common::settings::{MigrateAtStart, Setting, Settings, WantedIsolation, name};
+use postern_common::settings::{Setting, Settings, name};
 use postern_common::tasks::Tasks;
-use postern_filter_engine::child::Bounds;
 use postern_gateway::{Ceilings, Config as GatewayConfig, FilesApi, Gateway, Settings as GatewaySettings};
-use postern_orchestrator::keys::GivenKeys;
 use postern_orchestrator::runtime::local::{LocalRuntime, LocalSettings};
 use postern_orchestrator::runtime::{Enforced, Isolation, Probed, Runtime as _};
-use postern_orchestrator::{AtStart, Config, FilesListener, Orchestrator, Prepared};
+use postern_orchestrator::{Config, FilesListener, Orchestrator, Prepared};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -216,29 +214,7 @@ async fn listen(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Fail
 }
 
 fn config(settings: &Settings, data: &DataFolder, programs: &Programs) -> Config {
-    let token = settings.token();
-    Config {
-        database_url: settings.secret(name::DATABASE_URL),
-        migrate: settings.migrate().map(|wanted| match wanted {
-            MigrateAtStart::Auto => AtStart::Auto,
-            MigrateAtStart::Check => AtStart::Check,
-        }),
-        keys: GivenKeys {
-            token: token.signing_key,
-            old_tokens: token.old_keys,
-            master: settings.master_key(),
-        },
-        token_ttl: token.ttl,
-        backend_url: settings.backend_url(),
-        isolation: exactly(settings.isolation()),
-        kept: settings.kept_times(),
-        caps: settings.sandbox_caps(),
-        compiler: Some(programs.compile.clone()),
-        storage: settings.storage(),
-        other_compilers: settings.list(name::FILTER_COMPILERS).into_iter().map(PathBuf::from).collect(),
-        compiling: Bounds::of(settings.compile_cpu(), settings.compile_memory()),
-        ..Config::new(data.path().to_owned())
-    }
+    Config { compiler: Some(programs.compile.clone()), ..Config::of(settings, data.path().to_owned()) }
 }
 
 fn gateway_config(
@@ -269,17 +245,9 @@ fn files_listener(run_root: &Path) -> Result<(FilesListener, PathBuf), Failure> 
     Ok((listener.with_context(|| format!("could not listen on `{}`", path.display()))?, path))
 }
 
-const fn exactly(wanted: WantedIsolation) -> Option<Isolation> {
-    match wanted {
-        WantedIsolation::Auto => None,
-        WantedIsolation::Gvisor => Some(Isolation::Gvisor),
-        WantedIsolation::Namespaces => Some(Isolation::Namespaces),
-    }
-}
-
 /// Makes sure that some isolation that would do works here; else says what each one lacks.
 fn is_isolated(settings: &Settings, probed: &[Probed]) -> Result<(), Failure> {
-    let wanted = exactly(settings.isolation());
+    let wanted = Config::isolation_of(settings.isolation());
     let would_do = |level: Isolation| wanted.is_none_or(|wanted| wanted == level);
     if probed.iter().any(|it| would_do(it.level) && it.outcome.is_ok()) {
         return Ok(());
