@@ -81,4 +81,4 @@ if [[ $what == test ]]; then
   packages_of_python e2b e2b==2.63.0
 fi
 # Every build begins here, and the target folder may be that of other clones too.
-[[ -z ${CARGO_TARGET_DIR:-} ]] || "$(dirname "$0")/fresh.sh"
+[[ -z ${CARGO_TARGET_DIR:-} ]] || (cd "$(dirname "$0")/.." && scripts/fresh.sh)

@@ -19,10 +19,10 @@ pub const STDERR: u8 = 0b0010_0000;
 pub const CHUNK_BYTES: usize = 128 << 10;
 /// The longest message of a stream: a chunk as base64 in JSON, and then some.
 pub const MESSAGE_BYTES: usize = 256 << 10;
-/// The longest frame of HTTP/2 that is taken from a sandbox: a message is one, so it is read and written at once.
+/// The longest frame of HTTP/2 that an orchestrator takes: a message is one, so it is read and written at once.
 pub const FRAME_BYTES: u32 = 256 << 10;
-/// What of one stream may wait for its reader where a sandbox is talked to: some messages, so that the next are
-/// on their way while one is taken.
+/// What of one stream may wait for its reader there: some messages, so that the next are on their way while one
+/// is taken.
 pub const STREAM_WINDOW_BYTES: u32 = 512 << 10;
 /// What of all streams of one connection may.
 pub const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;

@@ -67,6 +67,8 @@ impl Driver {
             // Destroyed meanwhile, or the database is away: the next sweep ends it.
             Err(error) => {
                 tracing::warn!(sandbox = %row.new.id, error = &error as &dyn std::error::Error, "not written");
+                // It may have been, and only the answer be lost. The sync of one that is ended goes with it.
+                self.follow_files(&row);
             }
         }
         // Another may be made in its place now.

@@ -105,12 +105,18 @@ impl Store {
     pub(crate) async fn trim_decisions(&self, now: Timestamp) -> Result<(), StoreError> {
         let number =
             "DELETE FROM decisions WHERE id <= (SELECT id FROM decisions ORDER BY id DESC LIMIT 1 OFFSET $1)";
+        let turn = self.turn().await?;
         sqlx::query(number).bind(KEPT).execute(&self.pool).await?;
+        // Others get theirs in between: each of these may take long.
+        drop(turn);
         let oldest = now.saturating_sub(KEPT_TIME).unwrap_or(Timestamp::MIN);
         let age = "DELETE FROM decisions WHERE at_micros < $1";
+        let turn = self.turn().await?;
         sqlx::query(age).bind(micros(oldest)).execute(&self.pool).await?;
+        drop(turn);
         let bytes = "DELETE FROM decisions WHERE id <= (SELECT MAX(id) FROM \
              (SELECT id, SUM(bytes) OVER (ORDER BY id DESC) AS total FROM decisions) AS sized WHERE total > $1)";
+        let _turn = self.turn().await?;
         sqlx::query(bytes).bind(KEPT_BYTES).execute(&self.pool).await?;
         Ok(())
     }

@@ -355,6 +355,7 @@ impl Store {
         const HOUR_MICROS: i64 = 3_600_000_000;
         let update = "UPDATE file_metadata SET used_at_micros = $4 \
              WHERE tenant = $1 AND user_id = $2 AND path = $3 AND used_at_micros < $5";
+        let _turn = self.turn().await?;
         sqlx::query(update)
             .bind(owner.tenant.as_str())
             .bind(owner.user.as_str())

@@ -91,12 +91,15 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn forget_answers(&self, now: Timestamp) -> Result<(), StoreError> {
         let old = "DELETE FROM idempotency_keys WHERE at_micros <= $1";
+        let turn = self.turn().await?;
         sqlx::query(old).bind(forgotten(now)).execute(&self.pool).await?;
+        drop(turn);
         let crowded = "SELECT tenant FROM idempotency_keys GROUP BY tenant HAVING COUNT(*) > $1";
         for row in sqlx::query(crowded).bind(MOST).fetch_all(&self.pool).await? {
             let tenant = row.text("tenant")?;
             let oldest = "DELETE FROM idempotency_keys WHERE tenant = $1 AND key NOT IN \
                  (SELECT key FROM idempotency_keys WHERE tenant = $1 ORDER BY at_micros DESC, key LIMIT $2)";
+            let _turn = self.turn().await?;
             sqlx::query(oldest).bind(tenant).bind(MOST).execute(&self.pool).await?;
         }
         Ok(())

@@ -156,6 +156,7 @@ impl Store {
              WHERE user_uses.used_at_micros < $4";
         let query = sqlx::query(upsert).bind(owner.tenant.as_str().to_owned());
         let query = query.bind(owner.user.as_str().to_owned()).bind(micros(now));
+        let _turn = self.turn().await?;
         query.bind(micros(now) - HOUR_MICROS).execute(&self.pool).await?;
         Ok(())
     }

@@ -516,6 +516,7 @@ impl Store {
     pub(crate) async fn forget_sandboxes(&self, before: Timestamp, most: u32) -> Result<u64, StoreError> {
         let delete = "DELETE FROM sandboxes WHERE id IN \
              (SELECT id FROM sandboxes WHERE ended_at_micros < $1 ORDER BY ended_at_micros LIMIT $2)";
+        let _turn = self.turn().await?;
         let deleted =
             sqlx::query(delete).bind(micros(before)).bind(i64::from(most)).execute(&self.pool).await?;
         Ok(deleted.rows_affected())

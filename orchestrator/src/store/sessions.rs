@@ -191,6 +191,7 @@ impl Store {
             "DELETE FROM sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1",
             "DELETE FROM sync_sessions WHERE ended_at_micros IS NOT NULL AND last_token_until_micros <= $1",
         ] {
+            let _turn = self.turn().await?;
             sqlx::query(forget).bind(micros(now)).execute(&self.pool).await?;
         }
         Ok(())

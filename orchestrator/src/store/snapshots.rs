@@ -66,6 +66,7 @@ impl Store {
         let insert = "INSERT INTO snapshots (id, tenant, user_id, sandbox_id, template, labels, size_bytes, at_micros, \
              memory) SELECT $1, $2, $3, $4, $5, $6, CAST($7 AS BIGINT), CAST($8 AS BIGINT), CAST($10 AS TEXT) \
              WHERE (SELECT COUNT(*) FROM snapshots WHERE tenant = $2) < $9";
+        let _turn = self.turn().await?;
         let added = sqlx::query(insert)
             .bind(snapshot.id.as_str().to_owned())
             .bind(snapshot.tenant.as_str().to_owned())
@@ -124,6 +125,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn remove_snapshot(&self, id: &SnapshotId) -> Result<bool, StoreError> {
+        let _turn = self.turn().await?;
         let removed = sqlx::query("DELETE FROM snapshots WHERE id = $1").bind(id.as_str().to_owned());
         Ok(removed.execute(&self.pool).await?.rows_affected() == 1)
     }

@@ -174,6 +174,7 @@ impl Store {
     }
 
     async fn place_tenant(&self, name: &TenantId, owner: &Owner, place: String) -> Result<(), StoreError> {
+        let _turn = self.turn().await?;
         sqlx::query("UPDATE tenants SET owner = $2, owner_place = $3 WHERE name = $1")
             .bind(name.as_str().to_owned())
             .bind(owner.as_str())

@@ -17,6 +17,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let forget = "DELETE FROM spent_tickets WHERE good_until_micros < $1";
+        let _turn = self.turn().await?;
         sqlx::query(forget).bind(micros(now)).execute(&self.pool).await?;
         let insert = "INSERT INTO spent_tickets (nonce, good_until_micros) VALUES ($1, $2) \
              ON CONFLICT (nonce) DO NOTHING";

@@ -120,6 +120,7 @@ impl Store {
     /// [`StoreError`].
     pub(crate) async fn upload_completed(&self, id: &UploadId, version: &Version) -> Result<(), StoreError> {
         let update = "UPDATE file_uploads SET completed_version = $2 WHERE id = $1";
+        let _turn = self.turn().await?;
         sqlx::query(update).bind(id.as_str()).bind(version.as_str()).execute(&self.pool).await?;
         Ok(())
     }
@@ -129,6 +130,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn forget_upload(&self, id: &UploadId) -> Result<(), StoreError> {
+        let _turn = self.turn().await?;
         sqlx::query("DELETE FROM file_uploads WHERE id = $1").bind(id.as_str()).execute(&self.pool).await?;
         Ok(())
     }

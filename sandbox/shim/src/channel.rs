@@ -10,7 +10,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use postern_common::channel::{FLOOD, FLOOD_BYTES, GO, MARK};
-use postern_common::output::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES};
 use postern_common::tasks::Tasks;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,6 +19,14 @@ use tokio::sync::oneshot;
 pub use postern_common::execs::Body;
 
 const HEADER_BYTES: u32 = 32 << 10;
+/// The longest frame. Of each command one may be held that no window counts any more, while its messages wait for
+/// room (`execs`): 32 MiB for as many commands as there may be, whatever the sandbox sends.
+const FRAME_BYTES: u32 = 32 << 10;
+/// What of one stream may wait: a chunk of output and the beginning of the next.
+const STREAM_WINDOW_BYTES: u32 = 192 << 10;
+/// What of all streams may. As many commands as fill it, each with a follower that does not read, keep everybody
+/// else waiting: 16.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
 /// `sandboxd` does not answer as it should.

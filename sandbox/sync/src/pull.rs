@@ -84,10 +84,12 @@ pub(crate) async fn pull(
     progress: Progress<'_>,
 ) -> Result<Report, PullError> {
     // Links are made while this is planned.
-    let is_link = |entry: &&Entry| matches!(entry.what, What::Link { .. });
-    let is_other =
-        |entry: &&Entry| state.get(entry.path.as_str()).is_none_or(|it| it.version != entry.version);
-    let links: Vec<Entry> = listing.entries.iter().filter(is_link).filter(is_other).cloned().collect();
+    let is_coming = |entry: &&Entry| {
+        matches!(entry.what, What::Link { .. })
+            && state.get(entry.path.as_str()).is_none_or(|it| it.version != entry.version)
+            && !rules.ignored.covers(entry.path.as_str(), false)
+    };
+    let links: Vec<Entry> = listing.entries.iter().filter(is_coming).cloned().collect();
     state.expect(links);
     let (planning, before, rules) = (Arc::clone(tree), state.all().clone(), rules.clone());
     let planned = tokio::task::spawn_blocking(move || plan(&planning, &before, listing, &rules)).await;

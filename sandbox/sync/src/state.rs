@@ -9,6 +9,9 @@
 //! What is about to be brought in has a line too, before it is: what is found in the tree after a kill was
 //! brought, though nobody noted that. Taken for the agent's own it would be put back as a conflict with
 //! itself, or come to life again, if somebody else has changed or removed it in the store meanwhile.
+//!
+//! INVARIANT: such a line holds for the sync that wrote it and for the next one. What is made later, of the
+//! same bytes, is the agent's: taken for brought it would not be carried, or be removed.
 
 use crate::content::digest;
 use crate::tree::{Kind, Stamp, Tree};
@@ -50,11 +53,18 @@ struct ComingLine<'a> {
     coming: &'a Entry,
 }
 
+/// Nothing that was about to be brought in is any more.
+#[derive(Serialize)]
+struct OverLine {
+    over: (),
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ReadLine {
     Agreed { path: FilePath, agreed: Option<Agreed> },
     Coming { coming: Entry },
+    Over { over: () },
 }
 
 /// The log and what it says.
@@ -112,6 +122,10 @@ impl State {
                     self.coming.insert(coming.path.clone(), coming);
                     continue;
                 }
+                ReadLine::Over { over: () } => {
+                    self.coming.clear();
+                    continue;
+                }
             };
             self.is_new = false;
             self.coming.remove(&path);
@@ -133,17 +147,22 @@ impl State {
 
     /// Nothing more comes: what was not agreed on was not written.
     pub(crate) fn expect_nothing(&mut self) {
-        self.coming.clear();
+        if !std::mem::take(&mut self.coming).is_empty() {
+            self.line(&OverLine { over: () });
+            self.save();
+        }
     }
 
     /// Agrees on what was being brought in when a sync was killed, where it is there: the very bytes. What the
     /// agent has made of it since is a change, as it would be of any file that was brought.
     pub(crate) fn take_coming(&mut self, tree: &Tree) {
-        for (path, entry) in std::mem::take(&mut self.coming) {
-            if let Some(stamp) = brought(tree, &path, &entry.what) {
-                self.agree(entry, stamp);
-            }
-        }
+        let found: Vec<(Entry, Stamp)> = self
+            .coming
+            .iter()
+            .filter_map(|(path, entry)| Some((entry.clone(), brought(tree, path, &entry.what)?)))
+            .collect();
+        found.into_iter().for_each(|(entry, stamp)| self.agree(entry, stamp));
+        self.expect_nothing();
         self.save();
     }
 
@@ -219,6 +238,7 @@ impl State {
 
     /// Notes that neither side has it.
     pub(crate) fn forget(&mut self, path: &FilePath) {
+        self.coming.remove(path);
         if self.agreed.remove(path).is_some() {
             self.note(path, None);
         }
@@ -248,7 +268,8 @@ impl State {
 
     /// Writes what was noted. A disk that is full costs only what is known after a restart.
     pub(crate) fn save(&mut self) {
-        if self.lines > self.agreed.len().saturating_mul(2).saturating_add(SLACK) && self.rewrite().is_ok() {
+        let known = self.agreed.len() + self.coming.len();
+        if self.lines > known.saturating_mul(2).saturating_add(SLACK) && self.rewrite().is_ok() {
             return;
         }
         let Some(log) = &mut self.log else { return self.fresh.clear() };
@@ -283,9 +304,11 @@ impl State {
 fn brought(tree: &Tree, path: &FilePath, what: &What) -> Option<Stamp> {
     let seen = tree.look(path).ok()??;
     let is_it = match what {
-        What::File { size, digest: wanted, mode, .. } => {
+        What::File { size, digest: wanted, mode, modified } => {
             let (mut file, opened) = tree.file(path.as_str()).ok()?;
-            let looks_so = seen.kind == Kind::File && (seen.stamp.size, seen.mode) == (*size, *mode);
+            // Whatever is brought gets the time that was listed; what the agent writes has its own.
+            let looks_so = seen.kind == Kind::File
+                && (seen.stamp.size, seen.mode, seen.modified_micros()) == (*size, *mode, *modified);
             looks_so && opened.stamp == seen.stamp && wanted.is_some() && digest(&mut file, *size) == *wanted
         }
         What::Link { target } => {
@@ -382,6 +405,9 @@ mod tests {
             fs::write(top.path().join(name), text).expect("writes");
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
             fs::set_permissions(top.path().join(name), mode).expect("sets");
+            let listed = std::time::UNIX_EPOCH + std::time::Duration::from_micros(5);
+            let file = File::options().write(true).open(top.path().join(name)).expect("opens");
+            file.set_modified(listed).expect("sets");
         };
         let of = |name: &str, text: &str, version: &str| {
             let mut hash = crate::content::Hash::new();
@@ -398,7 +424,8 @@ mod tests {
         state.agree(of("replaced", "old", "v1"), stamp(1));
         state.agree(of("removed", "old", "v1"), stamp(2));
         state.expect(
-            ["replaced", "brought", "changed", "missing", "noted", "removed"].map(|it| of(it, "new", "v2")),
+            ["replaced", "brought", "changed", "missing", "noted", "removed", "own"]
+                .map(|it| of(it, "new", "v2")),
         );
         state.expect([link("link", "brought"), link("other", "brought")]);
         state.agree(of("noted", "new", "v2"), stamp(3));
@@ -410,6 +437,7 @@ mod tests {
         {
             write(name, text);
         }
+        fs::write(top.path().join("own"), "new").expect("the agent writes it, at a time of its own");
         std::os::unix::fs::symlink("brought", top.path().join("link")).expect("links");
         std::os::unix::fs::symlink("elsewhere", top.path().join("other")).expect("links");
         let mut state = State::open(folder.path()).expect("opens");
@@ -421,7 +449,17 @@ mod tests {
         };
         let wanted = ["brought", "link", "noted", "replaced"].map(|name| (name.to_owned(), "v2".to_owned()));
         assert_eq!(agreed(&state), wanted);
-        assert_eq!(agreed(&State::open(folder.path()).expect("opens")), wanted, "also after another restart");
+        // A line counts once: what is made later is the agent's.
+        write("missing", "new");
+        let mut again = State::open(folder.path()).expect("opens");
+        again.take_coming(&tree);
+        assert_eq!(agreed(&again), wanted, "also after another restart");
+        again.expect([of("late", "new", "v2")]);
+        again.expect_nothing();
+        write("late", "new");
+        let mut again = State::open(folder.path()).expect("opens");
+        again.take_coming(&tree);
+        assert_eq!(agreed(&again), wanted, "it did not come");
     }
 
     #[test]
@@ -436,7 +474,6 @@ mod tests {
         state.save();
         let text = fs::read_to_string(folder.path().join(NAME)).expect("reads");
         assert_eq!(text.lines().count(), 2, "{text}");
-        state.expect_nothing();
         assert_eq!(state.take_all().len(), 1);
     }
 
