@@ -140,13 +140,13 @@ mod tests {
         label(Kind::Memory, "acme", "alice", "sandbox-aaaaaaaaaaaa\n1")
     }
 
-    fn seal(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<u64> {
-        let sealed = blocking::seal(key, &label, (from, to), &blocking::Left::default())?;
+    fn seal(key: &Arc<DataKey>, label: &Label, from: &Path, to: &Path) -> io::Result<u64> {
+        let sealed = blocking::seal(key, label, (from, to), &blocking::Left::default())?;
         sealed.sync().map(|()| sealed.size_bytes)
     }
 
-    fn open(key: &Arc<DataKey>, label: Label, from: &Path, to: &Path) -> io::Result<()> {
-        blocking::open(key, &label, (from, to), &blocking::Left::default())
+    fn open(key: &Arc<DataKey>, label: &Label, from: &Path, to: &Path) -> io::Result<()> {
+        blocking::open(key, label, (from, to), &blocking::Left::default())
     }
 
     #[test]
@@ -157,11 +157,11 @@ mod tests {
         let content: Vec<u8> =
             (0..PIECE_BYTES * 2 + 17).map(|at| u8::try_from(at % 251).expect("fits")).collect();
         fs::write(at("plain"), &content).expect("writes");
-        let size = seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
+        let size = seal(&key, &own(), &at("plain"), &at("sealed")).expect("seals");
         assert_eq!(size, u64::try_from(content.len()).expect("fits"));
         let sealed = fs::read(at("sealed")).expect("reads");
         assert!(!sealed.windows(64).any(|window| window == &content[..64]), "nothing of it can be read");
-        open(&key, own(), &at("sealed"), &at("opened")).expect("opens");
+        open(&key, &own(), &at("sealed"), &at("opened")).expect("opens");
         assert!(fs::read(at("opened")).expect("reads") == content);
         for (place, other) in [
             ("another tenant", label(Kind::Memory, "evil", "alice", "sandbox-aaaaaaaaaaaa\n1")),
@@ -171,13 +171,13 @@ mod tests {
             ("a snapshot", label(Kind::Snapshot, "acme", "alice", "sandbox-aaaaaaaaaaaa\n1")),
             ("another part", Label { part: "state", ..own() }),
         ] {
-            let opened = open(&key, other, &at("sealed"), &at("stolen"));
+            let opened = open(&key, &other, &at("sealed"), &at("stolen"));
             assert!(opened.is_err(), "{place} opens it");
             assert_eq!(fs::read(at("stolen")).expect("was begun").len(), 0, "{place} gets a part of it");
             fs::remove_file(at("stolen")).expect("removes");
         }
         let other = Arc::new(DataKey::new(&Secret::new(vec![2; KEY_BYTES])).expect("a key"));
-        assert!(open(&other, own(), &at("sealed"), &at("x")).is_err(), "another installation");
+        assert!(open(&other, &own(), &at("sealed"), &at("x")).is_err(), "another installation");
     }
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         let here = tempfile::tempdir().expect("a folder");
         let at = |name: &str| here.path().join(name);
         fs::write(at("plain"), vec![7; PIECE_BYTES * 3]).expect("writes");
-        let size = seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
+        let size = seal(&key, &own(), &at("plain"), &at("sealed")).expect("seals");
         assert_eq!(size, u64::try_from(PIECE_BYTES * 3).expect("fits"));
         let sealed = fs::read(at("sealed")).expect("reads");
         let one = sealed.len() / 3;
@@ -203,7 +203,7 @@ mod tests {
             ("empty", Vec::new()),
         ] {
             fs::write(at("wrong"), wrong).expect("writes");
-            assert!(open(&key, own(), &at("wrong"), &at(how)).is_err(), "{how}");
+            assert!(open(&key, &own(), &at("wrong"), &at(how)).is_err(), "{how}");
         }
     }
 
@@ -221,10 +221,10 @@ mod tests {
             by_one.extend(pieces.seal(part, parts.peek().is_none()).expect("seals"));
         }
         fs::write(at("by one"), &by_one).expect("writes");
-        open(&key, own(), &at("by one"), &at("opened")).expect("opens");
+        open(&key, &own(), &at("by one"), &at("opened")).expect("opens");
         assert!(fs::read(at("opened")).expect("reads") == content);
 
-        seal(&key, own(), &at("plain"), &at("by many")).expect("seals");
+        seal(&key, &own(), &at("plain"), &at("by many")).expect("seals");
         let by_many = fs::read(at("by many")).expect("reads");
         assert_eq!(by_many.len(), by_one.len());
         let (mut pieces, mut rest, mut opened) = (Pieces::of(&key, own()), &by_many[..], Vec::new());
@@ -242,14 +242,14 @@ mod tests {
         let (key, here) = (key(1), tempfile::tempdir().expect("a folder"));
         let at = |name: &str| here.path().join(name);
         fs::write(at("plain"), vec![7; PIECE_BYTES * 5 + 1]).expect("writes");
-        seal(&key, own(), &at("plain"), &at("sealed")).expect("seals");
+        seal(&key, &own(), &at("plain"), &at("sealed")).expect("seals");
         let sealed = fs::read(at("sealed")).expect("reads");
         let one = (sealed.len() - 1) / 5;
         for (number, place) in [0, 4, 5, 30, one + 3, 3 * one, sealed.len() - 1].into_iter().enumerate() {
             let mut changed = sealed.clone();
             changed[place] ^= 1;
             fs::write(at("changed"), &changed).expect("writes");
-            assert!(open(&key, own(), &at("changed"), &at(&number.to_string())).is_err(), "at {place}");
+            assert!(open(&key, &own(), &at("changed"), &at(&number.to_string())).is_err(), "at {place}");
         }
     }
 
@@ -274,8 +274,8 @@ mod tests {
         let here = tempfile::tempdir().expect("a folder");
         let at = |name: &str| here.path().join(name);
         fs::write(at("plain"), "").expect("writes");
-        assert_eq!(seal(&key, own(), &at("plain"), &at("sealed")).expect("seals"), 0);
-        open(&key, own(), &at("sealed"), &at("opened")).expect("opens");
+        assert_eq!(seal(&key, &own(), &at("plain"), &at("sealed")).expect("seals"), 0);
+        open(&key, &own(), &at("sealed"), &at("opened")).expect("opens");
         assert_eq!(fs::read(at("opened")).expect("reads"), b"");
     }
 }

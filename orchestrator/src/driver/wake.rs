@@ -44,7 +44,7 @@ impl Driver {
                 // Nobody may be waiting any more.
                 Err(ending) => return drop(told.send(Err(ending))),
             };
-            let woken = driver.wake_in_turn(&of, &cause).await;
+            let woken = Box::pin(driver.wake_in_turn(&of, &cause)).await;
             let is_awake = woken.is_ok();
             // Nobody may be waiting any more; and nobody has to for what follows.
             let _ = told.send(woken).is_ok();
@@ -62,7 +62,7 @@ impl Driver {
         if before == State::Running {
             return Ok(row);
         }
-        let (event, running, why, error) = match self.within(id, self.bring_back(&row)).await {
+        let (event, running, why, error) = match Box::pin(self.within(id, self.bring_back(&row))).await {
             Ok((running, why)) => (Event::Woken, Some(running), why, None),
             Err(error) => {
                 log(id, &error, "wake it");

@@ -161,7 +161,7 @@ fn for_each(
     let helpers = part(count, processors.min(HANDS)) - 1;
     thread::scope(|scope| {
         // Where there are no more threads to be had, fewer do it.
-        let spawn = |_number| thread::Builder::new().spawn_scoped(scope, &work).ok();
+        let spawn = |_number| thread::Builder::new().spawn_scoped(scope, work).ok();
         let helping: Vec<_> = (0..helpers).filter_map(spawn).collect();
         let mut done = work();
         for helper in helping {

@@ -57,7 +57,7 @@ async fn a_sandbox_that_is_kept_ready_is_written_in_its_turn() {
     }
     first.commit().await.expect("is written");
     waiting.await.expect("is written");
-    assert_eq!(store.warm_sandboxes().await.expect("answers"), [warm.clone()]);
+    assert_eq!(store.warm_sandboxes().await.expect("answers"), std::slice::from_ref(&warm));
 }
 
 #[tokio::test]

@@ -133,7 +133,8 @@ mod tests {
         assert!(second[ENVELOPE_HEAD..].iter().all(|byte| *byte == b'b'));
         let place = first.as_ptr();
         drop(first);
-        assert_eq!(spares.take().as_ptr(), place);
+        let again = spares.take();
+        assert_eq!(again.as_ptr(), place);
     }
 
     #[test]

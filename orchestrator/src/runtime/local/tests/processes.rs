@@ -51,8 +51,8 @@ async fn output_comes_to_the_byte_for_each_who_follows(bench: &Bench) {
     let mut second = sandbox.agent.attach(pid).await.expect("is followed");
     assert_eq!(second.next().await.expect("a good stream"), Some(Event::Started { pid }));
     let close = serde_json::json!({ "process": { "pid": pid } });
-    let _: serde_json::Value =
-        sandbox.agent.call("/process.Process/CloseStdin", &close).await.expect("closes");
+    let closed = sandbox.agent.call::<serde_json::Value>("/process.Process/CloseStdin", &close).await;
+    closed.expect("closes");
     let read = async |mut events: Events| {
         let (mut stdout, mut stderr, mut code) = (Vec::new(), Vec::new(), None);
         while let Some(event) = events.next().await.expect("a good stream") {
