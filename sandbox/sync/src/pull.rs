@@ -111,19 +111,11 @@ pub(crate) async fn pull(
             state.expect(pack.iter().map(|file| file.entry.clone()));
             under_way.push(bring(client, Arc::clone(tree), pack));
         }
-        let Some(brought) = under_way.next().await else { break };
-        match brought {
-            Ok(brought) => {
-                for Brought { entry, stamp } in brought {
-                    report.files += 1;
-                    report.bytes += stamp.size;
-                    state.agree(entry, stamp);
-                }
-                progress(report.files.min(of_files), of_files, report.bytes, of_bytes);
-            }
-            Err(error) => failed = Some(error),
-        }
+        let Some((brought, ended)) = under_way.next().await else { break };
+        agree(state, brought, &mut report);
         state.save();
+        progress(report.files.min(of_files), of_files, report.bytes, of_bytes);
+        failed = ended.err().or(failed);
     }
     // Last, so that a folder that nobody may write to could be filled.
     for (path, mode) in plan.modes.iter().rev() {
@@ -167,14 +159,21 @@ pub(crate) async fn pull_one(
     }
     if !plan.missing.is_empty() {
         state.expect(plan.missing.iter().map(|file| file.entry.clone()));
-        for Brought { entry, stamp } in bring(client, Arc::clone(tree), plan.missing).await? {
-            report.files += 1;
-            report.bytes += stamp.size;
-            state.agree(entry, stamp);
-        }
+        let (brought, ended) = bring(client, Arc::clone(tree), plan.missing).await;
+        agree(state, brought, &mut report);
+        state.save();
+        ended?;
     }
     state.save();
     Ok(report)
+}
+
+fn agree(state: &mut State, brought: Vec<Brought>, report: &mut Report) {
+    for Brought { entry, stamp } in brought {
+        report.files += 1;
+        report.bytes += stamp.size;
+        state.agree(entry, stamp);
+    }
 }
 
 fn packs(missing: Vec<Missing>) -> VecDeque<Vec<Missing>> {
@@ -335,13 +334,22 @@ impl Planner<'_> {
     }
 }
 
-/// Asks for a pack and writes what comes.
-async fn bring(client: &Client, tree: Arc<Tree>, pack: Vec<Missing>) -> Result<Vec<Brought>, PullError> {
+/// Asks for a pack and writes what comes; what came, also if the rest did not.
+///
+/// INVARIANT: what was placed is told. Taken for the agent's own, it would be a conflict with itself as soon
+/// as the store has something newer.
+async fn bring(
+    client: &Client,
+    tree: Arc<Tree>,
+    pack: Vec<Missing>,
+) -> (Vec<Brought>, Result<(), PullError>) {
     let (to, from) = mpsc::channel(PARTS);
-    let opened = Arc::clone(&tree);
     // A large one that was begun goes on where it was.
     let offset = match &*pack {
-        [alone] if alone.size > SMALL_BYTES => begun(&opened, alone)?,
+        [alone] if alone.size > SMALL_BYTES => match begun(&tree, alone) {
+            Ok(offset) => offset,
+            Err(error) => return (Vec::new(), Err(error.into())),
+        },
         _ => 0,
     };
     let wanted = |file: &Missing| Wanted {
@@ -350,15 +358,23 @@ async fn bring(client: &Client, tree: Arc<Tree>, pack: Vec<Missing>) -> Result<V
         offset,
     };
     let get = Get { files: pack.iter().map(wanted).collect() };
-    let writing = tokio::task::spawn_blocking(move || Writing { tree: &tree, from, offset }.all(pack));
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut brought = Vec::with_capacity(pack.len());
+        let written = Writing { tree: &tree, from, offset }.all(pack, &mut brought);
+        (brought, written)
+    });
     let called = client.get(&get, to).await;
-    let written = writing.await.map_err(io::Error::other)?;
+    let (brought, written) = match writing.await {
+        Ok(both) => both,
+        Err(panicked) => (Vec::new(), Err(io::Error::other(panicked).into())),
+    };
     // What the disk said comes first: it made the call break off.
-    match (written, called) {
+    let ended = match (written, called) {
         (Err(error @ PullError::Disk(_)), _) => Err(error),
         (_, Err(error)) => Err(error.into()),
         (written, Ok(())) => written,
-    }
+    };
+    (brought, ended)
 }
 
 /// The same for another try of the same, and for nothing else.
@@ -386,8 +402,8 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
-    fn all(mut self, pack: Vec<Missing>) -> Result<Vec<Brought>, PullError> {
-        let (mut unpacker, mut brought) = (Unpacker::default(), Vec::with_capacity(pack.len()));
+    fn all(mut self, pack: Vec<Missing>, brought: &mut Vec<Brought>) -> Result<(), PullError> {
+        let mut unpacker = Unpacker::default();
         for file in pack {
             let path = file.entry.path.clone();
             let Some(Part::Head { json, has_content }) = self.next(&mut unpacker)? else {
@@ -400,7 +416,7 @@ impl Writing<'_> {
             }
             brought.extend(self.one(&mut unpacker, file)?);
         }
-        Ok(brought)
+        Ok(())
     }
 
     fn next(&mut self, unpacker: &mut Unpacker) -> Result<Option<Part>, PullError> {
@@ -476,3 +492,6 @@ fn resume(draft: &Draft<'_>, offset: u64, hash: &mut Hash) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests;
