@@ -57,13 +57,18 @@ pub(super) fn is_shared(path: &str) -> bool {
     path.split('/').nth(1).is_some_and(|name| name.starts_with("shared"))
 }
 
+/// Whether versitygw has not given a file its name yet. It shows such a one to nobody, until it is killed: then
+/// it takes it for an object, which is in nobody's file until it removes it.
+fn is_stores_own(path: &str) -> bool {
+    path.contains(".sgwtmp.")
+}
+
 /// All files below a folder, by path with `top` before it. What goes while it is looked at is not there.
 pub(super) fn tree(folder: &Path, top: &str) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        // What versitygw has not given its name yet; it shows nobody.
-        if name.contains(".sgwtmp.") {
+        if is_stores_own(&name) {
             continue;
         }
         let path = format!("{top}/{name}");
@@ -86,6 +91,9 @@ pub(super) fn acknowledged(log: &str, top: &str) -> Acknowledged {
     for line in whole.lines() {
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
         let path = line["path"].as_str().unwrap_or_default();
+        if is_stores_own(path) {
+            continue;
+        }
         if path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')) {
             let digest = line["agreed"]["what"]["file"]["digest"].as_str().map(str::to_owned);
             let is_other = digest.is_none() && !line["agreed"].is_null();
