@@ -50,8 +50,13 @@ programs() {
   export "CC_$under=musl-gcc"
   for image in "${images[@]}"; do
     for program in $(programs_of "$image"); do
-      say "$program, static ($PROFILE)"
-      cargo build --locked --profile "$PROFILE" -p "$program" --target "$TARGET"
+      local profile=$PROFILE
+      # Small where it ships, as scripts/build.sh makes it: each sandbox holds its code in memory.
+      [[ $program == postern-sandboxd && $PROFILE != dev ]] && profile=inside
+      say "$program, static ($profile)"
+      cargo build --locked --profile "$profile" -p "$program" --target "$TARGET"
+      [[ $profile == "$PROFILE" ]] ||
+        install -D -m 0755 "$CARGO_TARGET_DIR/$TARGET/$profile/$program" "$CARGO_TARGET_DIR/$TARGET/$folder/$program"
     done
   done
 }

@@ -96,7 +96,7 @@ migrates() {
     /usr/bin/postern-orchestrator migrate
 }
 
-compiles() { contained postern-orchestrator --remount-ro / /usr/bin/postern-compile --help; }
+compiles() { contained postern-orchestrator --remount-ro / /usr/bin/postern-compile fingerprint; }
 
 keeps_nothing_elsewhere() {
   ! contained postern-orchestrator --remount-ro / /usr/bin/postern-orchestrator --data-dir /usr/here 2>"$work/refused" &&
