@@ -4,6 +4,7 @@
 use crate::running::{Backend, Up, configured, postern};
 use serde_json::json;
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,4 +67,34 @@ fn taking_over_needs_a_folder() {
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{told}");
     assert!(told.contains("--config DIR"), "{told}");
+}
+
+/// Secrets are hidden by name; what sandboxes are given must be theirs to read all the same.
+#[test]
+fn sandboxes_work_under_a_umask_that_shuts_everybody_out() {
+    let backend = Backend::start();
+    let folder = Arc::new(configured(&backend));
+    let plain = {
+        let mut command = postern(folder.path());
+        command.args(["up", "--config", "config"]);
+        command
+    };
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(folder.path()).stdin(Stdio::null());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let up = Up::launch(folder, command);
+    let wish = json!({ "user_id": "alice", "conversation_id": "c1" });
+    let made = up.call("POST", "/sandbox?wait=running", Some(&wish)).json();
+    assert_eq!(made["status"], "running", "{made}\n{}", up.log());
+    let id = made["sandbox_id"].as_str().expect("an id");
+    let exec = json!({ "command": "echo kept >/data/user/a && cat /data/user/a", "collect": true });
+    let ran = up.call("POST", &format!("/sandbox/{id}/exec"), Some(&exec)).json();
+    assert_eq!((&ran["exit_code"], &ran["stdout"]), (&json!(0), &json!("kept\n")), "{ran}");
+    up.stop();
 }

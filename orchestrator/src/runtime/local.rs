@@ -125,6 +125,9 @@ impl LocalRuntime {
     /// # Errors
     /// [`OpenError`].
     pub fn open(settings: LocalSettings, tasks: Tasks) -> Result<Self, OpenError> {
+        // What is laid out for sandboxes' users must be theirs to read, whatever whoever started us wants of their
+        // own files. What nobody else may read is made so by name.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         let folder = |path: &Path, mode| {
             let made = fs::create_dir_all(path)
                 .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
