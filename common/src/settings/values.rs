@@ -249,10 +249,8 @@ impl Settings {
             see(setting, self.comes_with(other));
         }
         see(name::GATEWAY_TLS_CLIENT_CA, self.comes_with(name::GATEWAY_TLS_CERT));
-        see(
-            name::GATEWAY_TLS_CLIENTS,
-            self.parsed::<ClientCertificates>(name::GATEWAY_TLS_CLIENTS).map(drop),
-        );
+        let clients = self.parsed::<ClientCertificates>(name::GATEWAY_TLS_CLIENTS);
+        see(name::GATEWAY_TLS_CLIENTS, clients.map(drop));
         see(name::TIMEOUT_CEILING, self.try_timeout_ceiling().map(drop));
         see(name::REQUEST_CEILING, self.parsed::<NonZeroU32>(name::REQUEST_CEILING).map(drop));
         see(name::MAX_MEMORY, self.size(name::MAX_MEMORY).map(drop));
