@@ -281,6 +281,19 @@ impl Bench {
         self.row(&new.id).await
     }
 
+    /// A create whose caller waits until it is written down, and leaves at once.
+    async fn create_and_leave(&self, new: NewSandbox) -> SandboxId {
+        let id = new.id.clone();
+        let mut create = std::pin::pin!(self.create(new));
+        let mut has_answer = false;
+        until("it is written down", async || {
+            has_answer = has_answer || poll_once(create.as_mut()).await.is_ready();
+            self.store.sandbox(&id).await.expect("answers").is_some()
+        })
+        .await;
+        id
+    }
+
     async fn row(&self, id: &SandboxId) -> SandboxRow {
         self.store.sandbox(id).await.expect("answers").expect("is there")
     }
@@ -332,18 +345,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 async fn a_create_whose_caller_leaves_goes_on() {
     let bench = Bench::new().await;
     for number in 0..8 {
-        let new = new(number);
-        let id = new.id.clone();
-        {
-            // The caller waits until it is written down, and leaves at once.
-            let mut create = std::pin::pin!(bench.create(new));
-            let mut has_answer = false;
-            until("it is written down", async || {
-                has_answer = has_answer || poll_once(create.as_mut()).await.is_ready();
-                bench.store.sandbox(&id).await.expect("answers").is_some()
-            })
-            .await;
-        }
+        let id = bench.create_and_leave(new(number)).await;
         until("it is being made", async || bench.host.made().contains(&id)).await;
     }
     bench.open_all_doors();

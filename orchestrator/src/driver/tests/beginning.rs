@@ -6,17 +6,7 @@ use super::*;
 #[tokio::test]
 async fn a_sandbox_and_its_session_are_written_down_as_one() {
     let bench = Bench::new().await;
-    let new = new(1);
-    let id = new.id.clone();
-    {
-        let mut create = std::pin::pin!(bench.create(new));
-        let mut has_answer = false;
-        until("it is written down", async || {
-            has_answer = has_answer || poll_once(create.as_mut()).await.is_ready();
-            bench.store.sandbox(&id).await.expect("answers").is_some()
-        })
-        .await;
-    }
+    let id = bench.create_and_leave(new(1)).await;
     let session = bench.session(&id).await.expect("whoever sees the one sees the other");
     assert_eq!(session.peer, Peer::Socket("/nowhere".into()));
     assert_eq!(session.tokens.len(), 1);
