@@ -129,7 +129,8 @@ async fn endless_output_waits_until_it_is_read(bench: &Bench) {
     let sandbox = hostile.nameless().await;
     let mut events = sandbox.agent.start(&command(&["/bin/true"])).await.expect("a stream");
     for _ in 0..2000 {
-        assert!(matches!(events.next().await, Ok(Some(_))));
+        let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("in time");
+        assert!(matches!(event, Ok(Some(_))), "{event:?}");
     }
     // 20 MB were read; now nobody reads, and it goes on writing as far as it can.
     nobody_was_harmed(&hostile, &sandbox, &neighbour).await;

@@ -8,7 +8,8 @@ import os
 import time
 
 BEHAVIOUR = "@BEHAVIOUR@"
-DATA, HEADERS, SETTINGS, PING, CONTINUATION = 0, 1, 4, 6, 9
+DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 4, 6, 8, 9
+INITIAL_WINDOW_SIZE = 4
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
 STATUS_200, STATUS_204 = b"\x88", b"\x89"
 
@@ -42,19 +43,13 @@ def output(stream):
     """Endless good messages, as fast as the window allows."""
     text = b'{"event":{"data":{"stdout":"' + b"QUFB" * 2500 + b'"}}}'
     message = b"\0" + len(text).to_bytes(4, "big") + text
-    # What the shim opened at the start (channel.rs).
-    window, whole = 256 << 10, 1 << 20
     send(frame(HEADERS, END_HEADERS, stream, STATUS_200))
+    sent = 0
     while True:
-        while min(window, whole) < len(message):
-            head, body = receive()
-            if head[3] == 8:
-                more, of = int.from_bytes(body, "big"), int.from_bytes(head[5:], "big")
-                window, whole = (window, whole + more) if of == 0 else (window + more, whole)
-            elif head[3] == SETTINGS and not head[4] & ACK:
-                send(frame(SETTINGS, ACK, 0))
+        while min(windows["each"] + windows.get(stream, 0), windows[0]) < sent + len(message):
+            receive()
         send(frame(DATA, 0, stream, message))
-        window, whole = window - len(message), whole - len(message)
+        sent += len(message)
 
 
 def misbehave(stream):
@@ -82,20 +77,30 @@ def misbehave(stream):
 
 
 def receive():
+    """The next frame's head, with what it opens counted and settings acknowledged."""
     head = read(9)
-    return head, read(int.from_bytes(head[:3], "big"))
+    body, stream = read(int.from_bytes(head[:3], "big")), int.from_bytes(head[5:], "big")
+    if head[3] == WINDOW_UPDATE:
+        windows[stream] = windows.get(stream, 0) + int.from_bytes(body, "big")
+    elif head[3] == SETTINGS and not head[4] & ACK:
+        for at in range(0, len(body), 6):
+            if int.from_bytes(body[at : at + 2], "big") == INITIAL_WINDOW_SIZE:
+                windows["each"] = int.from_bytes(body[at + 2 : at + 6], "big")
+        send(frame(SETTINGS, ACK, 0))
+    return head
 
 
+# What the shim takes unread: of each stream, and on top of that of some; of all together as stream 0. The
+# protocol begins with these numbers.
+windows = {"each": 65535, 0: 65535}
 read(24)
 if BEHAVIOUR == "never":
     time.sleep(1000)
 send(frame(SETTINGS, 0, 0))
 is_healthy = False
 while True:
-    head, _ = receive()
-    if head[3] == SETTINGS and not head[4] & ACK:
-        send(frame(SETTINGS, ACK, 0))
-    elif head[3] == HEADERS:
+    head = receive()
+    if head[3] == HEADERS:
         stream = int.from_bytes(head[5:], "big")
         if is_healthy:
             misbehave(stream)
