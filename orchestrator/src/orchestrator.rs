@@ -192,7 +192,12 @@ impl Prepared {
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let (storage, folder) = connect(&config, &store, host.has_syncs())?;
-        let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
+        let (made_on, storage) = if host.has_own_pool() {
+            (MadeOn::Machine, storage)
+        } else {
+            // Pods' files pass through here, and nobody here sees them else.
+            (MadeOn::Cluster, storage.read_through())
+        };
         let (configuration, artefacts) =
             configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
         let audit = Audit::new(store.clone(), signs_as.as_str(), &keys);
@@ -249,8 +254,8 @@ impl Prepared {
 /// The store of users' files, and the folder that sandboxes' own are carried by.
 fn connect(config: &Config, store: &Store, has_syncs: bool) -> Result<(Storage, PathBuf), ConnectError> {
     let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
-    let storage =
-        Storage::new(settings.connect()?, store.clone(), Quota::default()).with_cache(settings.cache()?);
+    let objects = settings.connect()?;
+    let storage = Storage::new(objects, store.clone(), Quota::default()).with_cache(settings.cache()?);
     let folder = settings.local_folder();
     if config.storage.kind != StorageKind::Local && !has_syncs {
         tracing::warn!(

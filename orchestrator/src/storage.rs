@@ -33,6 +33,7 @@ mod path;
 mod retire;
 mod shares;
 pub(crate) mod space;
+mod through;
 mod types;
 mod uploads;
 mod user;
@@ -61,6 +62,7 @@ use path::UserPrefix;
 use postern_common::id::{TenantId, UserId};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use through::Through;
 use tokio::sync::Semaphore;
 
 /// All users' files. Clones are the same.
@@ -78,6 +80,8 @@ pub(crate) struct Storage {
     strays_dropped: Arc<AtomicI64>,
     /// What this machine has of files that lie elsewhere; `None`: everything comes from the store.
     cache: Option<Cache>,
+    /// The same, where whatever syncs ask for goes through it.
+    through: Option<Through>,
 }
 
 /// Half a GiB of them, at most.
@@ -103,6 +107,7 @@ impl Storage {
             quota,
             strays_dropped: Arc::default(),
             cache: None,
+            through: None,
         }
     }
 
@@ -110,6 +115,14 @@ impl Storage {
     #[must_use]
     pub(crate) fn with_cache(self, cache: Option<Cache>) -> Self {
         Self { cache, ..self }
+    }
+
+    /// The same, where what syncs ask for comes through the cache: their sandboxes are on other machines.
+    /// A store that is a folder is at hand itself.
+    #[must_use]
+    pub(crate) fn read_through(self) -> Self {
+        let through = self.cache.clone().filter(|_| self.is_in_a_bucket()).map(Through::new);
+        Self { through, ..self }
     }
 
     /// One user's files.

@@ -305,10 +305,10 @@ const NOT_GIVEN: &[(&str, &str)] = &[
     ("POSTERN_GATEWAY_TLS_KEY", "gateway.tls.secretName"),
     ("POSTERN_GATEWAY_TLS_CLIENT_CA", "sandboxes have no certificates"),
     ("POSTERN_GATEWAY_TLS_CLIENTS", "sandboxes have no certificates"),
-    ("NFS_SERVER", "sandboxes of a cluster have no cache yet"),
-    ("POSTERN_FILES_CACHE", "sandboxes of a cluster have no cache yet"),
-    ("POSTERN_FILES_CACHE_SIZE", "sandboxes of a cluster have no cache yet"),
-    ("POSTERN_FILES_CACHE_AGE", "sandboxes of a cluster have no cache yet"),
+    ("NFS_SERVER", "cache.nfs"),
+    ("POSTERN_FILES_CACHE", "cache.nfs"),
+    ("POSTERN_FILES_CACHE_SIZE", "cache.size"),
+    ("POSTERN_FILES_CACHE_AGE", "cache.age"),
     ("POSTERN_MIGRATE", "a Job migrates"),
     ("POSTERN_IMAGES", "of one machine"),
     ("POSTERN_FILTER_COMPILERS", "of one machine"),
@@ -436,6 +436,12 @@ fn values_that_cannot_work_are_refused_with_what_to_do() {
         (&["--set", "orchestrator.replicas=6"], "replicas"),
         (&["--set", "retention.schedule=never"], "schedule"),
         (&["--set", "networkPolicy.enabled=false"], "enabled"),
+        (&["--set", "cache.size=much"], "size"),
+        (&["--set", "cache.nfs.server=10.0.0.2:/files"], "server"),
+        (
+            &["--set", "cache.nfs.server=10.0.0.2", "--set", "cache.existingClaim=shared"],
+            "cache.nfs.server and cache.existingClaim are both given: keep the one",
+        ),
     ];
     for (values, told) in cases {
         let said = refusal(&helm, values);

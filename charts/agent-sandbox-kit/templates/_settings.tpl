@@ -99,3 +99,26 @@ TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY POSTERN_SANDBOX_CONT
 {{- end -}}
 {{- $given | toJson | sha256sum | trunc 8 -}}
 {{- end -}}
+
+{{/* The claim of the cache's mount; nothing: it is in the data folder. */}}
+{{- define "kit.cacheClaim" -}}
+{{- with .Values.cache -}}
+{{- if .existingClaim -}}
+{{- .existingClaim -}}
+{{- else if .nfs.server -}}
+{{- $export := printf "%s:%s %s %v" .nfs.server .nfs.path .nfs.capacity .nfs.mountOptions -}}
+{{- printf "%s-cache-%s" (include "kit.fullname" $) ($export | sha256sum | trunc 8) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where the cache is and what it may hold, as JSON: settings of the orchestrator. */}}
+{{- define "kit.cacheSettings" -}}
+{{- $isMounted := ne (include "kit.cacheClaim" .) "" -}}
+{{- $size := .Values.cache.size | toString -}}
+{{- dict
+      "NFS_SERVER" (ternary "/mnt/cache" "" $isMounted)
+      "POSTERN_FILES_CACHE_SIZE" (ternary (ternary "10GiB" "1GiB" $isMounted) $size (eq $size ""))
+      "POSTERN_FILES_CACHE_AGE" .Values.cache.age
+    | toJson -}}
+{{- end -}}

@@ -15,6 +15,7 @@ use super::path::{UserPrefix, tenant_prefix};
 use super::space;
 use super::types::Digest;
 use aws_lc_rs::digest::{Context, SHA256};
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use postern_common::id::TenantId;
 use rustix::fd::{AsFd, OwnedFd};
@@ -100,6 +101,39 @@ impl Cache {
 
     /// Keeps a file, if its bytes are those of this digest and the disk has room; whether it was new.
     pub(super) fn put(&self, user: &UserPrefix, digest: &Digest, from: &File, size: u64) -> io::Result<bool> {
+        self.place(user, digest, size, |to| copy(from, to, size, digest))
+    }
+
+    /// The same of a file that comes in parts, the last of which is followed by `None`.
+    pub(super) fn put_parts(
+        &self,
+        user: &UserPrefix,
+        digest: &Digest,
+        size: u64,
+        mut next: impl FnMut() -> Option<Bytes>,
+    ) -> io::Result<bool> {
+        self.place(user, digest, size, |to| {
+            let (mut at, mut context) = (0, Context::new(&SHA256));
+            while let Some(bytes) = next() {
+                if at + bytes.len() as u64 > size {
+                    return Ok(false);
+                }
+                context.update(&bytes);
+                to.write_all_at(&bytes, at)?;
+                at += bytes.len() as u64;
+            }
+            Ok(at == size && Digest::finished(&context.finish()) == *digest)
+        })
+    }
+
+    /// Has a file written and gives it its name, if it is what it is to be.
+    fn place(
+        &self,
+        user: &UserPrefix,
+        digest: &Digest,
+        size: u64,
+        write: impl FnOnce(&File) -> io::Result<bool>,
+    ) -> io::Result<bool> {
         if size > self.bounds.bytes || self.get(user, digest)?.is_some() {
             return Ok(false);
         }
@@ -110,7 +144,7 @@ impl Cache {
         let (folder, name) = whole.rsplit_once('/').unwrap_or(("", &whole));
         let folder = make_folder(&self.top, folder, 0o700, |_new| Ok(()))?;
         let (draft, to) = self.drafts.make(&folder)?;
-        let kept = copy(from, &to, size, digest).and_then(|is_it| {
+        let kept = write(&to).and_then(|is_it| {
             if is_it {
                 rustix::fs::renameat(&folder, &*draft, &folder, name)?;
             }

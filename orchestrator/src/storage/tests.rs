@@ -12,6 +12,7 @@ mod gcs;
 mod own;
 mod retire;
 mod servers;
+mod through;
 mod uploads;
 mod wire;
 

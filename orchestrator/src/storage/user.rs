@@ -121,7 +121,8 @@ impl UserFiles {
     }
 
     /// Opens one version of a file from a byte on, for whoever has it from a list: nothing is looked
-    /// up besides.
+    /// up besides. It comes out of the cache where it goes through one, and then is that version whatever
+    /// the store has by now.
     ///
     /// # Errors
     /// [`StorageError::NotFound`], [`StorageError::Conflict`] if it is another version by now.
@@ -131,6 +132,11 @@ impl UserFiles {
         from: u64,
         version: &Version,
     ) -> Result<Open, StorageError> {
+        if from == 0
+            && let Some(kept) = self.open_kept(path, version).await
+        {
+            return Ok(kept);
+        }
         let range = (from > 0).then_some(from..u64::MAX);
         let opened = self.storage.objects.read(&self.prefix.file(path), range).await?;
         let Opened { info, notes, content, .. } =
@@ -138,6 +144,10 @@ impl UserFiles {
         if *version != info.version {
             return Err(StorageError::Conflict { path: path.clone(), found: Some(info.version) });
         }
+        let content = match notes.digest.filter(|_| from == 0) {
+            Some(digest) => self.keeping(path, (digest, info.size), content),
+            None => content,
+        };
         Ok(Open { size: info.size, digest: notes.digest, content })
     }
 

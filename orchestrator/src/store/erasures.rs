@@ -64,6 +64,17 @@ impl Store {
         Ok(query.fetch_optional(&self.pool).await?.is_some())
     }
 
+    /// Whether a user is being erased, or their tenant's files are.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn is_going(&self, owner: &FileOwner) -> Result<bool, StoreError> {
+        let select = "SELECT 1 FROM removed_tenants WHERE name = $1 AND erased_at_micros IS NULL LIMIT 1";
+        let query = sqlx::query(select).bind(owner.tenant.as_str());
+        let is_removed = query.fetch_optional(&self.pool).await?.is_some();
+        Ok(is_removed || self.is_being_erased(owner).await?)
+    }
+
     /// The sandboxes of a user whose files were set aside, as the audit log has it: that outlives them.
     ///
     /// # Errors

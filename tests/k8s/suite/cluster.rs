@@ -28,6 +28,15 @@ pub(crate) const ADMIN: &str = "admin-token-of-this-test";
 /// the node's: leases of a node that is not one would be missed.
 const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
     resourcequota-controller,endpointslice-controller,root-ca-certificate-publisher-controller";
+/// Those that make pods of Deployments and Jobs, and bind claims.
+const WORKLOADS: [&str; 6] = [
+    "deployment-controller",
+    "replicaset-controller",
+    "job-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolumeclaim-protection-controller",
+    "persistentvolume-protection-controller",
+];
 /// How long the control plane may take on a busy machine.
 const READY_TIME: Duration = Duration::from_secs(90);
 
@@ -102,12 +111,12 @@ impl Cluster {
         apply(&self.client, object, namespace).await;
     }
 
-    /// Runs the controllers by which Deployments and Jobs get pods, for as long as the part lives. Other
+    /// Runs the controllers by which Deployments and Jobs get pods, and claims their volumes, for as long as the part lives. Other
     /// cases look at such objects alone.
     pub(crate) fn run_workloads(&self) -> Part {
         let mut controllers = Command::new(program("kube-controller-manager"));
         controllers.arg(format!("--kubeconfig={}", folder().join("admin.kubeconfig").display())).args([
-            "--controllers=deployment-controller,replicaset-controller,job-controller",
+            &format!("--controllers={}", WORKLOADS.join(",")),
             "--leader-elect=false",
             "--secure-port=0",
             "--bind-address=127.0.0.1",

@@ -212,6 +212,63 @@ fn a_trials_database_is_one_pod_that_jobs_wait_for() {
 }
 
 #[test]
+fn the_cache_of_files_is_a_part_of_the_data_folder_or_on_an_export_that_only_orchestrators_see() {
+    let Some(helm) = helm() else { return };
+    let settings = |objects: &[Value]| {
+        let deployment = one(objects, "Deployment", "-orchestrator");
+        let container = &pod(deployment).expect("pods")["containers"][0];
+        let all = container["env"].as_array().expect("settings").clone();
+        move |name: &str| all.iter().find(|it| it["name"] == name).map(|it| it["value"].clone())
+    };
+    let plain = rendered(&helm, &[]);
+    assert_eq!(
+        of_kind(&plain, "PersistentVolume").count() + of_kind(&plain, "PersistentVolumeClaim").count(),
+        0
+    );
+    let of = settings(&plain);
+    assert_eq!((of("NFS_SERVER"), of("POSTERN_FILES_CACHE_SIZE")), (None, Some(json!("1GiB"))));
+
+    let values = ["--set=cache.nfs.server=10.0.0.2", "--set=cache.nfs.path=/files", "--set=cache.size=80GiB"];
+    let objects = rendered(&helm, &values);
+    let of = settings(&objects);
+    assert_eq!(of("POSTERN_FILES_CACHE_SIZE"), Some(json!("80GiB")));
+    let volume = of_kind(&objects, "PersistentVolume").next().expect("is made");
+    let claim = of_kind(&objects, "PersistentVolumeClaim").next().expect("is made");
+    assert_eq!(volume["spec"]["nfs"], json!({ "server": "10.0.0.2", "path": "/files" }));
+    assert_eq!(volume["spec"]["persistentVolumeReclaimPolicy"], "Retain", "it is the operator's");
+    assert_eq!(volume["spec"]["claimRef"]["name"], claim["metadata"]["name"]);
+    assert_eq!(volume["spec"]["claimRef"]["namespace"], claim["metadata"]["namespace"]);
+    assert_eq!(claim["spec"]["volumeName"], volume["metadata"]["name"]);
+    for part in [&volume["spec"], &claim["spec"]] {
+        assert_eq!(
+            (&part["accessModes"], &part["storageClassName"]),
+            (&json!(["ReadWriteMany"]), &json!(""))
+        );
+    }
+    let is_of = |pod: &Value, claim: &Value| {
+        let volumes = pod["volumes"].as_array().into_iter().flatten();
+        let mut found =
+            volumes.filter(|it| it["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]);
+        found.next().is_some_and(|volume| {
+            let mounts = pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten();
+            let mount = mounts.filter(|it| it["name"] == volume["name"]).map(|it| it["mountPath"].clone());
+            mount.collect::<Vec<_>>() == [of("NFS_SERVER").expect("is set")]
+        })
+    };
+    let mounting: Vec<_> =
+        objects.iter().filter(|it| pod(it).is_some_and(|pod| is_of(pod, claim))).map(name).collect();
+    assert_eq!(mounting, [format!("{NAME}-orchestrator")]);
+    // What a volume is of cannot be changed: another export is another volume.
+    let other = rendered(&helm, &["--set=cache.nfs.server=10.0.0.3", "--set=cache.nfs.path=/files"]);
+    assert_ne!(name(of_kind(&other, "PersistentVolume").next().expect("is made")), name(volume));
+
+    let given = rendered(&helm, &["--set=cache.existingClaim=shared"]);
+    assert_eq!(of_kind(&given, "PersistentVolume").count(), 0);
+    let shared = json!({ "metadata": { "name": "shared" } });
+    assert!(is_of(pod(one(&given, "Deployment", "-orchestrator")).expect("pods"), &shared));
+}
+
+#[test]
 fn whatever_is_turned_on_keeps_to_restricted() {
     let Some(helm) = helm() else { return };
     let file = |name: &str| project().join(CHART).join(name).display().to_string();

@@ -15,10 +15,10 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 
 /// A store of which a machine has a cache, and slots of sandboxes there.
-struct Machine {
+pub(super) struct Machine {
     bench: Bench,
-    storage: Storage,
-    folder: TempDir,
+    pub(super) storage: Storage,
+    pub(super) folder: TempDir,
     bucket: Option<Arc<Mutex<Bucket>>>,
     tasks: Tasks,
 }
@@ -38,15 +38,15 @@ impl Machine {
         Self { bench, storage, folder, bucket, tasks }
     }
 
-    async fn usual() -> Self {
+    pub(super) async fn usual() -> Self {
         Self::new(true, CacheBounds { bytes: 1 << 30, age: Duration::from_secs(3600) }).await
     }
 
-    fn user(&self, name: &str) -> UserFiles {
+    pub(super) fn user(&self, name: &str) -> UserFiles {
         self.storage.of(&tenant("acme"), &user(name))
     }
 
-    fn cache(&self) -> Cache {
+    pub(super) fn cache(&self) -> Cache {
         self.storage.cache.clone().expect("has one")
     }
 
@@ -70,12 +70,16 @@ impl Machine {
         files.keep(listed, &slot.join("user")).await.expect("keeps")
     }
 
+    pub(super) fn store(&self) -> &Store {
+        &self.bench.database.store
+    }
+
     /// Requests that the store got so far.
-    fn asked(&self) -> usize {
+    pub(super) fn asked(&self) -> usize {
         self.bucket.as_ref().expect("a cloud").lock().expect("not poisoned").sent.len()
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
     }
 }

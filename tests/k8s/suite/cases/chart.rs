@@ -37,6 +37,7 @@ const EVERYTHING: &[&str] = &[
     "--set=sandbox.snapshots.enabled=true",
     "--set=sandbox.runtimeClass.create=true",
     "--set=gateway.tls.secretName=door",
+    "--set=cache.nfs.server=10.0.0.2",
     "--set=sandbox.controlKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     "--set=orchestrator.env.TOKEN_SIGNING_KEY=0123456789abcdef0123456789abcdef",
 ];

@@ -11,7 +11,7 @@ use super::chart::{RELEASE, helm, helm_log, keys};
 use super::lifecycle::{address_in, id};
 use super::replicas::postgres;
 use crate::cluster::{Cluster, NODE_ADDRESS, until};
-use crate::node::pod::Network;
+use crate::node::pod::{Network, export};
 use crate::parts::{Part, folder};
 use crate::running::{copy_folder, project, try_http};
 use kube::api::{DynamicObject, ListParams};
@@ -29,7 +29,7 @@ const SANDBOXES: &str = "sandbox-upgrade";
 const BEFORE: &str = "0.0.1";
 /// The backend, where no pod is.
 const BACKEND: &str = "10.77.0.6";
-const VALUES: [&str; 8] = [
+const VALUES: [&str; 10] = [
     "--set=image.registry=registry.test",
     "--set=sandbox.namespace=sandbox-upgrade",
     "--set=sandbox.templates.default.warmPool.replicas=0",
@@ -38,6 +38,8 @@ const VALUES: [&str; 8] = [
     "--set=orchestrator.secrets.DATABASE_URL.name=postern-database",
     "--set=orchestrator.secrets.DATABASE_URL.key=url",
     "--set=gateway.replicas=2",
+    "--set=cache.nfs.server=nfs.test",
+    "--set=cache.nfs.path=/files",
 ];
 /// Requests that must have been made at least: fewer would not be load.
 const AT_LEAST: u64 = 500;
@@ -226,6 +228,8 @@ pub(crate) async fn an_upgrade_under_load_and_the_way_back_fail_no_request_and_c
     has_rolled(cluster, BEFORE).await;
     let made = keys(cluster, RELEASES).await;
     let pod = sandbox(cluster, &made).await;
+    let cache = export("nfs.test", "/files").join("postern-cache");
+    assert!(cache.is_dir(), "orchestrators' claim is bound to the export, and the cache is on it");
 
     let load = Load::start(cluster, pod);
     put("upgrade", &chart).await;

@@ -4,7 +4,10 @@
 
 use super::pod::Wrong;
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Pod, Secret, ServiceAccount, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, KeyToPath, NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+    ServiceAccount, Volume,
+};
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt as _};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +29,8 @@ pub(super) struct Given {
     maps: BTreeMap<String, Data>,
     secrets: BTreeMap<String, Data>,
     token: Option<String>,
+    /// The exports that claims are bound to.
+    exports: BTreeMap<String, NFSVolumeSource>,
 }
 
 impl Given {
@@ -60,7 +65,17 @@ impl Given {
             let made = made.map_err(|error| Wrong::Spec(format!("token of \"{account}\": {error}")))?;
             given.token = made.status.map(|status| status.token);
         }
+        for volume in volumes(pod) {
+            let Some(claim) = volume.persistent_volume_claim.as_ref() else { continue };
+            let export = bound(client, &namespace, &claim.claim_name).await?;
+            given.exports.insert(claim.claim_name.clone(), export);
+        }
         Ok(given)
+    }
+
+    /// The NFS export that a volume is, if it is one.
+    pub(super) fn export(&self, volume: &Volume) -> Option<&NFSVolumeSource> {
+        self.exports.get(&volume.persistent_volume_claim.as_ref()?.claim_name)
     }
 
     /// One value of a ConfigMap.
@@ -79,7 +94,7 @@ impl Given {
     /// [`Wrong::Spec`]: it is of a kind that this node has not.
     pub(super) fn files(&self, volume: &Volume) -> Result<Data, Wrong> {
         let refused = || Wrong::Spec(format!("volume {} is of a kind that is not to be had", volume.name));
-        if volume.empty_dir.is_some() {
+        if volume.empty_dir.is_some() || self.export(volume).is_some() {
             return Ok(Data::new());
         }
         let map = |name: &str, items: Option<&[KeyToPath]>| chosen(self.maps.get(name)?, items);
@@ -134,6 +149,28 @@ async fn patiently(maps: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, Wrong
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What a claim is bound to, which its controller may be about to do.
+async fn bound(client: &Client, namespace: &str, name: &str) -> Result<NFSVolumeSource, Wrong> {
+    let wrong = |why: &str| Wrong::Spec(format!("claim \"{name}\": {why}"));
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let volume = loop {
+        let claim = claims.get_opt(name).await.map_err(|error| wrong(&error.to_string()))?;
+        let claim = claim.ok_or_else(|| wrong("not found"))?;
+        let phase = claim.status.and_then(|status| status.phase);
+        if phase.as_deref() == Some("Bound") {
+            break claim.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(wrong(&format!("is {phase:?} and not bound")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let volume = Api::<PersistentVolume>::all(client.clone()).get(&volume).await;
+    let volume = volume.map_err(|error| wrong(&error.to_string()))?;
+    volume.spec.and_then(|spec| spec.nfs).ok_or_else(|| wrong("is of no NFS export"))
 }
 
 fn text(bytes: &[u8]) -> Option<String> {

@@ -12,7 +12,7 @@ use kube::ResourceExt as _;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -256,7 +256,14 @@ impl Running {
         fs::create_dir_all(&self.volumes).expect("a folder");
         for volume in volumes {
             let path = self.volumes.join(&volume.name);
-            fs::create_dir_all(&path).expect("a folder");
+            if let Some(export) = given.export(volume) {
+                // No kernel here mounts one: a folder of the same name stands for it, shared by whoever does.
+                let of_all = self::export(&export.server, &export.path);
+                fs::create_dir_all(&of_all).expect("a folder");
+                symlink(of_all, &path).expect("is not there yet");
+            } else {
+                fs::create_dir_all(&path).expect("a folder");
+            }
             for (name, bytes) in given.files(volume)? {
                 fs::write(path.join(name), bytes).expect("writes");
             }
@@ -275,6 +282,11 @@ impl Running {
             wait_for(&format!("{address}"), || std::net::TcpStream::connect(address).ok());
         }
     }
+}
+
+/// Where what an NFS export holds is on this machine.
+pub(crate) fn export(server: &str, path: &str) -> PathBuf {
+    folder().join("exports").join(server).join(path.trim_start_matches('/'))
 }
 
 impl Drop for Running {
