@@ -24,7 +24,7 @@ use crate::seal::SealError;
 use crate::sessions::peers::PeerSessions;
 use crate::sessions::sync::SyncSessions;
 use crate::sessions::{self, Sessions};
-use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
+use crate::storage::ConnectError;
 use crate::store::{
     Action, Actor, AuditEntry, KeyScope, MadeTenant, OpenError, Owner, Released, Role, Store, StoreError,
 };
@@ -37,7 +37,6 @@ use postern_common::folder::TenantFiles;
 use postern_common::id::{SandboxId, TenantId};
 use postern_common::retention::Report;
 use postern_common::secret::Secret;
-use postern_common::settings::StorageKind;
 use postern_common::tasks::{Stop, Tasks};
 use postern_shim::spec::Installation;
 use std::fs::{DirBuilder, OpenOptions};
@@ -161,7 +160,7 @@ impl Prepared {
     /// # Errors
     /// [`StartError`]; what was done by then stays done, and another run does the rest.
     pub async fn retire_files(&self, dry_run: bool, mut each: impl FnMut(u64)) -> Result<Report, StartError> {
-        let (storage, _folder) = connect(&self.config, &self.store, true)?;
+        let (storage, _folder) = kept::storage(&self.config, &self.store, (true, MadeOn::Machine))?;
         let retention = FileRetention::new(self.store.clone(), storage);
         let mut report = Report::new(dry_run);
         let actor = Actor::Orchestrator;
@@ -191,13 +190,8 @@ impl Prepared {
         let state = sessions::known(&store, clock::now(), None).await?;
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
-        let (storage, folder) = connect(&config, &store, host.has_syncs())?;
-        let (made_on, storage) = if host.has_own_pool() {
-            (MadeOn::Machine, storage)
-        } else {
-            // Pods' files pass through here, and nobody here sees them else.
-            (MadeOn::Cluster, storage.read_through())
-        };
+        let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
+        let (storage, folder) = kept::storage(&config, &store, (host.has_syncs(), made_on))?;
         let (configuration, artefacts) =
             configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
         let audit = Audit::new(store.clone(), signs_as.as_str(), &keys);
@@ -249,21 +243,6 @@ impl Prepared {
         };
         Ok(Orchestrator { api: Arc::new(api), files_api, gateways, reconciled, tasks: tasks.clone() })
     }
-}
-
-/// The store of users' files, and the folder that sandboxes' own are carried by.
-fn connect(config: &Config, store: &Store, has_syncs: bool) -> Result<(Storage, PathBuf), ConnectError> {
-    let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
-    let objects = settings.connect()?;
-    let storage = Storage::new(objects, store.clone(), Quota::default()).with_cache(settings.cache()?);
-    let folder = settings.local_folder();
-    if config.storage.kind != StorageKind::Local && !has_syncs {
-        tracing::warn!(
-            folder = %folder.display(),
-            "sandboxes have no sync here, so what they keep goes to the local folder; set POSTERN_FILES_API"
-        );
-    }
-    Ok((storage, folder))
 }
 
 /// What judges configurations and tells gateways of them, with what compiles filters. Everything that

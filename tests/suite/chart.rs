@@ -383,67 +383,71 @@ fn refusal(helm: &Path, more: &[&str]) -> String {
     String::from_utf8(output.stderr).expect("UTF-8")
 }
 
+/// Values, and what is said of them.
+const MISTAKES: &[(&[&str], &str)] = &[
+    (&["--set", "orchestrator.env.STORAGE_BUCKET="], "set orchestrator.env.STORAGE_BUCKET"),
+    (&["--set", "database.embedded.enabled=false"], "no database: set orchestrator.secrets.DATABASE_URL"),
+    (
+        &["--set", "orchestrator.env.DATABASE_URL=postgres://u:p@h/d"],
+        "DATABASE_URL is given and database.embedded.enabled is true: keep one of them",
+    ),
+    (&["--set", "sandbox.namespace=postern"], "sandboxes would lie beside what watches them"),
+    (&["--set", "secrets.generate=false"], "nobody gives POSTERN_MASTER_KEY"),
+    (&["--set", "api.ingress.enabled=true"], "API keys do not travel in clear"),
+    (&["--set", "orchestrator.env.TOKEN_SIGNING_KEY=short"], "TOKEN_SIGNING_KEY"),
+    (
+        &["--set", "orchestrator.env.TOKEN_SIGNING_KEI=0123456789012345678901234567890123456789"],
+        "TOKEN_SIGNING_KEI",
+    ),
+    (&["--set", "orchestrator.env.STORAGE_BACKEND=ftp"], "STORAGE_BACKEND"),
+    (
+        &["--set", "sandbox.runtimeClass.name=runc"],
+        "sandbox.runtimeClass.name is \"runc\", and sandboxes never run in a cluster's default runtime: name",
+    ),
+    (&["--set", "sandbox.runtimeClass.name="], "sandbox.runtimeClass.name is \"\""),
+    (
+        &["--set", "gateway.autoscaling.enabled=true", "--set", "gateway.autoscaling.maxReplicas=1"],
+        "gateway.autoscaling.minReplicas is 2 and maxReplicas 1: raise maxReplicas",
+    ),
+    (&["--set", "metrics.serviceMonitor.interval=often"], "interval"),
+    (&["--set", "api.httpRoute.enabled=true"], "needs api.httpRoute.parentRefs"),
+    (
+        &[
+            "--set",
+            "orchestrator.env.POSTERN_TOKEN_OLD_KEYS=0123456789abcdef0123456789abcdef",
+            "--set",
+            "orchestrator.secrets.POSTERN_TOKEN_OLD_KEYS.name=s",
+            "--set",
+            "orchestrator.secrets.POSTERN_TOKEN_OLD_KEYS.key=k",
+        ],
+        "POSTERN_TOKEN_OLD_KEYS is given twice: in orchestrator.env and in orchestrator.secrets",
+    ),
+    (&["--set", "sandbox.defaultTemplate=none"], "which sandbox.templates does not have"),
+    (
+        &[
+            "--set",
+            "sandbox.templates.default.networkPolicy=null",
+            "--set",
+            "sandbox.templates.default.networkPolicyManagement=Unmanaged",
+        ],
+        "networkPolicyManagement",
+    ),
+    (&["--set", "gateway.replicas=0"], "replicas"),
+    (&["--set", "orchestrator.replicas=6"], "replicas"),
+    (&["--set", "retention.schedule=never"], "schedule"),
+    (&["--set", "networkPolicy.enabled=false"], "enabled"),
+    (&["--set", "cache.size=much"], "size"),
+    (&["--set", "cache.nfs.server=10.0.0.2:/files"], "server"),
+    (
+        &["--set", "cache.nfs.server=10.0.0.2", "--set", "cache.existingClaim=shared"],
+        "cache.nfs.server and cache.existingClaim are both given: keep the one",
+    ),
+];
+
 #[test]
 fn values_that_cannot_work_are_refused_with_what_to_do() {
     let Some(helm) = helm() else { return };
-    let url = "orchestrator.env.DATABASE_URL=postgres://u:p@h/d";
-    let cases: &[(&[&str], &str)] = &[
-        (&["--set", "orchestrator.env.STORAGE_BUCKET="], "set orchestrator.env.STORAGE_BUCKET"),
-        (&["--set", "database.embedded.enabled=false"], "no database: set orchestrator.secrets.DATABASE_URL"),
-        (&["--set", url], "DATABASE_URL is given and database.embedded.enabled is true: keep one of them"),
-        (&["--set", "sandbox.namespace=postern"], "sandboxes would lie beside what watches them"),
-        (&["--set", "secrets.generate=false"], "nobody gives POSTERN_MASTER_KEY"),
-        (&["--set", "api.ingress.enabled=true"], "API keys do not travel in clear"),
-        (&["--set", "orchestrator.env.TOKEN_SIGNING_KEY=short"], "TOKEN_SIGNING_KEY"),
-        (
-            &["--set", "orchestrator.env.TOKEN_SIGNING_KEI=0123456789012345678901234567890123456789"],
-            "TOKEN_SIGNING_KEI",
-        ),
-        (&["--set", "orchestrator.env.STORAGE_BACKEND=ftp"], "STORAGE_BACKEND"),
-        (
-            &["--set", "sandbox.runtimeClass.name=runc"],
-            "sandbox.runtimeClass.name is \"runc\", and sandboxes never run in a cluster's default runtime: name",
-        ),
-        (&["--set", "sandbox.runtimeClass.name="], "sandbox.runtimeClass.name is \"\""),
-        (
-            &["--set", "gateway.autoscaling.enabled=true", "--set", "gateway.autoscaling.maxReplicas=1"],
-            "gateway.autoscaling.minReplicas is 2 and maxReplicas 1: raise maxReplicas",
-        ),
-        (&["--set", "metrics.serviceMonitor.interval=often"], "interval"),
-        (&["--set", "api.httpRoute.enabled=true"], "needs api.httpRoute.parentRefs"),
-        (
-            &[
-                "--set",
-                "orchestrator.env.POSTERN_TOKEN_OLD_KEYS=0123456789abcdef0123456789abcdef",
-                "--set",
-                "orchestrator.secrets.POSTERN_TOKEN_OLD_KEYS.name=s",
-                "--set",
-                "orchestrator.secrets.POSTERN_TOKEN_OLD_KEYS.key=k",
-            ],
-            "POSTERN_TOKEN_OLD_KEYS is given twice: in orchestrator.env and in orchestrator.secrets",
-        ),
-        (&["--set", "sandbox.defaultTemplate=none"], "which sandbox.templates does not have"),
-        (
-            &[
-                "--set",
-                "sandbox.templates.default.networkPolicy=null",
-                "--set",
-                "sandbox.templates.default.networkPolicyManagement=Unmanaged",
-            ],
-            "networkPolicyManagement",
-        ),
-        (&["--set", "gateway.replicas=0"], "replicas"),
-        (&["--set", "orchestrator.replicas=6"], "replicas"),
-        (&["--set", "retention.schedule=never"], "schedule"),
-        (&["--set", "networkPolicy.enabled=false"], "enabled"),
-        (&["--set", "cache.size=much"], "size"),
-        (&["--set", "cache.nfs.server=10.0.0.2:/files"], "server"),
-        (
-            &["--set", "cache.nfs.server=10.0.0.2", "--set", "cache.existingClaim=shared"],
-            "cache.nfs.server and cache.existingClaim are both given: keep the one",
-        ),
-    ];
-    for (values, told) in cases {
+    for (values, told) in MISTAKES {
         let said = refusal(&helm, values);
         assert!(said.contains(told), "{values:?}: {said}");
     }

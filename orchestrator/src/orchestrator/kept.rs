@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Opens the folders of what is kept of sandboxes.
+//! Opens what is kept of sandboxes and users: their files, snapshots, pictures of memory.
 
 use super::StartError;
+use crate::check::MadeOn;
+use crate::config::Config;
 use crate::keys::InstallationKeys;
 use crate::memory::Memory;
 use crate::snapshots::Snapshots;
+use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
 use crate::store::Store;
+use postern_common::settings::StorageKind;
 use postern_common::tasks::{Stop, Tasks};
 use std::io;
 use std::path::PathBuf;
@@ -35,4 +39,28 @@ pub(super) async fn memory(
 ) -> Result<Memory, StartError> {
     let opened = Memory::of_live(store, &keys.data, folder.clone(), spares_unknown).await;
     opened.map_err(|source| StartError::Folder { path: folder, source })
+}
+
+/// The store of users' files, and the folder that sandboxes' own are carried by.
+pub(super) fn storage(
+    config: &Config,
+    store: &Store,
+    (has_syncs, made_on): (bool, MadeOn),
+) -> Result<(Storage, PathBuf), ConnectError> {
+    let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
+    let storage =
+        Storage::new(settings.connect()?, store.clone(), Quota::default()).with_cache(settings.cache()?);
+    let storage = match made_on {
+        MadeOn::Machine => storage,
+        // Pods' files pass through here, and nobody here sees them else.
+        MadeOn::Cluster => storage.read_through(),
+    };
+    let folder = settings.local_folder();
+    if config.storage.kind != StorageKind::Local && !has_syncs {
+        tracing::warn!(
+            folder = %folder.display(),
+            "sandboxes have no sync here, so what they keep goes to the local folder; set POSTERN_FILES_API"
+        );
+    }
+    Ok((storage, folder))
 }
