@@ -30,6 +30,24 @@ async fn kept(files: &UserFiles) {
     drop(turns.acquire_many(u32::try_from(TURNS).expect("fits")).await.expect("stays open"));
 }
 
+/// A file that whoever opens waits for, as for one of a server that is away; dropped, they go on.
+struct Pipe(PathBuf);
+
+impl Pipe {
+    fn in_the_place_of(at: PathBuf) -> Self {
+        fs::remove_file(&at).expect("is there");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &at, rustix::fs::FileType::Fifo, mode, 0).expect("makes");
+        Self(at)
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let _ = fs::File::options().read(true).write(true).open(&self.0).is_ok();
+    }
+}
+
 async fn written(files: &UserFiles, at: &str, content: &Bytes) -> FileEntry {
     let (path, any) = (path(at), Condition::Anything);
     files.write(&by(), &path, &any, NewFile::default(), pieces(content)).await.expect("writes")
@@ -127,17 +145,7 @@ async fn a_mount_that_hangs_holds_nobody_up() {
     let entry = written(&files, "f", &content).await;
     all(opened(&files, &entry).await.content).await;
     kept(&files).await;
-    // Whoever opens a pipe that nobody writes to waits, as for a server that is away.
-    let at = place(&machine, &files, &content);
-    fs::remove_file(&at).expect("is there");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &at,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o600),
-        0,
-    )
-    .expect("makes");
+    let pipe = Pipe::in_the_place_of(place(&machine, &files, &content));
     let before = machine.asked();
     assert_eq!(all(opened(&files, &entry).await.content).await, content);
     assert_eq!(machine.asked(), before + 1, "from the store");
@@ -147,7 +155,7 @@ async fn a_mount_that_hangs_holds_nobody_up() {
     assert_eq!(all(opened(&files, &entry).await.content).await, content);
     assert_eq!(turns.available_permits(), TURNS - 1);
     // The thread that waits goes on.
-    drop(fs::File::options().write(true).open(&at).expect("somebody reads"));
+    drop(pipe);
     kept(&files).await;
     machine.end().await;
 }
