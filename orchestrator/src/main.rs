@@ -35,6 +35,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long what is in flight gets to end.
 const STOP_TIME: Duration = Duration::from_secs(10);
+/// How long the process outlives its work, for threads that still hold something.
+const END_TIME: Duration = Duration::from_secs(5);
 /// Where an admin's key and the addresses are written, for commands on this machine.
 const KEY_FILE: &str = "api-key";
 const CONNECTION_FILE: &str = "connection.json";
@@ -99,10 +101,13 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     }
     telemetry::start_logging(settings.log_format(), settings.text(name::LOG).unwrap_or("info"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match &arguments.chore {
+    let ended = match &arguments.chore {
         Some(chore) => runtime.block_on(chores::run(chore, &settings)),
         None => runtime.block_on(run(&settings, Surroundings { search_path })),
-    }
+    };
+    // A thread that a mount holds does not hold the process.
+    runtime.shutdown_timeout(END_TIME);
+    ended
 }
 
 fn sources(arguments: &Arguments, environment: BTreeMap<String, String>) -> anyhow::Result<Sources> {

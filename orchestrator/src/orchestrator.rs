@@ -160,7 +160,7 @@ impl Prepared {
     /// # Errors
     /// [`StartError`]; what was done by then stays done, and another run does the rest.
     pub async fn retire_files(&self, dry_run: bool, mut each: impl FnMut(u64)) -> Result<Report, StartError> {
-        let (storage, _folder) = kept::storage(&self.config, &self.store, (true, MadeOn::Machine))?;
+        let storage = kept::files_alone(&self.config, &self.store)?;
         let retention = FileRetention::new(self.store.clone(), storage);
         let mut report = Report::new(dry_run);
         let actor = Actor::Orchestrator;
@@ -191,7 +191,7 @@ impl Prepared {
         let (gateways, uses) = Gateways::start(epoch, state, store.clone(), tasks);
         let sessions = Sessions::new(store.clone(), Arc::clone(&keys), gateways.clone(), config.token_ttl);
         let made_on = if host.has_own_pool() { MadeOn::Machine } else { MadeOn::Cluster };
-        let (storage, folder) = kept::storage(&config, &store, (host.has_syncs(), made_on))?;
+        let (storage, folder) = kept::storage(&config, &store, (host.has_syncs(), made_on)).await?;
         let (configuration, artefacts) =
             configurations(&config, (&store, &keys), &gateways, (made_on, tasks)).await?;
         let audit = Audit::new(store.clone(), signs_as.as_str(), &keys);

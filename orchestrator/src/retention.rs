@@ -77,6 +77,15 @@ impl Retention {
                 }
             };
             let Some(swept) = stop.run_until_cancelled(swept).await else { return };
+            // Each has its own, or a part in one that all share.
+            let tidied = stop.run_until_cancelled(self.storage.tidy_cache(clock::now())).await;
+            if let Some(Err(error)) = tidied {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "the cache of users' files holds more than it may; tidied again later"
+                );
+            }
             if let Err(error) = swept {
                 tracing::error!(error = &error as &dyn std::error::Error, "what is over is forgotten later");
             }
@@ -100,9 +109,9 @@ impl Retention {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "uploads that nobody completed are still there; tried again later");
         }
-        if let Err(error) = self.storage.tidy_cache(now).await {
+        if let Err(error) = self.storage.tidy(now).await {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "the cache of users' files holds more than it may; tidied again later");
+            tracing::error!(error, "what was half written is still in the store; tidied again later");
         }
         let before =
             |kept: Duration| now.saturating_sub(crate::driver::signed(kept)).unwrap_or(Timestamp::MIN);

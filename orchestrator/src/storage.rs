@@ -39,6 +39,7 @@ mod uploads;
 mod user;
 
 pub(crate) use archive::ArchivePlace;
+pub(crate) use cache::Cache;
 pub use connect::ConnectError;
 pub(crate) use connect::StorageSettings;
 pub(crate) use content::LARGEST_FILE;
@@ -54,14 +55,15 @@ pub(crate) use uploads::{PART_BYTES, UNDER_WAY};
 pub(crate) use user::{Open, UserFiles};
 
 use crate::store::{FileOwner, Store};
-use cache::Cache;
 use jiff::Timestamp;
 use locks::Locks;
 use objects::Objects;
 use path::UserPrefix;
 use postern_common::id::{TenantId, UserId};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 use through::Through;
 use tokio::sync::Semaphore;
 
@@ -83,6 +85,11 @@ pub(crate) struct Storage {
     /// The same, where whatever syncs ask for goes through it.
     through: Option<Through>,
 }
+
+/// How long a cache may take to erase somebody's files, and to be looked through: its folder may be a mount
+/// that hangs.
+const ERASE_TIME: Duration = Duration::from_secs(120);
+const TIDY_TIME: Duration = Duration::from_secs(300);
 
 /// Half a GiB of them, at most.
 const INCOMING: usize = 64;
@@ -147,9 +154,11 @@ impl Storage {
             self.drop_parts(&upload).await?;
         }
         let prefix = UserPrefix::of(&owner.tenant, &owner.user);
-        let user = prefix.clone();
-        self.erase_cached(move |cache| cache.erase_user(&user)).await?;
-        Ok(self.objects.erase_user(&prefix).await?)
+        let erased = self.objects.erase_user(&prefix).await?;
+        // Last: its folder may be a mount whose server is away, and the store is the truth.
+        self.with_cached("erase files of the cache", ERASE_TIME, move |cache| cache.erase_user(&prefix))
+            .await?;
+        Ok(erased)
     }
 
     /// Erases the files of every user of a tenant. May be repeated.
@@ -157,20 +166,23 @@ impl Storage {
     /// # Errors
     /// [`StorageError`]; some of them may be gone then.
     pub(crate) async fn erase_tenant(&self, tenant: &TenantId) -> Result<u64, StorageError> {
-        let name = tenant.clone();
-        self.erase_cached(move |cache| cache.erase_tenant(&name)).await?;
-        Ok(self.objects.erase_tenant(tenant).await?)
+        let (name, erased) = (tenant.clone(), self.objects.erase_tenant(tenant).await?);
+        self.with_cached("erase files of the cache", ERASE_TIME, move |cache| cache.erase_tenant(&name))
+            .await?;
+        Ok(erased)
     }
 
-    async fn erase_cached(
+    async fn with_cached(
         &self,
-        erase: impl FnOnce(Cache) -> std::io::Result<()> + Send + 'static,
+        what: &'static str,
+        time: Duration,
+        work: impl FnOnce(Cache) -> io::Result<()> + Send + 'static,
     ) -> Result<(), StorageError> {
         let Some(cache) = self.cache.clone() else { return Ok(()) };
-        let erased = tokio::task::spawn_blocking(move || erase(cache)).await;
-        let erased = erased.map_err(std::io::Error::other).and_then(|erased| erased);
-        erased
-            .map_err(|source| StorageError::Store { what: "erase files of the cache", source: source.into() })
+        let done = tokio::time::timeout(time, tokio::task::spawn_blocking(move || work(cache))).await;
+        let done = done.map_err(|_late| io::Error::from(io::ErrorKind::TimedOut));
+        let done = done.and_then(|done| done.map_err(io::Error::other)).and_then(|done| done);
+        done.map_err(|source| StorageError::Store { what, source: source.into() })
     }
 
     /// A place of this tenant's share of those for large objects; `None` where there is no need of any.
@@ -181,14 +193,20 @@ impl Storage {
         }
     }
 
-    /// Removes from the cache what nobody used for long, and from a store that is a folder what those that
-    /// died left of files half written.
+    /// Removes from a store that is a folder what those that died left of files half written.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub(crate) async fn tidy(&self, now: Timestamp) -> Result<(), StorageError> {
+        Ok(self.objects.tidy(now).await?)
+    }
+
+    /// Removes from the cache what nobody used for long, and what is too much.
     ///
     /// # Errors
     /// [`StorageError`].
     pub(crate) async fn tidy_cache(&self, now: Timestamp) -> Result<(), StorageError> {
-        self.objects.tidy(now).await?;
-        self.erase_cached(move |cache| cache.tidy(now, true).map(drop)).await
+        self.with_cached("tidy the cache", TIDY_TIME, move |cache| cache.tidy(now, true).map(drop)).await
     }
 }
 

@@ -106,8 +106,7 @@ TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY POSTERN_SANDBOX_CONT
 {{- if .existingClaim -}}
 {{- .existingClaim -}}
 {{- else if .nfs.server -}}
-{{- $export := printf "%s:%s %s %v" .nfs.server .nfs.path .nfs.capacity .nfs.mountOptions -}}
-{{- printf "%s-cache-%s" (include "kit.fullname" $) ($export | sha256sum | trunc 8) -}}
+{{- printf "%s-cache-%s" (include "kit.fullname" $) (printf "%s:%s" .nfs.server .nfs.path | sha256sum | trunc 8) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -118,7 +117,7 @@ TOKEN_SIGNING_KEY POSTERN_TOKEN_OLD_KEYS POSTERN_MASTER_KEY POSTERN_SANDBOX_CONT
 {{- $size := .Values.cache.size | toString -}}
 {{- dict
       "NFS_SERVER" (ternary "/mnt/cache" "" $isMounted)
-      "POSTERN_FILES_CACHE_SIZE" (ternary (ternary "10GiB" "1GiB" $isMounted) $size (eq $size ""))
+      "POSTERN_FILES_CACHE_SIZE" (ternary (ternary "10GiB" "512MiB" $isMounted) $size (eq $size ""))
       "POSTERN_FILES_CACHE_AGE" .Values.cache.age
     | toJson -}}
 {{- end -}}

@@ -7,13 +7,17 @@ use crate::config::Config;
 use crate::keys::InstallationKeys;
 use crate::memory::Memory;
 use crate::snapshots::Snapshots;
-use crate::storage::{ConnectError, Quota, Storage, StorageSettings};
+use crate::storage::{Cache, ConnectError, Quota, Storage, StorageSettings};
 use crate::store::Store;
 use postern_common::settings::StorageKind;
 use postern_common::tasks::{Stop, Tasks};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A mount that answers later is away.
+const OPEN_TIME: Duration = Duration::from_secs(10);
 
 /// Snapshots in this folder, which are looked after until the tasks are stopped.
 pub(super) async fn snapshots(
@@ -42,20 +46,19 @@ pub(super) async fn memory(
 }
 
 /// The store of users' files, and the folder that sandboxes' own are carried by.
-pub(super) fn storage(
+pub(super) async fn storage(
     config: &Config,
     store: &Store,
     (has_syncs, made_on): (bool, MadeOn),
 ) -> Result<(Storage, PathBuf), ConnectError> {
-    let settings = StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() };
-    let storage =
-        Storage::new(settings.connect()?, store.clone(), Quota::default()).with_cache(settings.cache()?);
-    let storage = match made_on {
-        MadeOn::Machine => storage,
-        // Pods' files pass through here, and nobody here sees them else.
-        MadeOn::Cluster => storage.read_through(),
-    };
+    let settings = of(config);
+    let storage = Storage::new(settings.connect()?, store.clone(), Quota::default());
     let folder = settings.local_folder();
+    let storage = match made_on {
+        MadeOn::Machine => storage.with_cache(settings.cache()?),
+        // Pods' files pass through here, and nobody here sees them else.
+        MadeOn::Cluster => storage.with_cache(mounted(settings).await).read_through(),
+    };
     if config.storage.kind != StorageKind::Local && !has_syncs {
         tracing::warn!(
             folder = %folder.display(),
@@ -63,4 +66,26 @@ pub(super) fn storage(
         );
     }
     Ok((storage, folder))
+}
+
+/// The store of users' files alone, for who only removes from it.
+pub(super) fn files_alone(config: &Config, store: &Store) -> Result<Storage, ConnectError> {
+    Ok(Storage::new(of(config).connect()?, store.clone(), Quota::default()))
+}
+
+fn of(config: &Config) -> StorageSettings {
+    StorageSettings { chosen: config.storage.clone(), data_dir: config.data_dir.clone() }
+}
+
+/// The cache, whose folder may be a mount: without it everything comes from the store, and everybody is served.
+async fn mounted(settings: StorageSettings) -> Option<Cache> {
+    let opening = tokio::task::spawn_blocking(move || settings.cache());
+    let why: Box<dyn std::error::Error> = match tokio::time::timeout(OPEN_TIME, opening).await {
+        Ok(Ok(Ok(opened))) => return opened,
+        Ok(Ok(Err(error))) => error.into(),
+        Ok(Err(ended)) => ended.into(),
+        Err(late) => late.into(),
+    };
+    tracing::error!(error = &*why, "there is no cache of users' files until the next start");
+    None
 }

@@ -15,7 +15,6 @@ use super::path::{UserPrefix, tenant_prefix};
 use super::space;
 use super::types::Digest;
 use aws_lc_rs::digest::{Context, SHA256};
-use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use postern_common::id::TenantId;
 use rustix::fd::{AsFd, OwnedFd};
@@ -39,6 +38,8 @@ const DEPTH: usize = 6;
 pub(crate) struct CacheBounds {
     /// Bytes of all files.
     pub(crate) bytes: u64,
+    /// How many files: each has an inode, and is looked at.
+    pub(crate) files: u64,
     /// How long one that nobody uses is kept.
     pub(crate) age: Duration,
 }
@@ -51,8 +52,14 @@ pub(crate) struct Cache {
     drafts: Drafts,
     /// Bytes of the disk that are never taken.
     pub(super) free: u64,
-    /// Bytes that came since somebody looked how many there are.
-    fresh: Arc<AtomicU64>,
+    /// What came since somebody looked how much there is.
+    fresh: Arc<Fresh>,
+}
+
+#[derive(Debug)]
+struct Fresh {
+    bytes: AtomicU64,
+    files: AtomicU64,
 }
 
 /// What tidying came to.
@@ -79,8 +86,9 @@ impl Cache {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let top = rustix::fs::open(path, FOLDER, Mode::empty())?;
         // Unknown is as much as there may be: the first to ask looks.
-        let (drafts, free) = (Drafts::new()?, space::FREE_BYTES);
-        Ok(Self { top: Arc::new(top), bounds, drafts, free, fresh: Arc::new(AtomicU64::new(bounds.bytes)) })
+        let fresh = Fresh { bytes: AtomicU64::new(bounds.bytes), files: AtomicU64::new(bounds.files) };
+        let (drafts, free, fresh) = (Drafts::new()?, space::FREE_BYTES, Arc::new(fresh));
+        Ok(Self { top: Arc::new(top), bounds, drafts, free, fresh })
     }
 
     /// The file with this digest, and notes that it was used; `None` if it is not there.
@@ -104,25 +112,16 @@ impl Cache {
         self.place(user, digest, size, |to| copy(from, to, size, digest))
     }
 
-    /// The same of a file that comes in parts, the last of which is followed by `None`.
-    pub(super) fn put_parts(
-        &self,
-        user: &UserPrefix,
-        digest: &Digest,
-        size: u64,
-        mut next: impl FnMut() -> Option<Bytes>,
-    ) -> io::Result<bool> {
-        self.place(user, digest, size, |to| {
-            let (mut at, mut context) = (0, Context::new(&SHA256));
-            while let Some(bytes) = next() {
-                if at + bytes.len() as u64 > size {
-                    return Ok(false);
-                }
-                context.update(&bytes);
-                to.write_all_at(&bytes, at)?;
-                at += bytes.len() as u64;
+    /// The same of a file that is held whole. It is on its disk when it has its name: of a mount that is full
+    /// nobody hears before.
+    pub(super) fn put_bytes(&self, user: &UserPrefix, digest: &Digest, bytes: &[u8]) -> io::Result<bool> {
+        self.place(user, digest, bytes.len() as u64, |to| {
+            if Digest::of(bytes) != *digest {
+                return Ok(false);
             }
-            Ok(at == size && Digest::finished(&context.finish()) == *digest)
+            to.write_all_at(bytes, 0)?;
+            to.sync_data()?;
+            Ok(true)
         })
     }
 
@@ -154,7 +153,8 @@ impl Cache {
             let _ = rustix::fs::unlinkat(&folder, &*draft, AtFlags::empty()).is_ok();
         }
         if matches!(kept, Ok(true)) {
-            self.fresh.fetch_add(size, Ordering::Relaxed);
+            self.fresh.bytes.fetch_add(size, Ordering::Relaxed);
+            self.fresh.files.fetch_add(1, Ordering::Relaxed);
         }
         kept
     }
@@ -184,7 +184,11 @@ impl Cache {
         };
         let mut found = Vec::new();
         walk(&folder, prefix, 0, &mut found)?;
-        found.iter().try_for_each(|cached| self.remove(cached))
+        let removed = found.iter().map(|cached| self.remove(cached)).fold(Ok(()), Result::and);
+        // Their names go too. Whoever writes into one at this moment finds it gone, and keeps nothing.
+        remove_empty(&folder, 0)?;
+        let _ = rustix::fs::unlinkat(&*self.top, prefix.trim_end_matches('/'), AtFlags::REMOVEDIR).is_ok();
+        removed
     }
 
     /// Removes what nobody used for long, and the oldest of the rest while there is too much; `None` if
@@ -192,35 +196,43 @@ impl Cache {
     pub(super) fn tidy(&self, now: Timestamp, in_any_case: bool) -> io::Result<Option<Tidied>> {
         /// A part of the bound that may come before somebody looks.
         const PART: u64 = 16;
-        if !in_any_case && self.fresh.load(Ordering::Relaxed) < self.bounds.bytes / PART {
+        let few = self.fresh.bytes.load(Ordering::Relaxed) < self.bounds.bytes / PART
+            && self.fresh.files.load(Ordering::Relaxed) < self.bounds.files / PART;
+        if few && !in_any_case {
             return Ok(None);
         }
-        self.fresh.store(0, Ordering::Relaxed);
+        self.fresh.bytes.store(0, Ordering::Relaxed);
+        self.fresh.files.store(0, Ordering::Relaxed);
         let mut found = Vec::new();
         walk(&self.top, "", 0, &mut found)?;
         found.sort_by_key(|cached| std::cmp::Reverse(cached.used));
         let age = SignedDuration::try_from(self.bounds.age).unwrap_or(SignedDuration::MAX);
         let oldest = now.checked_sub(age).unwrap_or(Timestamp::MIN);
-        let mut tidied = Tidied::default();
+        let (mut tidied, mut removed) = (Tidied::default(), Ok(()));
         for cached in &found {
-            let is_kept =
-                cached.used >= oldest && tidied.bytes.saturating_add(cached.bytes) <= self.bounds.bytes;
+            let is_kept = cached.used >= oldest
+                && tidied.files < self.bounds.files
+                && tidied.bytes.saturating_add(cached.bytes) <= self.bounds.bytes;
             if is_kept {
                 tidied.files += 1;
                 tidied.bytes += cached.bytes;
             } else {
-                self.remove(cached)?;
+                removed = removed.and(self.remove(cached));
                 tidied.gone += 1;
             }
         }
-        Ok(Some(tidied))
+        if in_any_case {
+            remove_empty(&self.top, 0)?;
+        }
+        removed.map(|()| Some(tidied))
     }
 
     fn remove(&self, cached: &Cached) -> io::Result<()> {
         let (folder, name) = cached.path.rsplit_once('/').unwrap_or((".", &cached.path));
         let folder = rustix::fs::openat2(&*self.top, folder, FOLDER, Mode::empty(), BENEATH);
         match folder.and_then(|folder| rustix::fs::unlinkat(&folder, name, AtFlags::empty())) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // The last is a file of NFS that somebody here has open yet: it goes with them.
+            Ok(()) | Err(Errno::NOENT | Errno::STALE | Errno::BUSY) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -258,6 +270,22 @@ fn walk(folder: &OwnedFd, place: &str, depth: usize, found: &mut Vec<Cached>) ->
             }),
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// Removes the folders below that hold nothing.
+fn remove_empty(folder: &OwnedFd, depth: usize) -> io::Result<()> {
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if depth >= DEPTH || matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let Ok(below) = rustix::fs::openat2(folder, name, FOLDER, Mode::empty(), BENEATH) else { continue };
+        remove_empty(&below, depth + 1)?;
+        // One that holds something stays.
+        let _ = rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR).is_ok();
     }
     Ok(())
 }

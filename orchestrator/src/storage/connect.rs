@@ -30,6 +30,8 @@ const SILENT_TIME: Duration = Duration::from_secs(30);
 /// How long a request is tried again, with pauses that grow and are drawn by lot.
 const RETRY_TIME: Duration = Duration::from_secs(30);
 const RETRIES: usize = 6;
+/// Files of a cache: what looking through it holds is some hundred bytes of each.
+const CACHED_FILES: u64 = 500_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Connections that are kept open: as many as there are requests at the same time.
@@ -94,7 +96,7 @@ impl StorageSettings {
     pub(crate) fn cache(&self) -> Result<Option<Cache>, ConnectError> {
         let Some(wanted) = &self.chosen.cache else { return Ok(None) };
         let path = wanted.folder.clone().unwrap_or_else(|| self.data_dir.join("cache"));
-        let bounds = CacheBounds { bytes: wanted.bytes, age: wanted.age };
+        let bounds = CacheBounds { bytes: wanted.bytes, files: CACHED_FILES, age: wanted.age };
         let opened = Cache::open(&path, bounds);
         opened.map(Some).map_err(|source| ConnectError::Cache { path, source })
     }

@@ -527,7 +527,7 @@ fn write_notes(file: &File, notes: &Notes) {
 }
 
 /// The bytes of an open file, read as they are asked for.
-pub(super) fn content(file: File, range: Range<u64>) -> Content {
+fn content(file: File, range: Range<u64>) -> Content {
     let begin = (file, range.start, range.end);
     stream::try_unfold(begin, |(file, at, end)| async move {
         if at >= end {

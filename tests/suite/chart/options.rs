@@ -226,7 +226,7 @@ fn the_cache_of_files_is_a_part_of_the_data_folder_or_on_an_export_that_only_orc
         0
     );
     let of = settings(&plain);
-    assert_eq!((of("NFS_SERVER"), of("POSTERN_FILES_CACHE_SIZE")), (None, Some(json!("1GiB"))));
+    assert_eq!((of("NFS_SERVER"), of("POSTERN_FILES_CACHE_SIZE")), (None, Some(json!("512MiB"))));
 
     let values = ["--set=cache.nfs.server=10.0.0.2", "--set=cache.nfs.path=/files", "--set=cache.size=80GiB"];
     let objects = rendered(&helm, &values);
@@ -239,6 +239,10 @@ fn the_cache_of_files_is_a_part_of_the_data_folder_or_on_an_export_that_only_orc
     assert_eq!(volume["spec"]["claimRef"]["name"], claim["metadata"]["name"]);
     assert_eq!(volume["spec"]["claimRef"]["namespace"], claim["metadata"]["namespace"]);
     assert_eq!(claim["spec"]["volumeName"], volume["metadata"]["name"]);
+    for object in [volume, claim] {
+        let kept = &object["metadata"]["annotations"]["helm.sh/resource-policy"];
+        assert_eq!(kept, "keep", "pods may run on it when a release has another");
+    }
     for part in [&volume["spec"], &claim["spec"]] {
         assert_eq!(
             (&part["accessModes"], &part["storageClassName"]),

@@ -39,7 +39,7 @@ impl Machine {
     }
 
     pub(super) async fn usual() -> Self {
-        Self::new(true, CacheBounds { bytes: 1 << 30, age: Duration::from_secs(3600) }).await
+        Self::new(true, CacheBounds { bytes: 1 << 30, files: 1 << 20, age: Duration::from_secs(3600) }).await
     }
 
     pub(super) fn user(&self, name: &str) -> UserFiles {
@@ -220,7 +220,7 @@ async fn what_is_not_what_it_says_is_neither_kept_nor_filled_in() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_a_folder_is_at_hand_itself() {
-    let bounds = CacheBounds { bytes: 1 << 30, age: Duration::from_secs(3600) };
+    let bounds = CacheBounds { bytes: 1 << 30, files: 1 << 20, age: Duration::from_secs(3600) };
     let machine = Machine::new(false, bounds).await;
     let (files, slot) = (machine.user("u"), machine.slot("slot"));
     for name in ["a", "d/b", "bent"] {
@@ -248,7 +248,8 @@ async fn a_store_that_is_a_folder_is_at_hand_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_old_goes_and_then_what_was_not_used_for_longest() {
-    let machine = Machine::new(true, CacheBounds { bytes: 25, age: Duration::from_secs(3600) }).await;
+    let machine =
+        Machine::new(true, CacheBounds { bytes: 25, files: 100, age: Duration::from_secs(3600) }).await;
     let (files, slot) = (machine.user("u"), machine.slot("slot"));
     let names = ["a", "b", "c", "d"];
     for name in names {
@@ -300,6 +301,32 @@ async fn what_is_old_goes_and_then_what_was_not_used_for_longest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_holds_only_so_many_files_and_no_folder_without_one() {
+    let machine =
+        Machine::new(true, CacheBounds { bytes: 1 << 30, files: 32, age: Duration::from_secs(3600) }).await;
+    let (one, two) = (machine.user("one"), machine.user("two"));
+    let put = |files: &UserFiles, number: u8| {
+        let kept = machine.cache().put_bytes(&files.prefix, &Digest::of(&[number]), &[number]);
+        assert!(kept.expect("keeps"));
+        // As if each came a second after the one before.
+        let at = std::time::UNIX_EPOCH + Duration::from_secs(2_000_000_000 + u64::from(number));
+        let file =
+            machine.cache().get(&files.prefix, &Digest::of(&[number])).expect("looks").expect("is there");
+        file.set_modified(at).expect("sets");
+    };
+    (0..3).for_each(|number| put(&one, number));
+    (3..35).for_each(|number| put(&two, number));
+    let tidied = machine.cache().tidy(clock::now(), false).expect("tidies").expect("enough has come");
+    assert_eq!((tidied.files, tidied.gone), (32, 3));
+    assert_eq!(machine.cache().tidy(clock::now(), false).expect("tidies"), None, "the control: nothing came");
+    let folder = |files: &UserFiles| machine.folder.path().join("cache").join(files.prefix.as_str());
+    assert!(folder(&one).exists());
+    machine.cache().tidy(clock::now(), true).expect("tidies");
+    assert!(!folder(&one).exists() && folder(&two).exists(), "the name of who has nothing there is gone");
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cache_of_a_user_is_nobody_elses_and_goes_with_them() {
     let machine = Machine::usual().await;
     let (one, two, slot) = (machine.user("one"), machine.user("two"), machine.slot("slot"));
@@ -318,6 +345,8 @@ async fn the_cache_of_a_user_is_nobody_elses_and_goes_with_them() {
     machine.storage.erase_tenant(&tenant("acme")).await.expect("erases");
     assert!(!has(&two));
     let place = machine.folder.path().join("cache");
+    assert!(!place.join(one.prefix.as_str()).exists() && !place.join(two.prefix.as_str()).exists());
+    assert!(!place.join("tenants/acme").exists(), "no name is left either");
     let mode = fs::metadata(&place).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "nobody else of this machine looks into it");
     machine.end().await;

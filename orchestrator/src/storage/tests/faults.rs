@@ -237,7 +237,7 @@ async fn a_draft_that_a_crash_left_goes_in_time_and_is_in_no_ones_way() {
     let refused = put(&files, "n", &Condition::Nothing, "x").await.expect_err("somebody may write still");
     assert!(matches!(refused, StorageError::Obstructed { .. }), "{refused:?}");
     let other = draft("deep/er/.postern-draft-1-4", 25);
-    bench.storage.tidy_cache(clock::now()).await.expect("tidies");
+    bench.storage.tidy(clock::now()).await.expect("tidies");
     assert!(!other.exists() && !top.join("deep").exists(), "with the folders that were there for it");
     assert!(new.exists());
     let listing = files.list().await.expect("lists");

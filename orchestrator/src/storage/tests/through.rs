@@ -3,7 +3,7 @@
 
 use super::cache::Machine;
 use super::*;
-use crate::storage::through::TURNS;
+use crate::storage::through::{KEEPS, LONGEST, LOOKS};
 use crate::store::BegunErasure;
 use std::fs;
 use std::path::PathBuf;
@@ -26,8 +26,8 @@ async fn opened(files: &UserFiles, entry: &FileEntry) -> Open {
 
 /// Waits until nothing is being kept any more.
 async fn kept(files: &UserFiles) {
-    let turns = files.storage.through.as_ref().expect("reads through").turns();
-    drop(turns.acquire_many(u32::try_from(TURNS).expect("fits")).await.expect("stays open"));
+    let through = files.storage.through.as_ref().expect("reads through");
+    drop(through.keeps.acquire_many(u32::try_from(KEEPS).expect("fits")).await.expect("stays open"));
 }
 
 /// A file that whoever opens waits for, as for one of a server that is away; dropped, they go on.
@@ -57,10 +57,9 @@ async fn written(files: &UserFiles, at: &str, content: &Bytes) -> FileEntry {
 async fn what_one_orchestrator_had_of_the_store_all_have_of_the_cache() {
     let machine = Machine::usual().await;
     let (one, other) = (replica(&machine), replica(&machine));
+    let longest = bytes(usize::try_from(LONGEST).expect("fits"), 7);
     let mut entries = Vec::new();
-    for (at, content) in
-        [("d/small", Bytes::from_static(b"few")), ("empty", Bytes::new()), ("long", bytes(3 << 20, 7))]
-    {
+    for (at, content) in [("d/small", Bytes::from_static(b"few")), ("longest", longest)] {
         entries.push((written(&one, at, &content).await, content));
     }
     for (entry, content) in &entries {
@@ -68,20 +67,26 @@ async fn what_one_orchestrator_had_of_the_store_all_have_of_the_cache() {
         let before = machine.asked();
         assert_eq!(all(opened(&one, entry).await.content).await, *content);
         assert!(machine.asked() > before, "the control: it came from the store");
+        kept(&one).await;
     }
-    kept(&one).await;
+    let empty = written(&one, "empty", &Bytes::new()).await;
+    entries.push((empty, Bytes::new()));
     let before = machine.asked();
     for (entry, content) in &entries {
         let open = opened(&other, entry).await;
         assert_eq!((open.size, open.digest), (entry.size, entry.digest));
         assert_eq!(all(open.content).await, *content);
     }
+    // More at once than there are threads for.
+    let small = &entries[0].0;
+    let many = stream::iter((0..4 * LOOKS).map(|_| opened(&other, small))).buffer_unordered(4 * LOOKS);
+    assert_eq!(many.count().await, 4 * LOOKS);
     assert_eq!(machine.asked(), before, "nothing was asked of the store");
+
     // The rest of a file, and a version that is no more, are the store's to give.
-    let (long, content) = &entries[2];
+    let (long, content) = &entries[1];
     let rest = other.open(&long.path, 100, &long.version).await.expect("opens");
     assert_eq!(all(rest.content).await, content.slice(100..));
-    let (small, _) = &entries[0];
     written(&one, "d/small", &Bytes::from_static(b"new")).await;
     let old = other.open(&small.path, 0, &small.version).await.map(drop);
     assert!(matches!(old, Err(StorageError::Conflict { .. })), "{old:?}");
@@ -89,29 +94,39 @@ async fn what_one_orchestrator_had_of_the_store_all_have_of_the_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_large_or_breaks_off_is_not_kept() {
+    let machine = Machine::usual().await;
+    let files = replica(&machine);
+    let large = bytes(usize::try_from(LONGEST + 1).expect("fits"), 7);
+    let entry = written(&files, "large", &large).await;
+    assert_eq!(all(opened(&files, &entry).await.content).await, large);
+    kept(&files).await;
+    assert!(!place(&machine, &files, &large).exists());
+    let few = Bytes::from_static(b"few");
+    let entry = written(&files, "few", &few).await;
+    drop(opened(&files, &entry).await);
+    kept(&files).await;
+    assert!(!place(&machine, &files, &few).exists());
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_file_of_the_cache_is_never_taken_for_the_real_one() {
     let machine = Machine::usual().await;
     let files = replica(&machine);
-    let (small, long) = (Bytes::from_static(b"few"), bytes(3 << 20, 7));
-    let entries = [written(&files, "small", &small).await, written(&files, "long", &long).await];
-    for entry in &entries {
-        all(opened(&files, entry).await.content).await;
+    let content = bytes(300_000, 7);
+    let entry = written(&files, "f", &content).await;
+    let (cut, bent) = (&content[..299_999], [&content[..299_999], b"x"].concat());
+    for bad in [cut, &bent[..], &b""[..]] {
+        all(opened(&files, &entry).await.content).await;
+        kept(&files).await;
+        fs::write(place(&machine, &files, &content), bad).expect("is there");
+        assert_eq!(all(opened(&files, &entry).await.content).await, content, "compared before it is told");
+        kept(&files).await;
+        let before = machine.asked();
+        assert_eq!(all(opened(&files, &entry).await.content).await, content);
+        assert_eq!(machine.asked(), before, "it made room for a good one");
     }
-    kept(&files).await;
-    for content in [&small, &long] {
-        let mut bad = content.to_vec();
-        *bad.last_mut().expect("has one") ^= 1;
-        fs::write(place(&machine, &files, content), bad).expect("is there");
-    }
-    assert_eq!(all(opened(&files, &entries[0]).await.content).await, small, "compared before it is told");
-    let broken: Vec<_> = opened(&files, &entries[1]).await.content.collect().await;
-    assert!(broken.last().is_some_and(Result::is_err), "its sync brings it again");
-    assert!(!place(&machine, &files, &long).exists(), "and finds it in the store");
-    assert_eq!(all(opened(&files, &entries[1]).await.content).await, long);
-    // One that is not as long as it was.
-    kept(&files).await;
-    fs::write(place(&machine, &files, &long), "cut").expect("is there");
-    assert_eq!(all(opened(&files, &entries[1]).await.content).await, long);
     machine.end().await;
 }
 
@@ -121,14 +136,17 @@ async fn whoever_is_being_erased_leaves_nothing_in_the_cache() {
     let files = replica(&machine);
     let content = Bytes::from_static(b"few");
     let entry = written(&files, "f", &content).await;
-    // As a read that began before the erasure, and ends when that has looked through the cache.
-    let open = opened(&files, &entry).await;
+    // As reads that began before the erasure, and end while it is under way, and after.
+    let (first, second) = (opened(&files, &entry).await, opened(&files, &entry).await);
     assert_eq!(files.begin_erasure(clock::now()).await.expect("begins"), BegunErasure::Begun);
-    assert_eq!(all(open.content).await, content);
+    assert_eq!(all(first.content).await, content);
     kept(&files).await;
     assert!(!place(&machine, &files, &content).exists());
     machine.storage.erase_user(&files.owner).await.expect("erases");
     machine.store().erase_user(&files.owner, &erased()).await.expect("erases");
+    assert_eq!(all(second.content).await, content);
+    kept(&files).await;
+    assert!(!place(&machine, &files, &content).exists());
     // The control: whoever comes back.
     let entry = written(&files, "f", &content).await;
     all(opened(&files, &entry).await.content).await;
@@ -150,29 +168,12 @@ async fn a_mount_that_hangs_holds_nobody_up() {
     assert_eq!(all(opened(&files, &entry).await.content).await, content);
     assert_eq!(machine.asked(), before + 1, "from the store");
     // It is left alone for a while: no other thread is lost to it.
-    let turns = files.storage.through.as_ref().expect("reads through").turns();
-    assert_eq!(turns.available_permits(), TURNS - 1);
+    let through = files.storage.through.clone().expect("reads through");
+    assert_eq!(through.looks.available_permits(), LOOKS - 1);
     assert_eq!(all(opened(&files, &entry).await.content).await, content);
-    assert_eq!(turns.available_permits(), TURNS - 1);
+    assert_eq!((through.looks.available_permits(), through.keeps.available_permits()), (LOOKS - 1, KEEPS));
     // The thread that waits goes on.
     drop(pipe);
-    kept(&files).await;
-    machine.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_breaks_off_is_not_kept() {
-    let machine = Machine::usual().await;
-    let files = replica(&machine);
-    let long = bytes(3 << 20, 7);
-    let entry = written(&files, "long", &long).await;
-    let mut open = opened(&files, &entry).await;
-    open.content.next().await.expect("begins").expect("reads");
-    drop(open);
-    kept(&files).await;
-    assert!(!place(&machine, &files, &long).exists());
-    let folder = place(&machine, &files, &long);
-    let left = fs::read_dir(folder.parent().expect("has one")).expect("reads").count();
-    assert_eq!(left, 0, "no draft is left of it");
+    drop(through.looks.acquire_many(u32::try_from(LOOKS).expect("fits")).await.expect("stays open"));
     machine.end().await;
 }
