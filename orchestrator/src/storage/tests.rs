@@ -298,7 +298,7 @@ async fn what_is_not_as_announced_never_was(bench: &Bench) {
                 .expect_err("is not as announced");
             assert!(matches!(refused, StorageError::Differs { .. }), "{refused:?}");
         }
-        let broken = pieces(&content).chain(stream::once(async { Err(std::io::Error::other("broke off")) }));
+        let broken = pieces(&content).chain(stream::once(async { Err(io::Error::other("broke off")) }));
         let refused = files
             .write(&by(), &path("f"), &Condition::Anything, NewFile::default(), broken.boxed())
             .await

@@ -275,5 +275,5 @@ async fn users_files_never_take_the_last_of_the_disk() {
     let mut draft = roomy.begin(&key).expect("begins");
     draft.free = u64::MAX;
     let refused = (0..9).map(|_| draft.write(&bytes(8 << 20, 1))).find_map(Result::err);
-    assert!(refused.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull));
+    assert!(refused.is_some_and(|error| error.kind() == io::ErrorKind::StorageFull));
 }
