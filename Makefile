@@ -91,6 +91,10 @@ prove-images: ## the images as they ship: sizes, digests, and each started from 
 	@scripts/setup.sh images
 	@PROFILE=dist scripts/prove/images.sh
 
+prove-arm64: ## the images built for arm64 on this machine, each program started by qemu
+	@scripts/setup.sh images
+	@PROFILE=dist scripts/prove/arm64.sh
+
 # Not there yet: each of these says so and fails, so that nobody takes silence for success.
 bench-%: ## (not there yet)
 	@echo "make $@: no such benchmark yet" >&2; exit 1

@@ -9,7 +9,8 @@
 #        scripts/images.sh roots FOLDER     only the images' files, for the Dockerfile
 #        scripts/images.sh layout IMAGE PROGRAMS LAYOUT   one layout, of programs that are in a folder
 # ENGINE=docker|none instead of looking; TAG= instead of the chart's appVersion; PROFILE= instead of dist;
-# TARGET= instead of this machine's musl target; RUST= a builder instead of the Dockerfile's, by its digest.
+# TARGET= instead of this machine's musl target (aarch64-unknown-linux-musl makes layouts for arm64, in images-arm64;
+# zig compiles its C); RUST= a builder instead of the Dockerfile's, by its digest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Whoever writes them, files of an image have the same modes.
@@ -22,6 +23,10 @@ umask 022
 export CARGO_TARGET_DIR
 images=(gateway orchestrator sandbox)
 layouts=$CARGO_TARGET_DIR/images
+if [[ ${TARGET%%-*} != "$(uname -m)" ]]; then
+  arch=${TARGET%%-*}
+  layouts+=-${arch/aarch64/arm64}
+fi
 say() { printf 'images: %s\n' "$*"; }
 
 # The programs of each image; the first is what it runs.
@@ -41,13 +46,28 @@ has_engine() {
   esac
 }
 
-programs() {
+# What compiles C and links for another architecture: Rust brings the C library and the linker, zig its headers.
+cross() {
+  local under=${TARGET//-/_} compiler
+  if command -v rustup >/dev/null; then
+    rustup -q target add --toolchain "$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)" "$TARGET"
+  fi
+  compiler=$(scripts/zig.sh "$TARGET")
+  export "CC_$under=$compiler" "AR_$under=ar" "CARGO_TARGET_${under^^}_LINKER=rust-lld"
+  export "CARGO_TARGET_${under^^}_RUSTFLAGS=-Clink-self-contained=yes -Clinker-flavor=ld.lld"
+}
+
+own() {
   if ! command -v musl-gcc >/dev/null; then
     echo 'images: musl-gcc is missing. Run this, then try again:  sudo apt-get install -y musl-tools' >&2
     exit 1
   fi
-  local under=${TARGET//-/_} image program
-  export "CC_$under=musl-gcc"
+  export "CC_${TARGET//-/_}=musl-gcc"
+}
+
+programs() {
+  local image program
+  if [[ ${TARGET%%-*} == "$(uname -m)" ]]; then own; else cross; fi
   for image in "${images[@]}"; do
     for program in $(programs_of "$image"); do
       local profile=$PROFILE
