@@ -19,13 +19,6 @@ pub(crate) struct Neighbour {
     pub(crate) turn: Duration,
 }
 
-impl Neighbour {
-    /// Whether what it asks alone keeps the machine from being idle.
-    pub(crate) const fn is_loaded(self) -> bool {
-        self.connections > 1
-    }
-}
-
 /// One that asks now and then.
 pub(crate) const SELDOM: Neighbour =
     Neighbour { connections: 1, every: Duration::from_millis(2), turn: Duration::from_secs(1) };
