@@ -13,21 +13,7 @@ work=$(mktemp -d)
 chmod 0755 "$work"
 children=()
 trap 'for child in "${children[@]}"; do kill "$child" 2>/dev/null || true; done; rm -rf "$work"' EXIT
-passed=0 failed=0
-
-# Runs a check; its words are shown where it fails.
-check() { # WHAT COMMAND…
-  local what=$1
-  shift
-  if "$@" >"$work/said" 2>&1; then
-    passed=$((passed + 1))
-    printf 'ok: %s\n' "$what"
-  else
-    failed=$((failed + 1))
-    printf 'NOT OK: %s\n' "$what"
-    sed 's/^/    /' "$work/said"
-  fi
-}
+source "$here/check.sh"
 
 # A field of what an image says of itself.
 of() { # IMAGE FIELD

@@ -16,19 +16,8 @@ scripts/images.sh layouts || exit 1
 layouts=$CARGO_TARGET_DIR/images-arm64
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-check() { # WHAT COMMAND…
-  local what=$1
-  shift
-  if "$@" >"$work/said" 2>&1; then
-    passed=$((passed + 1))
-    printf 'ok: %s\n' "$what"
-  else
-    failed=$((failed + 1))
-    printf 'NOT OK: %s\n' "$what"
-    sed 's/^/    /' "$work/said"
-  fi
-}
+source scripts/images/check.sh
+
 is_arm() { # IMAGE
   python3 - "$layouts/$1" <<'EOF'
 import json, sys
