@@ -12,7 +12,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const PROGRAM: &str = include_str!("hostile/process_1.py");
+const PROGRAM: &str = concat!(
+    include_str!("../../orchestrator/src/runtime/local/tests/hostile/frames.py"),
+    include_str!("hostile/process_1.py"),
+);
 /// What is read of an answer without an end before its reader stops.
 const READ_BYTES: usize = 32 << 20;
 /// What `up` may take more at its worst: a list of 32 MiB, read and parsed, 10 MiB of each output of a

@@ -28,7 +28,7 @@ on_each_level!(
     an_identity_that_it_claims_changes_nothing,
 );
 
-const PROGRAM: &str = include_str!("hostile/process_1.py");
+const PROGRAM: &str = concat!(include_str!("hostile/frames.py"), include_str!("hostile/process_1.py"));
 /// What a shim may have used at its worst: its program, and each bounded buffer once.
 const SHIM_KIBIBYTES: u64 = 32 << 10;
 /// How long a sandbox is given to answer what it never answers.
