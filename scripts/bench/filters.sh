@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${CARGO_TARGET_DIR:?}"
 
-cargo bench --quiet --locked -p postern-gateway --bench filters
+cargo bench --quiet --locked --workspace --bench filters
 programs=$CARGO_TARGET_DIR/programs
 if [[ -x $programs/postern ]]; then
   scripts/bench/push_to_active.py "$programs" target/bench/filters.json

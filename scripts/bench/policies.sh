@@ -7,5 +7,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-cargo bench --quiet --locked -p postern-policies --bench policies -- "$@"
+cargo bench --quiet --locked --workspace --bench policies -- "$@"
 printf 'written: target/bench/policies.json\n'

@@ -9,4 +9,4 @@
 # Ends with `N passed, N failed`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-cargo bench --quiet --locked -p postern-gateway --bench filters -- --prove-hostile "${ROUNDS:-3}"
+cargo bench --quiet --locked --workspace --bench filters -- --prove-hostile "${ROUNDS:-3}"

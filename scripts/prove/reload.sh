@@ -5,4 +5,4 @@
 # Ends with `N passed, N failed`. `make test` runs a short form.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-cargo bench --quiet --locked -p postern-gateway --bench filters -- --prove-reload "${ROUNDS:-10000}"
+cargo bench --quiet --locked --workspace --bench filters -- --prove-reload "${ROUNDS:-10000}"

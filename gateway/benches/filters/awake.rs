@@ -6,6 +6,7 @@
 //! the cores awake would look faster than alone, and that differs from hour to hour with the host's
 //! other guests.
 
+use anyhow::{Result, anyhow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thread_priority::ThreadPriority;
@@ -35,6 +36,13 @@ impl Awake {
         }
         Self(is_over)
     }
+}
+
+/// This thread takes a core from nobody who wants it, but comes before those that keep it awake.
+pub(crate) fn make_way() -> Result<()> {
+    let normal = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, normal)
+        .map_err(|error| anyhow!("the priority of a thread: {error}"))
 }
 
 impl Drop for Awake {

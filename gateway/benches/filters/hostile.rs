@@ -13,7 +13,7 @@
 //!   client, gateway and backend share the machine's cores, and this says what of a difference is that another
 //!   tenant is served at all, and what is hostility.
 
-use crate::awake::Awake;
+use crate::awake::{Awake, make_way};
 use crate::neighbour::{LOADED, Neighbour, SELDOM, Times, watch};
 use crate::plugins::{compiled, manifest, sign};
 use crate::proofs::{WITHIN, request, runtime, say};
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 /// What the p99 of a neighbour may become.
 const P99_BAR: f64 = 1.5;
@@ -249,7 +250,7 @@ async fn turn(
 
 /// What the answers of all turns say.
 fn judge(way: &str, neighbour: Neighbour, measured: Measured) -> Result<Line> {
-    let Measured { alone, again, hostile, harmless, slowest, client, .. } = measured;
+    let Measured { alone, again, hostile, harmless, slowest, answers, client } = measured;
     let alone_both = Times::of([alone.as_slice(), again.as_slice()].concat())?;
     let (alone, again) = (Times::of(alone)?, Times::of(again)?);
     let (hostile, harmless) = (Times::of(hostile)?, Times::of(harmless)?);
@@ -259,7 +260,7 @@ fn judge(way: &str, neighbour: Neighbour, measured: Measured) -> Result<Line> {
     say(&format!("#   alone {alone_both}; beside {way} {hostile}; beside harmless traffic {harmless}"));
     say(&format!(
         "#   p99: alone against alone {control:.2}, harmless traffic against alone {:.2}, {way} against harmless \
-         traffic {:.2}; the attack's client took {} ms of a core",
+         traffic {:.2}; the attack had {answers} answers in its last turn, its client took {} ms of a core",
         harmless.p99 / alone_both.p99,
         hostile.p99 / harmless.p99,
         client.as_millis(),
@@ -306,9 +307,12 @@ struct Sent {
     client: Duration,
 }
 
-/// Sends requests from a thread of its own, so that the neighbour's clock does not wait for it.
-fn send(door: SocketAddr, traffic: Traffic) -> tokio::task::JoinHandle<Result<Sent>> {
-    tokio::task::spawn_blocking(move || {
+/// Sends requests from a thread of its own, so that the neighbour's clock does not wait for it. It makes way for
+/// whatever else runs: it stands for another machine, and takes processor time of this one.
+fn send(door: SocketAddr, traffic: Traffic) -> oneshot::Receiver<Result<Sent>> {
+    let (sender, sent) = oneshot::channel();
+    let run = move || {
+        make_way()?;
         let before = thread_time();
         let each = runtime()?.block_on(async {
             let connections = (0..ATTACKERS).map(|_| one_after_the_other(door, &traffic));
@@ -317,7 +321,9 @@ fn send(door: SocketAddr, traffic: Traffic) -> tokio::task::JoinHandle<Result<Se
         let slowest = each.iter().map(|(slowest, _)| *slowest).max().context("a connection")?;
         let answers = each.iter().map(|(_, answers)| answers).sum();
         Ok(Sent { slowest, answers, client: thread_time().saturating_sub(before) })
-    })
+    };
+    std::thread::spawn(move || drop(sender.send(run())));
+    sent
 }
 
 /// Each request by a connection of its own; the slowest answer, and how many there were.
