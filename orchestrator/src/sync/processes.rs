@@ -53,6 +53,8 @@ const GOOD_RUN: Duration = Duration::from_secs(30);
 const END_TIME: Duration = Duration::from_secs(2);
 /// What is kept of its complaint.
 const COMPLAINT_BYTES: u64 = 4096;
+/// What is read at a time of what it tells, for which each sandbox holds room: more than most messages have.
+const TOLD_BYTES: usize = 1024;
 
 /// Files could not be carried.
 #[derive(Debug, thiserror::Error)]
@@ -296,7 +298,7 @@ impl Syncs {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
         };
-        let telling = Telling { output: BufReader::new(output), line: Vec::new() };
+        let telling = Telling { output: BufReader::with_capacity(TOLD_BYTES, output), line: Vec::new() };
         let (session, rotate_at) = (session.id, session.rotate_at);
         let mut process = Process { child, input, telling, session, rotate_at };
         let bounds = Bounds { bytes: sandbox.new.asked.limits.disk_bytes, ..Bounds::default() };
@@ -332,7 +334,8 @@ impl Syncs {
             let begun = Instant::now();
             let ran = match process.take() {
                 Some(running) => self.attend(id, running, stop).await,
-                None => match stop.run_until_cancelled(self.spawn(sandbox, false, &[])).await {
+                // Large, and over in a moment, where the rest of this waits for as long as the sandbox lives.
+                None => match stop.run_until_cancelled(Box::pin(self.spawn(sandbox, false, &[]))).await {
                     None | Some(Ok(None)) => return,
                     Some(Ok(Some(running))) => self.attend(id, running, stop).await,
                     // Its own session has ended with its sandbox.
@@ -366,7 +369,8 @@ impl Syncs {
                     return Ok(());
                 }
                 () = tokio::time::sleep(until) => {
-                    let (session, token) = self.0.sessions.refresh(&process.session, clock::now()).await?;
+                    let refreshed = Box::pin(self.0.sessions.refresh(&process.session, clock::now()));
+                    let (session, token) = refreshed.await?;
                     process.rotate_at = session.rotate_at;
                     let ordered = process.order(&Order::Token(token)).await;
                     ordered.map_err(|error| SyncError::Spawn(id.clone(), error))?;
@@ -489,5 +493,22 @@ impl Process {
             // It may have ended just now.
             let _ = child.kill().await.is_ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<Keep: Future>(
+        _keep: impl Fn(&'static Syncs, &'static SandboxRow, Option<Process>, &'static Stop) -> Keep,
+    ) -> usize {
+        size_of::<Keep>()
+    }
+
+    #[test]
+    fn one_that_is_kept_running_holds_little() {
+        let size = size(Syncs::keep_running);
+        assert!(size <= 4096, "{size} bytes for each sandbox");
     }
 }

@@ -78,7 +78,7 @@ impl FilesListener {
 
 /// Serves until the tasks are stopped; gateways of other machines know us by the control stream's certificate.
 pub(crate) fn serve(api: FilesApi, listener: FilesListener, control: Arc<ControlStream>, tasks: &Tasks) {
-    let group = tasks.clone();
+    let (group, api) = (tasks.clone(), Arc::new(api));
     tasks.spawn(async move |stop: Stop| {
         let free = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
@@ -90,18 +90,12 @@ pub(crate) fn serve(api: FilesApi, listener: FilesListener, control: Arc<Control
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
-            let (api, control) = (api.clone(), Arc::clone(&control));
+            let (api, control) = (Arc::clone(&api), Arc::clone(&control));
             group.spawn(async move |stop: Stop| {
                 match stream {
                     Stream::Unix(stream) => converse(TokioIo::new(stream), api, stop).await,
-                    Stream::Tcp(stream) => {
-                        let greeted = control.acceptor(clock::now()).accept(stream);
-                        let greeted = stop.run_until_cancelled(timeout(GREET_TIME, greeted)).await;
-                        // Who does not agree on it is no gateway of ours.
-                        if let Some(Ok(Ok(stream))) = greeted {
-                            converse(TokioIo::new(stream), api, stop).await;
-                        }
-                    }
+                    // Large, and not on one machine, which has a connection for each sandbox.
+                    Stream::Tcp(stream) => Box::pin(greet(stream, api, &control, stop)).await,
                 }
                 drop(room);
             });
@@ -109,12 +103,21 @@ pub(crate) fn serve(api: FilesApi, listener: FilesListener, control: Arc<Control
     });
 }
 
-async fn converse<Io>(io: Io, api: FilesApi, stop: Stop)
+async fn greet(stream: TcpStream, api: Arc<FilesApi>, control: &ControlStream, stop: Stop) {
+    let greeted = control.acceptor(clock::now()).accept(stream);
+    let greeted = stop.run_until_cancelled(timeout(GREET_TIME, greeted)).await;
+    // Who does not agree on it is no gateway of ours.
+    if let Some(Ok(Ok(stream))) = greeted {
+        converse(TokioIo::new(stream), api, stop).await;
+    }
+}
+
+async fn converse<Io>(io: Io, api: Arc<FilesApi>, stop: Stop)
 where
     Io: hyper::rt::Read + hyper::rt::Write + Unpin,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let api = api.clone();
+        let api = Arc::clone(&api);
         async move { Ok::<_, Infallible>(answer(&api, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -147,10 +150,11 @@ async fn called(api: &FilesApi, request: Request<Incoming>) -> Result<Response<B
     let call = call.to_owned();
     let caller = api.caller(request.headers(), request.uri()).await?;
     let body = request.into_body();
+    // Of each sandbox one call waits for changes all the time: what others need is not held for it.
     match &*call {
-        "list" => api.list(&caller).await,
+        "list" => Box::pin(api.list(&caller)).await,
         "get" => api.get(&caller, body).await,
-        "put" => api.put(&caller, body).await,
+        "put" => Box::pin(api.put(&caller, body)).await,
         "changes" => api.changes(&caller, body).await,
         _ => Err(Problem::new(Code::NotFound, "there is no such call")),
     }
@@ -163,4 +167,18 @@ fn refused(problem: &Problem) -> Response<Body> {
         StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(CONTENT_TYPE));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<Call: Future>(_call: impl Fn(&'static FilesApi, Request<Incoming>) -> Call) -> usize {
+        size_of::<Call>()
+    }
+
+    #[test]
+    fn a_call_that_waits_holds_little() {
+        assert!(size(answer) <= 2048, "{} bytes for each sandbox", size(answer));
+    }
 }
