@@ -89,7 +89,8 @@ pub(crate) fn prove(rounds: u32) -> Result<()> {
         let evil = opened(&mut world, "evil", 20_000).await?;
         let harmless = opened(&mut world, "harmless", 20_001).await?;
         let tokens = Tokens { evil, harmless };
-        let _awake = Awake::keep();
+        let awake = Awake::keep();
+        say(&format!("#   {awake}"));
         let clean = at_rest(&world).await?;
         // Each of them once beside the neighbour, so that what is made once is made: stacks and memories of as
         // many instances as there are at once.
@@ -115,6 +116,7 @@ pub(crate) fn prove(rounds: u32) -> Result<()> {
             ),
         });
         world.tasks.stop();
+        drop(awake);
         score.finish()
     })
 }
