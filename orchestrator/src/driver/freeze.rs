@@ -127,6 +127,7 @@ impl Driver {
         self.introduce(row, replaced.token, None).await?;
         // Last: until then nobody is bound to it, and after an interruption all this begins again.
         sessions.bind(row, peer, level(row)).await?;
+        self.follow_files(row);
         Ok(store.rotate_session_at(id, replaced.rotate_at).await?)
     }
 

@@ -77,10 +77,9 @@ impl Driver {
 
     /// Begins the sync of one that had no files to be waited for. Unless something is done inside first, only
     /// once it runs: begun before, it would take processor and database from who waits for that.
-    fn follow_files(&self, row: &SandboxRow) {
+    pub(super) fn follow_files(&self, row: &SandboxRow) {
         let Parts { host, syncs, .. } = self.parts();
-        // That of a pod has been begun.
-        if host.has_syncs() && !host.is_shared() {
+        if host.has_syncs() {
             syncs.resume(row);
         }
     }
@@ -101,11 +100,7 @@ impl Driver {
             Some((running, agent)) => (running, Some(agent)),
             None => (parts.host.create(wake::create(row)).await?, None),
         };
-        if let Some(peer) = parts.host.peer(&new.id) {
-            // Before it knows who it is: nobody else's requests are taken for its own.
-            parts.sessions.bind(row, peer, running.isolation).await?;
-        }
-        self.bring_files(row).await?;
+        let reached = self.prepare(row, running.isolation, reached).await?;
         if first.snapshot.is_some() || !first.commands.is_empty() {
             // It sees what they change, as it sees all that an agent does.
             self.follow_files(row);
@@ -133,6 +128,33 @@ impl Driver {
         Ok(running)
     }
 
+    /// What has to be before a sandbox learns who it is, side by side, since each waits for somebody else:
+    /// gateways know where its requests come from, and its files are there. One that takes a network is
+    /// reached meanwhile.
+    async fn prepare(
+        &self,
+        row: &SandboxRow,
+        level: Isolation,
+        reached: Option<Agent>,
+    ) -> Result<Option<Agent>, DriveError> {
+        let Parts { host, sessions, .. } = self.parts();
+        let id = &row.new.id;
+        let bound = async {
+            // INVARIANT: from then on nobody else's requests are taken for its own.
+            let Some(peer) = host.peer(id) else { return Ok(()) };
+            sessions.bind(row, peer, level).await.map_err(DriveError::from)
+        };
+        let connected = async {
+            if reached.is_some() || !host.is_shared() {
+                return Ok(reached);
+            }
+            let connected = tokio::time::timeout(AGENT_TIME, host.connect(id)).await;
+            Ok(Some(connected.map_err(|_late| DriveError::Silent(id.clone()))??))
+        };
+        let (reached, (), ()) = tokio::try_join!(connected, bound, self.bring_files(row))?;
+        Ok(reached)
+    }
+
     /// Has a sandbox that is being made, whose files are there, go on from a snapshot's memory under its
     /// own identity. Its first processes were none but `sandboxd`.
     async fn go_on_from(
@@ -148,9 +170,7 @@ impl Driver {
         let (memory, owner) = snapshots.memory(snapshot);
         self.go_on(row, (&memory, owner), kept).await?;
         drop(self.introduce(row, token, None).await?);
-        if host.has_syncs() {
-            syncs.resume(row);
-        }
+        self.follow_files(row);
         Ok(())
     }
 

@@ -108,7 +108,7 @@ impl Driver {
     /// Brings a stopped sandbox back under a new token; what it turned out to be, and what of it did not
     /// come back.
     async fn bring_back(&self, row: &SandboxRow) -> Result<(Running, Option<&'static str>), DriveError> {
-        let Parts { host, sessions, syncs, store, files, .. } = self.parts();
+        let Parts { host, sessions, store, files, .. } = self.parts();
         let id = &row.new.id;
         // From now on there is something to lose again.
         files.note_owed(id).map_err(super::start::machine(row, "note that its files are to be kept"))?;
@@ -129,9 +129,7 @@ impl Driver {
             sessions.publish(row, session, running.isolation).await;
         }
         self.meet_again(row, token).await?;
-        if host.has_syncs() {
-            syncs.resume(row);
-        }
+        self.follow_files(row);
         Ok((running, lost))
     }
 

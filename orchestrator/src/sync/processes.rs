@@ -145,8 +145,8 @@ impl Syncs {
     }
 
     /// Brings a user's files into a sandbox and keeps them in step from then on; `None` if its host
-    /// carries files by other means. Where there are none, on this machine nothing is begun: who makes the
-    /// sandbox calls [`Syncs::resume`] once it runs.
+    /// carries files by other means. Where there are none nothing is begun: who makes the sandbox calls
+    /// [`Syncs::resume`] once it runs.
     ///
     /// # Errors
     /// [`SyncError`]; then none runs.
@@ -156,10 +156,11 @@ impl Syncs {
         // What cannot be told now is for the sync to find out.
         let listed = if self.0.host.has_syncs() { self.files(sandbox).list().await.ok() } else { None };
         let is_empty = listed.as_ref().is_some_and(|it| *it == Listing::default());
-        if self.0.host.is_sync_beside(&sandbox.new.id) {
-            return self.begin_beside(sandbox, !is_empty).await;
+        let is_beside = self.0.host.is_sync_beside(&sandbox.new.id);
+        if is_beside && !is_empty {
+            return self.begin_beside(sandbox).await;
         }
-        if self.0.host.is_shared() && self.0.host.has_syncs() {
+        if !is_beside && self.0.host.is_shared() && self.0.host.has_syncs() {
             let sandbox = &sandbox.new.id;
             tracing::warn!(%sandbox, "its pod has no container `sync`, so its user's files are not carried; the chart's SandboxTemplates have one");
             return Ok(None);
@@ -226,6 +227,10 @@ impl Syncs {
     pub(crate) fn resume(&self, sandbox: &SandboxRow) {
         if self.0.host.is_sync_beside(&sandbox.new.id) {
             return self.begin_beside_soon(sandbox.clone());
+        }
+        if self.0.host.is_shared() {
+            // Its pod has none.
+            return;
         }
         let is_kept =
             self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&sandbox.new.id);

@@ -22,16 +22,8 @@ use std::sync::PoisonError;
 use tokio::time::{Instant, sleep, timeout};
 
 impl Syncs {
-    /// Brings a user's files into a pod. Where there are none nobody waits for its sync.
-    pub(super) async fn begin_beside(
-        &self,
-        sandbox: &SandboxRow,
-        has_files: bool,
-    ) -> Result<Option<Report>, SyncError> {
-        if !has_files {
-            self.begin_beside_soon(sandbox.clone());
-            return Ok(Some(Report::default()));
-        }
+    /// Brings a user's files into a pod.
+    pub(super) async fn begin_beside(&self, sandbox: &SandboxRow) -> Result<Option<Report>, SyncError> {
         let begun = Instant::now();
         let report = self.order_beside(sandbox, false).await?;
         self.0.durations.get_or_create(&[("phase", "hydrate")]).observe(begun.elapsed().as_secs_f64());
