@@ -44,6 +44,9 @@ const SILENCE: Duration = Duration::from_secs(90);
 const HYDRATE_TIME: Duration = Duration::from_secs(3600);
 /// What a flush may take: as long as the largest disk at 100 MB/s, and some.
 const FLUSH_TIME: Duration = Duration::from_secs(300);
+/// One that nobody waits for is begun so much later: whoever made its sandbox uses that at once, and to begin a sync
+/// would take the processor from it. What is changed until then, it finds when it begins.
+const BEGIN_LATER: Duration = Duration::from_millis(100);
 /// The pause before one that ended by itself is begun again; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -232,11 +235,14 @@ impl Syncs {
             // Its pod has none.
             return;
         }
-        let is_kept =
-            self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&sandbox.new.id);
-        if !is_kept {
+        if !self.keeps(&sandbox.new.id) {
             self.keep(sandbox.clone(), None);
         }
+    }
+
+    /// Whether a sandbox's sync is kept running here, also before it has begun.
+    pub(crate) fn keeps(&self, sandbox: &SandboxId) -> bool {
+        self.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(sandbox)
     }
 
     /// Ends a sandbox's sync; when this returns nothing of it runs.
@@ -335,6 +341,9 @@ impl Syncs {
 
     async fn keep_running(&self, sandbox: &SandboxRow, mut process: Option<Process>, stop: &Stop) {
         let (id, mut pause) = (&sandbox.new.id, FIRST_PAUSE);
+        if process.is_none() && stop.run_until_cancelled(tokio::time::sleep(BEGIN_LATER)).await.is_none() {
+            return;
+        }
         loop {
             let begun = Instant::now();
             let ran = match process.take() {

@@ -13,9 +13,11 @@ async fn the_sync_of_one_that_never_ran_is_not_begun() {
     bench.open_all_doors();
     // It has no agent, so it cannot become more than failed.
     assert_eq!(bench.over(&row.new.id).await.state, State::Failed);
-    assert_eq!(begun(), 0, "its user has no files that were to be waited for");
+    let is_to_begin = || bench.driver.syncs().keeps(&row.new.id);
+    assert!(begun() == 0 && !is_to_begin(), "its user has no files that were to be waited for");
     // The control: that of one that runs is.
     bench.driver.syncs().resume(&row);
+    assert!(is_to_begin());
     until("it is begun", async || begun() > 0).await;
 }
 

@@ -9,7 +9,9 @@
 //! finish ─▶ session · Begin {only flush} ─▶ followed until flushed; session ends
 //! ```
 
-use super::{FIRST_PAUSE, FLUSH_TIME, HYDRATE_TIME, LONGEST_PAUSE, SILENCE, SyncError, Syncs, within};
+use super::{
+    BEGIN_LATER, FIRST_PAUSE, FLUSH_TIME, HYDRATE_TIME, LONGEST_PAUSE, SILENCE, SyncError, Syncs, within,
+};
 use crate::runtime::agent::Next;
 use crate::runtime::{Agent, RuntimeError};
 use crate::store::SandboxRow;
@@ -40,6 +42,9 @@ impl Syncs {
         self.0.tasks.spawn(async move |stop: Stop| {
             let _until_it_ends = beginning;
             let (id, mut pause) = (&sandbox.new.id, FIRST_PAUSE);
+            if stop.run_until_cancelled(sleep(BEGIN_LATER)).await.is_none() {
+                return;
+            }
             while let Some(Err(error)) = stop.run_until_cancelled(syncs.begin_if_without(&sandbox)).await {
                 {
                     let error = &error as &dyn std::error::Error;
