@@ -7,7 +7,8 @@
 //! that alternate, in an order that is the same backwards; the answers of all turns of a kind are put together,
 //! and the p99 is of these. Two more kinds of turns take part in the same order:
 //! - alone once more, as the control: where alone differs from alone by more than the bar, the machine cannot
-//!   tell, and the proof has failed as not shown. The attack is compared with both kinds of alone together.
+//!   tell, and all of that is measured again; after a few times the proof has failed as not shown. The attack is
+//!   compared with both kinds of alone together.
 //! - beside harmless traffic: the same requests at the rate at which the attack got its answers, from the same
 //!   client, to another tenant whose filter is the same program and refuses at once. It is told and not judged:
 //!   client, gateway and backend share the machine's cores, and this says what of a difference is that another
@@ -72,6 +73,8 @@ const BLOCK: [Beside; 10] = [
     Beside::Hostile,
     Beside::Nothing,
 ];
+/// How often a neighbour is measured beside one way, where the machine differs too much from itself to tell.
+const TRIES: u32 = 3;
 /// Blocks of a round: alone and beside are measured over 4,000 requests of who asks now and then, and 16,000 of
 /// who is under load.
 const BLOCKS: u32 = 2;
@@ -104,13 +107,14 @@ pub(crate) fn prove(rounds: u32) -> Result<()> {
         say("#   of answers: p50, p90, p99 and the longest");
         for way in WAYS {
             for neighbour in [SELDOM, LOADED] {
-                score.add(&beside(&world, &tokens, (way, rounds), neighbour).await?);
+                score.add(&shown(&world, &tokens, (way, rounds), neighbour).await?);
             }
         }
         let after = at_rest(&world).await?;
         let grown = after / before;
         score.add(&Line {
             is_good: grown <= WITHIN,
+            is_shown: true,
             words: format!(
                 "resident memory is {grown:.3} of what it was ({clean:.0} MB before any of it, {before:.0} MB after one of each, {after:.0} MB after all)"
             ),
@@ -164,6 +168,8 @@ async fn at_rest(world: &World) -> Result<f64> {
 /// What one check came to.
 struct Line {
     is_good: bool,
+    /// Whether it says anything.
+    is_shown: bool,
     words: String,
 }
 
@@ -199,6 +205,24 @@ struct Measured {
     answers: u32,
     /// Processor time of the attack's own client, in all its turns.
     client: Duration,
+}
+
+/// The first measurement in which the machine differed less from itself than the bar, or the last of a few.
+async fn shown(
+    world: &World,
+    tokens: &Tokens,
+    (way, rounds): (&'static str, u32),
+    neighbour: Neighbour,
+) -> Result<Line> {
+    let mut line = beside(world, tokens, (way, rounds), neighbour).await?;
+    for _again in 1..TRIES {
+        if line.is_shown {
+            break;
+        }
+        say(&format!("#   measured again: {}", line.words));
+        line = beside(world, tokens, (way, rounds), neighbour).await?;
+    }
+    Ok(line)
 }
 
 /// The neighbour's p99 alone and beside one way, each over all its answers in so many rounds of blocks.
@@ -270,6 +294,8 @@ fn judge(way: &str, neighbour: Neighbour, measured: Measured) -> Result<Line> {
     let doubt = if is_quiet { "" } else { "; not shown: this machine differs as much from itself" };
     Ok(Line {
         is_good: is_quiet && ratio <= P99_BAR && slowest <= ERROR_WITHIN,
+        // An error that came too late is one on any machine.
+        is_shown: is_quiet || slowest > ERROR_WITHIN,
         words: format!(
             "{way}: the p99 of a neighbour with {} connections {:.2} ms alone, {:.2} ms beside it ({ratio:.2}); its own error within {} ms{doubt}",
             neighbour.connections,
