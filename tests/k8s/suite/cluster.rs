@@ -45,7 +45,7 @@ pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) node: Node,
     _surroundings: Surroundings,
-    _parts: Vec<Part>,
+    parts: Vec<Part>,
 }
 
 /// Who is signed for the API server, and by whom.
@@ -66,6 +66,11 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
+    /// The control plane and its database.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter()
+    }
+
     pub(crate) async fn start() -> Self {
         drop(fs::remove_dir_all(folder()));
         fs::create_dir_all(folder()).expect("a folder");
@@ -103,7 +108,7 @@ impl Cluster {
         parts.reverse();
         let node = Node::start(client.clone()).await;
         let surroundings = Surroundings::start(&client, &node).await;
-        Self { client, node, _surroundings: surroundings, _parts: parts }
+        Self { client, node, _surroundings: surroundings, parts }
     }
 
     /// Applies an object, wherever it belongs; `namespace` where it names none itself.

@@ -53,6 +53,12 @@ impl Part {
         self.child.id()
     }
 
+    /// Has it leave its core at once to whoever else wants one, or take part again as others do.
+    pub(crate) fn make_way(&self, does: bool) {
+        let class = if does { "--idle" } else { "--other" };
+        must("chrt", &["--all-tasks", class, "--pid", "0", &self.pid().to_string()]);
+    }
+
     /// What it has written.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(log(&self.name)).unwrap_or_default()
