@@ -71,7 +71,8 @@ fn spinning() -> Awake {
             let makes_way = make_way().is_ok();
             // One that does not make way would be in the way.
             while makes_way && !is_over.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
+                // Another that makes way, as the attack's client does, comes before it.
+                std::thread::yield_now();
             }
         }));
     }
