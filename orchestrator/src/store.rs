@@ -22,6 +22,7 @@ mod installation;
 mod memory;
 mod migrations;
 mod notices;
+mod nth_files;
 mod peer_sessions;
 mod policies;
 mod quotas;

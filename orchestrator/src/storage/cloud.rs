@@ -7,8 +7,12 @@
 //!
 //! INVARIANT: what a service says of a fault is told only by [`clean`]: no signature, token or key.
 
-use super::objects::{Fault, Found, Notes, ObjectInfo, Opened, Outcome};
-use super::path::{Key, STAGING, UserPrefix};
+mod list;
+
+pub(super) use list::RANGE;
+
+use super::objects::{Fault, Notes, ObjectInfo, Opened, Outcome};
+use super::path::{Key, STAGING};
 use super::types::{Condition, Version};
 use crate::keys::hex;
 use crate::store::whole_micros;
@@ -95,29 +99,6 @@ impl Cloud {
             requests: Arc::new(Semaphore::new(REQUESTS)),
             large: Arc::new(Semaphore::new(LARGE)),
         }
-    }
-
-    /// Every object of a user's files.
-    pub(super) async fn list(&self, prefix: &UserPrefix) -> Result<Vec<Found>, Fault> {
-        let what = "list files";
-        let (files, odd) = futures_util::future::try_join(
-            self.below(&format!("{}/files", prefix.as_str()), what),
-            self.below(&format!("{}/odd", prefix.as_str()), what),
-        )
-        .await?;
-        let found = |meta: ObjectMeta| Found::Object {
-            info: info(&meta),
-            key: meta.location.into(),
-            is_program: false,
-        };
-        Ok(files.into_iter().chain(odd).map(found).collect())
-    }
-
-    async fn below(&self, prefix: &str, what: &'static str) -> Result<Vec<ObjectMeta>, Fault> {
-        let _place = self.place(what).await?;
-        let prefix = Path::parse(prefix).map_err(|error| self.fault(what, &error.into()))?;
-        let listed = self.connected.store.list(Some(&prefix)).try_collect().await;
-        listed.map_err(|error| self.fault(what, &error))
     }
 
     /// What is known of an object.

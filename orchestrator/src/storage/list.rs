@@ -5,9 +5,10 @@
 //! then the database follows, and the log says so.
 
 use super::change::IN_A_CHANGE;
+use super::cloud;
 use super::manifest::Manifest;
-use super::objects::{Found, Notes, ObjectInfo};
-use super::path::{FilePath, Named};
+use super::objects::{Found, Notes, ObjectInfo, Objects};
+use super::path::{FilePath, Key, Named};
 use super::types::{FILE_MODE, FOLDER_MODE, FileEntry, Listing, StorageError, Writer};
 use super::user::UserFiles;
 use crate::store::{Actor, FileChange, FileRow};
@@ -61,14 +62,20 @@ struct Listed {
 /// Everything that a user has.
 pub(super) async fn listing(files: &UserFiles) -> Result<Listing, StorageError> {
     let storage = &files.storage;
+    let ends = ends(files).await?;
     let (found, manifest, rows) = tokio::join!(
-        storage.objects.list(&files.prefix),
+        storage.objects.list(&files.prefix, &ends),
         files.manifest(),
         storage.store.files(&files.owner),
     );
     let (manifest, _) = manifest?;
     let mut rows: HashMap<FilePath, FileRow> = rows?.into_iter().map(|row| (row.path.clone(), row)).collect();
-    let (objects, empty) = sorted(files, &manifest, found?);
+    let (mut objects, mut empty) = sorted(files, &manifest, found?);
+    if !ends.is_empty() && lacks_any(&objects, rows.keys()) {
+        // Somebody removed it; or the service lists in an order of its own, and the ranges lack more.
+        let found = storage.objects.list(&files.prefix, &[]).await?;
+        (objects, empty) = sorted(files, &manifest, found);
+    }
     let (mut entries, mut unknown) = (Vec::with_capacity(objects.len()), Vec::new());
     for object in objects {
         match rows.remove(&object.path) {
@@ -88,6 +95,22 @@ pub(super) async fn listing(files: &UserFiles) -> Result<Listing, StorageError> 
     }
     entries.sort_by(|one, other| one.path.cmp(&other.path));
     Ok(assembled(entries, &manifest, empty))
+}
+
+fn lacks_any<'a>(objects: &[Listed], mut known: impl Iterator<Item = &'a FilePath>) -> bool {
+    let listed: HashSet<&FilePath> = objects.iter().map(|object| &object.path).collect();
+    known.any(|path| !listed.contains(path))
+}
+
+/// Where a service's list of them may be divided.
+async fn ends(files: &UserFiles) -> Result<Vec<Key>, StorageError> {
+    let storage = &files.storage;
+    if !matches!(storage.objects, Objects::Cloud(_)) {
+        return Ok(Vec::new());
+    }
+    let paths = storage.store.nth_files(&files.owner, cloud::RANGE).await?;
+    // Those with an odd name are no part of what is divided.
+    Ok(paths.iter().filter(|path| !files.prefix.is_odd(path)).map(|path| files.prefix.file(path)).collect())
 }
 
 /// The objects that are files, and the folders that the store itself has.

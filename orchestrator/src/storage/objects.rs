@@ -157,10 +157,10 @@ pub(super) enum LargeObject {
 }
 
 impl Objects {
-    /// Every object of a user's files.
-    pub(super) async fn list(&self, prefix: &UserPrefix) -> Result<Vec<Found>, Fault> {
+    /// Every object of a user's files. A service's list may be divided at `ends`, which are in order.
+    pub(super) async fn list(&self, prefix: &UserPrefix, ends: &[Key]) -> Result<Vec<Found>, Fault> {
         match self {
-            Self::Cloud(cloud) => cloud.list(prefix).await,
+            Self::Cloud(cloud) => cloud.list(prefix, ends).await,
             Self::Folder(folder) => {
                 let prefix = prefix.clone();
                 blocking("list files", folder, move |folder| folder.list(&prefix)).await

@@ -9,6 +9,7 @@ mod cache;
 mod erase;
 mod faults;
 mod gcs;
+mod many;
 mod own;
 mod retire;
 mod servers;
@@ -30,6 +31,10 @@ use bounds::{
 use bytes::Bytes;
 use erase::{an_erasure_waits_for_who_writes, nothing_is_written_of_a_user_who_is_being_erased};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use many::{
+    a_divided_list_has_each_object_once, many_small_files_have_answers_of_their_own,
+    many_who_note_something_at_once_are_all_heard,
+};
 use own::{
     a_file_with_an_odd_name_is_there_when_the_manifest_knows_it,
     a_note_is_believed_only_of_what_it_was_written_with,
@@ -151,9 +156,11 @@ on_each_store!(
     a_removal_has_a_condition_too,
     files_are_copied_and_moved,
     many_small_files_have_answers_of_their_own,
+    many_who_note_something_at_once_are_all_heard,
     a_quota_holds,
     what_is_noted_of_a_user_is_bounded,
     the_paths_of_a_user_are_bounded_together,
+    a_divided_list_has_each_object_once,
     a_full_manifest_refuses_what_would_be_noted_and_nothing_else,
     a_tenants_slow_writes_keep_no_other_from_its_own,
     what_somebody_else_did_to_the_store_is_found,
@@ -466,30 +473,6 @@ async fn files_are_copied_and_moved(bench: &Bench) {
     let gone =
         files.rename(&by(), (&from.path, None), &path("e"), &Condition::Anything).await.expect_err("is gone");
     assert!(matches!(gone, StorageError::NotFound(_)), "{gone:?}");
-}
-
-async fn many_small_files_have_answers_of_their_own(bench: &Bench) {
-    let files = bench.user("many");
-    put(&files, "d/7", &Condition::Nothing, "was there").await.expect("writes");
-    let batch = (0..50).map(|number| small(&format!("d/{number}"), &number.to_string())).collect();
-    let answers = files.write_many(&by(), batch).await;
-    for (number, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.is_ok(), number != 7, "{number}: {answer:?}");
-    }
-    let listing = files.list().await.expect("lists");
-    assert_eq!(listing.files.len(), 50);
-    assert_eq!(text(&files, "d/7").await, "was there");
-    assert_eq!(text(&files, "d/49").await, "49");
-    let page = files.page("d/4", Some(&path("d/41")), 5).await.expect("pages");
-    let page: Vec<&str> = page.iter().map(|file| file.path.as_str()).collect();
-    assert_eq!(page, ["d/42", "d/43", "d/44", "d/45", "d/46"]);
-    let all = listing.files.into_iter().map(|file| (file.path, Condition::Version(file.version))).collect();
-    let answers = files.remove_many(&by(), all).await;
-    assert!(answers.iter().all(|answer| matches!(answer, Ok(true))), "{answers:?}");
-    assert_eq!(files.usage().await.expect("counts"), Usage::default());
-    let events = bench.database.store.file_events(&files.owner).await.expect("reads");
-    assert_eq!(events.iter().filter(|event| event.action == "file.written").count(), 50);
-    assert_eq!(events.iter().filter(|event| event.action == "file.removed").count(), 50);
 }
 
 async fn a_quota_holds(bench: &Bench) {

@@ -65,7 +65,7 @@ pub(super) async fn a_full_manifest_refuses_what_would_be_noted_and_nothing_else
     let run = NewFile { mode: Some(0o755), ..NewFile::default() };
     let content = whole(Bytes::from_static(b"#!"));
     too_much(files.write(&by(), &path("r".repeat(60).as_str()), &Condition::Nothing, run, content).await);
-    let found = bench.storage.objects.list(&files.prefix).await.expect("lists");
+    let found = bench.storage.objects.list(&files.prefix, &[]).await.expect("lists");
     assert_eq!(found, [], "an object that nothing names is there");
     let pack = vec![small("plain", "1"), small("odd.", "2")];
     let answers = files.write_many(&by(), pack).await;
@@ -77,7 +77,7 @@ pub(super) async fn a_full_manifest_refuses_what_would_be_noted_and_nothing_else
     let nothing = Condition::Nothing;
     let (one, two) = tokio::join!(put(&files, &one, &nothing, "1"), put(&files, &two, &nothing, "2"));
     assert!(one.is_ok() != two.is_ok(), "{one:?}, {two:?}");
-    let found = bench.storage.objects.list(&files.prefix).await.expect("lists");
+    let found = bench.storage.objects.list(&files.prefix, &[]).await.expect("lists");
     assert_eq!(found.len(), 2, "one plain, one odd");
 }
 

@@ -212,7 +212,7 @@ impl Bucket {
 
     fn list(&self, query: &Query) -> Response<Full<Bytes>> {
         let prefix = query.get("prefix").cloned().unwrap_or_default();
-        let after = query.get("continuation-token").cloned().unwrap_or_default();
+        let after = query.get("continuation-token").or(query.get("start-after")).cloned().unwrap_or_default();
         let mut found =
             self.objects.iter().filter(|(name, _)| name.starts_with(&prefix) && **name > after).peekable();
         let (mut page, mut last) = (String::new(), String::new());

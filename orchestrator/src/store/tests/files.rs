@@ -53,6 +53,9 @@ pub(super) async fn files_are_kept_as_they_were_written_and_paged_byte_by_byte(s
         ["a b", "a/b", "a0"]
     );
     assert_eq!(paths(store.files_page(&one, "é", None, 9).await.expect("reads")), ["é"]);
+    let nth = |paths: Vec<FilePath>| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(nth(store.nth_files(&one, 4).await.expect("reads")), ["a", "é"]);
+    assert_eq!(nth(store.nth_files(&two, 4).await.expect("reads")), [""; 0]);
     assert_eq!(store.file_usage(&one).await.expect("counts"), Usage { bytes: 45, files: 9, names: 20 });
     let asked: Vec<FilePath> = ["B", "C", "B/b", "B/a b", "a", "a1", "Z", "é"].map(path).to_vec();
     let below = store.folders_among(&one, &asked).await.expect("looks");
