@@ -303,8 +303,20 @@ impl Driver {
         running: Option<Running>,
         cause: Cause,
     ) -> Result<State, DriveError> {
+        self.happen_to(self.sandbox(id).await?, event, running, cause).await
+    }
+
+    /// [`Driver::happen`] to a sandbox as it was just now: if it is in another state by now, it is looked at
+    /// again.
+    async fn happen_to(
+        &self,
+        mut row: SandboxRow,
+        event: Event,
+        running: Option<Running>,
+        cause: Cause,
+    ) -> Result<State, DriveError> {
+        let id = row.new.id.clone();
         loop {
-            let row = self.sandbox(id).await?;
             let (to, effects) = lifecycle::next(row.state, event)?;
             if to == row.state {
                 return Ok(to);
@@ -315,16 +327,17 @@ impl Driver {
             // Whoever makes it, wakes it or tears it down does so in its turn; an end may come from anywhere.
             let is_claimed = matches!(event, Event::Started | Event::Woken | Event::TornDown);
             let transition = Transition { from: row.state, to, reason, running: running.clone(), is_claimed };
-            if !self.parts().store.move_sandbox(id, &transition, &entry).await? {
+            if !self.parts().store.move_sandbox(&id, &transition, &entry).await? {
                 // Somebody was faster: look again.
+                row = self.sandbox(&id).await?;
                 continue;
             }
             tracing::info!(sandbox = %id, from = %row.state, %to, reason = cause.reason.as_deref(), "sandbox changed");
             if to.outcome().is_some() {
-                self.0.lanes.cancel(id);
+                self.0.lanes.cancel(&id);
             }
             if to.is_over() {
-                self.0.lanes.remove(id);
+                self.0.lanes.remove(&id);
             }
             // Nobody waiting is fine.
             let _ = self.0.changes.send(id.clone()).is_ok();

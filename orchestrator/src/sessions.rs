@@ -128,10 +128,13 @@ impl Sessions {
     }
 
     /// Tells the gateways of a session that was written down with its sandbox (waiting at most
-    /// [`ACKNOWLEDGE_TIME`]).
+    /// [`ACKNOWLEDGE_TIME`]). One whose requests come from nowhere yet is told and not waited for: no gateway
+    /// takes a request of it before [`Sessions::bind`], which waits, and comes to each gateway after this.
     pub(crate) async fn begin(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation) {
         self.minted.inc();
-        self.publish(sandbox, row, level).await;
+        let is_nowhere = matches!(&row.peer, Peer::Pod { addresses, .. } if addresses.is_empty());
+        let patience = if is_nowhere { Duration::ZERO } else { ACKNOWLEDGE_TIME };
+        self.tell(sandbox, row, level, patience).await;
     }
 
     /// Replaces the token of a live session, which is due to be replaced again at `again`: the
@@ -202,8 +205,12 @@ impl Sessions {
 
     /// Tells the gateways of a session.
     pub(crate) async fn publish(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation) {
+        self.tell(sandbox, row, level, ACKNOWLEDGE_TIME).await;
+    }
+
+    async fn tell(&self, sandbox: &SandboxRow, row: SessionRow, level: Isolation, patience: Duration) {
         let session = session(sandbox, row, level);
-        let told = self.gateways.publish(Change::Session(Box::new(session)), ACKNOWLEDGE_TIME).await;
+        let told = self.gateways.publish(Change::Session(Box::new(session)), patience).await;
         if !told.refused.is_empty() {
             tracing::warn!(sandbox = %sandbox.new.id, refused = ?told.refused, "a gateway refused a session");
         }

@@ -54,7 +54,7 @@ impl Driver {
                 let labels = [("runtime", self.parts().host.name()), ("start", start)];
                 self.0.startups.get_or_create(&labels).observe(took);
                 let cause = Cause { reason: None, ..Cause::own("") };
-                self.happen(&row.new.id, Event::Started, Some(running), cause).await
+                self.happen_to(row.clone(), Event::Started, Some(running), cause).await
             }
             Some(Some(Err(error))) => {
                 let reason = told(&row, &error);
@@ -93,9 +93,9 @@ impl Driver {
     ) -> Result<Running, DriveError> {
         let (parts, new) = (self.parts(), &row.new);
         // It may have been destroyed since it was written down, by another orchestrator too.
-        let state = self.sandbox(&new.id).await?.state;
-        lifecycle::next(state, Event::Started)?;
-        self.still_ours(&new.id).await?;
+        let is_ours = async { self.still_ours(&new.id).await.map_err(DriveError::from) };
+        let (there, ()) = tokio::try_join!(self.sandbox(&new.id), is_ours)?;
+        lifecycle::next(there.state, Event::Started)?;
         let (running, reached) = match warm {
             Some((running, agent)) => (running, Some(agent)),
             None => (parts.host.create(wake::create(row)).await?, None),
