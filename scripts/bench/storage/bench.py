@@ -51,13 +51,13 @@ def quantile(values, part):
     return sorted(values)[max(0, -(-len(values) * part // 100) - 1)]
 
 
-def wait(what, found, seconds=120):
+def wait(what, found, seconds=120, every=0.005):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         value = found()
         if value is not None:
             return value
-        time.sleep(0.005)
+        time.sleep(every)
     raise SystemExit(f"bench: {what} did not come about in {seconds} s")
 
 
@@ -295,7 +295,8 @@ def small_files(up, tree, times):
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        wait("the sync again", lambda: True if up.spent("hydrate")[1] > before[1] else None)
+        # How long it took the orchestrator says itself: asked often, it would have to answer meanwhile.
+        wait("the sync again", lambda: True if up.spent("hydrate")[1] > before[1] else None, every=0.5)
         times["again"].append(up.spent("hydrate")[0] - before[0])
         up.destroy(sandbox)
 
@@ -326,26 +327,49 @@ def small(given, tree, folder, report, store):
     report.add(f"hydrate_again.{kind}", min(plain["again"]) * 1000 * BAR_FILES / given.files, "ms", None, 300, note=note)
 
 
-def large_files(up, program, folder, report):
+def make_large(folder):
+    """Five files of 200 MiB."""
     tree = os.path.join(folder, "large")
     os.makedirs(tree)
     for number in range(5):
         with open(os.path.join(tree, f"large-{number}"), "wb") as file:
             for _ in range(200):
                 file.write(random.Random(number).randbytes(1 << 20))
-    sandbox = up.sandbox("large", "flush")
-    own(up, sandbox, tree)
-    flushed = up.phase("flush", lambda: up.destroy(sandbox))[0]
-    hydrated, sandbox = up.phase("hydrate", lambda: up.sandbox("large", "hydrate"))
-    up.destroy(sandbox)
-    best = best_of_rclone(program, tree, os.path.join(folder, "copy"), report, "big_5x200MB")
-    rate = lambda seconds: 1000 / seconds
-    report.least("big_5x200MB.flush", rate(flushed), "MiB/s", rate(best), 0.8 * rate(best))
-    report.least("big_5x200MB.hydrate", rate(hydrated), "MiB/s", rate(best), 0.8 * rate(best))
+    return tree
+
+
+def large(given, tree, folder, report, store):
+    """Large files into and out of a store, without what the machine has at hand."""
+    kind = "s3" if store else "local"
+    settings, files = (store.settings, store.files) if store else ({}, None)
+    up, flushed, hydrated = Up(given.programs, os.path.join(folder, f"up-large-{kind}"), {**settings, "POSTERN_FILES_CACHE_SIZE": "0"}, files), [], []
+    try:
+        for number in range(ROUNDS):
+            user = f"large-{number}"
+            sandbox = up.sandbox(user, f"flush-{number}")
+            own(up, sandbox, tree)
+            flushed.append(up.phase("flush", lambda: up.destroy(sandbox))[0])
+            took, sandbox = up.phase("hydrate", lambda: up.sandbox(user, f"hydrate-{number}"))
+            hydrated.append(took)
+            up.destroy(sandbox)
+            up.call("DELETE", f"/users/{user}")
+    finally:
+        up.stop()
+    name, copy = f"big_5x200MB.{kind}", os.path.join(folder, "copy")
+    if store:
+        flush = best_of_rclone(given.rclone, tree, store.remote("rclone"), report, f"{name}.flush")
+        for copied in os.listdir(files):
+            if copied != "rclone-few-0":
+                shutil.rmtree(os.path.join(files, copied))
+        hydrate = best_of_rclone(given.rclone, store.remote("rclone-few-0"), copy, report, f"{name}.hydrate")
+    else:
+        flush = hydrate = best_of_rclone(given.rclone, tree, copy, report, name)
+    for what, own_time, theirs in (("flush", min(flushed), flush), ("hydrate", min(hydrated), hydrate)):
+        report.least(f"{name}.{what}", 1000 / own_time, "MiB/s", 1000 / theirs, 0.8 * 1000 / theirs)
 
 
 def changes(up, report):
-    sandbox, lags = up.sandbox("changes", "c"), []
+    sandbox, lags = up.sandbox("changes", "changes"), []
     for number in range(CHANGES):
         name = f"f{number % 7}"
         up.exec(sandbox, f"echo {number} > /data/user/{name}")
@@ -373,7 +397,7 @@ def changes(up, report):
 
 
 def idle(up, tree, report):
-    sandbox = up.sandbox("idle", "c")
+    sandbox = up.sandbox("idle", "idle")
     own(up, sandbox, tree)
     for pid in up.syncs(sandbox):
         os.kill(pid, signal.SIGCONT)
@@ -392,6 +416,15 @@ def idle(up, tree, report):
     pss = re.search(r"^Pss:\s+(\d+)", open(f"/proc/{pid}/smaps_rollup").read(), re.M).group(1)
     report.add("watch_idle.memory", int(pss) * 1024 / 1e6, "MB", None, 30)
     report.add("watch_idle.cpu", spent * 100, "%", None, 0.1)
+
+
+def with_s3(given, folder, act):
+    with tempfile.TemporaryDirectory(prefix="s3-", dir=folder) as kept:
+        store = S3(given.store, kept)
+        try:
+            act(store)
+        finally:
+            store.stop()
 
 
 def main():
@@ -419,16 +452,14 @@ def main():
         if "small" in only:
             small(given, tree, folder, report, None)
         if "s3" in only:
-            store = S3(given.store, os.path.join(folder, "s3"))
-            try:
-                small(given, tree, folder, report, store)
-            finally:
-                store.stop()
-        if {"large", "changes", "idle"} & set(only):
+            with_s3(given, folder, lambda store: small(given, tree, folder, report, store))
+        if "large" in only:
+            of_large = make_large(folder)
+            large(given, of_large, folder, report, None)
+            with_s3(given, folder, lambda store: large(given, of_large, folder, report, store))
+        if {"changes", "idle"} & set(only):
             up = Up(given.programs, os.path.join(folder, "up"), {"POSTERN_FILES_CACHE_SIZE": "0"})
             try:
-                if "large" in only:
-                    large_files(up, given.rclone, folder, report)
                 if "changes" in only:
                     changes(up, report)
                 if "idle" in only:
