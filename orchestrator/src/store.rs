@@ -28,6 +28,7 @@ mod policies;
 mod quotas;
 mod resources;
 mod retained;
+mod rows;
 mod sandboxes;
 mod select;
 mod sessions;
@@ -176,7 +177,7 @@ pub(crate) struct Store {
 type Turn = OwnedMutexGuard<()>;
 
 /// A transaction, and the turn that it has; dropped without [`Change::commit`] it never was.
-pub(crate) struct Change(Transaction<'static, Any>, Option<Turn>);
+pub(crate) struct Change(Transaction<'static, Any>, Option<Turn>, Dialect);
 
 impl Store {
     /// Opens the database at `url` and brings its tables up to date.
@@ -254,7 +255,7 @@ impl Store {
             Dialect::Postgres => "BEGIN",
         };
         let turn = self.turn().await?;
-        Ok(Change(self.pool.begin_with(begin).await?, turn))
+        Ok(Change(self.pool.begin_with(begin).await?, turn, self.dialect))
     }
 
     /// Waits until nobody else of this process writes, where only one can. Without it SQLite asks for its lock
@@ -309,7 +310,7 @@ impl Store {
 
 impl Change {
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        let Self(transaction, turn) = self;
+        let Self(transaction, turn, _) = self;
         transaction.commit().await?;
         drop(turn);
         Ok(())

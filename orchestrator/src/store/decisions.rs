@@ -47,15 +47,10 @@ pub(crate) const fn verdict_name(verdict: Verdict) -> &'static str {
 impl Change {
     /// Writes decisions with their numbers, in one statement.
     async fn insert_decisions(&mut self, lines: &[(&DecisionRecord, i64)]) -> Result<(), StoreError> {
-        let values = (0..lines.len()).map(|line| {
-            let first = line * VALUES + 1;
-            let places: Vec<String> = (first..first + VALUES).map(|place| format!("${place}")).collect();
-            format!("({})", places.join(", "))
-        });
         let insert = format!(
             "INSERT INTO decisions (id, at_micros, tenant, sandbox_id, verdict, code, record, evidence, bytes, number) \
              VALUES {} ON CONFLICT (id) DO NOTHING",
-            values.collect::<Vec<_>>().join(", ")
+            self.rows(lines.len(), VALUES)
         );
         let mut query = sqlx::query(AssertSqlSafe(insert));
         for (record, number) in lines {

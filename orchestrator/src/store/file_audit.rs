@@ -133,16 +133,11 @@ impl Change {
     }
 
     async fn insert_lines(&mut self, lines: Vec<Linked>) -> Result<(), StoreError> {
-        let mut insert = "INSERT INTO file_audit_log (id, at_micros, tenant, user_id, path, action, actor, \
-             sandbox_id, decision_id, digest, size_bytes, previous_hash, hash) VALUES "
-            .to_owned();
-        for number in 0..lines.len() {
-            let first = number * COLUMNS + 1;
-            let values: Vec<String> = (first..first + COLUMNS).map(|value| format!("${value}")).collect();
-            insert.push_str(if number == 0 { "(" } else { ", (" });
-            insert.push_str(&values.join(", "));
-            insert.push(')');
-        }
+        let insert = format!(
+            "INSERT INTO file_audit_log (id, at_micros, tenant, user_id, path, action, actor, \
+             sandbox_id, decision_id, digest, size_bytes, previous_hash, hash) VALUES {}",
+            self.rows(lines.len(), COLUMNS)
+        );
         let mut query = sqlx::query(AssertSqlSafe(insert));
         for (line, previous, hash) in lines {
             query = query

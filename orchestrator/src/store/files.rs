@@ -449,7 +449,6 @@ impl Change {
         const VALUES: usize = 13;
         let rows: Vec<&FileRow> = rows.values().copied().collect();
         for rows in rows.chunks(AT_ONCE) {
-            let values = (0..rows.len()).map(|row| format!("({})", places(row * VALUES + 1, VALUES)));
             let put = format!(
                 "INSERT INTO file_metadata (tenant, user_id, path, size_bytes, digest, mode, object_version, \
                  written_by, created_at_micros, modified_at_micros, used_at_micros, content_type, written_at_micros) VALUES {} \
@@ -458,7 +457,7 @@ impl Change {
                  written_by = excluded.written_by, modified_at_micros = excluded.modified_at_micros, \
                  used_at_micros = excluded.used_at_micros, content_type = excluded.content_type, \
                  written_at_micros = excluded.written_at_micros",
-                values.collect::<Vec<_>>().join(", ")
+                self.rows(rows.len(), VALUES)
             );
             let mut query = sqlx::query(AssertSqlSafe(put));
             for row in rows {
