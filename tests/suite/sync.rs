@@ -203,6 +203,26 @@ fn a_sync_that_is_killed_is_begun_again_and_loses_nothing() {
     assert!(stage.syncs(&sandbox).is_empty(), "nothing of it is left");
 }
 
+/// Its end comes by the end of its input, which it does not notice.
+#[test]
+fn a_sync_that_stands_still_goes_with_its_sandbox() {
+    let stage = Stage::new();
+    let sandbox = stage.sandbox("alice", "c1");
+    let syncs = wait_for("the sync", || Some(stage.syncs(&sandbox)).filter(|syncs| syncs.len() == 2));
+    for pid in &syncs {
+        let stopped = Command::new("kill").args(["-STOP", &pid.to_string()]).status().expect("kill runs");
+        assert!(stopped.success());
+    }
+    stage.run(&sandbox, "echo last > /data/user/last");
+    stage.destroy(&sandbox);
+    assert_eq!(fs::read_to_string(stage.kept("alice", "last")).expect("was flushed"), "last\n");
+    let left = processes();
+    assert!(
+        !syncs.iter().any(|pid| left.get(pid).is_some_and(|line| !line.is_empty())),
+        "{syncs:?} of {left:?}"
+    );
+}
+
 #[test]
 fn an_orchestrator_that_is_killed_leaves_files_to_the_next() {
     let stage = Stage::new();

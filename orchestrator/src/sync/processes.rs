@@ -25,6 +25,7 @@ use postern_common::files::{Bounds, Report};
 use postern_common::id::SandboxId;
 use postern_common::tasks::{Stop, Tasks};
 use postern_common::telemetry::SECONDS;
+use postern_shim::processes;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, BTreeSet};
@@ -504,6 +505,11 @@ impl Process {
         let Self { mut child, input, telling, .. } = self;
         drop((input, telling));
         if tokio::time::timeout(END_TIME, child.wait()).await.is_err() {
+            // Bubblewrap leaves behind what runs within when it is killed. The end of its input ends that, but not
+            // while it stands still.
+            if let Some(pid) = child.id().and_then(|pid| pid.try_into().ok()) {
+                processes::kill(processes::below(pid));
+            }
             // It may have ended just now.
             let _ = child.kill().await.is_ok();
         }

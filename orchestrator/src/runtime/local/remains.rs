@@ -78,6 +78,8 @@ fn kill_all(remains: &Remains) -> io::Result<bool> {
         if Instant::now() > deadline {
             return Err(io::Error::other(format!("processes {left:?} do not end")));
         }
+        // What stands still would not notice that bubblewrap is gone.
+        processes::kill(left.iter().flat_map(|pid| processes::below(*pid)).collect::<Vec<i32>>());
         processes::kill(left);
         std::thread::sleep(POLL);
     }
