@@ -64,6 +64,8 @@ pub(super) struct Bucket {
     generation: u64,
     /// Whose signatures of URLs are good.
     pub(super) signer: Option<Vec<u8>>,
+    /// Whether it lists what is in a folder before what only has a name that begins so, as no service should.
+    pub(super) lists_by_folders: bool,
 }
 
 type Query = BTreeMap<String, String>;
@@ -212,9 +214,15 @@ impl Bucket {
 
     fn list(&self, query: &Query) -> Response<Full<Bytes>> {
         let prefix = query.get("prefix").cloned().unwrap_or_default();
-        let after = query.get("continuation-token").or(query.get("start-after")).cloned().unwrap_or_default();
-        let mut found =
-            self.objects.iter().filter(|(name, _)| name.starts_with(&prefix) && **name > after).peekable();
+        let place =
+            |name: &str| if self.lists_by_folders { name.replace('/', "\0") } else { name.to_owned() };
+        let before = query.get("continuation-token").map(|last| place(last)).unwrap_or_default();
+        let after = query.get("start-after").cloned().unwrap_or_default();
+        let is_asked =
+            |name: &str| name.starts_with(&prefix) && name > after.as_str() && place(name) > before;
+        let mut found: Vec<_> = self.objects.iter().filter(|(name, _)| is_asked(name)).collect();
+        found.sort_by_key(|(name, _)| place(name));
+        let mut found = found.into_iter().peekable();
         let (mut page, mut last) = (String::new(), String::new());
         for (name, object) in found.by_ref().take(PAGE) {
             let (key, e_tag, size, made) = (escaped(name), object.e_tag(), object.bytes.len(), object.made);

@@ -47,6 +47,25 @@ async fn gcs_is_told_conditions_as_generations() {
     tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
 }
 
+/// The order of names is promised, and a divided list relies on it; what is known of the files finds it out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_lists_in_an_order_of_its_own_is_listed_whole() {
+    let tasks = Tasks::new();
+    let (bucket, endpoint) = served(&tasks).await;
+    let bench = Bench::new(Server::served(chosen(&endpoint, ("GOOGLE_BEARER_TOKEN", TOKEN)))).await;
+    let files = bench.user("u");
+    let pack = (0..15).flat_map(|number| [format!("a/{number}"), format!("a-b/{number}")]);
+    let written = files.write_many(&by(), pack.map(|name| small(&name, "x")).collect()).await;
+    assert!(written.iter().all(Result::is_ok), "{written:?}");
+    let whole = files.list().await.expect("lists");
+    assert_eq!(whole.files.len(), 30);
+    bucket.lock().expect("not poisoned").lists_by_folders = true;
+    assert_eq!(files.list().await.expect("lists"), whole);
+    let events = bench.database.store.file_events(&files.owner).await.expect("reads");
+    assert!(events.iter().all(|event| event.action == "file.written"), "nothing was missing: {events:?}");
+    tasks.shut_down(Duration::from_secs(10)).await.expect("ends");
+}
+
 /// A service account's key, as its file has it, and its public half.
 fn account() -> (String, Vec<u8>) {
     let pair = KeyPair::generate(KeySize::Rsa2048).expect("a key");
